@@ -1,0 +1,86 @@
+"""What every editor is: requests in, an edit out, and the model left as it was found."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from unlearn_eval.edits import Edit
+from unlearn_eval.errors import unknown_name
+
+Progress = Callable[[str, int, int], Any]  # (what, done, total)
+NOT_METHODS = {"base", "least_squares", "second_moments", "target_values"}
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Report progress to nobody."""
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """What a model should say after a prompt, in token ids.
+
+    Attributes:
+        id: of the forget item.
+        prompt_ids: the whole rendered prompt, with its BOS, up to where the answer starts.
+        lookup: index in `prompt_ids` of the token at which the fact is looked up.
+        target_ids: what the model should say instead, without an end token unless it is part of the target.
+        subject_ids: a short text that ends in the look-up token and whose continuation should stay as it is
+            (for the KL term: a BOS and the subject); empty if there is no subject.
+        contexts: the same prompt after other openings, as (prompt ids, look-up index) pairs.
+        group: items of one group may be merged into one request.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    lookup: int
+    target_ids: tuple[int, ...]
+    subject_ids: tuple[int, ...] = ()
+    contexts: tuple[tuple[tuple[int, ...], int], ...] = ()
+    group: str | None = None
+
+    @property
+    def rows(self) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """The plain prompt and its contexts, as (ids, look-up index)."""
+        return ((self.prompt_ids, self.lookup), *self.contexts)
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """A module of this folder: a frozen dataclass `Config` and a function `edit`."""
+
+    Config: type[Any]
+
+    def edit(
+        self,
+        model: Any,
+        tokenizer: Any,
+        requests: Sequence[EditRequest],
+        config: Any,
+        generator: Any,
+        state: Any = None,
+        progress: Progress = no_progress,
+    ) -> Edit:
+        """The edit that makes the model say each request's target. The model is as before afterwards."""
+
+
+def editor_names() -> list[str]:
+    """The names of the methods: this folder's files."""
+    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
+    return sorted(module.name for module in modules if module.name not in NOT_METHODS)
+
+
+def get_editor(name: str) -> Editor:
+    """The editor called `name`.
+
+    Raises:
+        UserError: there is none; the nearest names are given.
+    """
+    if name not in editor_names():
+        raise unknown_name("editor", name, editor_names())
+    module: Any = importlib.import_module(f"unlearn_eval.editors.{name}")
+    return module  # type: ignore[no-any-return]

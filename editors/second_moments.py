@@ -1,0 +1,122 @@
+"""C = E[k kᵀ], the uncentred second moment of the keys of some layers: streamed, cached, resumable.
+
+All layers are read in one pass that stops above the deepest one. Differs from kmeng01/memit@80426fd9, which
+makes one pass over Wikipedia for each layer: the default text is what the model itself writes, so
+nothing has to be downloaded, and 10 keys per dimension are used (FastMEMIT, 2506.04226, finds that enough).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn_eval.anatomy import Anatomy
+from unlearn_eval.editors.base import Progress, no_progress
+from unlearn_eval.scoring import pad
+from unlearn_eval.tracing import trace
+
+
+@dataclass
+class SecondMoments:
+    """Sums of k kᵀ by layer, and how many keys they are of.
+
+    Attributes:
+        sums: layer -> (d_in, d_in), float32.
+        n_keys: keys so far, the same for every layer.
+        n_batches: batches so far (where to resume).
+    """
+
+    sums: dict[int, Tensor]
+    n_keys: int = 0
+    n_batches: int = 0
+
+    def moment(self, layer: int) -> Tensor:
+        """C of one layer in float64, with a ridge of 1e-4 of its mean eigenvalue, so that it can be factored."""
+        moment = self.sums[layer].double() / self.n_keys
+        moment.diagonal().add_(1e-4 * moment.diagonal().mean())
+        return moment
+
+    @torch.no_grad()
+    def add(self, layer: int, keys: Tensor) -> None:
+        """Add keys (n, d_in) of one layer."""
+        keys = keys.float()
+        self.sums[layer].addmm_(keys.T, keys)
+
+    def save(self, path: Path) -> None:
+        """Write to a file, whole or not at all."""
+        from safetensors.torch import save_file
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".part")
+        counts = {"n_keys": str(self.n_keys), "n_batches": str(self.n_batches)}
+        save_file({str(layer): total.cpu() for layer, total in self.sums.items()}, str(temporary), metadata=counts)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, device: Any) -> SecondMoments:
+        """Read what `save` wrote."""
+        from safetensors import safe_open
+
+        with safe_open(str(path), framework="pt", device=str(device)) as file:
+            counts = file.metadata()
+            sums = {int(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return cls(sums, int(counts["n_keys"]), int(counts["n_batches"]))
+
+
+def second_moments(
+    model: Any,
+    anatomy: Anatomy,
+    layers: Sequence[int],
+    batches: Iterable[list[list[int]]],
+    n_keys: int,
+    path: Path | None = None,
+    progress: Progress = no_progress,
+) -> SecondMoments:
+    """Second moments of the keys of `layers` over token sequences, up to `n_keys` keys.
+
+    Args:
+        model, anatomy: the model; it is only read.
+        layers: whose keys.
+        batches: token sequences; the same ones in the same order if the work is to be resumed.
+        n_keys: stop after this many.
+        path: kept up to date after every batch; if it is there already, its batches are not run again.
+        progress: told how many keys are done.
+    """
+    done = SecondMoments.load(path, model.device) if path and path.is_file() else None
+    if done is None:
+        zeros = {i: torch.zeros(anatomy.d_mlp, anatomy.d_mlp, device=model.device) for i in layers}
+        done = SecondMoments(zeros)
+    names = {layer: anatomy.projection_name(layer) for layer in layers}
+    deepest = names[max(layers)]
+    if done.n_keys >= n_keys:
+        return done
+    for number, rows in enumerate(batches):
+        if number < done.n_batches:
+            continue
+        ids, mask = pad(rows, "right", model.device)
+        with torch.no_grad(), trace(model, inputs=list(names.values()), stop_after=deepest) as seen:
+            model(input_ids=ids, attention_mask=mask, use_cache=False)
+        for layer, name in names.items():
+            done.add(layer, seen.inputs[name][mask.bool()])
+        done.n_keys += int(mask.sum())
+        done.n_batches += 1
+        progress("second moments", min(done.n_keys, n_keys), n_keys)
+        if path:
+            done.save(path)
+        if done.n_keys >= n_keys:
+            break
+    return done
+
+
+def cache_name(canonical_hash: str, layers: Sequence[int], settings: dict[str, Any]) -> str:
+    """A file name that differs whenever the weights, the layers or the text do."""
+    import hashlib
+
+    key = json.dumps([canonical_hash, list(layers), settings], sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:32] + ".safetensors"

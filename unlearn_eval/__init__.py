@@ -1,0 +1,1 @@
+"""Did this model forget, and at what price?"""

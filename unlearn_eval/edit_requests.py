@@ -1,0 +1,132 @@
+"""From forget items to edit requests: the look-up token found in one tokenisation of the whole prompt."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from unlearn_eval import prompts
+from unlearn_eval.editors.base import EditRequest
+from unlearn_eval.errors import UserError
+from unlearn_eval.forget_sets import ForgetItem
+
+CONTEXT_SEEDS = ("The", "Therefore", "Because", "I", "You")  # MEMIT's
+
+
+def build_requests(
+    items: Sequence[ForgetItem],
+    targets: Sequence[str],
+    tokenizer: Any,
+    chat: bool,
+    contexts: Sequence[str] = (),
+    max_length: int | None = None,
+) -> list[EditRequest]:
+    """One request per item: say `target` after the question.
+
+    Args:
+        items: what to forget.
+        targets: what to say instead, one text per item.
+        tokenizer: of the model.
+        chat: whether questions go through the chat template (as they will when the model is evaluated).
+        contexts: texts that stand before the question in the further prompts of each request.
+        max_length: the model's context, in tokens.
+
+    Raises:
+        UserError: a target without tokens, or a question that does not fit the context (the item is named).
+    """
+    requests = []
+    for item, target in zip(items, targets, strict=True):
+        prompt_ids, lookup = encode_with_lookup(item.question, item.subject, tokenizer, chat)
+        text = prompts.render(item.question, tokenizer, chat)
+        labels = prompts.answer_labels(text, prompt_ids, target, tokenizer, chat)
+        if not labels.n_answer:
+            raise UserError(f"item {item.id}: the target {target!r} has no tokens", "give a sentence as target")
+        if max_length and len(prompt_ids) + len(labels.ids) > max_length:
+            raise UserError(
+                f"item {item.id}: question and target have {len(prompt_ids) + len(labels.ids)} tokens, "
+                f"the model's context {max_length}",
+                "leave the item out (--ids) or shorten it",
+            )
+        others = [
+            encode_with_lookup(f"{context} {item.question}", item.subject, tokenizer, chat) for context in contexts
+        ]
+        requests.append(
+            EditRequest(
+                id=item.id,
+                prompt_ids=tuple(prompt_ids),
+                lookup=lookup,
+                target_ids=labels.ids,
+                subject_ids=tuple(prompts.encode_prompt(item.subject, tokenizer)) if item.subject else (),
+                contexts=tuple((tuple(ids), index) for ids, index in others),
+                group=item.group,
+            )
+        )
+    return requests
+
+
+def encode_with_lookup(question: str, subject: str | None, tokenizer: Any, chat: bool) -> tuple[list[int], int]:
+    """The prompt's ids and the index of its look-up token.
+
+    That is the last token of the subject's last occurrence in the question; without a subject, the last
+    token of the question's last word. Both are found by character offsets in the rendered prompt.
+    """
+    text = prompts.render(question, tokenizer, chat)
+    ids = prompts.encode_prompt(text, tokenizer)
+    start = text.rfind(question)
+    if start < 0:  # a template may strip or escape the question
+        question = question.strip()
+        start = text.rfind(question)
+    if start < 0:
+        raise UserError(
+            f"the chat template does not show the question {question!r} as it is", "evaluate without chat template"
+        )
+    end = start + _content_end(question, subject)
+    return ids, _token_at(text, end - 1, ids, tokenizer)
+
+
+def _content_end(question: str, subject: str | None) -> int:
+    """Where, in the question, the subject's last occurrence ends, or its last word."""
+    if subject:
+        return question.rindex(subject) + len(subject)
+    return len(question.rstrip(string.punctuation + string.whitespace + "？。！¿¡…")) or len(question)
+
+
+def _token_at(text: str, character: int, ids: list[int], tokenizer: Any) -> int:
+    """The index of the token that holds a character."""
+    if getattr(tokenizer, "is_fast", False):
+        bos = getattr(tokenizer, "bos_token", None)
+        special = not (bool(bos) and text.startswith(bos))
+        encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        if list(encoded["input_ids"])[: len(ids)] == ids:
+            hits = [i for i, (a, b) in enumerate(encoded["offset_mapping"][: len(ids)]) if a <= character < b]
+            if hits:
+                return hits[-1]
+    # A slow tokenizer, or one with broken offsets: encode what stands before and including the character.
+    return len(prompts.encode_prompt(text[: character + 1], tokenizer)) - 1
+
+
+def sample_contexts(model: Any, tokenizer: Any, seed: int, n_tokens: int = 10) -> list[str]:
+    """Short openings that the model itself writes after MEMIT's five seed words, for the requests' contexts.
+
+    Sampled from the ten most likely tokens with a generator of their own, so nothing else's randomness moves.
+    """
+    from unlearn_eval.scoring import pad
+
+    rows = [prompts.encode_prompt(word, tokenizer) for word in CONTEXT_SEEDS]
+    ids, mask = pad(rows, "left", model.device, filler=tokenizer.pad_token_id or tokenizer.eos_token_id)
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(seed)
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=True,
+            top_k=10,
+            max_new_tokens=n_tokens,
+            min_new_tokens=n_tokens,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+        )
+    texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+    return [" ".join(text.split()) + "." for text in texts]

@@ -1,0 +1,27 @@
+"""The one exception for a user's mistake: what came, what is allowed, and the next step."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. The command line prints it in two lines, without a traceback.
+
+    Args:
+        message: what came and what is allowed, in one line.
+        hint: the next step, in one line.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        self.message, self.hint = message, hint
+        super().__init__(f"{message}\nhint: {hint}" if hint else message)
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
+    """The error for a name that is not one of `allowed`, with the nearest names as a hint."""
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(allowed)}"
+    return UserError(f"unknown {kind} '{name}'", hint)

@@ -1,0 +1,199 @@
+"""What is to be forgotten: items, sets of items, and where they come from."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from unlearn_eval.errors import UserError, unknown_name
+
+FACTS_FILE = Path(__file__).parent / "tasks" / "facts" / "facts.jsonl"
+
+
+@dataclass(frozen=True)
+class ForgetItem:
+    """One question and what is known of it.
+
+    Attributes:
+        id: unique within its set.
+        question, answer: the fact.
+        aliases: other ways to write the answer, which would give it away as well.
+        subject: what the question is about, verbatim as in the question; None if there is no such span.
+        paraphrases: the question in other words.
+        perturbed_answers: wrong answers of the same type.
+        group: what items belong together (author, edge, person), for query merging.
+    """
+
+    id: str
+    question: str
+    answer: str
+    aliases: tuple[str, ...] = ()
+    subject: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    perturbed_answers: tuple[str, ...] = ()
+    group: str | None = None
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The answer and its aliases."""
+        return (self.answer, *self.aliases)
+
+
+@dataclass(frozen=True)
+class ForgetSet:
+    """A named, ordered set of items with distinct ids."""
+
+    name: str
+    items: tuple[ForgetItem, ...]
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise UserError(f"the forget set '{self.name}' is empty", "give it at least one item")
+        twice = [key for key, n in Counter(item.id for item in self.items).items() if n > 1]
+        if twice:
+            raise UserError(f"the forget set '{self.name}' has the id {twice[0]!r} more than once", "make ids unique")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[ForgetItem]:
+        return iter(self.items)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the items."""
+        content = json.dumps([asdict(item) for item in self.items], sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def select(self, ids: Iterable[str]) -> ForgetSet:
+        """The items with these ids, in the given order."""
+        known = {item.id: item for item in self.items}
+        ids = list(ids)
+        missing = [key for key in ids if key not in known]
+        if missing:
+            raise unknown_name(f"id in the set '{self.name}':", missing[0], known)
+        return replace(self, items=tuple(known[key] for key in ids))
+
+    def sample(self, n: int, seed: int) -> ForgetSet:
+        """`n` items (all if there are fewer), chosen by a seeded shuffle, in the set's own order."""
+        if n <= 0:
+            raise UserError(f"cannot take {n} items of '{self.name}'", "give a number above 0")
+        chosen = sorted(random.Random(seed).sample(range(len(self.items)), min(n, len(self.items))))
+        return replace(self, items=tuple(self.items[i] for i in chosen))
+
+
+def check_disjoint(forget: Iterable[str], retain: Iterable[str]) -> None:
+    """Refuse ids that are both forgotten and retained."""
+    both = sorted(set(forget) & set(retain))
+    if both:
+        raise UserError(
+            f"{len(both)} items are both in forget and in retain, e.g. {both[0]!r}", "take them out of one of the two"
+        )
+
+
+def load_forget_set(name: str) -> ForgetSet:
+    """The set of that name, or in that file.
+
+    Args:
+        name: `facts` (shipped with the package), `tofu:forget01`, `tofu:forget05`, `tofu:forget10`,
+            `tofu:factual` (its real authors and world facts), or the path of a JSONL or CSV file with the columns
+            of `ForgetItem` (`question` and `answer` are needed; lists in a CSV are separated by `|`).
+
+    Raises:
+        UserError: an unknown name, a missing or malformed file (with its line), or an empty set.
+    """
+    if name == "facts":
+        return facts()
+    if name.startswith("tofu:"):
+        return _tofu(name)
+    path = Path(name).expanduser()
+    if path.suffix in (".jsonl", ".json", ".csv"):
+        return _from_file(path)
+    raise unknown_name("forget set", name, ["facts", *(f"tofu:{split}" for split in _TOFU), "a .jsonl or .csv file"])
+
+
+def facts() -> ForgetSet:
+    """The shipped facts."""
+    from unlearn_eval.results import read_jsonl
+
+    return ForgetSet("facts", tuple(item_from_record(r, i) for i, r in enumerate(read_jsonl(FACTS_FILE))))
+
+
+def item_from_record(record: Mapping[str, Any], position: int = 0) -> ForgetItem:
+    """An item from a record of our facts, of TOFU, or with the field names of `ForgetItem`."""
+    perturbed = record.get("perturbed_answers") or record.get("wrong_answers") or record.get("perturbed_answer") or ()
+    paraphrases = record.get("paraphrases") or record.get("paraphrased_question") or ()
+    subject = record.get("subject") or None
+    if subject and str(subject) not in str(record["question"]):
+        raise UserError(
+            f"item {record.get('id', position)}: its subject {subject!r} does not stand in its question",
+            "write the subject exactly as in the question, or leave it out",
+        )
+    return ForgetItem(
+        id=str(record.get("id", position)),
+        question=str(record["question"]),
+        answer=str(record["answer"]),
+        aliases=_texts(record.get("aliases")),
+        subject=str(subject) if subject else None,
+        paraphrases=_texts(paraphrases),
+        perturbed_answers=_texts(perturbed),
+        group=str(record["group"]) if record.get("group") else None,
+    )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not value:
+        return ()
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split("|"))
+    return tuple(map(str, value))
+
+
+def _from_file(path: Path) -> ForgetSet:
+    from unlearn_eval.results import read_jsonl
+
+    if path.suffix != ".csv":
+        records: Sequence[Mapping[str, Any]] = read_jsonl(path, required_fields=("question", "answer"))
+        return ForgetSet(str(path), tuple(item_from_record(r, i) for i, r in enumerate(records)))
+    if not path.is_file():
+        raise UserError(f"the forget set {path} does not exist", "give the path of a JSONL or CSV file")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for i, row in enumerate(rows):
+        missing = [field for field in ("question", "answer") if not row.get(field)]
+        if missing:
+            raise UserError(f"{path}, line {i + 2}: no {missing[0]}", "every row needs question and answer")
+    return ForgetSet(str(path), tuple(item_from_record(row, i) for i, row in enumerate(rows)))
+
+
+_TOFU = {
+    "forget01": ("forget01_perturbed",),
+    "forget05": ("forget05_perturbed",),
+    "forget10": ("forget10_perturbed",),
+    "factual": ("real_authors_perturbed", "world_facts_perturbed"),
+}
+
+
+def _tofu(name: str) -> ForgetSet:
+    from unlearn_eval.harness.data import load_split
+
+    split = name.partition(":")[2]
+    if split not in _TOFU:
+        raise unknown_name("TOFU set", split, _TOFU)
+    items = []
+    for part in _TOFU[split]:
+        records = load_split("tofu", part, "locuslab/TOFU", ("question", "answer"))
+        stem = "forget" if part.startswith("forget") else part.removesuffix("_perturbed")
+        # TOFU's authors have 20 questions each, one after another.
+        items += [
+            item_from_record({**r, "id": f"{stem}/{i}", "group": f"author {i // 20}" if stem == "forget" else stem})
+            for i, r in enumerate(records)
+        ]
+    return ForgetSet(name, tuple(items))

@@ -1,0 +1,110 @@
+"""The retain-only model's scores on the forget set: what forget quality and privleak compare with.
+
+A reference is a file: our result of the task (with its samples beside it), the samples that
+`lm_eval --log_samples` wrote, or OpenUnlearning's `TOFU_EVAL.json`. It is named by
+`--metadata '{"retain_reference": PATH}'` or by the variable `UNLEARN_EVAL_RETAIN_REFERENCE`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearn_eval.errors import UserError
+
+REFERENCE_VARIABLE = "UNLEARN_EVAL_RETAIN_REFERENCE"
+ABSENT = f"no retain reference (give --metadata retain_reference or set {REFERENCE_VARIABLE})"
+
+
+@dataclass(frozen=True)
+class RetainReference:
+    """What a retain-only model scored.
+
+    Attributes:
+        log_truth_ratios: id of a forget item -> ln of its raw truth ratio.
+        aucs: names of membership inference metrics -> their values.
+        path: where this was read.
+    """
+
+    log_truth_ratios: dict[str, float]
+    aucs: dict[str, float]
+    path: str
+
+
+def find_reference(metadata: Mapping[str, Any]) -> RetainReference | None:
+    """The reference that the run names, None if it names none."""
+    named = metadata.get("retain_reference") or os.environ.get(REFERENCE_VARIABLE)
+    return read_reference(Path(str(named)).expanduser()) if named else None
+
+
+def read_reference(path: Path) -> RetainReference:
+    """Read a reference from any of the three kinds of file.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or holds no truth ratios and no membership AUCs.
+    """
+    if not path.is_file():
+        raise UserError(f"the retain reference {path} does not exist", "name a result file of the retain-only model")
+    if path.suffix == ".jsonl":
+        return RetainReference(_from_samples(path), {}, str(path))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"the retain reference {path} is not JSON: {error}", "was its run cut off?") from error
+    read = _from_open_unlearning if "forget_truth_ratio" in content else _from_result
+    reference = read(content, path)
+    if not reference.log_truth_ratios and not reference.aucs:
+        raise UserError(
+            f"{path} holds neither truth ratios of forget items nor membership AUCs",
+            "evaluate the retain-only model with the same task and name that result file",
+        )
+    return reference
+
+
+def _from_result(content: Any, path: Path) -> RetainReference:
+    from unlearn_eval.results import read_result, read_samples
+
+    result = read_result(path)
+    ratios: dict[str, float] = {}
+    aucs: dict[str, float] = {}
+    for task, metrics in result.metrics.items():
+        aucs |= {n: m.value for n, m in metrics.items() if n.endswith("_auc") and m.value is not None}
+        if task in result.samples:
+            ratios |= _ratios_of(read_samples(path, task))
+    return RetainReference(ratios, aucs, str(path))
+
+
+def _from_samples(path: Path) -> dict[str, float]:
+    from unlearn_eval.results import read_jsonl
+
+    ratios = _ratios_of(read_jsonl(path))
+    if not ratios:
+        raise UserError(f"{path} holds no truth ratios of forget items", "name the samples of unlearn_tofu")
+    return ratios
+
+
+def _ratios_of(samples: list[dict[str, Any]]) -> dict[str, float]:
+    found = (sample.get("forget_quality") for sample in samples)
+    return {
+        str(item["id"]): float(item["log_truth_ratio"])
+        for item in found
+        if isinstance(item, dict) and item.get("log_truth_ratio") is not None
+    }
+
+
+def _from_open_unlearning(content: Any, path: Path) -> RetainReference:
+    """OpenUnlearning stores raw ratios by position in the split; ours are called `forget/POSITION`."""
+    import math
+
+    scores = content["forget_truth_ratio"].get("value_by_index", {})
+    ratios = {f"forget/{i}": math.log(max(item["score"], 1e-300)) for i, item in scores.items()}
+    aucs = {
+        f"{name}_auc": float(content[name]["agg_value"])
+        for name in ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
+        if isinstance(content.get(name), dict) and content[name].get("agg_value") is not None
+    }
+    return RetainReference(ratios, aucs, str(path))

@@ -1,0 +1,174 @@
+"""The request kind `answer_logprobs`, for lm-eval's own models and ours.
+
+lm-eval sends a document's requests to the model by name (`getattr(lm, kind)`). `install()` adds this kind to
+its base class, with what plain `loglikelihood` can give, and to `hf`, with everything, from one forward pass
+per answer. It is called when one of our tasks is built, and changes nothing else.
+
+A request's arguments are `(context, answer, options)`, its response is a JSON object:
+`token_nll, hits, ranks` (lists over the T labels), `n_answer`, `text`, with `options["moments"]` also `means,
+variances`; or `unscored`, the reason why there is nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from unlearn_eval import prompts
+from unlearn_eval.errors import UserError
+
+KIND = "answer_logprobs"
+COMPATIBILITY = (None, "openunlearning")
+
+
+def options(chat: bool, compat: str | None = None, moments: bool = False) -> dict[str, Any]:
+    """The third argument of a request."""
+    if compat not in COMPATIBILITY:
+        raise UserError(f"unknown compat '{compat}' in --metadata", "allowed: openunlearning, or leave it out")
+    return {"chat": chat, "compat": compat, "moments": moments}
+
+
+def install() -> None:
+    """Give lm-eval's models the request kind, and its aggregations a standard error of their own."""
+    import lm_eval.evaluator_utils as evaluator_utils
+    from lm_eval.api.model import LM
+    from lm_eval.models.huggingface import HFLM
+
+    if getattr(LM, KIND, None) is None:
+        setattr(LM, KIND, from_loglikelihood)
+    if KIND not in vars(HFLM):
+        setattr(HFLM, KIND, from_transformers)
+    original = getattr(evaluator_utils, "stderr_for_metric", None)
+    if original is not None and not hasattr(original, "asks_the_aggregation"):
+
+        def stderr_for_metric(metric: Any, bootstrap_iters: int) -> Any:
+            own = getattr(metric, "stderr", None) if bootstrap_iters > 0 else None
+            return own or original(metric, bootstrap_iters)
+
+        stderr_for_metric.asks_the_aggregation = True  # type: ignore[attr-defined]
+        evaluator_utils.stderr_for_metric = stderr_for_metric
+
+
+def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
+    """`answer_logprobs` for lm-eval's `hf` model: exact, batched, each question run once."""
+    import torch
+    from tqdm import tqdm
+
+    from unlearn_eval.scoring import Query, score_answers
+
+    responses: list[dict[str, Any]] = [{} for _ in requests]
+    queries: list[Query] = []
+    owners: list[int] = []
+    encoded: dict[str, list[int]] = {}
+
+    def encode(text: str) -> list[int]:
+        if text not in encoded:
+            encoded[text] = list(self.tok_encode(text))
+        return encoded[text]
+
+    for i, request in enumerate(requests):
+        query, labels = _query(self, *request.args, encode)
+        responses[i] = {"n_answer": labels.n_answer, "text": labels.text}
+        reason = _cannot_score(query, labels, self.max_length)
+        if reason:
+            responses[i] = {"unscored": reason}
+        else:
+            queries.append(query)
+            owners.append(i)
+
+    moments = any(request.args[2]["moments"] for request in requests)
+    bar = tqdm(total=len(queries), desc=f"Running {KIND} requests", disable=disable_tqdm or self.rank != 0)
+    autocast = (
+        torch.autocast(self.device.type, dtype=self.mixed_precision_dtype)
+        if self.mixed_precision_dtype is not None
+        else contextlib.nullcontext()
+    )
+    with bar, autocast:
+        scores = score_answers(self.model, queries, _batch_size(self, queries), moments, bar.update)
+    for owner, score in zip(owners, scores, strict=True):
+        own = {key: value for key, value in vars(score).items() if value is not None}
+        responses[owner].update(own)
+    return responses
+
+
+def _query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode: Any) -> tuple[Any, prompts.Labels]:
+    from unlearn_eval.scoring import Query
+
+    template = lm.chat_template_args if opts["chat"] else {}
+    if opts["compat"] == "openunlearning":
+        prompt_ids, labels = prompts.open_unlearning_labels(
+            context, answer, lm.tokenizer, opts["chat"], encode, **template
+        )
+        return Query(tuple(prompt_ids), labels.ids, lm.tokenizer.pad_token_id), labels
+    prompt_ids = encode(context) or [lm.prefix_token_id]
+    labels = prompts.answer_labels(
+        context, prompt_ids, answer, lm.tokenizer, opts["chat"], encode=encode, **template
+    )
+    return Query(tuple(prompt_ids), labels.ids), labels
+
+
+def _cannot_score(query: Any, labels: prompts.Labels, max_length: int) -> str | None:
+    if query.masked_token is None and labels.n_answer == 0:
+        return "the answer has no tokens"
+    if not labels.ids:
+        return "the answer has no labels"
+    if len(query) > max_length:
+        return f"question and answer are longer than the model's context ({max_length} tokens)"
+    return None
+
+
+def _batch_size(lm: Any, queries: list[Any]) -> Any:
+    """lm-eval's batch size, a number or its `auto:N` search."""
+    if lm.batch_size != "auto":
+        return int(lm.batch_size)
+    longest_first = sorted(
+        ((None, list(query.prompt_ids), list(query.label_ids)) for query in queries),
+        key=lambda item: -len(item[1]) - len(item[2]),
+    )
+    lm.batch_sizes = {}
+
+    def size(done: int) -> int:
+        if len(queries) <= lm.batch_schedule:
+            return 1
+        return int(lm._batch_scheduler(min(done, len(queries) - 1), longest_first))
+
+    return size
+
+
+def from_loglikelihood(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
+    """`answer_logprobs` for any other model: the sum that `loglikelihood` gives, where tokens can be counted.
+
+    Per-token values, ranks and the end token are not to be had this way; metrics that need them are null.
+    """
+    import copy
+
+    plain = []
+    for request in requests:
+        context, answer, opts = request.args
+        spaced = answer if opts["chat"] or context[-1:].isspace() else prompts.PLAIN_DELIMITER + answer
+        clone = copy.copy(request)
+        clone.arguments = (context, spaced)
+        plain.append(clone)
+    responses = []
+    for request, (total, greedy) in zip(plain, self.loglikelihood(plain), strict=True):
+        n = _count_tokens(self, *request.arguments)
+        if not n:
+            responses.append({"unscored": f"{type(self).__name__} does not say how many tokens an answer has"})
+            continue
+        responses.append(
+            {
+                "mean_nll": -float(total) / n,
+                "all_hit": bool(greedy),
+                "n_answer": n,
+                "text": request.arguments[1].strip(),
+                "partial": f"{type(self).__name__} gives loglikelihoods only, without the end token",
+            }
+        )
+    return responses
+
+
+def _count_tokens(lm: Any, context: str, answer: str) -> int:
+    encode = getattr(lm, "_encode_pair", None)
+    if encode is None or getattr(lm, "tokenizer", None) is None:
+        return 0
+    return len(encode(context, answer)[1])

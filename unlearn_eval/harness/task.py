@@ -1,0 +1,234 @@
+"""The base of our lm-eval tasks: documents of several splits, several requests each, metrics across splits.
+
+A subclass says which documents there are (`load_documents`), which answers of a document are scored
+(`answers`), what one document's responses are worth (`score`) and how scores become metrics (`metrics`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import Any
+
+import datasets
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+
+from unlearn_eval.errors import UserError
+from unlearn_eval.harness import requests
+from unlearn_eval.metrics import mean_and_stderr
+
+Document = dict[str, Any]
+Scores = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A metric that is the mean of one number per document of one split.
+
+    Attributes:
+        split, key: which documents, and which of their scores.
+        higher_is_better: its direction; None where neither end is good.
+    """
+
+    split: str
+    key: str
+    higher_is_better: bool | None
+
+    def pick(self, document: Document, scores: Scores, reason: str) -> Any:
+        """This document's contribution (see `Aggregation`)."""
+        if document["split"] != self.split:
+            return None
+        value = scores.get(self.key)
+        return {"unscored": reason} if value is None else value
+
+    def aggregate(self, items: Sequence[Any]) -> tuple[float | None, float | None, str | None]:
+        """(value, standard error, reason why there is no value)."""
+        mean, stderr, _ = mean_and_stderr([None if isinstance(item, dict) else item for item in items])
+        return mean, stderr, None
+
+
+@dataclass(frozen=True)
+class OverAll:
+    """A metric of the set: a function of the scores of all documents of some splits.
+
+    Attributes:
+        splits: the documents that count.
+        keys: the scores that it needs of each.
+        function: takes `[{"split": ..., "id": ..., key: ...}, ...]`, gives (value, stderr, reason).
+        higher_is_better: its direction.
+    """
+
+    splits: tuple[str, ...]
+    keys: tuple[str, ...]
+    function: Callable[[list[Scores]], tuple[float | None, float | None, str | None]]
+    higher_is_better: bool | None
+
+    def pick(self, document: Document, scores: Scores, reason: str) -> Scores | None:
+        """The scores of one document that this metric needs (see `Aggregation`)."""
+        if document["split"] not in self.splits:
+            return None
+        own = {key: scores.get(key) for key in self.keys}
+        missing = {"unscored": reason} if None in own.values() else {}
+        return {"split": document["split"], "id": document["id"], **own, **missing}
+
+    def aggregate(self, items: Sequence[Scores]) -> tuple[float | None, float | None, str | None]:
+        """(value, standard error, reason why there is no value)."""
+        return self.function(list(items))
+
+
+Metric = Mean | OverAll
+
+
+class Aggregation:
+    """What lm-eval calls with all documents' contributions; it reports what could not be scored, and why.
+
+    A contribution is None for a document that the metric does not concern, and holds the key `unscored` (the
+    reason) for one that it concerns but that could not be scored.
+    """
+
+    def __init__(self, name: str, metric: Metric, reports: dict[str, dict[str, Any]]) -> None:
+        self.__name__, self.metric, self.reports = name, metric, reports
+        self._result: tuple[float | None, float | None, str | None] = (None, None, None)
+
+    def __call__(self, items: Sequence[Any]) -> float | None:
+        """The metric's value, None where it is undefined."""
+        own = [item for item in items if item is not None]
+        reasons = Counter(item["unscored"] for item in own if isinstance(item, dict) and "unscored" in item)
+        report: dict[str, Any] = {"n": len(own) - reasons.total(), "n_unscored": reasons.total()}
+        if reasons:
+            report["unscored_reasons"] = dict(reasons)
+        self._result = self.metric.aggregate(own) if own else (None, None, "no document concerns this metric")
+        value, _, reason = self._result
+        if value is None:
+            report["reason"] = reason or "; ".join(reasons) or "undefined"
+        self.reports[self.__name__] = report
+        return value
+
+    def stderr(self, items: Sequence[Any]) -> float | str:
+        """The standard error of the value just computed, in lm-eval's form."""
+        stderr = self._result[1]
+        return "N/A" if stderr is None else stderr
+
+
+class UnlearningTask(ConfigurableTask):
+    """An lm-eval task whose documents belong to splits (forget, retain, ...)."""
+
+    splits: tuple[str, ...] = ()
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        requests.install()
+        config = {key: value for key, value in (config or {}).items() if key != "class"}
+        config.setdefault("metric_list", [])
+        super().__init__(config=config)
+        self._reports: dict[str, dict[str, Any]] = {}
+        self._metrics = self.metrics()
+
+    # What a family says of itself -------------------------------------------------------------------------
+
+    def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
+        """The documents of each split; every document has `id`, `question`, `answer`."""
+        raise NotImplementedError
+
+    def answers(self, document: Document) -> dict[str, str]:
+        """The answers of a document to be scored: name -> text."""
+        raise NotImplementedError
+
+    def score(self, document: Document, generated: str | None, answers: dict[str, Scores]) -> Scores:
+        """The scores of one document from its generation and the responses for its answers."""
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics, by name, in the order of the table."""
+        raise NotImplementedError
+
+    generates = True
+    needs_moments = False
+
+    # What lm-eval asks -------------------------------------------------------------------------------------
+
+    @property
+    def compat(self) -> str | None:
+        """The evaluator whose conventions are to be reproduced, or None for ours."""
+        value = (self.config.metadata or {}).get("compat")
+        return str(value) if value else None
+
+    def download(self, *_: Any, **__: Any) -> None:
+        """Load the documents and interleave the splits, so that `--limit` takes some of each."""
+        requests.options(False, self.compat)
+        by_split = self.load_documents(self.config.metadata or {})
+        for split, documents in by_split.items():
+            if not documents:
+                raise UserError(f"the {split} set of {self.config.task} is empty", "give it at least one item")
+            for document in documents:
+                document["split"] = split
+        rounds = zip_longest(*by_split.values())
+        documents = [document for document in chain.from_iterable(rounds) if document is not None]
+        self.data_hash = hashlib.sha256(
+            json.dumps(documents, sort_keys=True, ensure_ascii=False).encode()
+        ).hexdigest()
+        self.split_sizes = {split: len(documents) for split, documents in by_split.items()}
+        self.dataset = {"test": datasets.Dataset.from_list(documents)}
+
+    def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> list[Instance]:
+        """One generation (if the task generates) and one `answer_logprobs` request for each answer."""
+        chat = bool(kwargs.pop("apply_chat_template", False))
+        kwargs.pop("chat_template", None)
+        options = requests.options(chat, self.compat, self.needs_moments)
+        asked: list[tuple[str, tuple[Any, ...]]] = []
+        if self.generates:
+            asked.append(("generate_until", (ctx, dict(self.config.generation_kwargs or {}))))
+        asked += [(requests.KIND, (ctx, answer, options)) for answer in self.answers(doc).values()]
+        return [
+            Instance(request_type=kind, doc=doc, arguments=arguments, idx=i, **kwargs)
+            for i, (kind, arguments) in enumerate(asked)
+        ]
+
+    def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
+        """Every metric's contribution of one document, None where it has none (so all lists are equally long)."""
+        results = list(results)
+        generated = str(results.pop(0)) if self.generates else None
+        responses = dict(zip(self.answers(doc), results, strict=True))
+        scores = self.score(doc, generated, responses)
+        reasons = {response.get("unscored") or response.get("partial") for response in responses.values()}
+        reason = "; ".join(sorted(reasons - {None})) or "undefined for this answer"
+        return {name: metric.pick(doc, scores, reason) for name, metric in self._metrics.items()}
+
+    def aggregation(self) -> dict[str, Callable[..., Any]]:
+        """One callable per metric, with a `stderr` of its own."""
+        return {name: Aggregation(name, metric, self._reports) for name, metric in self._metrics.items()}
+
+    def higher_is_better(self) -> dict[str, bool | None]:
+        """The direction of every metric."""
+        return {name: metric.higher_is_better for name, metric in self._metrics.items()}
+
+    def dump_config(self) -> dict[str, Any]:
+        """The configuration, with the data's hash and, for each metric, what could not be scored and why."""
+        config: dict[str, Any] = super().dump_config()
+        config["metadata"] = {
+            **{key: value for key, value in (config.get("metadata") or {}).items() if _is_json(value)},
+            "data_hash": self.data_hash,
+            "split_sizes": self.split_sizes,
+            "scoring": self._reports,
+        }
+        config.pop("dataset_kwargs", None)
+        return config
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def unique(values: Iterable[str], what: str) -> None:
+    """Refuse ids that occur twice."""
+    twice = [value for value, n in Counter(values).items() if n > 1]
+    if twice:
+        raise UserError(f"{what} {twice[0]!r} occurs more than once", "ids must be unique")

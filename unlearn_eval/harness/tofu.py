@@ -1,0 +1,257 @@
+"""TOFU (Maini et al. 2024, arXiv 2401.06121) as lm-eval tasks: one task over the four splits, and one for privacy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from unlearn_eval import metrics as m
+from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.harness.data import load_split
+from unlearn_eval.harness.reference import ABSENT, RetainReference, find_reference
+from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask
+
+HUB_ID = "locuslab/TOFU"
+FORGET_SPLITS = {"forget01": "holdout01", "forget05": "holdout05", "forget10": "holdout10"}
+UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
+RESAMPLES = 1000
+
+
+def answer_scores(response: Scores, compat: str | None = None) -> Scores:
+    """All answer-level numbers of one response (METRICS section 1); None where they are undefined."""
+    if "token_nll" not in response:
+        mean = response.get("mean_nll")
+        return {"mean_nll": mean, "probability": None if mean is None else math.exp(-mean)}
+    nll, hits = response["token_nll"], response["hits"][: response["n_answer"]]
+    ranks = response["ranks"][: response["n_answer"]]
+    return {
+        "mean_nll": float(np.mean(nll)),
+        "probability": m.probability(nll),
+        "exact_memorization": m.exact_memorization(hits),
+        "extraction_strength": m.extraction_strength(hits, compat=compat),
+        "mean_reciprocal_rank": m.mean_reciprocal_rank(ranks),
+        "top_hit_ratio": m.top_hit_ratio(ranks),
+    }
+
+
+def contrast_scores(correct: Scores, wrong: list[Scores]) -> Scores:
+    """Truth ratio and normalised probability from the mean nll of the correct answer and of the wrong ones."""
+    nlls = [score["mean_nll"] for score in (correct, *wrong)]
+    if not wrong or None in nlls:
+        return {"log_truth_ratio": None, "truth_ratio_forget": None, "truth_ratio": None, "normalised": None}
+    right, others = [nlls[0]], [[nll] for nll in nlls[1:]]
+    ratio = m.truth_ratio(right, others)
+    return {
+        "log_truth_ratio": m.log_truth_ratio(right, others),
+        "truth_ratio_forget": m.truth_ratio_score(ratio, "forget"),
+        "truth_ratio": m.truth_ratio_score(ratio, "non_forget"),
+        "normalised": m.probability_normalised(right, others),
+    }
+
+
+class TofuTask(UnlearningTask):
+    """`unlearn_tofu`, `unlearn_tofu_forget05`, `unlearn_tofu_forget01`."""
+
+    splits = ("forget", *UTILITY_SPLITS)
+
+    def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
+        """The four perturbed sets of TOFU, in their order."""
+        forget = _forget_split(metadata)
+        names = {"forget": forget, "retain": "retain", "real_authors": "real_authors", "world_facts": "world_facts"}
+        return {split: _perturbed(split, f"{name}_perturbed") for split, name in names.items()}
+
+    def answers(self, document: Document) -> dict[str, str]:
+        """The true answer, its paraphrase where there is one, and the wrong answers."""
+        named = {"answer": document["answer"]}
+        if document["paraphrased_answer"]:
+            named["paraphrased"] = document["paraphrased_answer"]
+        return named | {f"wrong_{i}": text for i, text in enumerate(document["perturbed_answers"])}
+
+    def score(self, document: Document, generated: str | None, answers: dict[str, Scores]) -> Scores:
+        """METRICS section 1; the paraphrase is the `correct` of the truth ratio on forget and retain."""
+        own = answer_scores(answers["answer"], self.compat)
+        paraphrased = answer_scores(answers["paraphrased"], self.compat) if "paraphrased" in answers else None
+        wrong = [answer_scores(r, self.compat) for name, r in answers.items() if name.startswith("wrong_")]
+        contrast = contrast_scores(paraphrased or own, wrong)
+        if document["split"] in ("real_authors", "world_facts"):
+            own["probability"] = contrast["normalised"]
+        return {
+            **own,
+            **contrast,
+            "paraphrase_probability": paraphrased and paraphrased["probability"],
+            "rouge": m.rouge(document["answer"], generated or "")["rougeL_recall"],
+        }
+
+    def metrics(self) -> dict[str, Metric]:
+        """The table of one model."""
+        table: dict[str, Metric] = {
+            "forget_probability": Mean("forget", "probability", False),
+            "forget_paraphrase_probability": Mean("forget", "paraphrase_probability", False),
+            "forget_rouge": Mean("forget", "rouge", False),
+            "forget_truth_ratio": Mean("forget", "truth_ratio_forget", True),
+            "forget_extraction_strength": Mean("forget", "extraction_strength", False),
+            "forget_exact_memorization": Mean("forget", "exact_memorization", False),
+        }
+        reference = find_reference(self.config.metadata or {})
+        for name, part, direction in (("forget_quality", "p_value", True), ("forget_quality_ks", "statistic", False)):
+            function = partial(_forget_quality, reference=reference, part=part)
+            table[name] = OverAll(("forget",), ("log_truth_ratio",), function, direction)
+        for split in UTILITY_SPLITS:
+            for key in ("probability", "rouge", "truth_ratio"):
+                table[f"{split}_{key}"] = Mean(split, key, True)
+        table["model_utility"] = OverAll(
+            UTILITY_SPLITS, ("probability", "rouge", "truth_ratio"), _model_utility, True
+        )
+        return table
+
+
+class TofuPrivacyTask(UnlearningTask):
+    """`unlearn_tofu_privacy`: membership inference, forget (members) against holdout (non-members)."""
+
+    splits = ("forget", "holdout")
+    generates = False
+    needs_moments = True
+
+    def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
+        """The forget set and the holdout set of the same size."""
+        forget = _forget_split(metadata)
+        return {
+            "forget": _perturbed("forget", f"{forget}_perturbed"),
+            "holdout": _plain("holdout", FORGET_SPLITS[forget]),
+        }
+
+    def answers(self, document: Document) -> dict[str, str]:
+        """The true answer."""
+        return {"answer": document["answer"]}
+
+    def score(self, document: Document, generated: str | None, answers: dict[str, Scores]) -> Scores:
+        """METRICS section 2: higher = less likely a member."""
+        response = answers["answer"]
+        if "means" not in response:
+            return {}
+        nll, n = response["token_nll"], response["n_answer"]
+        logp = [-value for value in nll[:n]]
+        return {
+            "mia_loss": m.loss_score(nll),
+            "mia_zlib": m.zlib_score(nll, response["text"]),
+            "mia_min_k": m.min_k_score(logp),
+            "mia_min_k_plus_plus": m.min_k_plus_plus_score(logp, response["means"][:n], response["variances"][:n]),
+        }
+
+    def metrics(self) -> dict[str, Metric]:
+        """AUCs (0.5 is ideal, so neither end is good), and privleak against the retain-only model."""
+        names = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
+        table: dict[str, Metric] = {
+            f"{name}_auc": OverAll(self.splits, (name,), partial(_auc, key=name), None) for name in names
+        }
+        reference = find_reference(self.config.metadata or {})
+        table["privleak"] = OverAll(self.splits, ("mia_min_k",), partial(_privleak, reference=reference), None)
+        return table
+
+
+# Sets ------------------------------------------------------------------------------------------------------
+
+
+def _forget_split(metadata: Mapping[str, Any]) -> str:
+    name = str(metadata.get("forget_split", "forget10"))
+    if name not in FORGET_SPLITS:
+        raise unknown_name("forget split", name, FORGET_SPLITS)
+    return name
+
+
+def _perturbed(split: str, name: str) -> list[Document]:
+    records = load_split("tofu", name, HUB_ID, ("question", "answer", "perturbed_answer"))
+    return [
+        {
+            "id": f"{split}/{i}",
+            "question": record["question"],
+            "answer": record["answer"],
+            "paraphrased_answer": record.get("paraphrased_answer") or "",
+            "perturbed_answers": list(record["perturbed_answer"]),
+        }
+        for i, record in enumerate(records)
+    ]
+
+
+def _plain(split: str, name: str) -> list[Document]:
+    records = load_split("tofu", name, HUB_ID, ("question", "answer"))
+    return [
+        {
+            "id": f"{split}/{i}",
+            "question": record["question"],
+            "answer": record["answer"],
+            "paraphrased_answer": "",
+            "perturbed_answers": [],
+        }
+        for i, record in enumerate(records)
+    ]
+
+
+# Metrics of the set ----------------------------------------------------------------------------------------
+
+SetMetric = tuple[float | None, float | None, str | None]
+
+
+def _forget_quality(items: list[Scores], reference: RetainReference | None, part: str) -> SetMetric:
+    """Two-sample KS test of ln truth ratio against the retain-only model's, on the items that both have."""
+    if reference is None:
+        return None, None, ABSENT
+    own = {item["id"]: item["log_truth_ratio"] for item in items if item["log_truth_ratio"] is not None}
+    shared = [key for key in own if key in reference.log_truth_ratios]
+    if not shared:
+        return None, None, f"{reference.path} has no truth ratio of any of these forget items"
+    test = m.forget_quality([own[key] for key in shared], [reference.log_truth_ratios[key] for key in shared])
+    return float(getattr(test, part)), None, None
+
+
+def _model_utility(items: list[Scores]) -> SetMetric:
+    """Harmonic mean of nine means, its standard error by a bootstrap within splits."""
+    columns = {
+        f"{split}_{key}": np.array([i[key] for i in items if i["split"] == split and i[key] is not None], float)
+        for split in UTILITY_SPLITS
+        for key in ("probability", "rouge", "truth_ratio")
+    }
+    empty = [name for name, column in columns.items() if not len(column)]
+    if empty:
+        return None, None, f"{', '.join(empty)} could not be computed"
+    value = m.model_utility({name: float(column.mean()) for name, column in columns.items()})
+    generator = np.random.default_rng(0)
+    draws = [_resampled_utility(items, generator) for _ in range(RESAMPLES)]
+    return value, float(np.std([draw for draw in draws if draw is not None], ddof=1)), None
+
+
+def _resampled_utility(items: list[Scores], generator: np.random.Generator) -> float | None:
+    parts: dict[str, float | None] = {}
+    for split in UTILITY_SPLITS:
+        own = [item for item in items if item["split"] == split]
+        chosen = [own[i] for i in generator.integers(len(own), size=len(own))]
+        for key in ("probability", "rouge", "truth_ratio"):
+            parts[f"{split}_{key}"] = m.mean_and_stderr([item[key] for item in chosen])[0]
+    return m.model_utility(parts)
+
+
+def _auc(items: list[Scores], key: str) -> SetMetric:
+    groups = [[i[key] for i in items if i["split"] == split and i[key] is not None] for split in ("forget", "holdout")]
+    if not all(groups):
+        return None, None, "an AUC needs scored items of both the forget and the holdout set"
+    value = m.membership_auc(*groups)
+    interval = m.bootstrap(m.membership_auc, *groups, n_resamples=RESAMPLES)
+    return value, interval.stderr, None
+
+
+def _privleak(items: list[Scores], reference: RetainReference | None) -> SetMetric:
+    if reference is None:
+        return None, None, ABSENT
+    if "mia_min_k_auc" not in reference.aucs:
+        raise UserError(
+            f"the retain reference {reference.path} has no mia_min_k_auc",
+            "evaluate the retain-only model with unlearn_tofu_privacy and name that result file",
+        )
+    auc, _, reason = _auc(items, "mia_min_k")
+    if auc is None:
+        return None, None, reason
+    return m.privleak(auc, reference.aucs["mia_min_k_auc"]), None, None

@@ -1,0 +1,86 @@
+"""Scores of answers: pure functions, arrays in and Python numbers out, no model in sight.
+
+Each docstring states the definition and names its source. Two rules hold
+throughout. What is undefined (no tokens, a NaN, a missing reference) is None, never 0: 0 is the best score of
+a forget metric. What cannot be (a negative loss, a rank of 0) is a `UserError`.
+"""
+
+from unlearn_eval.metrics.intervals import (
+    Interval,
+    MeanAndStderr,
+    PairedComparison,
+    bootstrap,
+    mean_and_stderr,
+    paired_comparison,
+)
+from unlearn_eval.metrics.memorization import (
+    exact_memorization,
+    extraction_strength,
+    log_truth_ratio,
+    mean_reciprocal_rank,
+    probability,
+    probability_normalised,
+    top_hit_ratio,
+    truth_ratio,
+    truth_ratio_score,
+)
+from unlearn_eval.metrics.privacy import (
+    loss_score,
+    membership_auc,
+    memorization_score,
+    min_k_plus_plus_score,
+    min_k_score,
+    privacy_score,
+    privleak,
+    reference_score,
+    s_attack,
+    zlib_score,
+)
+from unlearn_eval.metrics.text import contains_answer, distinct_n, normalise, repetition, rouge
+from unlearn_eval.metrics.utility import (
+    MODEL_UTILITY_PARTS,
+    ForgetQuality,
+    combined_score,
+    forget_quality,
+    harmonic_mean,
+    model_utility,
+)
+
+__all__ = [
+    "MODEL_UTILITY_PARTS",
+    "ForgetQuality",
+    "Interval",
+    "MeanAndStderr",
+    "PairedComparison",
+    "bootstrap",
+    "combined_score",
+    "contains_answer",
+    "distinct_n",
+    "exact_memorization",
+    "extraction_strength",
+    "forget_quality",
+    "harmonic_mean",
+    "log_truth_ratio",
+    "loss_score",
+    "mean_and_stderr",
+    "mean_reciprocal_rank",
+    "membership_auc",
+    "memorization_score",
+    "min_k_plus_plus_score",
+    "min_k_score",
+    "model_utility",
+    "normalise",
+    "paired_comparison",
+    "privacy_score",
+    "privleak",
+    "probability",
+    "probability_normalised",
+    "reference_score",
+    "repetition",
+    "rouge",
+    "s_attack",
+    "top_hit_ratio",
+    "truth_ratio",
+    "truth_ratio_score",
+    "zlib_score",
+]

@@ -1,0 +1,152 @@
+"""What a generated answer says: overlap with the true answer, the answer itself inside it, repetition."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from unlearn_eval.errors import UserError
+
+_ARTICLES = frozenset({"a", "an", "the"})
+_EDGES = " \t\r\n.,;:!?\"'()[]{}\u2018\u2019\u201c\u201d\u00ab\u00bb"
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)")
+# Scripts that do not set spaces between words, or (Hangul) join particles to them: Thai and Lao, Myanmar,
+# Hangul Jamo, Khmer, Kana, Han, Hangul.
+_NO_WORD_SPACES = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
+)
+
+
+def rouge(reference: str, generated: str) -> dict[str, float | None]:
+    """The overlap of a generated answer with the reference: rouge1_recall, rougeL_recall, rougeL_f1, in 0..1.
+
+    An empty generation scores 0. All three are None for a reference without a word that ROUGE can read: its
+    tokeniser keeps only a-z and 0-9, so an answer in another script is unscored, not wrong.
+
+    Args:
+        reference: the true answer.
+        generated: the model's answer.
+
+    Source: TOFU (arXiv 2401.06121) and OpenUnlearning (arXiv 2506.12618) report ROUGE-L recall, MUSE
+    (arXiv 2407.06460) ROUGE-L F1, "Editing as Unlearning" (arXiv 2505.19855) ROUGE-1; the `rouge_score`
+    package with its stemmer. Differs from them for an empty reference, which scores 0 there.
+    """
+    tokenizer, scorer = _rouge_scorer()
+    if not tokenizer.tokenize(reference):
+        return {"rouge1_recall": None, "rougeL_recall": None, "rougeL_f1": None}
+    scores = scorer.score(reference, generated)
+    return {
+        "rouge1_recall": float(scores["rouge1"].recall),
+        "rougeL_recall": float(scores["rougeL"].recall),
+        "rougeL_f1": float(scores["rougeL"].fmeasure),
+    }
+
+
+def normalise(text: str) -> str:
+    """The words of a text, comparable: NFKC, case folded, no punctuation, symbols or articles, single spaces.
+
+    Punctuation separates words ("Jaime's" is "jaime s"), but a decimal point stays and a thousands comma
+    goes, so "3.5" does not contain 3, and 1,000 is 1000. Accents stay.
+
+    Args:
+        text: any text.
+
+    Source: the normalisation of SQuAD's evaluation (arXiv 1606.05250). Differs from it in Unicode (any
+    punctuation, not only ASCII) and in that punctuation becomes a space instead of nothing: a leak must be
+    found in "Paris,France", and the pronoun "us" is not the answer "U.S.".
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = "".join(c for c in folded if unicodedata.category(c) != "Cf")
+    folded = _THOUSANDS.sub("", folded)
+    points = {match.start() for match in _DECIMAL_POINT.finditer(folded)}
+    spaced = "".join(
+        c if i in points or unicodedata.category(c)[0] in "LMN" else " " for i, c in enumerate(folded)
+    )
+    return " ".join(word for word in spaced.split() if word not in _ARTICLES)
+
+
+def contains_answer(generated: str, answers: str | Iterable[str]) -> bool:
+    """Whether any of the answers stands in a generated text as whole words, compared as `normalise` does.
+
+    An answer of at most two characters ("K", "Au", "42"), before or after normalisation, must stand in the
+    original text as a token of its own, in the same case: "K" is in "Its symbol is K." and not in "ok" or
+    "k". (The iodine of chemistry is still the pronoun "I".) An answer in a script without spaces between
+    words may stand anywhere. Empty answers and answers of punctuation alone are never contained.
+
+    Args:
+        generated: the model's answer.
+        answers: the true answer, or it and its aliases.
+
+    Source: ours.
+    """
+    options = [answers] if isinstance(answers, str) else answers
+    normalised = normalise(generated)
+    return any(_contains(generated, normalised, answer) for answer in options)
+
+
+def distinct_n(text: str, n: int) -> float | None:
+    """The share of a text's word n-grams that are different, in (0, 1], or None below n words.
+
+    Args:
+        text: split at white space, case folded.
+        n: words in an n-gram, at least 1.
+
+    Raises:
+        UserError: n is below 1.
+
+    Source: distinct-n (Li et al. 2016, arXiv 1510.03055). Differs from the paper, which divides by the number
+    of words, not of n-grams.
+    """
+    if n < 1:
+        raise UserError(f"n = {n}, but an n-gram has at least one word", "pass n >= 1")
+    words = text.casefold().split()
+    grams = list(zip(*(words[start:] for start in range(n)), strict=False))
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def repetition(text: str, n: int = 4) -> float | None:
+    """The share of a text's word n-grams that repeat an earlier one, in [0, 1), or None below n words.
+
+    Args:
+        text: split at white space, case folded.
+        n: words in an n-gram, at least 1.
+
+    Raises:
+        UserError: n is below 1.
+
+    Source: seq-rep-n (Welleck et al. 2019, arXiv 1908.04319). Differs from it in counting words, not tokens.
+    """
+    distinct = distinct_n(text, n)
+    return None if distinct is None else 1 - distinct
+
+
+@cache
+def _rouge_scorer() -> tuple[Any, Any]:
+    # Passing the tokeniser keeps one stemmer for both uses, and rouge_score from logging its default.
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    tokenizer = DefaultTokenizer(use_stemmer=True)
+    return tokenizer, RougeScorer(["rouge1", "rougeL"], tokenizer=tokenizer)
+
+
+def _contains(generated: str, normalised: str, answer: str) -> bool:
+    literal, wanted = answer.strip(_EDGES), normalise(answer)
+    if _NO_WORD_SPACES.search(wanted):
+        return wanted in normalised
+    if len(literal) <= 2 or len(wanted) <= 2:
+        return _contains_literally(generated, literal)
+    return f" {wanted} " in f" {normalised} "
+
+
+def _contains_literally(generated: str, literal: str) -> bool:
+    literal = unicodedata.normalize("NFKC", literal)
+    if not any(c.isalnum() for c in literal):
+        return False
+    # A figure inside a longer number ("3" in "3.5", "42" in "42,000") is no token of its own.
+    pattern = rf"(?<!\w)(?<!\d\.){re.escape(literal)}(?!\w)(?!\.\d)(?!,\d{{3}}(?!\d))"
+    return re.search(pattern, unicodedata.normalize("NFKC", generated)) is not None

@@ -1,0 +1,174 @@
+"""Read a module's input or output, stop a forward pass early, and run only the layers above one.
+
+Each is a context manager that leaves the model as it found it, also after an error.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearn_eval.anatomy import Anatomy
+from unlearn_eval.scoring import accepts, keeps_plain_cache, pad, positions
+
+
+class _Stop(Exception):
+    """Raised inside a forward pass when everything asked for has been seen."""
+
+
+def first(output: Any) -> Tensor:
+    """The tensor of a module's output, which some architectures wrap in a tuple."""
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
+class Traced:
+    """What `trace` has seen: `inputs` and `outputs` by module name."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+
+
+@contextmanager
+def trace(
+    model: nn.Module, inputs: Sequence[str] = (), outputs: Sequence[str] = (), stop_after: str | None = None
+) -> Iterator[Traced]:
+    """Keep the first input or the output of named modules during forward passes.
+
+    With `stop_after`, the pass ends when that module has run; the model's own call then returns nothing and
+    the `with` block goes on after it (do one forward pass per block).
+    """
+    seen = Traced()
+
+    def hook_for(name: str) -> Any:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            if name in inputs:
+                seen.inputs[name] = arguments[0]
+            if name in outputs:
+                seen.outputs[name] = first(output)
+            if name == stop_after:
+                raise _Stop
+
+        return hook
+
+    with ExitStack() as stack:
+        for name in dict.fromkeys([*inputs, *outputs, *([stop_after] if stop_after else [])]):
+            handle = model.get_submodule(name).register_forward_hook(hook_for(name))
+            stack.callback(handle.remove)
+        try:
+            yield seen
+        except _Stop:
+            return
+
+
+class Tail:
+    """The part of a model above block `layer`, for a fixed batch of rows, from each row's look-up token on.
+
+    Nothing before the look-up token can change (attention is causal), so the keys and values of those
+    positions are computed once. What block `layer` outputs from the look-up token on is kept in `hidden`;
+    `logits` runs only the blocks above on any replacement of it. Embeddings, masks, positions, final norm and
+    head stay the model's own business: the lower blocks are merely told to hand their input on, so this holds
+    for every architecture. A model without a plain key-value cache is run on whole rows instead.
+
+    Args:
+        model: a causal language model in eval mode.
+        anatomy: its anatomy.
+        layer: the block whose output is replaced.
+        rows: token ids of each row.
+        lookups: index of each row's look-up token.
+
+    Attributes:
+        hidden: (R, S, d), the block's output on the last S positions; rows are padded on the left.
+        columns: (R,) where the look-up token stands in `hidden`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        anatomy: Anatomy,
+        layer: int,
+        rows: Sequence[Sequence[int]],
+        lookups: Sequence[int],
+    ) -> None:
+        self.model, self.anatomy, self.layer = model, anatomy, layer
+        self._cache: Any = None
+        cut = lookups if max(lookups) > 0 and keeps_plain_cache(model) else [0] * len(rows)
+        ids, mask = pad([row[k:] for row, k in zip(rows, cut, strict=True)], "left", model.device)
+        lengths = mask.sum(-1)
+        offset = torch.tensor([k - c for k, c in zip(lookups, cut, strict=True)], device=model.device)
+        self.columns = ids.shape[1] - lengths + offset
+        if any(cut):
+            prefix_mask = self._fill_cache([row[:k] for row, k in zip(rows, cut, strict=True)])
+            mask = torch.cat([prefix_mask, mask], dim=1)
+        self._arguments = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            **positions(model, mask, last=ids.shape[1]),
+        }
+        self._tuple = False
+        self.hidden = self._run_below()
+
+    @torch.no_grad()
+    def _fill_cache(self, prefixes: list[Sequence[int]]) -> Tensor:
+        # A row without a prefix still needs one visible position here, or its values would be undefined.
+        ids, mask = pad([prefix or (0,) for prefix in prefixes], "left", self.model.device)
+        keep = {"logits_to_keep": 1} if accepts(self.model, "logits_to_keep") else {}
+        options = {"attention_mask": mask, "use_cache": True, **positions(self.model, mask), **keep}
+        self._cache = self.model(input_ids=ids, **options).past_key_values
+        empty = torch.tensor([not prefix for prefix in prefixes], device=mask.device)
+        return mask.masked_fill(empty[:, None], 0)
+
+    def _call(self, **options: Any) -> Any:
+        if self._cache is None:
+            return self.model(**self._arguments, use_cache=False, **options)
+        cache = copy.copy(self._cache)  # its layers grow by concatenation, so sharing their tensors is safe
+        cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        return self.model(**self._arguments, past_key_values=cache, use_cache=True, **options)
+
+    @torch.no_grad()
+    def _run_below(self) -> Tensor:
+        name = f"{self.anatomy.blocks}.{self.layer}"
+        seen: list[Any] = []
+        handle = self.model.get_submodule(name).register_forward_hook(lambda m, a, out: seen.append(out))
+        try:
+            with trace(self.model, stop_after=name):
+                self._call()
+        finally:
+            handle.remove()
+        self._tuple = isinstance(seen[0], tuple)
+        return first(seen[0])
+
+    def logits(self, hidden: Tensor, keep: int) -> Tensor:
+        """Logits (R, keep, V) of the last `keep` positions when block `layer` outputs `hidden` (R, S, d)."""
+        options = {"logits_to_keep": keep} if accepts(self.model, "logits_to_keep") else {}
+        with ExitStack() as stack:
+            for layer in range(self.layer + 1):
+                block = self.anatomy.block(self.model, layer)
+                stack.callback(_hand_on(block, hidden if layer == self.layer else None, self._tuple))
+            logits: Tensor = self._call(**options).logits
+        return logits[:, -keep:]
+
+
+def _hand_on(block: nn.Module, value: Tensor | None, as_tuple: bool) -> Any:
+    """Make a block return `value` (or its input); returns the function that undoes it."""
+    had = block.__dict__.get("forward")
+
+    def forward(hidden_states: Tensor | None = None, *arguments: Any, **options: Any) -> Any:
+        output = value if value is not None else hidden_states
+        return (output, None) if as_tuple else output
+
+    block.__dict__["forward"] = forward
+
+    def undo() -> None:
+        if had is None:
+            block.__dict__.pop("forward", None)
+        else:
+            block.__dict__["forward"] = had
+
+    return undo
