@@ -137,7 +137,12 @@ def _spread(
 
 @torch.no_grad()
 def read_keys_and_values(
-    model: Any, parts: Anatomy, layer: int, top: int, requests: Sequence[EditRequest], rows_per_batch: int = 64
+    model: Any,
+    parts: Anatomy,
+    layer: int,
+    top: int,
+    requests: Sequence[EditRequest],
+    rows_per_batch: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """Each request's key at `layer` (n, d_in), averaged over its prompts, and its plain value at `top` (n, d).
 

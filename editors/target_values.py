@@ -18,7 +18,7 @@ result beyond rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,12 +79,13 @@ def target_values(
     progress: Progress = no_progress,
 ) -> TargetValues:
     """v* of every request at the output of block `layer`; the model is only read."""
-    parts = []
+    parts: list[TargetValues] = []
     done = 0
+
+    def tick(step: int, total: int, n: int) -> None:
+        progress("target values", done * total + step * n, len(requests) * total)
+
     for batch in _batches(requests, config.tokens_per_batch):
-        tick = lambda step, total, done=done, n=len(batch): progress(  # noqa: E731, B006
-            "target values", done * total + step * n, len(requests) * total
-        )
         parts.append(_optimise(model, anatomy, layer, batch, config, tick))
         done += len(batch)
     progress("target values", 1, 1)
@@ -150,9 +151,7 @@ class _Problem:
     def parts(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """(target nll, ln p at the subject prompt): (n,), (n, V)."""
         hidden = self.tail.hidden
-        moved = hidden.index_put(
-            (self.rows, self.tail.columns), delta[self.owners].to(hidden.dtype), accumulate=True
-        )
+        moved = hidden.index_put((self.rows, self.tail.columns), delta[self.owners].to(hidden.dtype), accumulate=True)
         logits = self.tail.logits(moved, self.keep)
         wide = torch.promote_types(logits.dtype, torch.float32)
         logp = logits[self.read_rows, self.keep - self.read_back].to(wide).log_softmax(-1)
@@ -168,7 +167,7 @@ def _optimise(
     layer: int,
     requests: list[EditRequest],
     config: TargetValueConfig,
-    tick: Any,
+    tick: Callable[[int, int, int], None],
 ) -> TargetValues:
     problem = _Problem(model, anatomy, layer, requests)
     wide = torch.promote_types(problem.clean.dtype, torch.float32)
@@ -178,20 +177,20 @@ def _optimise(
     mean, square = torch.zeros_like(clean), torch.zeros_like(clean)  # Adam's moments, per request
     members = torch.arange(len(requests), device=clean.device)  # the requests that `problem` holds
     live = torch.ones_like(members, dtype=torch.bool)
-    with torch.no_grad():
-        reference = problem.parts(delta)[1]
     losses = torch.zeros(len(requests), dtype=wide, device=clean.device)
     nlls, steps = losses.clone(), torch.zeros_like(members)
     for step in range(config.steps):
         own = delta[members].requires_grad_()
         nll, logp = problem.parts(own)
+        if step == 0:
+            reference = logp.detach()  # δ is 0 in the first pass
         kl = (logp.exp() * (logp - reference[members])).sum(-1)  # KL(edited ‖ clean): the code's direction
         penalty = own.norm(dim=1) / clean[members].norm(dim=1).square()
         loss = nll + config.kl_weight * kl + config.norm_weight * penalty
         running = live[members]
         now = members[running]
         losses[now], nlls[now], steps[now] = loss.detach()[running], nll.detach()[running], step + 1
-        tick(step + 1, config.steps)
+        tick(step + 1, config.steps, len(requests))
         running = running & (loss.detach() >= config.stop_loss)
         live[members] = running
         if step == config.steps - 1 or not running.any():
@@ -208,9 +207,7 @@ def _optimise(
     return TargetValues(clean + delta, clean, losses.tolist(), nlls.tolist(), steps.tolist())
 
 
-def _adam(
-    values: Tensor, mean: Tensor, square: Tensor, rows: Tensor, gradient: Tensor, step: int, rate: float
-) -> None:
+def _adam(values: Tensor, mean: Tensor, square: Tensor, rows: Tensor, gradient: Tensor, step: int, rate: float) -> None:
     """One step of Adam (1412.6980, algorithm 1, its usual constants) on some rows, in place.
 
     torch.optim.Adam cannot skip rows, and a finished request must not move on its momentum.

@@ -176,9 +176,7 @@ def test_rules_about_the_whole_set_can_fail():
     calves = [f for f in FACTS if f["relation"] == "young_of"]
     assert "too few in young_of" in problems([f for f in FACTS if f not in calves[17:]])
     assert "too few facts" in problems([f for f in FACTS if f["relation"] != "capital_of"])
-    hamlet = changed(
-        "author_of/hamlet", neighbors=["author_of/macbeth", "author_of/emma", "author_of/dracula"]
-    )
+    hamlet = changed("author_of/hamlet", neighbors=["author_of/macbeth", "author_of/emma", "author_of/dracula"])
     assert any("neighbor has the same answer" in p for p in problems(hamlet))
     wolf = changed("young_of/wolf", wrong_answers=["cub", "calf", "lamb", "foal"])
     assert any("wrong answer is defensible" in p for p in problems(wolf))

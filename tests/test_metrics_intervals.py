@@ -71,9 +71,7 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
-        interval = m.bootstrap(
-            np.mean, generator.normal(size=40), n_resamples=200, seed=generator, confidence=0.8
-        )
+        interval = m.bootstrap(np.mean, generator.normal(size=40), n_resamples=200, seed=generator, confidence=0.8)
         covered += interval.low <= 0 <= interval.high
     assert 0.68 < covered / 200 < 0.88  # four standard errors of a binomial around .78
 
@@ -179,9 +177,7 @@ def test_monte_carlo_p_agrees_with_scipy():
 
 def test_p_values_are_uniform_without_a_difference():
     generator = np.random.default_rng(3)
-    p = [
-        m.paired_comparison(np.zeros(9), generator.normal(size=9), seed=generator).p_value for _ in range(60)
-    ]
+    p = [m.paired_comparison(np.zeros(9), generator.normal(size=9), seed=generator).p_value for _ in range(60)]
     assert stats.kstest(p, "uniform").pvalue > 0.01
 
 

@@ -123,12 +123,8 @@ def test_truth_ratio_stays_finite():
 def test_truth_ratio_matches_the_definition(correct, wrong):
     numerator = math.prod(m.probability(x) for x in wrong) ** (1 / len(wrong))
     assert m.truth_ratio(correct, wrong) == pytest.approx(numerator / m.probability(correct), rel=1e-6)
-    assert math.log(m.truth_ratio(correct, wrong)) == pytest.approx(
-        m.log_truth_ratio(correct, wrong), abs=1e-9
-    )
-    assert m.log_truth_ratio(correct, wrong[::-1]) == pytest.approx(
-        m.log_truth_ratio(correct, wrong), abs=1e-9
-    )
+    assert math.log(m.truth_ratio(correct, wrong)) == pytest.approx(m.log_truth_ratio(correct, wrong), abs=1e-9)
+    assert m.log_truth_ratio(correct, wrong[::-1]) == pytest.approx(m.log_truth_ratio(correct, wrong), abs=1e-9)
 
 
 @quick
@@ -280,10 +276,7 @@ def test_one_oracle_and_one_stranger():
     assert m.top_hit_ratio(ranks) == pytest.approx(0.1, abs=0.01)
     strengths = [m.extraction_strength(generator.integers(vocabulary, size=20) == 0) for _ in range(500)]
     assert np.mean(strengths) < 0.002
-    theirs = [
-        m.extraction_strength(generator.integers(vocabulary, size=20) == 0, "openunlearning")
-        for _ in range(500)
-    ]
+    theirs = [m.extraction_strength(generator.integers(vocabulary, size=20) == 0, "openunlearning") for _ in range(500)]
     assert np.mean(theirs) == pytest.approx(1 / 20, abs=0.002)
     everything = np.ones(20, dtype=bool)
     assert m.exact_memorization(everything) == m.extraction_strength(everything) == 1.0

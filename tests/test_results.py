@@ -393,9 +393,7 @@ def test_no_pairs_without_samples_or_for_what_is_no_mean(tmp_path):
     (row,) = compare(before, saved(tmp_path, "bare.json", [0.5, 0.5], samples=False))
     assert (row.difference, row.paired) == (-0.25, None)
     assert row.reason == "the second result has no samples of this task"
-    other = dataclasses.replace(
-        before, metrics={"tofu": {"rouge": Metric(0.9), "new": Metric(None, reason="r")}}
-    )
+    other = dataclasses.replace(before, metrics={"tofu": {"rouge": Metric(0.9), "new": Metric(None, reason="r")}})
     rows = {row.metric: row for row in compare(before, other)}
     assert "not the mean" in rows["rouge"].reason
     assert (rows["new"].before, rows["new"].difference) == (None, None)

@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from unlearn_eval.errors import UserError
 
 # The last linear map of an MLP, by the names that architectures give it.
-DOWN_PROJECTIONS = ("down_proj", "c_proj", "fc_out", "dense_4h_to_h", "fc2", "w2", "wo", "proj_out", "dense_out")
+DOWN_PROJECTIONS = (
+    "down_proj",
+    "c_proj",
+    "fc_out",
+    "dense_4h_to_h",
+    "fc2",
+    "w2",
+    "wo",
+    "proj_out",
+    "dense_out",
+)
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "ff", "")
 
 

@@ -17,7 +17,13 @@ _USER = "§user§"
 
 
 def token_sequences(
-    source: str, model: Any, tokenizer: Any, n_tokens: int, length: int = 256, seed: int = 0, batch_size: int = 64
+    source: str,
+    model: Any,
+    tokenizer: Any,
+    n_tokens: int,
+    length: int = 256,
+    seed: int = 0,
+    batch_size: int = 64,
 ) -> Iterator[list[list[int]]]:
     """Batches of token sequences, about `n_tokens` tokens in all.
 

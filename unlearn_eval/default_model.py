@@ -135,9 +135,7 @@ def _cached(models: Path) -> Path | None:
     for name in _folder_names().values():
         if (folder := models / name).is_dir():
             files = (model_source(folder) or {}).get("files") or {SOURCE_FILE: ""}
-            _check(
-                {folder / file: sha256 for file, sha256 in files.items()}, f"delete {folder} and run again"
-            )
+            _check({folder / file: sha256 for file, sha256 in files.items()}, f"delete {folder} and run again")
             return folder
     return None
 
@@ -146,9 +144,7 @@ def _check(files: dict[Path, str], hint: str) -> None:
     for path, expected in files.items():
         got = sha256_of_file(path) if path.is_file() else "no such file"
         if got != expected:
-            raise UserError(
-                f"{path} is not the expected file: SHA-256 {got}, expected {expected or 'another'}", hint
-            )
+            raise UserError(f"{path} is not the expected file: SHA-256 {got}, expected {expected or 'another'}", hint)
 
 
 def _make(models: Path, say: Progress) -> Path:
@@ -290,11 +286,7 @@ def load_gguf(gguf: Path, dtype: Any) -> tuple[Any, Any]:
 
     options: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **options)
-    if hasattr(transformers, "GgufConfig"):  # newer releases may else keep the weights in 4-bit blocks
+    if hasattr(transformers, "GgufConfig"):  # these releases may else keep 4-bit blocks, and call it quantized
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=dtype, **options)
-    model.hf_quantizer = None
-    for name in ("quantization_config", "_pre_quantization_dtype"):
-        if hasattr(model.config, name):
-            delattr(model.config, name)
     return model, tokenizer

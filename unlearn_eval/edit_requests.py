@@ -81,7 +81,8 @@ def encode_with_lookup(question: str, subject: str | None, tokenizer: Any, chat:
         start = text.rfind(question)
     if start < 0:
         raise UserError(
-            f"the chat template does not show the question {question!r} as it is", "evaluate without chat template"
+            f"the chat template does not show the question {question!r} as it is",
+            "evaluate without chat template",
         )
     end = start + _content_end(question, subject)
     return ids, _token_at(text, end - 1, ids, tokenizer)
@@ -117,7 +118,10 @@ def sample_contexts(model: Any, tokenizer: Any, seed: int, n_tokens: int = 10) -
 
     rows = [prompts.encode_prompt(word, tokenizer) for word in CONTEXT_SEEDS]
     ids, mask = pad(rows, "left", model.device, filler=tokenizer.pad_token_id or tokenizer.eos_token_id)
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.no_grad():
+    with (
+        torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []),
+        torch.no_grad(),
+    ):
         torch.manual_seed(seed)
         output = model.generate(
             input_ids=ids,

@@ -190,8 +190,7 @@ def load_edit(folder: str | Path) -> LowRankEdit:
     tensors = load_file(str(folder / ADAPTER))
     names = sorted(key[len(_PREFIX) : -len(".lora_A.weight")] for key in tensors if key.endswith(".lora_A.weight"))
     factors = {
-        name: (tensors[f"{_PREFIX}{name}.lora_B.weight"], tensors[f"{_PREFIX}{name}.lora_A.weight"])
-        for name in names
+        name: (tensors[f"{_PREFIX}{name}.lora_B.weight"], tensors[f"{_PREFIX}{name}.lora_A.weight"]) for name in names
     }
     adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     return LowRankEdit(factors, EditInfo(**description["info"]), bool(adapter["fan_in_fan_out"]))
@@ -205,7 +204,8 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"the edit folder {folder} does not exist", "make one with `unlearn-eval edit --output DIR`")
     if not path.is_file():
         raise UserError(
-            f"{folder} is not an edit: it has no {DESCRIPTION}", "name a folder that `unlearn-eval edit` wrote"
+            f"{folder} is not an edit: it has no {DESCRIPTION}",
+            "name a folder that `unlearn-eval edit` wrote",
         )
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -315,7 +315,9 @@ def _write_folder(folder: Path, kind: str, info: EditInfo, fill: Any) -> Path:
             shutil.rmtree(folder)
         temporary.rename(folder)
     except OSError as error:
-        raise UserError(f"cannot write the edit to {folder}: {error}", "free some space or give another --output") from error
+        raise UserError(
+            f"cannot write the edit to {folder}: {error}", "free some space or give another --output"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

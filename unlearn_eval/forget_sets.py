@@ -94,7 +94,8 @@ def check_disjoint(forget: Iterable[str], retain: Iterable[str]) -> None:
     both = sorted(set(forget) & set(retain))
     if both:
         raise UserError(
-            f"{len(both)} items are both in forget and in retain, e.g. {both[0]!r}", "take them out of one of the two"
+            f"{len(both)} items are both in forget and in retain, e.g. {both[0]!r}",
+            "take them out of one of the two",
         )
 
 

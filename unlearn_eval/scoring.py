@@ -85,9 +85,7 @@ def score_answers(
     return scores  # type: ignore[return-value]
 
 
-def _units(
-    queries: Sequence[Query], size: Callable[[int], int], shared: bool
-) -> Iterator[list[list[int]]]:
+def _units(queries: Sequence[Query], size: Callable[[int], int], shared: bool) -> Iterator[list[list[int]]]:
     """Groups of rows that share a question, gathered into units of about one batch, longest first."""
     groups: dict[Any, list[int]] = {}
     for row, query in enumerate(queries):
@@ -157,9 +155,7 @@ def _score_shared(
             **options,
         ).logits
         labels = [queries[row].label_ids for _, row in batch]
-        yield from zip(
-            (row for _, row in batch), _read(logits, [0] * len(batch), labels, moments), strict=True
-        )
+        yield from zip((row for _, row in batch), _read(logits, [0] * len(batch), labels, moments), strict=True)
 
 
 def _score_flat(
@@ -211,9 +207,7 @@ def _read_positions(logits: Tensor, label_ids: Sequence[int], moments: bool) -> 
     return (*result, mean.tolist(), (square - mean.square()).tolist())
 
 
-def pad(
-    rows: Sequence[Sequence[int]], side: str, device: Any, filler: int = 0
-) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Sequence[int]], side: str, device: Any, filler: int = 0) -> tuple[Tensor, Tensor]:
     """Ids and attention mask, both (len(rows), longest), padded on `side` ('left' or 'right')."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), filler, dtype=torch.long)

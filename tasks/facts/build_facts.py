@@ -566,8 +566,7 @@ def read_rows(relation: str) -> list[dict]:
             question, cloze, *paraphrases = (
                 text[0].upper() + text[1:]
                 for text in (
-                    t.replace("{s}", article + subject)
-                    for t in (template["question"], cloze, *template["paraphrases"])
+                    t.replace("{s}", article + subject) for t in (template["question"], cloze, *template["paraphrases"])
                 )
             )
             slug = re.sub(r"[^a-z0-9]+", "_", folded(subject).lower().replace("++", "pp")).strip("_")

@@ -101,9 +101,7 @@ def _query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode: Any
         )
         return Query(tuple(prompt_ids), labels.ids, lm.tokenizer.pad_token_id), labels
     prompt_ids = encode(context) or [lm.prefix_token_id]
-    labels = prompts.answer_labels(
-        context, prompt_ids, answer, lm.tokenizer, opts["chat"], encode=encode, **template
-    )
+    labels = prompts.answer_labels(context, prompt_ids, answer, lm.tokenizer, opts["chat"], encode=encode, **template)
     return Query(tuple(prompt_ids), labels.ids), labels
 
 

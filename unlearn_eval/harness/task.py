@@ -1,7 +1,7 @@
 """The base of our lm-eval tasks: documents of several splits, several requests each, metrics across splits.
 
-A subclass says which documents there are (`load_documents`), which answers of a document are scored
-(`answers`), what one document's responses are worth (`score`) and how scores become metrics (`metrics`).
+A subclass says which documents there are (`load_documents`), what of a document is asked (`questions`) and
+scored (`answers`), what its responses are worth (`score`) and how that becomes metrics (`metrics`).
 """
 
 from __future__ import annotations
@@ -134,19 +134,22 @@ class UnlearningTask(ConfigurableTask):
         """The documents of each split; every document has `id`, `question`, `answer`."""
         raise NotImplementedError
 
-    def answers(self, document: Document) -> dict[str, str]:
-        """The answers of a document to be scored: name -> text."""
+    def questions(self, document: Document) -> dict[str, str]:
+        """The questions of a document to be answered freely: name -> text."""
+        return {"question": document["question"]}
+
+    def answers(self, document: Document) -> dict[str, tuple[str, str]]:
+        """The answers of a document to be scored: name -> (question, answer)."""
         raise NotImplementedError
 
-    def score(self, document: Document, generated: str | None, answers: dict[str, Scores]) -> Scores:
-        """The scores of one document from its generation and the responses for its answers."""
+    def score(self, document: Document, generated: dict[str, str], answers: dict[str, Scores]) -> Scores:
+        """The scores of one document from its generations and the responses for its answers."""
         raise NotImplementedError
 
     def metrics(self) -> dict[str, Metric]:
         """The metrics, by name, in the order of the table."""
         raise NotImplementedError
 
-    generates = True
     needs_moments = False
 
     # What lm-eval asks -------------------------------------------------------------------------------------
@@ -168,21 +171,24 @@ class UnlearningTask(ConfigurableTask):
                 document["split"] = split
         rounds = zip_longest(*by_split.values())
         documents = [document for document in chain.from_iterable(rounds) if document is not None]
-        self.data_hash = hashlib.sha256(
-            json.dumps(documents, sort_keys=True, ensure_ascii=False).encode()
-        ).hexdigest()
+        self.data_hash = hashlib.sha256(json.dumps(documents, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
         self.split_sizes = {split: len(documents) for split, documents in by_split.items()}
         self.dataset = {"test": datasets.Dataset.from_list(documents)}
 
     def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> list[Instance]:
-        """One generation (if the task generates) and one `answer_logprobs` request for each answer."""
+        """A generation for each question, and an `answer_logprobs` request for each answer."""
         chat = bool(kwargs.pop("apply_chat_template", False))
         kwargs.pop("chat_template", None)
         options = requests.options(chat, self.compat, self.needs_moments)
-        asked: list[tuple[str, tuple[Any, ...]]] = []
-        if self.generates:
-            asked.append(("generate_until", (ctx, dict(self.config.generation_kwargs or {}))))
-        asked += [(requests.KIND, (ctx, answer, options)) for answer in self.answers(doc).values()]
+        generation = dict(self.config.generation_kwargs or {})
+        asked: list[tuple[str, tuple[Any, ...]]] = [
+            ("generate_until", (_reworded(ctx, doc, question), dict(generation)))
+            for question in self.questions(doc).values()
+        ]
+        asked += [
+            (requests.KIND, (_reworded(ctx, doc, question), answer, options))
+            for question, answer in self.answers(doc).values()
+        ]
         return [
             Instance(request_type=kind, doc=doc, arguments=arguments, idx=i, **kwargs)
             for i, (kind, arguments) in enumerate(asked)
@@ -190,9 +196,9 @@ class UnlearningTask(ConfigurableTask):
 
     def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
         """Every metric's contribution of one document, None where it has none (so all lists are equally long)."""
-        results = list(results)
-        generated = str(results.pop(0)) if self.generates else None
-        responses = dict(zip(self.answers(doc), results, strict=True))
+        questions, answers = self.questions(doc), self.answers(doc)
+        generated = dict(zip(questions, map(str, results[: len(questions)]), strict=True))
+        responses = dict(zip(answers, results[len(questions) :], strict=True))
         scores = self.score(doc, generated, responses)
         reasons = {response.get("unscored") or response.get("partial") for response in responses.values()}
         reason = "; ".join(sorted(reasons - {None})) or "undefined for this answer"
@@ -217,6 +223,19 @@ class UnlearningTask(ConfigurableTask):
         }
         config.pop("dataset_kwargs", None)
         return config
+
+
+def _reworded(context: str, document: Document, question: str) -> str:
+    """The document's context with another question in the place of its own (the last place, after few-shots)."""
+    if question == document["question"]:
+        return context
+    before, found, after = context.rpartition(document["question"])
+    if not found:
+        raise UserError(
+            f"the chat template does not show the question {document['question']!r} as it is",
+            "run without --apply_chat_template",
+        )
+    return before + question + after
 
 
 def _is_json(value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from unlearn_eval import metrics as m
 from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.harness.answers import answer_scores, contrast_scores
 from unlearn_eval.harness.data import load_split
 from unlearn_eval.harness.reference import ABSENT, RetainReference, find_reference
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask
@@ -21,38 +21,6 @@ UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
 RESAMPLES = 1000
 
 
-def answer_scores(response: Scores, compat: str | None = None) -> Scores:
-    """All answer-level numbers of one response (METRICS section 1); None where they are undefined."""
-    if "token_nll" not in response:
-        mean = response.get("mean_nll")
-        return {"mean_nll": mean, "probability": None if mean is None else math.exp(-mean)}
-    nll, hits = response["token_nll"], response["hits"][: response["n_answer"]]
-    ranks = response["ranks"][: response["n_answer"]]
-    return {
-        "mean_nll": float(np.mean(nll)),
-        "probability": m.probability(nll),
-        "exact_memorization": m.exact_memorization(hits),
-        "extraction_strength": m.extraction_strength(hits, compat=compat),
-        "mean_reciprocal_rank": m.mean_reciprocal_rank(ranks),
-        "top_hit_ratio": m.top_hit_ratio(ranks),
-    }
-
-
-def contrast_scores(correct: Scores, wrong: list[Scores]) -> Scores:
-    """Truth ratio and normalised probability from the mean nll of the correct answer and of the wrong ones."""
-    nlls = [score["mean_nll"] for score in (correct, *wrong)]
-    if not wrong or None in nlls:
-        return {"log_truth_ratio": None, "truth_ratio_forget": None, "truth_ratio": None, "normalised": None}
-    right, others = [nlls[0]], [[nll] for nll in nlls[1:]]
-    ratio = m.truth_ratio(right, others)
-    return {
-        "log_truth_ratio": m.log_truth_ratio(right, others),
-        "truth_ratio_forget": m.truth_ratio_score(ratio, "forget"),
-        "truth_ratio": m.truth_ratio_score(ratio, "non_forget"),
-        "normalised": m.probability_normalised(right, others),
-    }
-
-
 class TofuTask(UnlearningTask):
     """`unlearn_tofu`, `unlearn_tofu_forget05`, `unlearn_tofu_forget01`."""
 
@@ -61,17 +29,23 @@ class TofuTask(UnlearningTask):
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The four perturbed sets of TOFU, in their order."""
         forget = _forget_split(metadata)
-        names = {"forget": forget, "retain": "retain", "real_authors": "real_authors", "world_facts": "world_facts"}
+        names = {
+            "forget": forget,
+            "retain": "retain",
+            "real_authors": "real_authors",
+            "world_facts": "world_facts",
+        }
         return {split: _perturbed(split, f"{name}_perturbed") for split, name in names.items()}
 
-    def answers(self, document: Document) -> dict[str, str]:
+    def answers(self, document: Document) -> dict[str, tuple[str, str]]:
         """The true answer, its paraphrase where there is one, and the wrong answers."""
         named = {"answer": document["answer"]}
         if document["paraphrased_answer"]:
             named["paraphrased"] = document["paraphrased_answer"]
-        return named | {f"wrong_{i}": text for i, text in enumerate(document["perturbed_answers"])}
+        named |= {f"wrong_{i}": text for i, text in enumerate(document["perturbed_answers"])}
+        return {name: (document["question"], text) for name, text in named.items()}
 
-    def score(self, document: Document, generated: str | None, answers: dict[str, Scores]) -> Scores:
+    def score(self, document: Document, generated: dict[str, str], answers: dict[str, Scores]) -> Scores:
         """METRICS section 1; the paraphrase is the `correct` of the truth ratio on forget and retain."""
         own = answer_scores(answers["answer"], self.compat)
         paraphrased = answer_scores(answers["paraphrased"], self.compat) if "paraphrased" in answers else None
@@ -83,7 +57,7 @@ class TofuTask(UnlearningTask):
             **own,
             **contrast,
             "paraphrase_probability": paraphrased and paraphrased["probability"],
-            "rouge": m.rouge(document["answer"], generated or "")["rougeL_recall"],
+            "rouge": m.rouge(document["answer"], generated["question"])["rougeL_recall"],
         }
 
     def metrics(self) -> dict[str, Metric]:
@@ -97,15 +71,16 @@ class TofuTask(UnlearningTask):
             "forget_exact_memorization": Mean("forget", "exact_memorization", False),
         }
         reference = find_reference(self.config.metadata or {})
-        for name, part, direction in (("forget_quality", "p_value", True), ("forget_quality_ks", "statistic", False)):
+        for name, part, direction in (
+            ("forget_quality", "p_value", True),
+            ("forget_quality_ks", "statistic", False),
+        ):
             function = partial(_forget_quality, reference=reference, part=part)
             table[name] = OverAll(("forget",), ("log_truth_ratio",), function, direction)
         for split in UTILITY_SPLITS:
             for key in ("probability", "rouge", "truth_ratio"):
                 table[f"{split}_{key}"] = Mean(split, key, True)
-        table["model_utility"] = OverAll(
-            UTILITY_SPLITS, ("probability", "rouge", "truth_ratio"), _model_utility, True
-        )
+        table["model_utility"] = OverAll(UTILITY_SPLITS, ("probability", "rouge", "truth_ratio"), _model_utility, True)
         return table
 
 
@@ -113,7 +88,6 @@ class TofuPrivacyTask(UnlearningTask):
     """`unlearn_tofu_privacy`: membership inference, forget (members) against holdout (non-members)."""
 
     splits = ("forget", "holdout")
-    generates = False
     needs_moments = True
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
@@ -124,11 +98,15 @@ class TofuPrivacyTask(UnlearningTask):
             "holdout": _plain("holdout", FORGET_SPLITS[forget]),
         }
 
-    def answers(self, document: Document) -> dict[str, str]:
-        """The true answer."""
-        return {"answer": document["answer"]}
+    def questions(self, document: Document) -> dict[str, str]:
+        """Nothing is generated."""
+        return {}
 
-    def score(self, document: Document, generated: str | None, answers: dict[str, Scores]) -> Scores:
+    def answers(self, document: Document) -> dict[str, tuple[str, str]]:
+        """The true answer."""
+        return {"answer": (document["question"], document["answer"])}
+
+    def score(self, document: Document, generated: dict[str, str], answers: dict[str, Scores]) -> Scores:
         """METRICS section 2: higher = less likely a member."""
         response = answers["answer"]
         if "means" not in response:

@@ -74,9 +74,7 @@ def min_k_score(token_logprobs: Numbers, k: float = 0.4) -> float | None:
     return _minus_mean_of_smallest(_log_probabilities(token_logprobs), k)
 
 
-def min_k_plus_plus_score(
-    token_logprobs: Numbers, means: Numbers, variances: Numbers, k: float = 0.4
-) -> float | None:
+def min_k_plus_plus_score(token_logprobs: Numbers, means: Numbers, variances: Numbers, k: float = 0.4) -> float | None:
     """Minus the mean of an answer's max(1, int(kN)) smallest z_t, or None for N = 0.
 
     z_t = (ln p_t - mu_t) / sqrt(max(sigma_t^2, 1e-6)), with mu and sigma^2 of ln p over the vocabulary.
@@ -122,9 +120,7 @@ def reference_score(token_nll: Numbers, reference_token_nll: Numbers) -> float |
     return None if loss is None or reference is None else defined(loss - reference)
 
 
-def membership_auc(
-    forget_scores: Iterable[float | None], holdout_scores: Iterable[float | None]
-) -> float | None:
+def membership_auc(forget_scores: Iterable[float | None], holdout_scores: Iterable[float | None]) -> float | None:
     """The area under the ROC curve of telling forget (0) from holdout (1) by a score, in 0..1.
 
     1: every forget answer looks more like a member than any holdout answer; 0.5: no telling. Undefined scores
@@ -243,9 +239,7 @@ def memorization_score(
 def _log_probabilities(token_logprobs: Numbers) -> FloatArray:
     log_p = np.asarray(token_logprobs, dtype=np.float64).ravel()
     if np.any(log_p > SIGN_TOLERANCE):
-        raise UserError(
-            f"a log-probability of {log_p.max():.4g} is above 0", "pass ln p of each token, not -ln p"
-        )
+        raise UserError(f"a log-probability of {log_p.max():.4g} is above 0", "pass ln p of each token, not -ln p")
     return log_p
 
 

@@ -63,9 +63,7 @@ def normalise(text: str) -> str:
     folded = "".join(c for c in folded if unicodedata.category(c) != "Cf")
     folded = _THOUSANDS.sub("", folded)
     points = {match.start() for match in _DECIMAL_POINT.finditer(folded)}
-    spaced = "".join(
-        c if i in points or unicodedata.category(c)[0] in "LMN" else " " for i, c in enumerate(folded)
-    )
+    spaced = "".join(c if i in points or unicodedata.category(c)[0] in "LMN" else " " for i, c in enumerate(folded))
     return " ".join(word for word in spaced.split() if word not in _ARTICLES)
 
 

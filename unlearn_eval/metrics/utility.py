@@ -52,9 +52,7 @@ def harmonic_mean(values: Iterable[float | None]) -> float | None:
     known = [defined(value) for value in values]
     numbers = [value for value in known if value is not None]
     if any(value < 0 for value in numbers):
-        raise UserError(
-            f"a harmonic mean of {min(numbers):g} and others is undefined", "every value must be >= 0"
-        )
+        raise UserError(f"a harmonic mean of {min(numbers):g} and others is undefined", "every value must be >= 0")
     if not numbers or len(numbers) < len(known):
         return None
     if min(numbers) == 0:

@@ -1,0 +1,174 @@
+"""`unlearn_facts`: the shipped real-world facts, some to be forgotten, some to be kept.
+
+Which ones is said by `--metadata`: `{"split": "split.json"}` (a file with the lists `forget` and `retain`, as
+the demo writes it), or the lists themselves (`{"forget": [ids], "retain": [ids]}`), or a relation
+(`{"forget": "capital_of"}`; the rest is kept). Without it every eighth fact of each relation is forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unlearn_eval import metrics as m
+from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.forget_sets import FACTS_FILE, check_disjoint
+from unlearn_eval.harness.answers import answer_scores, contrast_scores
+from unlearn_eval.harness.task import Document, Mean, Metric, Scores, UnlearningTask
+from unlearn_eval.results import read_jsonl
+
+EVERY = 8
+
+
+class FactsTask(UnlearningTask):
+    """`unlearn_facts`: forget, retain, and the neighbors of what is forgotten (near facts that should stay)."""
+
+    splits = ("forget", "retain", "neighbors")
+
+    def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
+        """The facts of each split; neighbors are those of the forgotten facts that are in neither list."""
+        facts = {record["id"]: record for record in read_jsonl(FACTS_FILE)}
+        forget, retain = choose(facts, metadata)
+        near = dict.fromkeys(key for own in forget for key in facts[own]["neighbors"])
+        taken = set(forget) | set(retain)
+        chosen = {"forget": forget, "retain": retain, "neighbors": [key for key in near if key not in taken]}
+        if not chosen["neighbors"]:  # everything near is kept or forgotten: look at what is near and kept
+            chosen["neighbors"] = [key for key in near if key in set(retain)]
+        return {
+            split: [_document(facts[key], f"{split}/{key}") for key in keys]
+            for split, keys in chosen.items()
+            if keys or split != "neighbors"
+        }
+
+    def questions(self, document: Document) -> dict[str, str]:
+        """The question; for facts to be forgotten also its first paraphrase."""
+        asked = {"question": document["question"]}
+        if document["split"] == "forget":
+            asked["paraphrase"] = document["paraphrases"][0]
+        return asked
+
+    def answers(self, document: Document) -> dict[str, tuple[str, str]]:
+        """The answer to the question and, for facts to be forgotten, to its paraphrases; the wrong answers."""
+        question, answer = document["question"], document["answer"]
+        named = {"answer": (question, answer)}
+        if document["split"] == "forget":
+            named |= {f"paraphrase_{i}": (text, answer) for i, text in enumerate(document["paraphrases"])}
+        if document["split"] != "neighbors":
+            named |= {f"wrong_{i}": (question, text) for i, text in enumerate(document["wrong_answers"])}
+        return named
+
+    def score(self, document: Document, generated: dict[str, str], answers: dict[str, Scores]) -> Scores:
+        """METRICS section 1, and whether the answer (or an alias) stands in what the model says."""
+        accepted = [document["answer"], *document["aliases"]]
+        own = answer_scores(answers["answer"], self.compat)
+        wrong = [answer_scores(r, self.compat) for name, r in answers.items() if name.startswith("wrong_")]
+        reworded = [
+            answer_scores(r, self.compat)["probability"]
+            for name, r in answers.items()
+            if name.startswith("paraphrase_")
+        ]
+        known = [value for value in reworded if value is not None]
+        scores = {
+            **own,
+            **contrast_scores(own, wrong),
+            "paraphrase_probability": float(np.mean(known)) if known else None,
+            "rouge": m.rouge(document["answer"], generated["question"])["rougeL_recall"],
+            "accuracy": float(m.contains_answer(generated["question"], accepted)),
+        }
+        if "paraphrase" in generated:
+            scores["paraphrase_accuracy"] = float(m.contains_answer(generated["paraphrase"], accepted))
+        return scores
+
+    def metrics(self) -> dict[str, Metric]:
+        """The table of one model."""
+        table: dict[str, Metric] = {}
+        for key in (
+            "accuracy",
+            "paraphrase_accuracy",
+            "probability",
+            "paraphrase_probability",
+            "rouge",
+            "extraction_strength",
+            "exact_memorization",
+            "mean_reciprocal_rank",
+        ):
+            table[f"forget_{key}"] = Mean("forget", key, False)
+        table["forget_truth_ratio"] = Mean("forget", "truth_ratio_forget", True)
+        for key in ("accuracy", "probability", "rouge", "truth_ratio"):
+            table[f"retain_{key}"] = Mean("retain", key, True)
+        if "neighbors" in self.split_sizes:
+            for key in ("accuracy", "probability"):
+                table[f"neighbors_{key}"] = Mean("neighbors", key, True)
+        return table
+
+
+def choose(facts: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The ids to forget and to keep.
+
+    Raises:
+        UserError: an unknown id, relation or file, an empty list, or ids in both lists.
+    """
+    wanted = dict(metadata)
+    if wanted.get("split"):
+        wanted |= _read_split(Path(str(wanted["split"])).expanduser())
+    if wanted.get("forget") is None:
+        by_relation: dict[str, list[str]] = defaultdict(list)
+        for key, fact in facts.items():
+            by_relation[fact["relation"]].append(key)
+        forget = [key for keys in by_relation.values() for key in keys[::EVERY]]
+    else:
+        forget = _ids(facts, wanted["forget"])
+    retain = _ids(facts, wanted["retain"]) if wanted.get("retain") is not None else _others(facts, forget)
+    for name, ids in (("forget", forget), ("retain", retain)):
+        if not ids:
+            raise UserError(f"the {name} set of unlearn_facts is empty", "give it at least one fact's id")
+    check_disjoint(forget, retain)
+    return forget, retain
+
+
+def _others(facts: Iterable[str], forget: list[str]) -> list[str]:
+    taken = set(forget)
+    return [key for key in facts if key not in taken]
+
+
+def _ids(facts: Mapping[str, Mapping[str, Any]], wanted: Any) -> list[str]:
+    if isinstance(wanted, str):
+        relations = {fact["relation"] for fact in facts.values()}
+        if wanted in relations:
+            return [key for key, fact in facts.items() if fact["relation"] == wanted]
+        if wanted not in facts:
+            raise unknown_name("relation or fact", wanted, [*relations, *facts])
+        return [wanted]
+    ids = list(dict.fromkeys(map(str, wanted)))
+    for key in ids:
+        if key not in facts:
+            raise unknown_name("fact", key, facts)
+    return ids
+
+
+def _read_split(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {"forget": list(content["forget"]), "retain": list(content["retain"])}
+    except FileNotFoundError as error:
+        raise UserError(f"the split file {path} does not exist", "`unlearn-eval demo` writes one") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a split file: {error}", 'it should hold {"forget": [ids], "retain": [ids]}'
+        ) from error
+
+
+def _document(fact: Mapping[str, Any], key: str) -> Document:
+    return {
+        "id": key,
+        "question": fact["question"],
+        "answer": fact["answer"],
+        "aliases": list(fact["aliases"]),
+        "paraphrases": list(fact["paraphrases"]),
+        "wrong_answers": list(fact["wrong_answers"]),
+    }
