@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from unlearn_eval.anatomy import Anatomy
+from unlearn_eval.corpus import Sequences
 from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.scoring import pad
 from unlearn_eval.tracing import trace
@@ -73,7 +74,7 @@ def second_moments(
     model: Any,
     anatomy: Anatomy,
     layers: Sequence[int],
-    batches: Iterable[list[list[int]]],
+    batches: Iterable[Sequences],
     n_keys: int,
     path: Path | None = None,
     progress: Progress = no_progress,
@@ -96,15 +97,17 @@ def second_moments(
     deepest = names[max(layers)]
     if done.n_keys >= n_keys:
         return done
-    for number, rows in enumerate(batches):
+    for number, batch in enumerate(batches):
         if number < done.n_batches:
             continue
-        ids, mask = pad(rows, "right", model.device)
+        ids, mask = pad(batch.rows, "right", model.device)
         with torch.no_grad(), trace(model, inputs=list(names.values()), stop_after=deepest) as seen:
             model(input_ids=ids, attention_mask=mask, use_cache=False)
+        first = torch.tensor(batch.starts, device=mask.device)
+        text = mask.bool() & (torch.arange(mask.shape[1], device=mask.device) >= first[:, None])
         for layer, name in names.items():
-            done.add(layer, seen.inputs[name][mask.bool()])
-        done.n_keys += int(mask.sum())
+            done.add(layer, seen.inputs[name][text])
+        done.n_keys += int(text.sum())
         done.n_batches += 1
         progress("second moments", min(done.n_keys, n_keys), n_keys)
         if path:

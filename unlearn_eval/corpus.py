@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,32 @@ import torch
 
 from unlearn_eval import prompts
 from unlearn_eval.errors import UserError
-from unlearn_eval.scoring import pad
+from unlearn_eval.results import read_jsonl
 
 SELF = "self"
 _USER = "§user§"
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """A batch of token sequences, and from where on each is text (before that: an opening they all share)."""
+
+    rows: list[list[int]]
+    starts: list[int]
+
+
 def token_sequences(
-    source: str,
-    model: Any,
-    tokenizer: Any,
-    n_tokens: int,
-    length: int = 256,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> Iterator[list[list[int]]]:
-    """Batches of token sequences, about `n_tokens` tokens in all.
+    source: str, model: Any, tokenizer: Any, n_tokens: int, length: int = 64, seed: int = 0, batch_size: int = 128
+) -> Iterator[Sequences]:
+    """Batches of token sequences, about `n_tokens` tokens of text in all.
 
     Args:
-        source: `self`, or the path of a text file (UTF-8), which is read from its start.
-        model, tokenizer: the model; `self` lets it write: half of the sequences from its beginning-of-sequence,
-            half, if it has a chat template, from where a user starts to speak, so that it asks and answers.
+        source: `self`, the path of a text file (UTF-8), which is read from its start, or the path of a JSONL
+            file of conversations (`question` and `answer` in each record), put as they are put when evaluating.
+        model, tokenizer: the model; `self` lets it write. A model with a chat template starts where a user
+            starts to speak, so that it asks and answers; another starts at its beginning-of-sequence.
         n_tokens: how many tokens.
-        length: tokens per sequence.
+        length: tokens of text per sequence; short ones hold more questions, whose subjects are what edits touch.
         seed: of the sampling.
         batch_size: sequences per batch.
 
@@ -43,6 +47,9 @@ def token_sequences(
         yield from _written_by(model, tokenizer, n_tokens, length, seed, batch_size)
         return
     path = Path(source).expanduser()
+    if path.suffix == ".jsonl":
+        yield from _conversations(path, tokenizer, n_tokens, batch_size)
+        return
     if not path.is_file():
         raise UserError(f"the text for second moments, {path}, does not exist", "give a text file, or 'self'")
     ids = prompts.encode_prompt(path.read_text(encoding="utf-8"), tokenizer)[:n_tokens]
@@ -50,37 +57,58 @@ def token_sequences(
         raise UserError(f"{path} holds no text", "give a longer text file, or 'self'")
     rows = [ids[i : i + length] for i in range(0, len(ids), length)]
     for i in range(0, len(rows), batch_size):
-        yield rows[i : i + batch_size]
+        part = rows[i : i + batch_size]
+        yield Sequences(part, [0] * len(part))
+
+
+def _conversations(path: Path, tokenizer: Any, n_tokens: int, batch_size: int) -> Iterator[Sequences]:
+    chat = prompts.has_chat_template(tokenizer)
+    rows = []
+    for record in read_jsonl(path, required_fields=("question", "answer")):
+        text = prompts.render(str(record["question"]), tokenizer, chat)
+        ids = prompts.encode_prompt(text, tokenizer)
+        rows.append([*ids, *prompts.answer_labels(text, ids, str(record["answer"]), tokenizer, chat).ids])
+    shortest = min(map(len, rows))
+    shared = next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), 0)
+    left = n_tokens
+    for i in range(0, len(rows), batch_size):
+        if left > 0:
+            part = rows[i : i + batch_size]
+            left -= sum(len(row) - shared for row in part)
+            yield Sequences(part, [shared] * len(part))
 
 
 def _written_by(
     model: Any, tokenizer: Any, n_tokens: int, length: int, seed: int, batch_size: int
-) -> Iterator[list[list[int]]]:
-    starts = [[tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]]
+) -> Iterator[Sequences]:
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    opening = [bos]
     if prompts.has_chat_template(tokenizer):
-        opening = prompts.render(_USER, tokenizer, chat=True).partition(_USER)[0]
-        starts.append(prompts.encode_prompt(opening, tokenizer))
+        text = prompts.render(_USER, tokenizer, chat=True).partition(_USER)[0]
+        opening = prompts.encode_prompt(text, tokenizer)
     n_rows = max(1, -(-n_tokens // length))
     for batch, first in enumerate(range(0, n_rows, batch_size)):
-        rows = [starts[i % len(starts)] for i in range(first, min(n_rows, first + batch_size))]
-        yield _sample(model, tokenizer, rows, length, seed + batch)
+        n = min(n_rows - first, batch_size)
+        rows = _sample(model, tokenizer, opening, n, length, seed + batch)
+        yield Sequences(rows, [len(opening)] * n)
 
 
 @torch.no_grad()
-def _sample(model: Any, tokenizer: Any, rows: list[list[int]], length: int, seed: int) -> list[list[int]]:
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids, mask = pad(rows, "left", model.device, filler=pad_id)
+def _sample(model: Any, tokenizer: Any, opening: list[int], n: int, length: int, seed: int) -> list[list[int]]:
+    ids = torch.tensor([opening] * n, device=model.device)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         output = model.generate(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=torch.ones_like(ids),
             do_sample=True,
             temperature=1.0,
             top_k=0,
             top_p=0.95,
-            max_new_tokens=max(1, length - ids.shape[1]),
-            eos_token_id=-1,  # an end token does not end the text: after a question comes its answer
-            pad_token_id=pad_id,
+            max_new_tokens=length,
+            # An end token must not end the text (after a question comes its answer), so none is ever met.
+            eos_token_id=model.config.get_text_config().vocab_size,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )
-    return [row[keep.argmax() :].tolist() for row, keep in zip(output, mask, strict=True)]
+    rows: list[list[int]] = output.tolist()
+    return rows

@@ -109,14 +109,17 @@ def _token_at(text: str, character: int, ids: list[int], tokenizer: Any) -> int:
     return len(prompts.encode_prompt(text[: character + 1], tokenizer)) - 1
 
 
-def sample_contexts(model: Any, tokenizer: Any, seed: int, n_tokens: int = 10) -> list[str]:
-    """Short openings that the model itself writes after MEMIT's five seed words, for the requests' contexts.
+def sample_contexts(model: Any, tokenizer: Any, seed: int, n: int = 5, n_tokens: int = 10) -> list[str]:
+    """`n` short openings that the model itself writes after MEMIT's seed words, for the requests' contexts.
 
     Sampled from the ten most likely tokens with a generator of their own, so nothing else's randomness moves.
     """
     from unlearn_eval.scoring import pad
 
-    rows = [prompts.encode_prompt(word, tokenizer) for word in CONTEXT_SEEDS]
+    if n == 0:
+        return []
+    seeds = [CONTEXT_SEEDS[i % len(CONTEXT_SEEDS)] for i in range(n)]
+    rows = [prompts.encode_prompt(word, tokenizer) for word in seeds]
     ids, mask = pad(rows, "left", model.device, filler=tokenizer.pad_token_id or tokenizer.eos_token_id)
     with (
         torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []),

@@ -23,5 +23,6 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     """The error for a name that is not one of `allowed`, with the nearest names as a hint."""
     allowed = sorted(allowed)
     close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(allowed)}"
+    some = ", ".join(allowed[:20]) + (f", ... ({len(allowed)} in all)" if len(allowed) > 20 else "")
+    hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {some}"
     return UserError(f"unknown {kind} '{name}'", hint)

@@ -117,7 +117,7 @@ def load_forget_set(name: str) -> ForgetSet:
     path = Path(name).expanduser()
     if path.suffix in (".jsonl", ".json", ".csv"):
         return _from_file(path)
-    raise unknown_name("forget set", name, ["facts", *(f"tofu:{split}" for split in _TOFU), "a .jsonl or .csv file"])
+    raise unknown_name("forget set", name, [*set_names(), "a .jsonl or .csv file"])
 
 
 def facts() -> ForgetSet:
@@ -198,3 +198,8 @@ def _tofu(name: str) -> ForgetSet:
             for i, r in enumerate(records)
         ]
     return ForgetSet(name, tuple(items))
+
+
+def set_names() -> list[str]:
+    """The names that `load_forget_set` knows."""
+    return ["facts", *(f"tofu:{split}" for split in _TOFU)]

@@ -1,0 +1,303 @@
+"""The command line: `unlearn-eval demo | edit | eval | ls | tasks-path | env`.
+
+Exit codes: 0 done, 1 a user's mistake or a failed run (two lines on stderr), 2 wrong usage, 130 interrupted.
+Data goes to stdout, everything else to stderr. Heavy imports happen inside the commands.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from unlearn_eval.errors import UserError, unknown_name
+
+app = typer.Typer(
+    name="unlearn-eval",
+    help="Did this model forget, and at what price?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file, or 'default'.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")]
+SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
+
+
+@app.command()
+def demo(
+    model: ModelOption = "default",
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder; a second run goes on from it.")] = "demo",
+    n_forget: Annotated[int, typer.Option(help="Known facts to forget.")] = 12,
+    n_retain: Annotated[int, typer.Option(help="Known facts to keep.")] = 48,
+    target: Annotated[str, typer.Option(help="What to say instead: idk, pool, or a sentence.")] = "idk",
+    seed: SeedOption = 0,
+    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 32,
+    device: DeviceOption = None,
+) -> None:
+    """Make a small model forget facts, and measure it."""
+    from rich.console import Console
+
+    from unlearn_eval.config import DemoConfig
+    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.pipeline import demo_samples, run_demo
+    from unlearn_eval.report.table import comparison_tables, reasons
+
+    config = DemoConfig(
+        model=model,
+        output=output,
+        n_forget=n_forget,
+        n_retain=n_retain,
+        target=target,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+    )
+    with quiet():
+        before, after = run_demo(config, _say, _progress())
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    for table in comparison_tables(before, after):
+        console.print(table)
+    for line in reasons([after]):
+        console.print(line)
+    console.print(_samples_table(demo_samples(before, after)))
+    console.print("↑ higher is better, ↓ lower is better; ± standard error; green and red: changes with p < 0.05")
+    console.print(f"results: {before.path}, {after.path} (samples beside them)\nthe edit: {output}/edit")
+
+
+@app.command()
+def edit(
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder of the edit.")],
+    model: ModelOption = "default",
+    forget: Annotated[str, typer.Option("--forget", "-f", help="facts, tofu:forget01, ... or a file.")] = "facts",
+    editor: Annotated[str, typer.Option("--editor", "-e", help="The method; `unlearn-eval ls editors`.")] = "memit",
+    target: Annotated[str, typer.Option(help="What to say instead: idk, pool, or a sentence.")] = "idk",
+    ids: Annotated[str | None, typer.Option(help="Only these items, separated by commas.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")] = None,
+    chat: Annotated[bool | None, typer.Option(help="Ask through the chat template. [default: if there is one]")] = None,
+    contexts: Annotated[int, typer.Option(help="Sampled openings before each question.")] = 3,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, NAME=VALUE.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+) -> None:
+    """Make an edit: a small folder that forgets a set."""
+    from unlearn_eval.editing import make_edit
+    from unlearn_eval.editors.base import get_editor
+    from unlearn_eval.forget_sets import load_forget_set
+    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.models import load_model
+
+    get_editor(editor)
+    forget_set = load_forget_set(forget)
+    if ids:
+        forget_set = forget_set.select(part.strip() for part in ids.split(","))
+    if limit is not None:
+        forget_set = forget_set.sample(limit, seed)
+    options = dict(_pair(text) for text in set_ or [])
+    with quiet():
+        _say(f"loading {model}")
+        loaded = load_model(model, dtype=dtype, device=device)
+        _say(f"{editor} on {len(forget_set)} items of {forget_set.name}")
+        made = make_edit(loaded, forget_set, editor, options, target, chat, contexts, seed=seed, progress=_progress())
+        folder = made.save(output, loaded.tokenizer, loaded.model.config)
+    _say(f"done in {made.info.seconds:.0f} s; evaluate it with:")
+    _say(f"  unlearn-eval eval --model {model} --edit {folder} --tasks unlearn_facts")
+    print(folder)
+
+
+@app.command("eval")
+def eval_(
+    tasks: Annotated[str, typer.Option("--tasks", "-t", help="Names or patterns, separated by commas.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A base model, or an lm-eval model type with --model_args.")
+    ] = "default",
+    model_args: Annotated[str, typer.Option("--model_args", "-a", help="As for lm_eval: NAME=VALUE,...")] = "",
+    edit: Annotated[str | None, typer.Option("--edit", help="Folder of an edit to apply.")] = None,
+    output: Annotated[str | None, typer.Option("--output_path", "--output", "-o", help="Result file (.json).")] = None,
+    limit: Annotated[float | None, typer.Option("--limit", "-L", help="Documents per task.")] = None,
+    batch_size: Annotated[str, typer.Option("--batch_size", "-b", help="A number, auto, or auto:N.")] = "16",
+    device: DeviceOption = None,
+    num_fewshot: Annotated[int | None, typer.Option("--num_fewshot", help="Examples in the prompt.")] = None,
+    apply_chat_template: Annotated[bool, typer.Option("--apply_chat_template", help="Ask as a chat.")] = False,
+    system_instruction: Annotated[str | None, typer.Option("--system_instruction", help="System message.")] = None,
+    gen_kwargs: Annotated[str, typer.Option("--gen_kwargs", help="NAME=VALUE,... for generation.")] = "",
+    metadata: Annotated[str, typer.Option("--metadata", help="JSON for the tasks.")] = "{}",
+    include_path: Annotated[str | None, typer.Option("--include_path", help="More tasks.")] = None,
+    use_cache: Annotated[str | None, typer.Option("--use_cache", help="Cache of generations.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1234,
+) -> None:
+    """Evaluate a model or an edit on lm-eval tasks."""
+    from unlearn_eval.evaluation import EvalConfig, run_evaluation
+    from unlearn_eval.report.table import evaluation_tables, reasons
+
+    config = EvalConfig(
+        tasks=tuple(part.strip() for part in tasks.split(",") if part.strip()),
+        model=model,
+        model_args=model_args,
+        edit=edit,
+        output=output,
+        limit=limit,
+        batch_size=int(batch_size) if batch_size.isdigit() else batch_size,
+        device=device,
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+        system_instruction=system_instruction,
+        gen_kwargs=gen_kwargs,
+        metadata=_json_object(metadata),
+        include_path=include_path,
+        use_cache=use_cache,
+        seed=seed,
+    )
+    result = run_evaluation(config, _say)
+    if result is None:  # a rank that writes nothing
+        return
+    from rich.console import Console
+
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    for table in evaluation_tables(result):
+        console.print(table)
+    for line in reasons([result]):
+        console.print(line)
+    console.print(f"result: {result.path}")
+
+
+@app.command()
+def ls(
+    what: Annotated[str, typer.Argument(help="tasks, editors, models, or sets.")] = "tasks",
+) -> None:
+    """List tasks, editors, model types, or forget sets."""
+    from unlearn_eval.forget_sets import set_names
+
+    kinds = {"tasks": _tasks, "editors": _editors, "models": _models, "sets": set_names}
+    if what not in kinds:
+        raise unknown_name("list", what, kinds)
+    print("\n".join(kinds[what]()))
+
+
+@app.command("tasks-path")
+def tasks_path() -> None:
+    """Print our tasks' folder, for --include_path."""
+    from unlearn_eval.autoload import TASKS_FOLDER
+
+    print(TASKS_FOLDER)
+
+
+@app.command()
+def env() -> None:
+    """Print versions and device as JSON."""
+    from unlearn_eval.provenance import provenance
+
+    print(json.dumps(provenance(), indent=2))
+
+
+@app.command("fetch-model")
+def fetch_model() -> None:
+    """Get the default small model; print its folder."""
+    from unlearn_eval.models import fetch_default_model
+
+    print(fetch_default_model())
+
+
+def main() -> None:
+    """Run a command; a user's mistake is two lines and exit code 1, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+
+
+# Details ---------------------------------------------------------------------------------------------------
+
+
+def _tasks() -> list[str]:
+    from unlearn_eval.harness.run import task_names
+
+    return task_names()
+
+
+def _editors() -> list[str]:
+    from unlearn_eval.editors.base import editor_names
+
+    return editor_names()
+
+
+def _models() -> list[str]:
+    from unlearn_eval.harness.run import model_names
+
+    return model_names()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _progress() -> Any:
+    """A progress callback: a bar on a terminal, a line every ten seconds elsewhere."""
+    import time
+
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        bars: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            bar = bars.setdefault(what, tqdm(total=total, desc=f"     {what}", file=sys.stderr, leave=False))
+            bar.total = max(total, bar.total or 0)
+            bar.n = min(done, total) if total > 1 else bar.total
+            bar.refresh()
+            if bar.n >= bar.total:
+                bar.close()
+
+        return show
+    last = {"at": 0.0}
+
+    def tell(what: str, done: int, total: int) -> None:
+        if time.monotonic() - last["at"] > 10 and total > 1:
+            last["at"] = time.monotonic()
+            _say(f"     {what}: {done} of {total}")
+
+    return tell
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set takes NAME=VALUE, not '{text}'", "for example --set preservation=2")
+    return name.strip(), value.strip()
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"--metadata is not JSON: {error}", """for example --metadata '{"forget": "capital_of"}'"""
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError("--metadata is not a JSON object", """for example --metadata '{"forget": "capital_of"}'""")
+    return content
+
+
+def _samples_table(rows: list[tuple[str, str, str, str]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="what it says", title_justify="left", title_style="bold", show_lines=False)
+    for column in ("", "question", "before", "after"):
+        table.add_column(column, overflow="fold", ratio=None if not column else 1)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Run lm-eval from Python and make our result of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from unlearn_eval.autoload import MODELS, TASKS_FOLDER
+from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.results import Metric
+
+SEED = 1234
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What lm-eval found.
+
+    Attributes:
+        metrics: by task, then name.
+        samples: by task: lm-eval's records, the scores among them.
+        data: by task: data hash, split sizes, number of documents.
+        configs: by task: lm-eval's resolved configuration.
+    """
+
+    metrics: dict[str, dict[str, Metric]]
+    samples: dict[str, list[dict[str, Any]]]
+    data: dict[str, Any]
+    configs: dict[str, Any]
+
+
+def register_models() -> None:
+    """Make our model names known to lm-eval, whether or not autoload has."""
+    import lm_eval.models  # noqa: F401  (registers lm-eval's own; must come first)
+    from lm_eval.api.registry import model_registry
+
+    for name, target in MODELS.items():
+        if name not in model_registry:
+            model_registry.register(name, target=target)
+
+
+def model_names() -> list[str]:
+    """The model types that `--model` takes."""
+    from lm_eval.api.registry import model_registry
+
+    register_models()
+    return sorted(model_registry.keys())
+
+
+def task_manager(include_path: str | None = None, metadata: Mapping[str, Any] | None = None) -> Any:
+    """lm-eval's task manager, which knows our tasks."""
+    from lm_eval.tasks import TaskManager
+
+    paths = [TASKS_FOLDER, *([include_path] if include_path else [])]
+    return TaskManager(include_path=paths, metadata=dict(metadata or {}))
+
+
+def task_names(include_path: str | None = None) -> list[str]:
+    """The names of our own tasks."""
+    from lm_eval.tasks import TaskManager
+
+    return sorted(TaskManager(include_path=include_path or TASKS_FOLDER, include_defaults=False).all_tasks)
+
+
+def match_tasks(tasks: Sequence[str], manager: Any) -> list[str]:
+    """The tasks that names and patterns stand for.
+
+    Raises:
+        UserError: nothing is called so; the nearest names are given.
+    """
+    names: list[str] = manager.match_tasks(list(tasks))
+    for task in tasks:
+        if task not in names and not manager.match_tasks([task]):
+            raise unknown_name("task", task, manager.all_tasks)
+    return names
+
+
+def load_lm(model: str, arguments: Mapping[str, Any], batch_size: Any = 1, device: str | None = None) -> Any:
+    """An lm-eval model.
+
+    Raises:
+        UserError: an unknown type, or the model cannot be loaded.
+    """
+    from lm_eval.api.registry import get_model
+
+    if model not in model_names():
+        raise unknown_name("model type", model, model_names())
+    options = {"batch_size": batch_size, "device": device}
+    try:
+        return get_model(model).create_from_arg_obj(dict(arguments), options)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        text = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the model {arguments.get('pretrained', model)} cannot be loaded: {text}",
+            "give a folder, a hub id, or 'default'",
+        ) from error
+
+
+def evaluate(
+    lm: Any,
+    tasks: Sequence[str],
+    *,
+    include_path: str | None = None,
+    limit: float | None = None,
+    num_fewshot: int | None = None,
+    apply_chat_template: bool = False,
+    system_instruction: str | None = None,
+    gen_kwargs: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    use_cache: str | None = None,
+    seed: int = SEED,
+) -> Evaluation:
+    """Evaluate a loaded model on tasks, with lm-eval's `simple_evaluate` underneath.
+
+    Raises:
+        UserError: an unknown task, or what the task itself refuses.
+    """
+    from lm_eval import simple_evaluate
+
+    manager = task_manager(include_path, metadata)
+    names = match_tasks(tasks, manager)
+    results = simple_evaluate(
+        model=lm,
+        tasks=names,
+        num_fewshot=num_fewshot,
+        limit=limit,
+        use_cache=use_cache,
+        apply_chat_template=apply_chat_template,
+        system_instruction=system_instruction,
+        gen_kwargs=dict(gen_kwargs) if gen_kwargs else None,
+        task_manager=manager,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
+        bootstrap_iters=1000,
+    )
+    if results is None:  # another rank than the first
+        return Evaluation({}, {}, {}, {})
+    return _collected(results)
+
+
+def _collected(results: Mapping[str, Any]) -> Evaluation:
+    metrics, data = {}, {}
+    for task, values in results["results"].items():
+        metadata = results["configs"].get(task, {}).get("metadata") or {}
+        scoring = metadata.get("scoring", {})
+        n_documents = results["n-samples"].get(task, {}).get("effective", 0)
+        directions = results["higher_is_better"].get(task, {})
+        metrics[task] = {
+            _name(key): _metric(values, key, scoring.get(_name(key), {"n": n_documents}), directions)
+            for key in values
+            if "," in key and not _name(key).endswith("_stderr")
+        }
+        data[task] = {
+            "hash": metadata.get("data_hash"),
+            "split_sizes": metadata.get("split_sizes"),
+            "n_documents": n_documents,
+        }
+    samples = {task: _plain_samples(records) for task, records in results.get("samples", {}).items()}
+    return Evaluation(metrics, samples, data, dict(results["configs"]))
+
+
+def _name(key: str) -> str:
+    metric, _, filter_name = key.partition(",")
+    return metric if filter_name in ("none", "") else f"{metric} ({filter_name})"
+
+
+def _metric(values: Mapping[str, Any], key: str, report: Mapping[str, Any], directions: Mapping[str, Any]) -> Metric:
+    metric, _, filter_name = key.partition(",")
+    value = values[key]
+    stderr = values.get(f"{metric}_stderr,{filter_name}")
+    number = isinstance(value, int | float) and math.isfinite(value)
+    error = stderr if number and isinstance(stderr, int | float) and math.isfinite(stderr) else None
+    return Metric(
+        value=float(value) if number else None,
+        stderr=None if error is None else float(error),
+        n=int(report.get("n", 0)),
+        n_unscored=int(report.get("n_unscored", 0)),
+        reason=None if number else str(report.get("reason") or f"lm-eval gives {value!r}"),
+        higher_is_better=directions.get(metric),
+    )
+
+
+def _plain_samples(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """lm-eval's records with the item's id in front, and without what stands in them twice."""
+    plain = []
+    for record in records:
+        own = {key: value for key, value in record.items() if key != "filtered_resps"}
+        document = record.get("doc")
+        key = document.get("id", record["doc_id"]) if isinstance(document, dict) else record["doc_id"]
+        plain.append({"id": key, **own})
+    return sorted(plain, key=lambda record: record["doc_id"])
+
+
+def ask(lm: Any, questions: Sequence[str], chat: bool, max_new_tokens: int = 24) -> list[str]:
+    """What the model answers freely (greedily), asked as our tasks ask."""
+    from lm_eval.api.instance import Instance
+
+    from unlearn_eval import prompts
+
+    options = {"until": [], "do_sample": False, "max_gen_toks": max_new_tokens}
+    requests = [
+        Instance("generate_until", {}, (prompts.render(question, lm.tokenizer, chat), dict(options)), i)
+        for i, question in enumerate(questions)
+    ]
+    return [str(text).strip() for text in lm.generate_until(requests, disable_tqdm=True)]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Only warnings of lm-eval, datasets and transformers, for the length of a block."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers", "accelerate")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
