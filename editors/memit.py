@@ -77,7 +77,7 @@ def edit(
         progress: told of second moments, target values and layers.
     """
     parts = anatomy(model)
-    layers = tuple(sorted(config.layers)) or layers_at_depth(parts.n_layers, 1 / 8, 1 / 4)
+    layers = tuple(sorted(set(config.layers))) or layers_at_depth(parts.n_layers, 1 / 8, 1 / 4)
     parts.check_layers(layers)
     resolved = asdict(config) | {"layers": list(layers)}
     if not requests:
@@ -99,7 +99,7 @@ def model_second_moments(
 ) -> SecondMoments:
     """C of the layers, from the cache if this model's were computed before."""
     n_keys = round(config.keys_per_dimension * parts.d_mlp)
-    settings = {"text": config.text, "n_keys": n_keys, "seed": config.seed}
+    settings = {"text": corpus.source_key(config.text), "n_keys": n_keys, "seed": config.seed}
     path = cache_dir() / "second_moments" / cache_name(hash_weights(model).canonical, layers, settings)
     batches = corpus.token_sequences(config.text, model, tokenizer, n_keys, seed=config.seed)
     return second_moments(model, parts, layers, batches, n_keys, path, progress)
@@ -160,9 +160,9 @@ def read_keys_and_values(
     values: list[Any] = [None] * len(requests)
     for start in range(0, len(rows), rows_per_batch):
         part = rows[start : start + rows_per_batch]
-        ids, mask = pad(part, "right", model.device)
+        tokens, mask = pad(part, "right", model.device)
         with trace(model, inputs=[name], outputs=[block], stop_after=block) as seen:
-            model(input_ids=ids, attention_mask=mask, use_cache=False)
+            model(input_ids=tokens, attention_mask=mask, use_cache=False)
         last = torch.tensor([len(row) - 1 for row in part], device=model.device)
         index = torch.arange(len(part), device=model.device)
         own_keys, own_values = seen.inputs[name][index, last], first(seen.outputs[block])[index, last]

@@ -145,7 +145,7 @@ class _Problem:
         self.rows = torch.arange(len(rows), device=device)
         columns = list(zip(*read, strict=True))
         self.read_rows, self.read_back, self.read_tokens = (torch.tensor(c, device=device) for c in columns[:3])
-        self.read_weights = torch.tensor(columns[3], device=device)
+        self.read_weights = torch.tensor(columns[3], dtype=torch.float64, device=device)
         self.clean = self.tail.hidden[self.plain, self.tail.columns[self.plain]]
 
     def parts(self, delta: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,23 @@
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, LAYERS, WIDTH, WINDOW, assert_untouched, random_ids, tiny_model, weights_of
+from tiny_models import (
+    ARCHITECTURES,
+    LAYERS,
+    WIDTH,
+    WINDOW,
+    assert_untouched,
+    changed_output,
+    one_thread,  # noqa: F401
+    random_ids,
+    tiny_model,
+    weights_of,
+    whole_forward,
+)
 
 from unlearn_eval import tracing
 from unlearn_eval.anatomy import anatomy
-from unlearn_eval.tracing import Tail, first, trace
+from unlearn_eval.tracing import Tail, trace
 
 # Rows and look-up tokens: look-up at 0 and at the end, rows of one token, prefixes and tails beyond the window.
 SHAPES = {
@@ -21,16 +33,11 @@ SHAPES = {
 def whole_logits(model, parts, layer, row, lookup, noise, keep):
     """The slow way: the whole model on one unpadded row, with a hook that adds noise from the look-up token on."""
 
-    def hook(module, arguments, output):
-        hidden = first(output).clone()
-        hidden[0, lookup:] += noise
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    def add(hidden):
+        return torch.cat([hidden[:, :lookup], hidden[:, lookup:] + noise], dim=1)
 
-    handle = parts.block(model, layer).register_forward_hook(hook)
-    try:
-        return model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -keep:]
-    finally:
-        handle.remove()
+    block = parts.block(model, layer)
+    return whole_forward(model, row, block, lambda m, a, output: changed_output(output, add))[-keep:]
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -41,22 +48,19 @@ def test_logits_equal_the_whole_model_s(architecture, cached, monkeypatch):
     model = tiny_model(architecture, torch.float64)
     parts, before = anatomy(model), weights_of(model)
     generator = torch.Generator().manual_seed(0)
-    for shapes in SHAPES.values():
+    for layer, (name, shapes) in zip((2, 0, 1, 0, LAYERS - 1), SHAPES.items(), strict=True):
         rows = [random_ids(generator, n) for n, _ in shapes]
         lookups = [k for _, k in shapes]
-        for layer in (0, 2, LAYERS - 1):
-            tail = Tail(model, parts, layer, rows, lookups)
-            assert (tail._cache is not None) == (cached and max(lookups) > 0)
-            moved = tail.hidden.clone()
-            noises = []
-            for i, (row, lookup) in enumerate(zip(rows, lookups, strict=True)):
-                noises.append(torch.randn(len(row) - lookup, WIDTH, generator=generator, dtype=torch.float64))
-                moved[i, tail.columns[i] :] += noises[i]
-            for _ in range(2):  # a second call must not see the first one's keys and values
-                logits = tail.logits(moved, keep=3)
-                for i, (row, lookup) in enumerate(zip(rows, lookups, strict=True)):
-                    expected = whole_logits(model, parts, layer, row, lookup, noises[i], min(3, len(row) - lookup))
-                    torch.testing.assert_close(logits[i, -len(expected) :], expected, atol=1e-10, rtol=0)
+        tail = Tail(model, parts, layer, rows, lookups)
+        assert (tail._cache is not None) == (cached and max(lookups) > 0)
+        moved, expected = tail.hidden.clone(), []
+        for i, (row, lookup) in enumerate(zip(rows, lookups, strict=True)):
+            noise = torch.randn(len(row) - lookup, WIDTH, generator=generator, dtype=torch.float64)
+            moved[i, tail.columns[i] :] += noise
+            expected.append(whole_logits(model, parts, layer, row, lookup, noise, min(3, len(row) - lookup)))
+        for _ in range(2):  # a second call must not see the first one's keys and values
+            for own, right in zip(tail.logits(moved, keep=3), expected, strict=True):
+                torch.testing.assert_close(own[-len(right) :], right, atol=1e-10, rtol=0, msg=name)
     assert_untouched(model, before)
 
 

@@ -95,9 +95,15 @@ def anatomy(model: nn.Module) -> Anatomy:
     blocks, modules = max(lists, key=lambda pair: len(pair[1]))
     path = _down_projection(modules[0])
     assert path is not None
-    weight = modules[0].get_submodule(path).weight
-    if not weight.is_floating_point():
+    weight: Any = modules[0].get_submodule(path).weight
+    if not weight.is_floating_point() or weight.ndim != 2:
         raise UserError(f"{blocks}.0.{path} holds {weight.dtype} weights", "load the model without quantisation")
+    other = next((i for i, block in enumerate(modules) if _down_projection(block) != path), None)
+    if other is not None:
+        raise UserError(
+            f"block {other} of {blocks} has no {path}, as block 0 has",
+            "mixture-of-experts models are not supported; use a dense model",
+        )
     transposed = type(modules[0].get_submodule(path)).__name__ == "Conv1D"
     d_model, d_mlp = weight.shape[::-1] if transposed else weight.shape
     return Anatomy(blocks, path, len(modules), int(d_model), int(d_mlp), transposed)

@@ -20,6 +20,7 @@ class DemoConfig:
         batch_size: rows per forward pass.
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
         max_new_tokens: length of a free answer.
+        keys_per_dimension: how much text the editor's second moments are taken of, if it uses them.
     """
 
     model: str = "default"
@@ -32,37 +33,4 @@ class DemoConfig:
     batch_size: int = 32
     device: str | None = None
     max_new_tokens: int = 24
-
-
-@dataclass(frozen=True)
-class EditConfig:
-    """What `unlearn-eval edit` does.
-
-    Attributes:
-        model, device: as in `DemoConfig`.
-        dtype: `auto`, `float32`, `bfloat16`, `float16`.
-        editor: the method.
-        forget: the forget set: a name or a file (see `forget_sets`).
-        output: the folder of the edit.
-        target: `idk`, `pool`, or a sentence.
-        ids: only these items.
-        limit: only so many items, chosen by the seed.
-        chat: ask through the chat template; None does if the model has one.
-        n_contexts: how many sampled openings stand before the question in further prompts.
-        seed: of everything random.
-        options: the method's own settings, by name.
-    """
-
-    model: str
-    forget: str
-    output: str
-    editor: str = "memit"
-    target: str = "idk"
-    ids: tuple[str, ...] = ()
-    limit: int | None = None
-    chat: bool | None = None
-    n_contexts: int = 3
-    seed: int = 0
-    device: str | None = None
-    dtype: str = "float32"
-    options: tuple[tuple[str, str], ...] = ()
+    keys_per_dimension: float = 15.0

@@ -11,6 +11,7 @@ import torch
 
 from unlearn_eval import prompts
 from unlearn_eval.errors import UserError
+from unlearn_eval.provenance import sha256_of_file
 from unlearn_eval.results import read_jsonl
 
 SELF = "self"
@@ -50,8 +51,7 @@ def token_sequences(
     if path.suffix == ".jsonl":
         yield from _conversations(path, tokenizer, n_tokens, batch_size)
         return
-    if not path.is_file():
-        raise UserError(f"the text for second moments, {path}, does not exist", "give a text file, or 'self'")
+    source_key(source)
     ids = prompts.encode_prompt(path.read_text(encoding="utf-8"), tokenizer)[:n_tokens]
     if len(ids) < 2:
         raise UserError(f"{path} holds no text", "give a longer text file, or 'self'")
@@ -59,6 +59,16 @@ def token_sequences(
     for i in range(0, len(rows), batch_size):
         part = rows[i : i + batch_size]
         yield Sequences(part, [0] * len(part))
+
+
+def source_key(source: str) -> str:
+    """What a source's text is known by: its name if the model writes it, else the file's SHA-256."""
+    if source == SELF:
+        return SELF
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise UserError(f"the text for second moments, {path}, does not exist", "give a text file, or 'self'")
+    return sha256_of_file(path)
 
 
 def _conversations(path: Path, tokenizer: Any, n_tokens: int, batch_size: int) -> Iterator[Sequences]:

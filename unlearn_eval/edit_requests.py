@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,15 +45,15 @@ def build_requests(
         labels = prompts.answer_labels(text, prompt_ids, target, tokenizer, chat)
         if not labels.n_answer:
             raise UserError(f"item {item.id}: the target {target!r} has no tokens", "give a sentence as target")
-        if max_length and len(prompt_ids) + len(labels.ids) > max_length:
-            raise UserError(
-                f"item {item.id}: question and target have {len(prompt_ids) + len(labels.ids)} tokens, "
-                f"the model's context {max_length}",
-                "leave the item out (--ids) or shorten it",
-            )
         others = [
             encode_with_lookup(f"{context} {item.question}", item.subject, tokenizer, chat) for context in contexts
         ]
+        n_tokens = max(len(ids) for ids, _ in [(prompt_ids, lookup), *others]) + len(labels.ids)
+        if max_length and n_tokens > max_length:
+            raise UserError(
+                f"item {item.id}: question and target have {n_tokens} tokens, the model's context {max_length}",
+                "leave the item out (--ids) or shorten it",
+            )
         requests.append(
             EditRequest(
                 id=item.id,
@@ -91,14 +92,22 @@ def encode_with_lookup(question: str, subject: str | None, tokenizer: Any, chat:
 def _content_end(question: str, subject: str | None) -> int:
     """Where, in the question, the subject's last occurrence ends, or its last word."""
     if subject:
+        if subject not in question:
+            raise UserError(
+                f"the subject {subject!r} does not stand in the question {question!r}",
+                "write the subject exactly as in the question, or leave it out",
+            )
         return question.rindex(subject) + len(subject)
-    return len(question.rstrip(string.punctuation + string.whitespace + "？。！¿¡…")) or len(question)
+    end = len(question)
+    while end and (question[end - 1] in string.punctuation or unicodedata.category(question[end - 1])[0] in "PZC"):
+        end -= 1  # punctuation, spaces and control characters of every script
+    return end or len(question)
 
 
 def _token_at(text: str, character: int, ids: list[int], tokenizer: Any) -> int:
     """The index of the token that holds a character."""
     if getattr(tokenizer, "is_fast", False):
-        bos = getattr(tokenizer, "bos_token", None)
+        bos = str(getattr(tokenizer, "bos_token", None) or "")
         special = not (bool(bos) and text.startswith(bos))
         encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         if list(encoded["input_ids"])[: len(ids)] == ids:

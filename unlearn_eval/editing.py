@@ -77,7 +77,7 @@ def make_edit(
             "contexts": contexts,
         },
         seed=seed,
-        versions=provenance()["versions"],
+        versions=provenance()["packages"],
         seconds=round(time.monotonic() - started, 2),
         peak_memory_bytes=peak_memory_bytes(),
     )

@@ -139,12 +139,12 @@ class LowRankEdit:
         from safetensors.torch import save_file
 
         folder = Path(folder)
-        thin = {name: _compact(u, v) for name, (u, v) in self.factors.items()}
+        thin = {name: _compact(u.cpu().double(), v.cpu().double()) for name, (u, v) in self.factors.items()}
         rank = max([1, *(u.shape[1] for u, _ in thin.values())])
         tensors = {}
         for name, (u, v) in thin.items():
-            tensors[f"{_PREFIX}{name}.lora_A.weight"] = _padded(v, rank, 0).cpu().float().contiguous()
-            tensors[f"{_PREFIX}{name}.lora_B.weight"] = _padded(u, rank, 1).cpu().float().contiguous()
+            tensors[f"{_PREFIX}{name}.lora_A.weight"] = _padded(v, rank, 0).float().contiguous()
+            tensors[f"{_PREFIX}{name}.lora_B.weight"] = _padded(u, rank, 1).float().contiguous()
 
         def fill(target: Path) -> None:
             save_file(tensors, str(target / ADAPTER), metadata={"format": "pt"})
@@ -209,9 +209,13 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         )
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, files = description["schema_version"], description["files"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}", "make the edit again") from error
+        version = int(description["schema_version"])
+        if version <= SCHEMA_VERSION:
+            kind, files = description["kind"], dict(description["files"])
+            if kind == "low_rank" and not {ADAPTER, ADAPTER_CONFIG} <= set(files):
+                raise ValueError(f"it does not list {ADAPTER} and {ADAPTER_CONFIG}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}", "make the edit again") from error
     if version > SCHEMA_VERSION:
         raise UserError(f"{folder} was written in format {version}, newer than {SCHEMA_VERSION}", "update unlearn-eval")
     for name, digest in files.items():
@@ -297,7 +301,9 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _write_folder(folder: Path, kind: str, info: EditInfo, fill: Any) -> Path:
-    """Write a folder beside its place, describe it, and move it there."""
+    """Write a folder beside its place, describe it, and move it there; what was there goes only when that is done."""
+    from safetensors import SafetensorError
+
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / DESCRIPTION).is_file())):
         raise UserError(f"{folder} exists and is not an edit", "give another --output")
     try:
@@ -307,17 +313,31 @@ def _write_folder(folder: Path, kind: str, info: EditInfo, fill: Any) -> Path:
         raise UserError(f"cannot write the edit to {folder}: {error}", "give another --output") from error
     try:
         fill(temporary)
-        files = {path.name: sha256_of_file(path) for path in sorted(temporary.iterdir())}
+        paths = sorted(path for path in temporary.rglob("*") if path.is_file())  # several chat templates: a folder
+        files = {path.relative_to(temporary).as_posix(): sha256_of_file(path) for path in paths}
         description = {"schema_version": SCHEMA_VERSION, "kind": kind, "info": asdict(info), "files": files}
         _write_json(temporary / DESCRIPTION, description)
         os.chmod(temporary, 0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except OSError as error:
+        _put_in_place(temporary, folder)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         raise UserError(
             f"cannot write the edit to {folder}: {error}", "free some space or give another --output"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; an older folder stands aside until that has worked."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    aside = new.with_name(new.name + ".old")
+    folder.rename(aside)
+    try:
+        new.rename(folder)
+    except BaseException:
+        aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

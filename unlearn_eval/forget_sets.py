@@ -131,18 +131,23 @@ def item_from_record(record: Mapping[str, Any], position: int = 0) -> ForgetItem
     """An item from a record of our facts, of TOFU, or with the field names of `ForgetItem`."""
     perturbed = record.get("perturbed_answers") or record.get("wrong_answers") or record.get("perturbed_answer") or ()
     paraphrases = record.get("paraphrases") or record.get("paraphrased_question") or ()
-    subject = record.get("subject") or None
-    if subject and str(subject) not in str(record["question"]):
+    own_id = record.get("id")
+    name = str(position if own_id in (None, "") else own_id)
+    for field in ("question", "answer"):
+        if record[field] is None or not str(record[field]).strip():
+            raise UserError(f"item {name}: its {field} is empty", "every item needs question and answer")
+    subject = str(record.get("subject") or "").strip()
+    if subject not in str(record["question"]):
         raise UserError(
-            f"item {record.get('id', position)}: its subject {subject!r} does not stand in its question",
+            f"item {name}: its subject {subject!r} does not stand in its question",
             "write the subject exactly as in the question, or leave it out",
         )
     return ForgetItem(
-        id=str(record.get("id", position)),
+        id=name,
         question=str(record["question"]),
         answer=str(record["answer"]),
         aliases=_texts(record.get("aliases")),
-        subject=str(subject) if subject else None,
+        subject=subject or None,
         paraphrases=_texts(paraphrases),
         perturbed_answers=_texts(perturbed),
         group=str(record["group"]) if record.get("group") else None,
@@ -153,8 +158,9 @@ def _texts(value: Any) -> tuple[str, ...]:
     if not value:
         return ()
     if isinstance(value, str):
-        return tuple(part.strip() for part in value.split("|"))
-    return tuple(map(str, value))
+        value = value.split("|")
+    texts = (str(part).strip() for part in (value if isinstance(value, list | tuple) else [value]))
+    return tuple(text for text in texts if text)  # an empty alias would stand in every answer
 
 
 def _from_file(path: Path) -> ForgetSet:
@@ -165,12 +171,20 @@ def _from_file(path: Path) -> ForgetSet:
         return ForgetSet(str(path), tuple(item_from_record(r, i) for i, r in enumerate(records)))
     if not path.is_file():
         raise UserError(f"the forget set {path} does not exist", "give the path of a JSONL or CSV file")
+    rows = []
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    for i, row in enumerate(rows):
-        missing = [field for field in ("question", "answer") if not row.get(field)]
-        if missing:
-            raise UserError(f"{path}, line {i + 2}: no {missing[0]}", "every row needs question and answer")
+        reader = csv.DictReader(file)
+        try:
+            for row in reader:
+                if missing := [field for field in ("question", "answer") if not (row.get(field) or "").strip()]:
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: no {missing[0]}", "every row needs question and answer"
+                    )
+                rows.append(row)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(
+                f"{path}, after line {reader.line_num}: not CSV in UTF-8 ({error})", "save it as UTF-8"
+            ) from error
     return ForgetSet(str(path), tuple(item_from_record(row, i) for i, row in enumerate(rows)))
 
 

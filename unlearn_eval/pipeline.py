@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def run_demo(config: DemoConfig, say: Say, progress: Any) -> tuple[Result, Resul
     before = _evaluate(folder / "before.json", config, lm, loaded, None)
 
     say(f"4/6  editing with {config.editor}")
-    edit = _edit(folder / "edit", config, loaded, forget, progress)
+    edit = _edit(folder, config, loaded, forget, retain, progress)
 
     say("5/6  evaluating the edited model")
     after = _evaluate(folder / "after.json", config, lm, loaded, edit)
@@ -152,16 +153,18 @@ def _evaluate(path: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, edit
         return read_result(path)
     created, started = utc_now(), time.monotonic()
     metadata = {"split": str(path.parent / "split.json")}
-    options = {"apply_chat_template": _chats(lm), "metadata": metadata, "seed": config.seed}
-    generation = {"max_gen_toks": config.max_new_tokens}
     if edit is not None:
         check_base(edit.info, loaded.model)
-        with applied(edit, loaded.model):
-            weights = hash_weights(loaded.model)
-            found = evaluate(lm, [TASK], gen_kwargs=generation, **options)
-    else:
+    with applied(edit, loaded.model) if edit is not None else nullcontext():
         weights = hash_weights(loaded.model)
-        found = evaluate(lm, [TASK], gen_kwargs=generation, **options)
+        found = evaluate(
+            lm,
+            [TASK],
+            apply_chat_template=_chats(lm),
+            metadata=metadata,
+            gen_kwargs={"max_gen_toks": config.max_new_tokens},
+            seed=config.seed,
+        )
     result = Result(
         kind="demo",
         status="complete",
@@ -197,14 +200,32 @@ def describe_model(loaded: LoadedModel, weights: Any) -> dict[str, Any]:
     }
 
 
-def _edit(folder: Path, config: DemoConfig, loaded: LoadedModel, forget: ForgetSet, progress: Any) -> Any:
+def _edit(
+    folder: Path, config: DemoConfig, loaded: LoadedModel, forget: ForgetSet, retain: list[str], progress: Any
+) -> Any:
+    """The edit; what it should keep is estimated on the facts of neither list, as the model answered them."""
     from unlearn_eval.editing import make_edit
     from unlearn_eval.edits import load_edit
 
-    if not (folder / "edit.json").is_file():
-        made = make_edit(loaded, forget, config.editor, target=config.target, seed=config.seed, progress=progress)
-        made.save(folder, loaded.tokenizer, loaded.model.config)
-    return load_edit(folder)
+    if not (folder / "edit" / "edit.json").is_file():
+        used = {item.id for item in forget} | set(retain)
+        questions = {item.id: item.question for item in facts()}
+        others = [r for r in read_jsonl(folder / "asked.jsonl") if r["id"] not in used]
+        random.Random(config.seed).shuffle(others)
+        lines = [{"question": questions[r["id"]], "answer": r["generated"]} for r in others if r["generated"]]
+        text = folder / "conversations.jsonl"
+        write_all({text.name: "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)}, folder)
+        made = make_edit(
+            loaded,
+            forget,
+            config.editor,
+            {"text": str(text), "keys_per_dimension": str(config.keys_per_dimension)},
+            target=config.target,
+            seed=config.seed,
+            progress=progress,
+        )
+        made.save(folder / "edit", loaded.tokenizer, loaded.model.config)
+    return load_edit(folder / "edit")
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -52,7 +52,7 @@ def render(question: str, tokenizer: Any, chat: bool, system: str | None = None)
 
 def encode_prompt(text: str, tokenizer: Any) -> list[int]:
     """The prompt's ids with exactly one BOS, whether or not the template has already written one."""
-    bos = getattr(tokenizer, "bos_token", None)
+    bos = str(getattr(tokenizer, "bos_token", None) or "")
     starts_with_bos = bool(bos) and text.startswith(bos)
     ids = list(tokenizer.encode(text, add_special_tokens=not starts_with_bos))
     eos = getattr(tokenizer, "eos_token_id", None)
@@ -124,9 +124,10 @@ def open_unlearning_labels(
     the seam is no label; whatever the template writes after the answer is a label; and an end of sequence is
     added unless the text already ends in one. Its plain prompt ends in a space.
     """
-    if chat:
+    if chat:  # the template alone says whether there is a BOS
         suffix = _after_answer(tokenizer, template_options)
-        prompt_ids, whole = encode(prompt), encode(prompt + answer + suffix)
+        prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+        whole = tokenizer.encode(prompt + answer + suffix, add_special_tokens=False)
     else:
         prompt = prompt if prompt.endswith(" ") else prompt + " "
         prompt_ids, whole = encode(prompt)[:512], encode(prompt + answer)[:512]

@@ -70,6 +70,8 @@ def score_answers(
         moments: also the mean and variance of ln p over the vocabulary.
         progress: called with the number of rows done since the last call.
     """
+    if not all(query.prompt_ids and query.label_ids for query in queries):
+        raise ValueError("a query needs at least one prompt token, by which its first label is predicted, and one label")
     scores: list[AnswerScore | None] = [None] * len(queries)
     size = batch_size if callable(batch_size) else lambda done: batch_size
     shared = any(q.masked_token is None for q in queries) and keeps_plain_cache(model)
@@ -165,8 +167,7 @@ def _score_flat(
     rows = [row for group in unit for row in group]
     for batch in _chunks(rows, batch_size):
         masked = queries[batch[0]].masked_token
-        last = None if masked is not None else -1
-        inputs = [(*queries[row].prompt_ids, *queries[row].label_ids)[:last] for row in batch]
+        inputs = [(*queries[row].prompt_ids, *queries[row].label_ids[:-1]) for row in batch]
         ids, mask = pad(inputs, "right", model.device, filler=masked or 0)
         options = {} if masked is None else {"attention_mask": (ids != masked).long()}
         logits = model(input_ids=ids, use_cache=False, **options).logits
@@ -180,15 +181,13 @@ def _read(
 ) -> Iterator[AnswerScore]:
     """Read the labels' scores from logits (R, L, V); row r's labels are predicted from position starts[r] on."""
     for row, (start, label_ids) in enumerate(zip(starts, labels, strict=True)):
-        if start < 0:  # a sequence's first token is predicted by nothing
-            raise ValueError("a query needs at least one prompt token")
         part = logits[row, start : start + len(label_ids)]
         step = max(1, MAX_LOGITS // part.shape[-1])
         pieces = [
             _read_positions(part[i : i + step], label_ids[i : i + step], moments)
             for i in range(0, len(label_ids), step)
         ]
-        columns = [sum(column, []) for column in zip(*pieces, strict=True)]
+        columns: list[list[Any]] = [sum(column, []) for column in zip(*pieces, strict=True)]
         yield AnswerScore(*columns) if moments else AnswerScore(*columns[:3])
 
 

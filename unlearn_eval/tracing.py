@@ -68,13 +68,14 @@ def trace(
 
 
 class Tail:
-    """The part of a model above block `layer`, for a fixed batch of rows, from each row's look-up token on.
+    """The part of a model above block `layer`, for a fixed batch of rows, from (at least) each look-up token on.
 
     Nothing before the look-up token can change (attention is causal), so the keys and values of those
-    positions are computed once. What block `layer` outputs from the look-up token on is kept in `hidden`;
-    `logits` runs only the blocks above on any replacement of it. Embeddings, masks, positions, final norm and
-    head stay the model's own business: the lower blocks are merely told to hand their input on, so this holds
-    for every architecture. A model without a plain key-value cache is run on whole rows instead.
+    positions are computed once. What block `layer` outputs on the last S positions is kept in `hidden`; S is just
+    enough for every row's look-up token. `logits` runs only the blocks above on any replacement of it. Embeddings,
+    masks, positions, final norm and head stay the model's own business: the lower blocks are merely told to hand
+    their input on, so this holds for every architecture. A model without a plain key-value cache is run on whole
+    rows instead.
 
     Args:
         model: a causal language model in eval mode.
@@ -98,7 +99,12 @@ class Tail:
     ) -> None:
         self.model, self.anatomy, self.layer = model, anatomy, layer
         self._cache: Any = None
-        cut = lookups if max(lookups) > 0 and keeps_plain_cache(model) else [0] * len(rows)
+        # Every row is cut at the same distance from its end, so that no padding stands between a row's prefix and
+        # its tail: sliding windows count columns, not tokens.
+        width = max(len(row) - k for row, k in zip(rows, lookups, strict=True))
+        cut = [max(0, len(row) - width) for row in rows]
+        if not any(cut) or not keeps_plain_cache(model):
+            cut = [0] * len(rows)
         ids, mask = pad([row[k:] for row, k in zip(rows, cut, strict=True)], "left", model.device)
         lengths = mask.sum(-1)
         offset = torch.tensor([k - c for k, c in zip(lookups, cut, strict=True)], device=model.device)

@@ -8,6 +8,7 @@ A reference is a file: our result of the task (with its samples beside it), the 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any
 from unlearn_eval.errors import UserError
 
 REFERENCE_VARIABLE = "UNLEARN_EVAL_RETAIN_REFERENCE"
+ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
+OPEN_UNLEARNING_KEYS = frozenset({"forget_truth_ratio", *ATTACKS})
 ABSENT = f"no retain reference (give --metadata retain_reference or set {REFERENCE_VARIABLE})"
 
 
@@ -55,8 +58,8 @@ def read_reference(path: Path) -> RetainReference:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"the retain reference {path} is not JSON: {error}", "was its run cut off?") from error
-    read = _from_open_unlearning if "forget_truth_ratio" in content else _from_result
-    reference = read(content, path)
+    foreign = isinstance(content, dict) and OPEN_UNLEARNING_KEYS & content.keys()
+    reference = _from_open_unlearning(content, path) if foreign else _from_result(path)
     if not reference.log_truth_ratios and not reference.aucs:
         raise UserError(
             f"{path} holds neither truth ratios of forget items nor membership AUCs",
@@ -65,7 +68,7 @@ def read_reference(path: Path) -> RetainReference:
     return reference
 
 
-def _from_result(content: Any, path: Path) -> RetainReference:
+def _from_result(path: Path) -> RetainReference:
     from unlearn_eval.results import read_result, read_samples
 
     result = read_result(path)
@@ -96,15 +99,22 @@ def _ratios_of(samples: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _from_open_unlearning(content: Any, path: Path) -> RetainReference:
+def _from_open_unlearning(content: Mapping[str, Any], path: Path) -> RetainReference:
     """OpenUnlearning stores raw ratios by position in the split; ours are called `forget/POSITION`."""
-    import math
-
-    scores = content["forget_truth_ratio"].get("value_by_index", {})
-    ratios = {f"forget/{i}": math.log(max(item["score"], 1e-300)) for i, item in scores.items()}
-    aucs = {
-        f"{name}_auc": float(content[name]["agg_value"])
-        for name in ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
-        if isinstance(content.get(name), dict) and content[name].get("agg_value") is not None
-    }
+    try:
+        scores = content.get("forget_truth_ratio", {}).get("value_by_index", {})
+        ratios = {
+            f"forget/{i}": math.log(max(float(item["score"]), 1e-300))
+            for i, item in scores.items()
+            if item["score"] is not None
+        }
+        aucs = {
+            f"{name}_auc": float(content[name]["agg_value"])
+            for name in ATTACKS
+            if content.get(name, {}).get("agg_value") is not None
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not as OpenUnlearning writes it: {type(error).__name__}: {error}", "name its TOFU_EVAL.json"
+        ) from error
     return RetainReference(ratios, aucs, str(path))

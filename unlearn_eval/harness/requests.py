@@ -12,6 +12,7 @@ variances`; or `unscored`, the reason why there is nothing.
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from typing import Any
 
 from unlearn_eval import prompts
@@ -56,6 +57,8 @@ def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False
 
     from unlearn_eval.scoring import Query, score_answers
 
+    if self.backend != "causal":  # an encoder-decoder reads prompt and answer apart
+        return from_loglikelihood(self, requests, disable_tqdm)
     responses: list[dict[str, Any]] = [{} for _ in requests]
     queries: list[Query] = []
     owners: list[int] = []
@@ -123,7 +126,8 @@ def _batch_size(lm: Any, queries: list[Any]) -> Any:
         ((None, list(query.prompt_ids), list(query.label_ids)) for query in queries),
         key=lambda item: -len(item[1]) - len(item[2]),
     )
-    lm.batch_sizes = {}
+    # lm-eval looks up the schedule before the current one, which a large batch may have jumped over.
+    lm.batch_sizes = defaultdict(int)
 
     def size(done: int) -> int:
         if len(queries) <= lm.batch_schedule:
@@ -140,28 +144,33 @@ def from_loglikelihood(self: Any, requests: list[Any], disable_tqdm: bool = Fals
     """
     import copy
 
-    plain = []
+    name = type(self).__name__
+    responses: list[dict[str, Any]] = []
+    plain, counts = [], []
     for request in requests:
         context, answer, opts = request.args
         spaced = answer if opts["chat"] or context[-1:].isspace() else prompts.PLAIN_DELIMITER + answer
-        clone = copy.copy(request)
-        clone.arguments = (context, spaced)
-        plain.append(clone)
-    responses = []
-    for request, (total, greedy) in zip(plain, self.loglikelihood(plain), strict=True):
-        n = _count_tokens(self, *request.arguments)
-        if not n:
-            responses.append({"unscored": f"{type(self).__name__} does not say how many tokens an answer has"})
-            continue
-        responses.append(
-            {
-                "mean_nll": -float(total) / n,
-                "all_hit": bool(greedy),
-                "n_answer": n,
-                "text": request.arguments[1].strip(),
-                "partial": f"{type(self).__name__} gives loglikelihoods only, without the end token",
-            }
-        )
+        n = _count_tokens(self, context, spaced) if answer.strip() else 0
+        if n:
+            clone = copy.copy(request)
+            clone.arguments = (context, spaced)
+            plain.append(clone)
+            counts.append(n)
+            responses.append({"n_answer": n, "text": answer})
+        else:
+            untold = f"{name} does not say how many tokens an answer has"
+            responses.append({"unscored": untold if answer.strip() else "the answer has no tokens"})
+    try:
+        totals = self.loglikelihood(plain) if plain else []
+    except NotImplementedError:
+        return [{"unscored": f"{name} gives no loglikelihoods"} for _ in requests]
+    scored = (response for response in responses if "unscored" not in response)
+    for response, n, (total, greedy) in zip(scored, counts, totals, strict=True):
+        response |= {
+            "mean_nll": -float(total) / n,
+            "all_hit": bool(greedy),
+            "partial": f"{name} gives loglikelihoods only, without the end token",
+        }
     return responses
 
 

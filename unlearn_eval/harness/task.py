@@ -78,7 +78,8 @@ class OverAll:
 
     def aggregate(self, items: Sequence[Scores]) -> tuple[float | None, float | None, str | None]:
         """(value, standard error, reason why there is no value)."""
-        return self.function(list(items))
+        # Several processes hand their documents in by turns: an interval drawn at random must not depend on it.
+        return self.function(sorted(items, key=lambda item: str(item["id"])))
 
 
 Metric = Mean | OverAll
@@ -151,6 +152,7 @@ class UnlearningTask(ConfigurableTask):
         raise NotImplementedError
 
     needs_moments = False
+    _asks_bare = False
 
     # What lm-eval asks -------------------------------------------------------------------------------------
 
@@ -174,6 +176,16 @@ class UnlearningTask(ConfigurableTask):
         self.data_hash = hashlib.sha256(json.dumps(documents, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
         self.split_sizes = {split: len(documents) for split, documents in by_split.items()}
         self.dataset = {"test": datasets.Dataset.from_list(documents)}
+
+    def fewshot_context(self, doc: Document, num_fewshot: int, *args: Any, **options: Any) -> Any:
+        """The prompt; with a chat template the question as it is, which is what editors teach and others ask."""
+        one_turn = num_fewshot > 0 and not options.get("fewshot_as_multiturn")  # examples need their labels there
+        self._asks_bare = bool(options.get("apply_chat_template")) and not one_turn
+        return super().fewshot_context(doc, num_fewshot, *args, **options)
+
+    def doc_to_text(self, doc: Document, doc_to_text: Any = None) -> Any:
+        """The user's message: the question in a chat, else what the YAML says (`Question: ... Answer:`)."""
+        return doc["question"] if self._asks_bare else super().doc_to_text(doc, doc_to_text)
 
     def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> list[Instance]:
         """A generation for each question, and an `answer_logprobs` request for each answer."""

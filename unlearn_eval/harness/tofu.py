@@ -18,6 +18,14 @@ from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, U
 HUB_ID = "locuslab/TOFU"
 FORGET_SPLITS = {"forget01": "holdout01", "forget05": "holdout05", "forget10": "holdout10"}
 UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
+# The fields of each split beside question and answer; without a paraphrase the answer itself is the `correct`
+# of the truth ratio.
+FIELDS = {
+    "forget": ("paraphrased_answer", "perturbed_answer"),
+    "retain": ("paraphrased_answer", "perturbed_answer"),
+    "real_authors": ("perturbed_answer",),
+    "world_facts": ("perturbed_answer",),
+}
 RESAMPLES = 1000
 
 
@@ -35,7 +43,7 @@ class TofuTask(UnlearningTask):
             "real_authors": "real_authors",
             "world_facts": "world_facts",
         }
-        return {split: _perturbed(split, f"{name}_perturbed") for split, name in names.items()}
+        return {split: _documents(split, f"{name}_perturbed", FIELDS[split]) for split, name in names.items()}
 
     def answers(self, document: Document) -> dict[str, tuple[str, str]]:
         """The true answer, its paraphrase where there is one, and the wrong answers."""
@@ -94,8 +102,8 @@ class TofuPrivacyTask(UnlearningTask):
         """The forget set and the holdout set of the same size."""
         forget = _forget_split(metadata)
         return {
-            "forget": _perturbed("forget", f"{forget}_perturbed"),
-            "holdout": _plain("holdout", FORGET_SPLITS[forget]),
+            "forget": _documents("forget", f"{forget}_perturbed"),
+            "holdout": _documents("holdout", FORGET_SPLITS[forget]),
         }
 
     def questions(self, document: Document) -> dict[str, str]:
@@ -141,32 +149,24 @@ def _forget_split(metadata: Mapping[str, Any]) -> str:
     return name
 
 
-def _perturbed(split: str, name: str) -> list[Document]:
-    records = load_split("tofu", name, HUB_ID, ("question", "answer", "perturbed_answer"))
-    return [
-        {
-            "id": f"{split}/{i}",
-            "question": record["question"],
-            "answer": record["answer"],
-            "paraphrased_answer": record.get("paraphrased_answer") or "",
-            "perturbed_answers": list(record["perturbed_answer"]),
-        }
-        for i, record in enumerate(records)
-    ]
-
-
-def _plain(split: str, name: str) -> list[Document]:
-    records = load_split("tofu", name, HUB_ID, ("question", "answer"))
-    return [
-        {
-            "id": f"{split}/{i}",
-            "question": record["question"],
-            "answer": record["answer"],
-            "paraphrased_answer": "",
-            "perturbed_answers": [],
-        }
-        for i, record in enumerate(records)
-    ]
+def _documents(split: str, name: str, fields: tuple[str, ...] = ()) -> list[Document]:
+    """The documents of one split, with what `fields` names beside question and answer."""
+    records = load_split("tofu", name, HUB_ID, ("question", "answer", *fields))
+    documents = []
+    for i, record in enumerate(records):
+        wrong = record["perturbed_answer"] if "perturbed_answer" in fields else []
+        if not isinstance(wrong, list):
+            raise UserError(f"{name}, record {i + 1}: 'perturbed_answer' is not a list", "give a list of wrong answers")
+        documents.append(
+            {
+                "id": f"{split}/{i}",
+                "question": record["question"],
+                "answer": record["answer"],
+                "paraphrased_answer": record["paraphrased_answer"] if "paraphrased_answer" in fields else "",
+                "perturbed_answers": list(wrong),
+            }
+        )
+    return documents
 
 
 # Metrics of the set ----------------------------------------------------------------------------------------
@@ -225,10 +225,7 @@ def _privleak(items: list[Scores], reference: RetainReference | None) -> SetMetr
     if reference is None:
         return None, None, ABSENT
     if "mia_min_k_auc" not in reference.aucs:
-        raise UserError(
-            f"the retain reference {reference.path} has no mia_min_k_auc",
-            "evaluate the retain-only model with unlearn_tofu_privacy and name that result file",
-        )
+        return None, None, f"{reference.path} has no mia_min_k_auc (name a result of unlearn_tofu_privacy)"
     auc, _, reason = _auc(items, "mia_min_k")
     if auc is None:
         return None, None, reason

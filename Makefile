@@ -1,0 +1,51 @@
+# Two commands: `make demo` and `make test`. Everything happens in an environment of its own, .venv.
+#   make PYTHON=python3.12 demo     another Python (3.11 or newer)
+#   make PIP_FLAGS=... demo         options for pip, e.g. an index with CPU-only PyTorch on a machine without a GPU
+PYTHON    ?= python3
+VENV      ?= .venv
+PIP_FLAGS ?=
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+MODEL     := $(VENV)/.model
+PYTEST    := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+
+.PHONY: demo test test-all check format benchmark clean help
+
+demo: $(INSTALLED)  ## make a small model forget facts, and measure it
+	$(BIN)/unlearn-eval demo
+
+test: $(INSTALLED) $(MODEL)  ## the whole default suite
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu and not vllm" -n 2 --dist loadfile
+
+test-all: $(INSTALLED) $(MODEL)  ## the slow tests too
+	$(PYTEST) -m "not gpu and not vllm"
+
+check: $(INSTALLED)  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+benchmark: $(INSTALLED) $(MODEL)  ## start-up cost and evaluation throughput, into results/
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/throughput.py
+
+$(INSTALLED): pyproject.toml constraints.txt hatch_build.py unlearn_eval_autoload.pth
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(MODEL): $(INSTALLED)
+	$(BIN)/unlearn-eval fetch-model
+	@touch $@
+
+clean:  ## remove the environment (not the model cache)
+	rm -rf $(VENV)
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

@@ -1,0 +1,439 @@
+"""The tasks through lm-eval: numbers against the plain loop, lm-eval's own options, undefined and bad input, oracles."""
+
+import copy
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import TASKS, evaluate, hf, make_tiny, report, tofu_data, values, write_tofu
+from lm_eval.api.model import LM, TemplateLM
+from plain_loop import answer_numbers, our_ids, prompt_text, token_scores
+
+from unlearn_eval.edits import EditInfo, LowRankEdit, describe_base
+from unlearn_eval.errors import UserError
+from unlearn_eval.harness.models import EditedLM
+
+SHORT = {"gen_kwargs": {"max_gen_toks": 6}}
+TOLERANCE = 1e-4
+
+
+def close(got, expected, tolerance=TOLERANCE):
+    assert got == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+def check_samples(samples, model, tokenizer, chat):
+    """Every answer-level metric of the samples against the plain loop; returns the loop's numbers by id."""
+    expected = {}
+    for sample in samples:
+        document, split = sample["doc"], sample["doc"]["split"]
+        own = expected[document["id"]] = answer_numbers(model, tokenizer, document, chat)
+        if split == "forget":
+            for key in ("probability", "paraphrase_probability", "exact_memorization", "extraction_strength"):
+                close(sample[f"forget_{key}"], own[key])
+            close(sample["forget_truth_ratio"], own["truth_ratio_forget"])
+            close(math.exp(sample["forget_quality"]["log_truth_ratio"]), own["raw_truth_ratio"])
+        else:
+            close(sample[f"{split}_probability"], own["probability" if split == "retain" else "normalised"])
+            close(sample[f"{split}_truth_ratio"], own["truth_ratio"])
+        others = {"forget", "retain", "real_authors", "world_facts"} - {split}
+        assert all(sample[f"{other}_{key}"] is None for other in others for key in ("probability", "rouge"))
+        check_generation(sample, model, tokenizer, chat)
+    return expected
+
+
+def check_generation(sample, model, tokenizer, chat):
+    """ROUGE of a plain greedy generation of the same length."""
+    from rouge_score import rouge_scorer
+
+    document, split = sample["doc"], sample["doc"]["split"]
+    prompt = tokenizer.encode(prompt_text(document["question"], tokenizer, chat), add_special_tokens=not chat)
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(SHORT["gen_kwargs"]["max_gen_toks"]):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+    said = tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    close(sample[f"{split}_rouge"], scorer.score(document["answer"], said)["rougeL"].recall)
+
+
+def check_aggregates(result, expected):
+    found = values(result)
+    mean = lambda split, key: np.mean([own[key] for i, own in expected.items() if i.startswith(f"{split}/")])
+    for key in ("probability", "paraphrase_probability", "exact_memorization", "extraction_strength"):
+        close(found[f"forget_{key}"], mean("forget", key))
+    close(found["forget_truth_ratio"], mean("forget", "truth_ratio_forget"))
+    for split in ("retain", "real_authors", "world_facts"):
+        close(found[f"{split}_probability"], mean(split, "probability" if split == "retain" else "normalised"))
+        close(found[f"{split}_truth_ratio"], mean(split, "truth_ratio"))
+    nine = [found[f"{s}_{k}"] for s in ("retain", "real_authors", "world_facts") for k in ("probability", "rouge")]
+    nine += [found[f"{s}_truth_ratio"] for s in ("retain", "real_authors", "world_facts")]
+    close(found["model_utility"], 0 if min(nine) == 0 else len(nine) / sum(1 / value for value in nine))
+
+
+# Numbers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("architecture", "chat", "batch_size", "side"),
+    [
+        ("llama", False, 1, "left"),
+        ("llama", False, 16, "right"),
+        ("llama", True, 1, "right"),
+        ("llama", True, 16, "left"),
+        ("gemma3", False, 16, "left"),
+        ("gemma3", True, 3, "right"),
+        ("gpt2", True, 16, "left"),
+        ("gpt_neox", False, 5, "right"),
+    ],
+)
+def test_tofu_is_the_plain_loop(tiny, tokenizer, tofu, architecture, chat, batch_size, side):
+    model, own = tiny(architecture), copy.deepcopy(tokenizer)
+    own.padding_side = side
+    result = evaluate(hf(model, own, batch_size=batch_size), apply_chat_template=chat, **SHORT)
+    samples = result["samples"]["unlearn_tofu"]
+    assert len(samples) == 4 + 4 + 3 + 3
+    check_aggregates(result, check_samples(samples, model, tokenizer, chat))
+    assert own.padding_side == side
+
+
+@pytest.mark.parametrize(("chat", "batch_size", "side"), [(False, 16, "left"), (True, 2, "right")])
+def test_privacy_is_the_plain_loop(tiny, tokenizer, tofu, chat, batch_size, side):
+    from sklearn.metrics import roc_auc_score
+
+    model, own = tiny("llama"), copy.deepcopy(tokenizer)
+    own.padding_side = side
+    result = evaluate(hf(model, own, batch_size=batch_size), "unlearn_tofu_privacy", apply_chat_template=chat)
+    samples = result["samples"]["unlearn_tofu_privacy"]
+    expected = [answer_numbers(model, tokenizer, sample["doc"], chat) for sample in samples]
+    is_holdout = [sample["doc"]["split"] == "holdout" for sample in samples]
+    assert sum(is_holdout) == 4 == len(samples) / 2
+    for name in ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus"):
+        for sample, own_numbers in zip(samples, expected, strict=True):
+            close(sample[f"{name}_auc"][name], own_numbers[name])
+        auc = roc_auc_score(is_holdout, [numbers[name] for numbers in expected])
+        close(values(result, "unlearn_tofu_privacy")[f"{name}_auc"], auc)
+    assert values(result, "unlearn_tofu_privacy")["privleak"] is None
+    assert "no retain reference" in report(result, "unlearn_tofu_privacy")["privleak"]["reason"]
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize(("chat", "batch_size", "side"), [(False, 16, "left"), (True, 3, "right")])
+def test_the_real_model_is_the_plain_loop(real_model, tofu, chat, batch_size, side):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(real_model)
+    own = AutoTokenizer.from_pretrained(real_model, padding_side=side)
+    lm = hf(model, own, batch_size=batch_size)
+    samples = evaluate(lm, apply_chat_template=chat, limit=4, **SHORT)["samples"]["unlearn_tofu"]
+    assert [sample["doc"]["split"] for sample in samples] == ["forget", "retain", "real_authors", "world_facts"]
+    check_samples(samples, model, tokenizer, chat)
+
+
+def test_facts(tiny, tokenizer):
+    """The shipped facts: probability of every wording, truth ratio, and whether the answer is said."""
+    model = tiny("llama")
+    chosen = {"forget": ["capital_of/france", "capital_of/japan"], "retain": ["capital_of/italy", "capital_of/kenya"]}
+    for chat in (False, True):
+        result = evaluate(hf(model, tokenizer), "unlearn_facts", chosen, apply_chat_template=chat, **SHORT)
+        for sample in result["samples"]["unlearn_facts"]:
+            document, split = sample["doc"], sample["doc"]["split"]
+            loss = lambda question, answer: np.mean(
+                token_scores(model, *our_ids(question, answer, tokenizer, chat))["token_nll"]
+            )
+            own = loss(document["question"], document["answer"])
+            close(sample[f"{split}_probability"], math.exp(-own))
+            if split == "forget":
+                reworded = [math.exp(-loss(text, document["answer"])) for text in document["paraphrases"]]
+                close(sample["forget_paraphrase_probability"], np.mean(reworded))
+            if split in ("forget", "retain"):
+                wrong = np.mean([loss(document["question"], text) for text in document["wrong_answers"]])
+                ratio = math.exp(own - wrong)
+                close(sample[f"{split}_truth_ratio"], min(ratio, 1 / ratio) if split == "forget" else max(0, 1 - ratio))
+        assert report(result, "unlearn_facts")["forget_accuracy"] == {"n": 2, "n_unscored": 0}
+        assert result["configs"]["unlearn_facts"]["metadata"]["split_sizes"]["retain"] == 2
+        assert "neighbors_accuracy" in values(result, "unlearn_facts")
+
+
+def test_in_a_chat_the_question_is_the_users_message(tiny, tokenizer, tofu):
+    """The same prompt as `unlearn_eval.prompts` gives to editors."""
+    from unlearn_eval import prompts
+
+    for chat in (False, True):
+        result = evaluate(hf(tiny("llama"), tokenizer), apply_chat_template=chat, limit=4, **SHORT)
+        for sample in result["samples"]["unlearn_tofu"]:
+            expected = prompts.render(sample["doc"]["question"], tokenizer, chat)
+            assert {arguments[0] for arguments in sample["arguments"]} == {expected}
+    result = evaluate(
+        hf(tiny("llama"), tokenizer), apply_chat_template=True, system_instruction="Be brief.", limit=1, **SHORT
+    )
+    (sample,) = result["samples"]["unlearn_tofu"]
+    assert sample["arguments"][0][0] == prompts.render(sample["doc"]["question"], tokenizer, True, "Be brief.")
+
+
+# Edited models ---------------------------------------------------------------------------------------------
+
+
+def small_edit(model, folder, name="model.layers.1.mlp.down_proj", scale=0.3):
+    weight = model.get_submodule(name).weight
+    transposed = type(model.get_submodule(name)).__name__ == "Conv1D"
+    d_out, d_in = weight.shape[::-1] if transposed else weight.shape
+    generator = torch.Generator().manual_seed(5)
+    u, v = torch.randn(d_out, 2, generator=generator), torch.randn(2, d_in, generator=generator)
+    edit = LowRankEdit(
+        {name: (scale * u, v)}, EditInfo("test", {}, base=describe_base(model, "tiny")), stored_transposed=transposed
+    )
+    edit.save(folder, model_config=model.config)
+    patched = copy.deepcopy(model)
+    with torch.no_grad():
+        delta = scale * u @ v
+        patched.get_submodule(name).weight += delta.T if transposed else delta
+    return patched
+
+
+def same_values(first, second, tolerance):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert (value is None) == (second[name] is None), name
+        if value is not None:
+            close(value, second[name], tolerance)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "module"), [("llama", "model.layers.1.mlp.down_proj"), ("gpt2", "transformer.h.1.mlp.c_proj")]
+)
+def test_edited_is_the_patched_model_and_peft(tiny, tiny_folder, tokenizer, tofu, tmp_path, architecture, module):
+    base = tiny_folder(architecture)
+    patched = small_edit(tiny(architecture), tmp_path / "edit", module)
+    options = {"pretrained": str(base), "device": "cpu", "batch_size": 4, "dtype": "float32"}
+    edited = values(evaluate(EditedLM(edit=str(tmp_path / "edit"), **options), **SHORT))
+    same_values(edited, values(evaluate(hf(patched, tokenizer), **SHORT)), 1e-5)
+    peft = evaluate("hf", model_args=options | {"peft": str(tmp_path / "edit")}, **SHORT)
+    same_values(edited, values(peft), TOLERANCE)
+    unedited = values(evaluate(hf(tiny(architecture), tokenizer), **SHORT))
+    assert abs(edited["forget_probability"] - unedited["forget_probability"]) > 1e-6
+    assert abs(edited["forget_truth_ratio"] - unedited["forget_truth_ratio"]) > 1e-3
+
+
+def test_an_edit_of_nothing_changes_nothing(tiny, tiny_folder, tokenizer, tofu, tmp_path):
+    small_edit(tiny("llama"), tmp_path / "edit", scale=0.0)
+    lm = EditedLM(str(tiny_folder("llama")), str(tmp_path / "edit"), device="cpu", batch_size=16, dtype="float32")
+    before = evaluate(hf(tiny("llama"), tokenizer), **SHORT)
+    same_values(values(evaluate(lm, **SHORT)), values(before), 0)
+    info = lm.get_model_info()
+    assert info["edit"] == str(tmp_path / "edit")
+    assert info["editor"] == "test"
+
+
+def test_edited_refuses_what_it_cannot_do(tiny, tiny_folder, tmp_path):
+    base = str(tiny_folder("llama"))
+    with pytest.raises(UserError, match="needs an edit"):
+        EditedLM(base, device="cpu")
+    small_edit(tiny("llama"), tmp_path / "edit")
+    with pytest.raises(UserError, match="takes no peft"):
+        EditedLM(base, str(tmp_path / "edit"), peft="x", device="cpu")
+    with pytest.raises(UserError, match="other weights"):
+        EditedLM(str(tiny_folder("llama", 1)), str(tmp_path / "edit"), device="cpu")
+
+
+def test_a_response_cache_of_another_model_is_refused(tiny, tiny_folder, tokenizer, tofu, tmp_path):
+    small_edit(tiny("llama"), tmp_path / "one")
+    small_edit(tiny("llama"), tmp_path / "two", scale=-0.3)
+    lm = lambda name: EditedLM(
+        str(tiny_folder("llama")), str(tmp_path / name), device="cpu", batch_size=16, dtype="float32"
+    )
+    run = lambda model, cache: values(evaluate(model, use_cache=str(tmp_path / cache), limit=4, **SHORT))
+    first = run(lm("one"), "own")
+    same_values(run(lm("one"), "own"), first, 0)  # its own cache is taken
+    with pytest.raises(UserError, match="another model's answers"):
+        run(lm("two"), "own")
+    run(hf(tiny("llama"), tokenizer), "of_hf")
+    with pytest.raises(UserError, match="another model's answers"):
+        run(lm("one"), "of_hf")
+
+
+# lm-eval's options -----------------------------------------------------------------------------------------
+
+
+def test_automatic_batch_size(tiny, tokenizer, tofu):
+    reference = values(evaluate(hf(tiny("llama"), tokenizer), **SHORT))
+    for size in ("auto", "auto:2", "auto:9"):
+        lm = hf(tiny("llama"), tokenizer, batch_size=size, max_batch_size=8)
+        same_values(values(evaluate(lm, **SHORT)), reference, TOLERANCE)
+
+
+def test_an_automatic_batch_may_jump_over_a_schedule(tiny, tokenizer, tofu, monkeypatch):
+    """lm-eval looks up the schedule before the current one, which does not exist if a batch jumped over it."""
+    sizes = iter([3, 5, 40, 40, 40, 40, 40, 40, 40])
+    lm = hf(tiny("llama"), tokenizer, batch_size="auto:8", max_batch_size=64)
+    monkeypatch.setattr(lm, "_detect_batch_size", lambda *args: next(sizes))
+    found = evaluate(lm, "unlearn_tofu_privacy")
+    reference = evaluate(hf(tiny("llama"), tokenizer), "unlearn_tofu_privacy")
+    same_values(values(found, "unlearn_tofu_privacy"), values(reference, "unlearn_tofu_privacy"), TOLERANCE)
+
+
+class RankedLM(type(hf) if False else object):
+    """Placeholder; see `ranked`."""
+
+
+def ranked(model, tokenizer, rank, shared):
+    """lm-eval's `hf` model that believes to be one of two processes, gathering through `shared`."""
+    lm = hf(model, tokenizer)
+
+    class Ranked(type(lm)):
+        rank = property(lambda self: self._rank)
+        world_size = property(lambda self: 2)
+
+        def _exchange(self, item):
+            shared["items"][self._rank] = item
+            shared["barrier"].wait(60)
+            items = list(shared["items"])
+            shared["barrier"].wait(60)
+            return items
+
+        def all_gather(self, tensor):
+            return torch.stack([torch.as_tensor(item) for item in self._exchange(tensor)])
+
+        def gather_object(self, obj, dst=0):
+            items = self._exchange(obj)
+            return items if self._rank == dst else None
+
+        def barrier(self):
+            shared["barrier"].wait(60)
+
+    lm.__class__, lm._rank, lm._world_size = Ranked, rank, 2
+    return lm
+
+
+@pytest.mark.parametrize("task", ["unlearn_tofu", "unlearn_tofu_privacy"])
+def test_two_processes_give_the_metrics_of_one(tiny, tokenizer, tofu, task):
+    model, shared = tiny("llama"), {"items": [None, None], "barrier": threading.Barrier(2)}
+    results = [None, None]
+
+    def work(rank):
+        results[rank] = evaluate(ranked(model, tokenizer, rank, shared), task, **SHORT)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert results[1] is None
+    alone = evaluate(hf(model, tokenizer), task, **SHORT)
+    assert len(results[0]["samples"][task]) == len(alone["samples"][task])
+    for key, value in alone["results"][task].items():  # standard errors too
+        if isinstance(value, float):
+            close(results[0]["results"][task][key], value, 1e-5)
+    assert report(results[0], task) == report(alone, task)
+
+
+def test_limit_takes_some_of_each_split(tiny, tokenizer, tofu):
+    result = evaluate(hf(tiny("llama"), tokenizer), limit=6, **SHORT)
+    splits = [sample["doc"]["split"] for sample in result["samples"]["unlearn_tofu"]]
+    assert splits == ["forget", "retain", "real_authors", "world_facts", "forget", "retain"]
+    assert report(result)["forget_probability"]["n"] == 2
+
+
+def environment(**more):
+    """For subprocesses: no network, few threads."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("UNLEARN_EVAL")}
+    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"} | more
+
+
+def python(code, cwd, **more):
+    return subprocess.run(
+        [sys.executable, *code], cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=200
+    )
+
+
+def test_the_plain_lm_eval_command_lists_our_tasks(tmp_path):
+    found = python(["-m", "lm_eval", "ls", "tasks"], tmp_path)
+    assert found.returncode == 0, found.stderr[-2000:]
+    for name in ("unlearn_tofu", "unlearn_tofu_forget01", "unlearn_tofu_privacy", "unlearn_facts"):
+        assert f"|{name} " in found.stdout
+
+
+def test_the_plain_lm_eval_command_runs_from_anywhere(tiny, tiny_folder, tokenizer, tofu, tmp_path):
+    small_edit(tiny("llama"), tmp_path / "edit")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    arguments = f"pretrained={tiny_folder('llama')},edit={tmp_path / 'edit'},dtype=float32"
+    command = ["-m", "lm_eval", "run", "--model", "edited", "--model_args", arguments, "--device", "cpu"]
+    command += ["--tasks", "unlearn_tofu,unlearn_tofu_privacy_forget05", "--limit", "8", "--log_samples"]
+    command += ["--output_path", "out", "--batch_size", "auto:2", "--num_fewshot", "0", "--apply_chat_template"]
+    command += ["--gen_kwargs", "max_gen_toks=6", "--metadata", '{"forget_split": "forget01"}']
+    found = python(command, elsewhere, UNLEARN_EVAL_DATA=str(tofu))
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert "forget_probability" in found.stdout
+    (path,) = (elsewhere / "out").rglob("results_*.json")
+    saved = json.loads(path.read_text())
+    assert saved["configs"]["unlearn_tofu"]["metadata"]["scoring"]["forget_quality"]["reason"]
+    assert saved["configs"]["unlearn_tofu"]["metadata"]["split_sizes"]["forget"] == 2
+    assert saved["results"]["unlearn_tofu"]["forget_quality,none"] is None
+    assert len(list((elsewhere / "out").rglob("samples_*.jsonl"))) == 2
+    lm = EditedLM(
+        str(tiny_folder("llama")), str(tmp_path / "edit"), device="cpu", batch_size=16, dtype="float32"
+    )
+    here = evaluate(lm, metadata={"forget_split": "forget01"}, apply_chat_template=True, limit=8, **SHORT)
+    same_values(values(saved), values(here), TOLERANCE)
+
+
+OTHER_TASK = """
+task: other_task
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {path}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_choice: "{{{{options}}}}"
+doc_to_target: gold
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+metadata: {{version: 1.0}}
+"""
+RUN_OTHER = """
+import json, sys
+import lm_eval, torch
+from lm_eval.tasks import TaskManager
+folder, model, ours = sys.argv[1:]
+names = ["other_task"] + (["unlearn_tofu"] if ours != "0" else [])
+paths = [folder] + ([ours] if ours != "0" else [])
+result = lm_eval.simple_evaluate(
+    model="hf", model_args={"pretrained": model, "dtype": "float32"}, device="cpu", batch_size=4, tasks=names,
+    task_manager=TaskManager(include_path=paths, include_defaults=False), gen_kwargs={"max_gen_toks": 2},
+)
+print("autoload" if "unlearn_eval.autoload" in sys.modules and sys.modules["unlearn_eval.autoload"].install.__doc__
+      and any(type(f).__name__ == "_Watcher" for f in sys.meta_path) else "ready", file=sys.stderr)
+print(json.dumps([{k: v for k, v in result["results"]["other_task"].items() if k != "alias"},
+      [s["resps"] for s in result["samples"]["other_task"]]]))
+"""
+
+
+def test_other_tasks_keep_their_numbers(tiny_folder, tofu, tmp_path):
+    """Another task's result, bit for bit, without our autoload and next to one of our tasks with it."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    records = [
+        {"question": item["question"], "options": [item["answer"], *item["perturbed_answer"]], "gold": i % 4}
+        for i, item in enumerate(tofu_data()["world_facts_perturbed"] + tofu_data()["forget10_perturbed"])
+    ]
+    data = folder / "data.json"
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "other.yaml").write_text(OTHER_TASK.format(path=data))
+    (tmp_path / "run.py").write_text(RUN_OTHER)
+    command = ["run.py", str(folder), str(tiny_folder("llama"))]
+    more = {"UNLEARN_EVAL_DATA": str(tofu), "HF_HOME": str(tmp_path / "hf")}
+    without = python([*command, "0"], tmp_path, UNLEARN_EVAL_AUTOLOAD="0", **more)
+    with_ours = python([*command, str(TASKS)], tmp_path, UNLEARN_EVAL_AUTOLOAD="1", **more)
+    assert without.returncode == 0, without.stderr[-2000:]
+    assert with_ours.returncode == 0, with_ours.stderr[-2000:]
+    assert json.loads(without.stdout.splitlines()[-1]) == json.loads(with_ours.stdout.splitlines()[-1])
+    assert json.loads(without.stdout.splitlines()[-1])[0]["acc,none"] >= 0
