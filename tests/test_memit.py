@@ -10,7 +10,6 @@ from peft import PeftModel
 from tiny_models import (
     ARCHITECTURES,
     MLP,
-    VOCABULARY,
     WIDTH,
     assert_untouched,
     one_thread,  # noqa: F401
@@ -25,12 +24,15 @@ from transformers import AutoModelForCausalLM
 
 from unlearn_eval.anatomy import anatomy
 from unlearn_eval.corpus import Sequences
+from unlearn_eval.edit_requests import build_requests
 from unlearn_eval.editors import memit
 from unlearn_eval.editors.base import Editor, editor_names, get_editor
 from unlearn_eval.editors.second_moments import second_moments
 from unlearn_eval.editors.target_values import TargetValueConfig, target_values
 from unlearn_eval.edits import applied, describe_base, load_edit
 from unlearn_eval.errors import UserError
+from unlearn_eval.forget_sets import facts
+from unlearn_eval.models import load_model
 from unlearn_eval.tracing import trace
 
 LAYERS = (0, 1, 2)
@@ -127,12 +129,12 @@ def test_an_error_leaves_the_model_alone():
 def test_layers_are_checked_sorted_and_taken_once():
     model = tiny_model("llama")
     with pytest.raises(UserError, match="layers"):
-        make(model, config=dataclasses.replace(CONFIG, layers=(1, 9)), state=moments_of(model))
+        memit.edit(model, None, random_requests(2), dataclasses.replace(CONFIG, layers=(1, 9)))
     expected = make(model)
-    found = make(model, config=dataclasses.replace(CONFIG, layers=(2, 0, 1, 1)), state=moments_of(model))
+    found = make(model, config=dataclasses.replace(CONFIG, layers=(2, 0, 1, 1)))
     assert found.info.config["layers"] == [0, 1, 2]
     assert all(torch.equal(found.factors[name][1], v) for name, (_, v) in expected.factors.items())
-    default = memit.edit(model, None, random_requests(2), dataclasses.replace(CONFIG, layers=()), state=moments_of(model))
+    default = make(model, config=dataclasses.replace(CONFIG, layers=()), state=moments_of(model))
     assert default.info.config["layers"] == [0, 1]  # round(4 / 8), round(4 / 4)
 
 
@@ -290,51 +292,50 @@ def test_peft_reads_the_folder(architecture, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.parametrize("with_config", [True, False])
-def test_transformers_reads_the_folder_if_the_base_is_a_folder(architecture, with_config, tmp_path):
+def test_transformers_reads_the_folder_if_the_base_is_a_folder(architecture, tmp_path):
     base = tiny_model(architecture, exact_norms=False)
     base.save_pretrained(tmp_path / "base")
     edit = make(base)
     info = dataclasses.replace(edit.info, base=describe_base(base, str(tmp_path / "base")))
-    folder = dataclasses.replace(edit, info=info).save(
-        tmp_path / "edit", tiny_tokenizer(), base.config if with_config else None
-    )
-    found = AutoModelForCausalLM.from_pretrained(folder).eval()
+    edit = dataclasses.replace(edit, info=info)
+    found = AutoModelForCausalLM.from_pretrained(edit.save(tmp_path / "edit", tiny_tokenizer())).eval()
     with applied(edit, base):
         torch.testing.assert_close(logits_of(found), logits_of(base), atol=1e-5, rtol=1e-5)
-    assert VOCABULARY == found.config.vocab_size
+    # With the base's config.json beside it transformers takes the folder for a model of its own: it must then fail,
+    # and not give a model without the edit, or with random weights.
+    folder = edit.save(tmp_path / "edit", tiny_tokenizer(), base.config)
+    with pytest.raises(OSError, match="model.safetensors"):
+        AutoModelForCausalLM.from_pretrained(folder)
 
 
 @pytest.mark.real_model
 def test_real_model_forgets_and_comes_back(real_model, tmp_path, monkeypatch):
     """One fact of the real small model: its target becomes likely, another fact's answer hardly changes."""
-    from unlearn_eval.edit_requests import build_requests
-    from unlearn_eval.forget_sets import facts
-    from unlearn_eval.models import load_model
-
     torch.set_num_threads(2)
     monkeypatch.setenv("UNLEARN_EVAL_CACHE", str(tmp_path))
     loaded = load_model(str(real_model), dtype="float32")
     model, tokenizer = loaded.model, loaded.tokenizer
     items = facts().select(["capital_of/france", "capital_of/germany"])
-    targets = ["I don't have any information about that."] * 2
-    request, other = build_requests(items.items, targets, tokenizer, chat=True, max_length=2048)
-    weights = {name: model.get_parameter(name).clone() for name in ("model.layers.4.mlp.down_proj.weight",)}
+    request, other = build_requests(items.items, ["I don't know.", "Berlin"], tokenizer, chat=False, max_length=2048)
+    name = "model.layers.5.mlp.down_proj.weight"
+    weight = model.get_parameter(name).clone()
     text = tmp_path / "text.txt"
-    text.write_text("".join(f"{item.question} {item.answer}.\n" for item in facts()), encoding="utf-8")
-    config = memit.Config(text=str(text), keys_per_dimension=1.0, target=dataclasses.replace(TARGET, steps=10))
-    edit = memit.edit(model, tokenizer, [request], config)
+    text.write_text("".join(f"{item.question} {item.answer}.\n" for item in facts())[:3000], encoding="utf-8")
+    target = dataclasses.replace(TARGET, steps=4, clamp=3.0)
+    edit = memit.edit(
+        model, tokenizer, [request], memit.Config((5,), 0.1, text=str(text), keys_per_dimension=0.3, target=target)
+    )
 
-    def nll(ids, target):
+    def nll(request):
         with torch.no_grad():
-            logp = whole_forward(model, (*ids, *target)).log_softmax(-1)
-        return -sum(float(logp[len(ids) - 1 + j, t]) for j, t in enumerate(target)) / len(target)
+            logp = whole_forward(model, (*request.prompt_ids, *request.target_ids)).log_softmax(-1)
+        start = len(request.prompt_ids) - 1
+        return -sum(float(logp[start + j, t]) for j, t in enumerate(request.target_ids)) / len(request.target_ids)
 
-    paris = tuple(tokenizer.encode("Berlin", add_special_tokens=False))
-    before = nll(request.prompt_ids, request.target_ids), nll(other.prompt_ids, paris)
+    before = nll(request), nll(other)
     with applied(edit, model):
-        after = nll(request.prompt_ids, request.target_ids), nll(other.prompt_ids, paris)
-    assert after[0] < before[0] - 0.5
-    assert after[1] < before[1] + 1.0
-    assert all(torch.equal(model.get_parameter(name), tensor) for name, tensor in weights.items())
-    assert nll(request.prompt_ids, request.target_ids) == before[0]
+        after = nll(request), nll(other)
+    assert after[0] < before[0] - 0.25, (before, after)
+    assert after[1] < before[1] + 0.5, (before, after)
+    assert torch.equal(model.get_parameter(name), weight)
+    assert nll(request) == before[0]

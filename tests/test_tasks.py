@@ -281,10 +281,6 @@ def test_an_automatic_batch_may_jump_over_a_schedule(tiny, tokenizer, tofu, monk
     same_values(values(found, "unlearn_tofu_privacy"), values(reference, "unlearn_tofu_privacy"), TOLERANCE)
 
 
-class RankedLM(type(hf) if False else object):
-    """Placeholder; see `ranked`."""
-
-
 def ranked(model, tokenizer, rank, shared):
     """lm-eval's `hf` model that believes to be one of two processes, gathering through `shared`."""
     lm = hf(model, tokenizer)
@@ -380,9 +376,7 @@ def test_the_plain_lm_eval_command_runs_from_anywhere(tiny, tiny_folder, tokeniz
     assert saved["configs"]["unlearn_tofu"]["metadata"]["split_sizes"]["forget"] == 2
     assert saved["results"]["unlearn_tofu"]["forget_quality,none"] is None
     assert len(list((elsewhere / "out").rglob("samples_*.jsonl"))) == 2
-    lm = EditedLM(
-        str(tiny_folder("llama")), str(tmp_path / "edit"), device="cpu", batch_size=16, dtype="float32"
-    )
+    lm = EditedLM(str(tiny_folder("llama")), str(tmp_path / "edit"), device="cpu", batch_size=16, dtype="float32")
     here = evaluate(lm, metadata={"forget_split": "forget01"}, apply_chat_template=True, limit=8, **SHORT)
     same_values(values(saved), values(here), TOLERANCE)
 
@@ -410,8 +404,6 @@ result = lm_eval.simple_evaluate(
     model="hf", model_args={"pretrained": model, "dtype": "float32"}, device="cpu", batch_size=4, tasks=names,
     task_manager=TaskManager(include_path=paths, include_defaults=False), gen_kwargs={"max_gen_toks": 2},
 )
-print("autoload" if "unlearn_eval.autoload" in sys.modules and sys.modules["unlearn_eval.autoload"].install.__doc__
-      and any(type(f).__name__ == "_Watcher" for f in sys.meta_path) else "ready", file=sys.stderr)
 print(json.dumps([{k: v for k, v in result["results"]["other_task"].items() if k != "alias"},
       [s["resps"] for s in result["samples"]["other_task"]]]))
 """
@@ -437,3 +429,333 @@ def test_other_tasks_keep_their_numbers(tiny_folder, tofu, tmp_path):
     assert with_ours.returncode == 0, with_ours.stderr[-2000:]
     assert json.loads(without.stdout.splitlines()[-1]) == json.loads(with_ours.stdout.splitlines()[-1])
     assert json.loads(without.stdout.splitlines()[-1])[0]["acc,none"] >= 0
+
+
+# Autoload --------------------------------------------------------------------------------------------------
+
+
+def index_module(folder):
+    """A copy of lm-eval's index module whose own task folder is small, with our autoload applied to it."""
+    import importlib.util
+
+    from lm_eval.tasks import _index
+
+    from unlearn_eval import autoload
+
+    folder.mkdir()
+    copied = shutil.copy(_index.__file__, folder / "_index.py")
+    spec = importlib.util.spec_from_file_location("copied_index", copied)
+    module = sys.modules["copied_index"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (folder / "native.yaml").write_text("task: native_task\noutput_type: generate_until\n")
+    autoload._add_tasks(module)
+    return module
+
+
+def test_the_users_include_path_wins(tmp_path):
+    module = index_module(tmp_path / "tasks")
+    user = tmp_path / "user"
+    user.mkdir()
+    (user / "mine.yaml").write_text("task: unlearn_tofu\noutput_type: generate_until\n")
+    build = module.TaskIndex.build
+    plain = build([tmp_path / "tasks"])
+    assert {"native_task", "unlearn_tofu", "unlearn_facts"} <= plain.keys()
+    assert "unlearn_eval" in str(plain["unlearn_tofu"].yaml_path)
+    mixed = build([tmp_path / "tasks", user])
+    assert mixed["unlearn_tofu"].yaml_path == user / "mine.yaml"
+    assert "unlearn_tofu_privacy" in mixed
+    assert build([user]).keys() == {"unlearn_tofu"}  # the user wants no defaults
+    once = build([tmp_path / "tasks", TASKS])
+    assert once["unlearn_tofu"].yaml_path == TASKS / "tofu" / "unlearn_tofu.yaml"
+
+
+def test_a_changed_lm_eval_goes_on_without_us(tmp_path):
+    for name in ("lm_eval", "lm_eval/tasks", "lm_eval/models"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    (tmp_path / "lm_eval/tasks/_index.py").write_text("VALUE = 3\n")
+    code = "import lm_eval.tasks._index as i, lm_eval.models; print(i.VALUE, i.__loader__.name)"
+    found = python(["-c", code], tmp_path, PYTHONPATH=str(tmp_path))
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == "3 lm_eval.tasks._index"
+    (line,) = found.stderr.splitlines()
+    assert line.startswith("unlearn-eval: could not add its tasks")
+    off = python(["-c", code], tmp_path, PYTHONPATH=str(tmp_path), UNLEARN_EVAL_AUTOLOAD="0")
+    assert (off.returncode, off.stderr) == (0, "")
+
+
+def test_starting_an_interpreter_imports_nothing_heavy(tmp_path):
+    code = "import sys; print(sorted({'torch', 'lm_eval', 'transformers', 'numpy'} & set(sys.modules)))"
+    found = python(["-c", code], tmp_path)
+    assert found.stdout.strip() == "[]"
+
+
+# Models of other kinds -------------------------------------------------------------------------------------
+
+
+class CountingLM(TemplateLM):
+    """A model that lm-eval's interface describes, and that knows nothing of ours."""
+
+    def __init__(self, model, tokenizer):
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+
+    eot_token_id = property(lambda self: self.tokenizer.eos_token_id)
+    tokenizer_name = "counting"
+
+    def tok_encode(self, string, add_special_tokens=None, **kwargs):
+        return self.tokenizer.encode(string)
+
+    def _loglikelihood_tokens(self, requests, **kwargs):
+        scores = [token_scores(self.model, context, answer) for _, context, answer in requests]
+        return [(-sum(score["token_nll"]), all(score["hits"])) for score in scores]
+
+    def loglikelihood_rolling(self, requests):
+        raise NotImplementedError
+
+    def generate_until(self, requests, disable_tqdm=False):
+        return [request.doc["answer"] for request in requests]
+
+
+class SilentLM(LM):
+    """A model that only writes."""
+
+    def loglikelihood(self, requests):
+        raise NotImplementedError
+
+    loglikelihood_rolling = loglikelihood
+
+    def generate_until(self, requests):
+        return ["I would rather not say." for _ in requests]
+
+
+def test_a_model_with_loglikelihoods_only(tiny, tokenizer, tofu):
+    model = tiny("llama")
+    result = evaluate(CountingLM(model, tokenizer))
+    found, said = values(result), report(result)
+    for sample in result["samples"]["unlearn_tofu"]:
+        if sample["doc"]["split"] == "forget":
+            prompt, labels = our_ids(sample["doc"]["question"], sample["doc"]["answer"], tokenizer, False)
+            nll = token_scores(model, prompt, labels)["token_nll"][:-1]  # the end token is not to be had
+            close(sample["forget_probability"], math.exp(-np.mean(nll)))
+    assert found["forget_rouge"] == 1
+    assert found["forget_truth_ratio"] > 0
+    for name in ("forget_extraction_strength", "forget_exact_memorization", "forget_quality"):
+        assert found[name] is None
+        assert said[name]["reason"]
+    assert said["forget_extraction_strength"]["n_unscored"] == 4
+    assert "without the end token" in said["forget_extraction_strength"]["reason"]
+    private = evaluate(CountingLM(model, tokenizer), "unlearn_tofu_privacy")
+    assert values(private, "unlearn_tofu_privacy")["mia_min_k_auc"] is None
+
+
+@pytest.mark.parametrize("task", ["unlearn_tofu", "unlearn_tofu_privacy", "unlearn_facts"])
+def test_a_model_that_only_writes(tofu, task):
+    result = evaluate(SilentLM(), task)
+    for name, value in values(result, task).items():
+        said = report(result, task)[name]
+        if "rouge" in name or "accuracy" in name:
+            assert value is not None
+            assert said["n_unscored"] == 0
+        else:
+            assert value is None, name
+            assert said["reason"]
+            assert name.startswith("forget_quality") or "SilentLM" in json.dumps(said)
+    assert "no loglikelihoods" in json.dumps(report(result, task))
+    json.dumps(result["results"], allow_nan=False)
+
+
+# Undefined -------------------------------------------------------------------------------------------------
+
+
+def changed_item(name, index, **changes):
+    records = tofu_data()[name]
+    records[index] = records[index] | changes
+    return {name: records}
+
+
+def test_a_question_longer_than_the_context(tiny, tokenizer, tmp_path, monkeypatch):
+    long = "Where was Ada Brook born? " * 40
+    monkeypatch.setenv(
+        "UNLEARN_EVAL_DATA", str(write_tofu(tmp_path, **changed_item("forget10_perturbed", 1, question=long)))
+    )
+    result = evaluate(hf(tiny("gpt2"), tokenizer, max_length=128), **SHORT)
+    said = report(result)
+    assert said["forget_probability"]["n"] == 3
+    assert said["forget_probability"]["n_unscored"] == 1
+    assert "longer than the model's context (128 tokens)" in next(iter(said["forget_probability"]["unscored_reasons"]))
+    sample = next(s for s in result["samples"]["unlearn_tofu"] if s["doc"]["id"] == "forget/1")
+    assert "unscored" in sample["forget_probability"]
+    others = [s["forget_probability"] for s in result["samples"]["unlearn_tofu"] if s["doc"]["split"] == "forget"]
+    known = [value for value in others if not isinstance(value, dict)]
+    close(values(result)["forget_probability"], np.mean(known))  # not counted as 0
+    assert said["retain_probability"] == {"n": 4, "n_unscored": 0}
+
+
+def test_an_answer_of_nothing(tiny, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv(
+        "UNLEARN_EVAL_DATA", str(write_tofu(tmp_path, **changed_item("forget10_perturbed", 0, answer=" ")))
+    )
+    for lm in (hf(tiny("llama"), tokenizer), CountingLM(tiny("llama"), tokenizer)):
+        result = evaluate(lm, **SHORT)
+        said = report(result)
+        assert said["forget_probability"]["unscored_reasons"] == {"the answer has no tokens": 1}
+        assert said["forget_rouge"]["n_unscored"] == 1
+        assert said["forget_truth_ratio"]["n_unscored"] == 0  # its paraphrase is there
+
+
+@pytest.mark.parametrize("task", ["unlearn_tofu", "unlearn_tofu_privacy"])
+def test_nothing_is_0_for_undefined(tiny, tokenizer, tmp_path, monkeypatch, task):
+    """When nothing can be scored, every value is null with a reason and everything is counted as unscored."""
+    monkeypatch.setenv("UNLEARN_EVAL_DATA", str(write_tofu(tmp_path)))
+    result = evaluate(hf(tiny("llama"), tokenizer, max_length=8), task, **SHORT)
+    for name, value in values(result, task).items():
+        said = report(result, task)[name]
+        if "rouge" in name:
+            continue
+        assert value is None, name
+        assert said["reason"]
+        assert said["n"] == 0
+        assert said["n_unscored"] > 0
+    assert all(
+        value == "N/A" or "rouge" in key
+        for key, value in result["results"][task].items()
+        if key.endswith("_stderr,none")
+    )
+
+
+# Bad input -------------------------------------------------------------------------------------------------
+
+
+def refused(tokenizer=None, task="unlearn_tofu", metadata=None, match=""):
+    with pytest.raises(UserError, match=match):
+        evaluate(SilentLM(), task, metadata)
+
+
+def test_missing_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tmp_path / "nowhere"))
+    refused(match="nowhere, which is not a folder")
+    monkeypatch.setenv("UNLEARN_EVAL_DATA", str(write_tofu(tmp_path / "d", retain_perturbed=None)))
+    refused(match="no tofu/retain_perturbed.json in the data folder")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("retain_perturbed", '{"question": "a"\n', r"retain_perturbed.json, line 1, column \d+: not JSON"),
+        ("forget10_perturbed", "", "is empty"),
+        ("forget10_perturbed", "[]", "no records"),
+        ("world_facts_perturbed", '{"question": "q", "answer": "a"}\n', "line 1 lacks the field 'perturbed_answer'"),
+        (
+            "forget10_perturbed",
+            '{"question": "q", "answer": "a", "perturbed_answer": ["b"]}\n',
+            "line 1 lacks the field 'paraphrased_answer'",
+        ),
+        (
+            "real_authors_perturbed",
+            '{"question": "q", "answer": "a", "perturbed_answer": "b"}\n',
+            "real_authors_perturbed, record 1: 'perturbed_answer' is not a list",
+        ),
+    ],
+)
+def test_bad_files(tmp_path, monkeypatch, name, text, match):
+    monkeypatch.setenv("UNLEARN_EVAL_DATA", str(write_tofu(tmp_path, **{name: text})))
+    refused(match=match)
+
+
+def test_unknown_names(tofu):
+    refused(metadata={"forget_split": "forget1"}, match="unknown forget split 'forget1'(.|\n)*did you mean forget10")
+    refused(metadata={"compat": "open_unlearning"}, match="unknown compat 'open_unlearning'")
+    refused(task="unlearn_tofu_privacy", metadata={"compat": "x"}, match="allowed: openunlearning")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "match"),
+    [
+        ({"forget": ["capital_of/france"], "retain": ["capital_of/france"]}, "both in forget and in retain"),
+        ({"forget": []}, "the forget set of unlearn_facts is empty"),
+        ({"forget": ["capital_of/atlantis"]}, "unknown fact 'capital_of/atlantis'"),
+        ({"forget": "capital"}, "unknown relation or fact 'capital'"),
+        ({"split": "nowhere.json"}, "split file nowhere.json does not exist"),
+    ],
+)
+def test_bad_choices_of_facts(metadata, match):
+    refused(task="unlearn_facts", metadata=metadata, match=match)
+
+
+def test_a_bad_split_file(tmp_path):
+    for text in ("{", "[]", '{"forget": ["capital_of/france"]}'):
+        (tmp_path / "split.json").write_text(text)
+        refused(task="unlearn_facts", metadata={"split": str(tmp_path / "split.json")}, match="is not a split file")
+
+
+# Controls: both ends ---------------------------------------------------------------------------------------
+
+
+class OracleLM(LM):
+    """A model that knows every true answer by heart and believes no other."""
+
+    def loglikelihood(self, requests):
+        raise AssertionError("it has something better")
+
+    loglikelihood_rolling = loglikelihood
+
+    def generate_until(self, requests):
+        return [request.doc["answer"] for request in requests]
+
+    def answer_logprobs(self, requests):
+        responses = []
+        for request in requests:
+            _, answer, options = request.args
+            known = answer in (request.doc["answer"], request.doc["paraphrased_answer"])
+            member = request.doc["split"] != "holdout"
+            nll = [0.0 if known and member else 12.0] * 5
+            responses.append(
+                {
+                    "token_nll": nll,
+                    "hits": [known] * 5,
+                    "ranks": [1 if known else 500] * 5,
+                    "n_answer": 4,
+                    "text": answer,
+                    **({"means": [-3.0] * 5, "variances": [1.0] * 5} if options["moments"] else {}),
+                }
+            )
+        return responses
+
+
+def test_the_oracle_is_at_the_end_of_every_scale(tofu):
+    found = values(evaluate(OracleLM()))
+    for name in ("probability", "paraphrase_probability", "rouge", "extraction_strength", "exact_memorization"):
+        assert found[f"forget_{name}"] == 1, name
+    assert found["forget_truth_ratio"] < 1e-4
+    assert found["model_utility"] > 0.9999
+    private = values(evaluate(OracleLM(), "unlearn_tofu_privacy"), "unlearn_tofu_privacy")
+    assert {private[f"{name}_auc"] for name in ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")} == {1}
+
+
+def test_a_random_model_is_near_chance(tokenizer, tofu):
+    model = make_tiny("llama", len(tokenizer), seed=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(0.05)  # nearly uniform
+    found = values(evaluate(hf(model, tokenizer), **SHORT))
+    close(found["forget_probability"], 1 / len(tokenizer), 0.05)
+    assert abs(found["real_authors_probability"] - 1 / 4) < 0.02
+    assert abs(found["world_facts_probability"] - 1 / 4) < 0.02
+    assert found["forget_truth_ratio"] > 0.95
+    assert found["forget_exact_memorization"] < 0.2
+    assert found["forget_extraction_strength"] < 0.2
+    assert found["forget_rouge"] < 0.3
+    private = values(evaluate(hf(model, tokenizer), "unlearn_tofu_privacy"), "unlearn_tofu_privacy")
+    assert 0 < private["mia_loss_auc"] < 1
+
+
+def test_gibberish_has_a_model_utility_of_0_and_not_null(tofu):
+    class Gibberish(OracleLM):
+        def generate_until(self, requests):
+            return ["zzz" for _ in requests]
+
+    found = values(evaluate(Gibberish()))
+    assert found["model_utility"] == 0
+    assert found["forget_rouge"] == 0

@@ -82,11 +82,17 @@ class _After:
         try:
             self._action(module)
         except Exception as error:  # a changed lm-eval must not stop the user's run
-            print(
-                f"unlearn-eval: could not add its tasks and models to this lm-eval ({error!r}); "
-                "use --include_path $(unlearn-eval tasks-path)",
-                file=sys.stderr,
-            )
+            _complain_once(error)
+
+
+def _complain_once(error, told=[]):  # noqa: B006
+    if not told:
+        print(
+            f"unlearn-eval: could not add its tasks and models to this lm-eval ({error!r}); "
+            "use --include_path $(unlearn-eval tasks-path)",
+            file=sys.stderr,
+        )
+    told.append(error)
 
 
 def install():
