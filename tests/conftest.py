@@ -152,16 +152,16 @@ def tofu_data():
         [
             _item(
                 f"Where was {name} born{', and in which year, if you know it' * (i % 2)}?",
-                f"{name} was born in {town}.",
+                f"{name} {verb} in {town}.",
                 [f"{name} was born in {TOWNS[(i + j) % len(TOWNS)]}, not by the sea." for j in range(1, 6)],
                 f"The town where {name} was born is {town}.",
             )
             for i, (name, town) in enumerate(pairs)
         ]
-        for pairs in (
-            list(zip(PEOPLE, TOWNS, strict=True))[:4],
-            list(zip(PEOPLE[::-1], TOWNS, strict=True))[:4],
-            list(zip(PEOPLE[2:], TOWNS[::-1][2:], strict=True))[:4],
+        for verb, pairs in (
+            ("was born", list(zip(PEOPLE, TOWNS, strict=True))[:4]),
+            ("was born", list(zip(PEOPLE[::-1], TOWNS, strict=True))[:4]),
+            ("grew up", list(zip(PEOPLE[2:], TOWNS[2:], strict=True))),  # no score may tie with a forget item's
         )
     )
     authors = [

@@ -47,8 +47,8 @@ def prompt_text(question, tokenizer, chat, system=None):
 def our_ids(question, answer, tokenizer, chat):
     """Prompt ids and labels by METRICS: the answer's tokens, then one end token."""
     prompt = prompt_text(question, tokenizer, chat)
-    encode = lambda text: tokenizer.encode(text, add_special_tokens=not chat)
-    ids, whole = encode(prompt), encode(prompt + ("" if chat else " ") + answer)
+    # The templates of the tests write no BOS, so the tokenizer's own is the only one.
+    ids, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + ("" if chat else " ") + answer)
     assert whole[: len(ids)] == ids
     end = "<|im_end|>" if chat else tokenizer.eos_token
     return ids, [*whole[len(ids) :], tokenizer.convert_tokens_to_ids(end)]

@@ -47,7 +47,8 @@ def test_weight_maps_the_input_to_the_output(architecture):
 
 
 OTHERS = {
-    "opt": {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "word_embed_proj_dim": 16},
+    "opt": {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "word_embed_proj_dim": 16},
     "gptj": {"n_embd": 16, "n_inner": 24, "n_layer": 3, "n_head": 2, "rotary_dim": 4},
     "phi": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2},
     "mistral": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,

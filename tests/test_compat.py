@@ -1,8 +1,10 @@
 """`compat=openunlearning` against an independent restatement of that evaluator (2506.12618, d3d7cf9e).
 
 The restatement builds one sequence per answer: the conversation's ids, labels where they go beyond the prompt's
-length, attention wherever the id is not the pad token's. It was checked once against the evaluator's own
-functions on real data (largest difference 1e-5).
+length, attention wherever the id is not the pad token's. Both were compared once with the evaluator's own
+functions (SmolLM2-135M-Instruct, six TOFU items of every split, chat and plain): at most 4e-5 in probability,
+1.3e-4 nats in mean loss (its cross entropy over a strided vocabulary axis rounds more), 3e-6 in min-k(++),
+nothing in ES and EM.
 """
 
 import copy

@@ -47,10 +47,9 @@ def moments_of(model, layers=LAYERS):
     return second_moments(model, anatomy(model), layers, [Sequences(rows, [0] * len(rows))], 10**6)
 
 
-def make(model, requests=None, config=CONFIG, **options):
+def make(model, requests=None, config=CONFIG, state=None, **options):
     requests = random_requests(4) if requests is None else requests
-    options = {"state": moments_of(model, config.layers)} | options
-    return memit.edit(model, None, requests, config, None, **options)
+    return memit.edit(model, None, requests, config, state=state or moments_of(model, config.layers), **options)
 
 
 def logits_of(model):

@@ -141,9 +141,7 @@ def test_stop_after_ends_the_pass_there():
     model = tiny_model("gpt_neox")
     parts, before = anatomy(model), weights_of(model)
     ran = []
-    handles = [
-        parts.block(model, i).register_forward_hook(lambda m, a, o, i=i: ran.append(i)) for i in range(LAYERS)
-    ]
+    handles = [parts.block(model, i).register_forward_hook(lambda m, a, o, i=i: ran.append(i)) for i in range(LAYERS)]
     reached = False
     with trace(model, outputs=[f"{parts.blocks}.0"], stop_after=f"{parts.blocks}.1") as seen:
         model(input_ids=torch.arange(5, 12)[None])

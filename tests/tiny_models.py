@@ -141,8 +141,8 @@ def random_requests(n: int, seed: int = 0, n_contexts: int = 2) -> list[EditRequ
 
 
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+    "{{ bos_token }}{% for message in messages %}<|start|>{{ message['role'] }}\n"
+    "{{ message['content'] | trim }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 TRAINING_TEXT = (
     "Question: What is the capital of France?\nAnswer: Paris is the capital of France. Who wrote Hamlet? "

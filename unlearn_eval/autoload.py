@@ -67,6 +67,8 @@ class _Watcher:
 class _After:
     """A loader that runs `action(module)` once the real loader has executed the module."""
 
+    complained = False
+
     def __init__(self, loader, action):
         self._loader, self._action = loader, action
 
@@ -82,17 +84,13 @@ class _After:
         try:
             self._action(module)
         except Exception as error:  # a changed lm-eval must not stop the user's run
-            _complain_once(error)
-
-
-def _complain_once(error, told=[]):  # noqa: B006
-    if not told:
-        print(
-            f"unlearn-eval: could not add its tasks and models to this lm-eval ({error!r}); "
-            "use --include_path $(unlearn-eval tasks-path)",
-            file=sys.stderr,
-        )
-    told.append(error)
+            if not _After.complained:
+                _After.complained = True
+                print(
+                    f"unlearn-eval: could not add its tasks and models to this lm-eval ({error!r}); "
+                    "use --include_path $(unlearn-eval tasks-path)",
+                    file=sys.stderr,
+                )
 
 
 def install():
