@@ -60,14 +60,16 @@ def demo(
     )
     with quiet():
         before, after = run_demo(config, _say, _progress())
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = Console(width=None if sys.stdout.isatty() else 100)
     for table in comparison_tables(before, after):
         console.print(table)
     for line in reasons([after]):
         console.print(line)
     console.print(_samples_table(demo_samples(before, after)))
     console.print("↑ higher is better, ↓ lower is better; ± standard error; green and red: changes with p < 0.05")
-    console.print(f"results: {before.path}, {after.path} (samples beside them)\nthe edit: {output}/edit")
+    console.print(
+        f"results: {before.path}, {after.path} (samples beside them)\nthe edit: {output}/edit", soft_wrap=True
+    )
 
 
 @app.command()
@@ -159,7 +161,7 @@ def eval_(
         return
     from rich.console import Console
 
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = Console(width=None if sys.stdout.isatty() else 100)
     for table in evaluation_tables(result):
         console.print(table)
     for line in reasons([result]):
@@ -289,13 +291,14 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _samples_table(rows: list[tuple[str, str, str, str]]) -> Any:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="what it says", title_justify="left", title_style="bold", show_lines=False)
+    table = Table(title="what it says", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "question", "before", "after"):
         table.add_column(column, overflow="fold", ratio=None if not column else 1)
-    for row in rows:
-        table.add_row(*row)
+    for i, row in enumerate(rows):
+        table.add_row(*row, end_section=i + 1 < len(rows) and rows[i + 1][0] != row[0])
     return table
 
 

@@ -71,7 +71,9 @@ def score_answers(
         progress: called with the number of rows done since the last call.
     """
     if not all(query.prompt_ids and query.label_ids for query in queries):
-        raise ValueError("a query needs at least one prompt token, by which its first label is predicted, and one label")
+        raise ValueError(
+            "a query needs at least one prompt token, by which its first label is predicted, and one label"
+        )
     scores: list[AnswerScore | None] = [None] * len(queries)
     size = batch_size if callable(batch_size) else lambda done: batch_size
     shared = any(q.masked_token is None for q in queries) and keeps_plain_cache(model)

@@ -52,10 +52,11 @@ class FactsTask(UnlearningTask):
             asked["paraphrase"] = document["paraphrases"][0]
         return asked
 
-    def answers(self, document: Document) -> dict[str, tuple[str, str]]:
-        """The answer to the question and, for facts to be forgotten, to its paraphrases; the wrong answers."""
+    def answers(self, document: Document) -> dict[str, tuple[str, ...]]:
+        """The answer, alone and in a sentence; for facts to be forgotten also to the paraphrases; the wrong answers."""
         question, answer = document["question"], document["answer"]
-        named = {"answer": (question, answer)}
+        named: dict[str, tuple[str, ...]] = {"answer": (question, answer)}
+        named["cloze"] = (question, answer, document["cloze"])
         if document["split"] == "forget":
             named |= {f"paraphrase_{i}": (text, answer) for i, text in enumerate(document["paraphrases"])}
         if document["split"] != "neighbors":
@@ -78,6 +79,7 @@ class FactsTask(UnlearningTask):
             **contrast_scores(own, wrong),
             "paraphrase_probability": float(np.mean(known)) if known else None,
             "rouge": m.rouge(document["answer"], generated["question"])["rougeL_recall"],
+            "cloze_probability": _answer_only(answers["cloze"]),
             "accuracy": float(m.contains_answer(generated["question"], accepted)),
         }
         if "paraphrase" in generated:
@@ -90,6 +92,7 @@ class FactsTask(UnlearningTask):
         for key in (
             "accuracy",
             "paraphrase_accuracy",
+            "cloze_probability",
             "probability",
             "paraphrase_probability",
             "rouge",
@@ -99,10 +102,10 @@ class FactsTask(UnlearningTask):
         ):
             table[f"forget_{key}"] = Mean("forget", key, False)
         table["forget_truth_ratio"] = Mean("forget", "truth_ratio_forget", True)
-        for key in ("accuracy", "probability", "rouge", "truth_ratio"):
+        for key in ("accuracy", "cloze_probability", "probability", "rouge", "truth_ratio"):
             table[f"retain_{key}"] = Mean("retain", key, True)
         if "neighbors" in self.split_sizes:
-            for key in ("accuracy", "probability"):
+            for key in ("accuracy", "cloze_probability", "probability"):
                 table[f"neighbors_{key}"] = Mean("neighbors", key, True)
         return table
 
@@ -168,7 +171,15 @@ def _document(fact: Mapping[str, Any], key: str) -> Document:
         "id": key,
         "question": fact["question"],
         "answer": fact["answer"],
+        "cloze": fact["cloze"],
         "aliases": list(fact["aliases"]),
         "paraphrases": list(fact["paraphrases"]),
         "wrong_answers": list(fact["wrong_answers"]),
     }
+
+
+def _answer_only(response: Scores) -> float | None:
+    """The probability of an answer within a sentence: of its own tokens, since the sentence may go on after it."""
+    if "token_nll" not in response:
+        return None
+    return m.probability(response["token_nll"][: response["n_answer"]])

@@ -70,7 +70,8 @@ def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False
         return encoded[text]
 
     for i, request in enumerate(requests):
-        query, labels = _query(self, *request.args, encode)
+        context, answer, asked = request.args
+        query, labels = _query(self, context, answer, asked, encode)
         responses[i] = {"n_answer": labels.n_answer, "text": labels.text}
         reason = _cannot_score(query, labels, self.max_length)
         if reason:

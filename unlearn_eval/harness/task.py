@@ -21,6 +21,7 @@ from lm_eval.api.task import ConfigurableTask
 from unlearn_eval.errors import UserError
 from unlearn_eval.harness import requests
 from unlearn_eval.metrics import mean_and_stderr
+from unlearn_eval.prompts import PLAIN_DELIMITER
 
 Document = dict[str, Any]
 Scores = dict[str, Any]
@@ -139,8 +140,11 @@ class UnlearningTask(ConfigurableTask):
         """The questions of a document to be answered freely: name -> text."""
         return {"question": document["question"]}
 
-    def answers(self, document: Document) -> dict[str, tuple[str, str]]:
-        """The answers of a document to be scored: name -> (question, answer)."""
+    def answers(self, document: Document) -> Mapping[str, tuple[str, ...]]:
+        """The answers of a document to be scored: name -> (question, answer), or (question, answer, sentence).
+
+        With a third text the answer is scored as the end of a sentence that begins so.
+        """
         raise NotImplementedError
 
     def score(self, document: Document, generated: dict[str, str], answers: dict[str, Scores]) -> Scores:
@@ -198,8 +202,8 @@ class UnlearningTask(ConfigurableTask):
             for question in self.questions(doc).values()
         ]
         asked += [
-            (requests.KIND, (_reworded(ctx, doc, question), answer, options))
-            for question, answer in self.answers(doc).values()
+            (requests.KIND, (*_in_context(_reworded(ctx, doc, question), answer, sentence, chat), options))
+            for question, answer, *sentence in self.answers(doc).values()
         ]
         return [
             Instance(request_type=kind, doc=doc, arguments=arguments, idx=i, **kwargs)
@@ -248,6 +252,13 @@ def _reworded(context: str, document: Document, question: str) -> str:
             "run without --apply_chat_template",
         )
     return before + question + after
+
+
+def _in_context(context: str, answer: str, sentence: Sequence[str], chat: bool) -> tuple[str, str]:
+    """The context and the answer; with a sentence to begin with, that is part of the context."""
+    if not sentence:
+        return context, answer
+    return context + ("" if chat else PLAIN_DELIMITER) + sentence[0], f" {answer}"
 
 
 def _is_json(value: Any) -> bool:

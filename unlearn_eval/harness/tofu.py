@@ -45,7 +45,7 @@ class TofuTask(UnlearningTask):
         }
         return {split: _documents(split, f"{name}_perturbed", FIELDS[split]) for split, name in names.items()}
 
-    def answers(self, document: Document) -> dict[str, tuple[str, str]]:
+    def answers(self, document: Document) -> dict[str, tuple[str, ...]]:
         """The true answer, its paraphrase where there is one, and the wrong answers."""
         named = {"answer": document["answer"]}
         if document["paraphrased_answer"]:
@@ -110,7 +110,7 @@ class TofuPrivacyTask(UnlearningTask):
         """Nothing is generated."""
         return {}
 
-    def answers(self, document: Document) -> dict[str, tuple[str, str]]:
+    def answers(self, document: Document) -> dict[str, tuple[str, ...]]:
         """The true answer."""
         return {"answer": (document["question"], document["answer"])}
 

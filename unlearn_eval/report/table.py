@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
 from unlearn_eval.results import Comparison, Metric, Result, compare
@@ -12,12 +13,12 @@ DIRECTIONS = {True: "↑", False: "↓", None: " "}
 
 
 def value_text(metric: Metric | None) -> str:
-    """`0.123 ± 0.045`, or a dash for what is undefined."""
+    """`0.123 ±0.045`, or a dash for what is undefined."""
     if metric is None or metric.value is None:
         return "–"
     small = metric.value != 0 and abs(metric.value) < 5e-4
     text = f"{metric.value:.1e}" if small else f"{metric.value:.3f}"
-    return text if metric.stderr is None else f"{text} ± {metric.stderr:.3f}"
+    return text if metric.stderr is None else f"{text} ±{metric.stderr:.3f}"
 
 
 def evaluation_tables(result: Result) -> list[Table]:
@@ -62,7 +63,7 @@ def reasons(results: Sequence[Result]) -> list[str]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
     return table
@@ -79,7 +80,7 @@ def _change(row: Comparison) -> str:
         return "–"
     text = f"{row.difference:+.3f}"
     if row.paired is not None and row.paired.stderr is not None:
-        text += f" ± {row.paired.stderr:.3f}"
+        text += f" ±{row.paired.stderr:.3f}"
     better = (row.difference > 0) == (row.direction == "↑")
     noisy = row.paired is not None and row.paired.p_value is not None and row.paired.p_value > 0.05
     if not row.direction or row.difference == 0 or noisy:
