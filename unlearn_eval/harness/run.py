@@ -164,7 +164,17 @@ def _collected(results: Mapping[str, Any]) -> Evaluation:
             "n_documents": n_documents,
         }
     samples = {task: _plain_samples(records) for task, records in results.get("samples", {}).items()}
-    return Evaluation(metrics, samples, data, dict(results["configs"]))
+    configs = {task: _portable(config) for task, config in results["configs"].items()}
+    return Evaluation(metrics, samples, data, configs)
+
+
+def _portable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's configuration without this machine's folders: our YAML is named from our tasks' folder on."""
+    metadata = dict(config.get("metadata") or {})
+    source = str(metadata.get("config_source", ""))
+    if source.startswith(TASKS_FOLDER):
+        metadata["config_source"] = "tasks" + source.removeprefix(TASKS_FOLDER)
+    return {**config, "metadata": metadata}
 
 
 def _name(key: str) -> str:
