@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
@@ -267,10 +267,3 @@ def _is_json(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def unique(values: Iterable[str], what: str) -> None:
-    """Refuse ids that occur twice."""
-    twice = [value for value, n in Counter(values).items() if n > 1]
-    if twice:
-        raise UserError(f"{what} {twice[0]!r} occurs more than once", "ids must be unique")
