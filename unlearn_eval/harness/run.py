@@ -80,7 +80,7 @@ def match_tasks(tasks: Sequence[str], manager: Any) -> list[str]:
 
 
 def load_lm(model: str, arguments: Mapping[str, Any], batch_size: Any = 1, device: str | None = None) -> Any:
-    """An lm-eval model.
+    """An lm-eval model; without a device on a GPU if there is one.
 
     Raises:
         UserError: an unknown type, or the model cannot be loaded.
@@ -89,6 +89,10 @@ def load_lm(model: str, arguments: Mapping[str, Any], batch_size: Any = 1, devic
 
     if model not in model_names():
         raise unknown_name("model type", model, model_names())
+    if device is None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     options = {"batch_size": batch_size, "device": device}
     try:
         return get_model(model).create_from_arg_obj(dict(arguments), options)
