@@ -7,7 +7,6 @@ nothing has to be downloaded, and 10 keys per dimension are used (FastMEMIT, 250
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from unlearn_eval.anatomy import Anatomy
 from unlearn_eval.corpus import Sequences
 from unlearn_eval.editors.base import Progress, no_progress
+from unlearn_eval.provenance import hash_json
 from unlearn_eval.scoring import pad
 from unlearn_eval.tracing import trace
 
@@ -119,7 +119,4 @@ def second_moments(
 
 def cache_name(canonical_hash: str, layers: Sequence[int], settings: dict[str, Any]) -> str:
     """A file name that differs whenever the weights, the layers or the text do."""
-    import hashlib
-
-    key = json.dumps([canonical_hash, list(layers), settings], sort_keys=True)
-    return hashlib.sha256(key.encode()).hexdigest()[:32] + ".safetensors"
+    return hash_json([canonical_hash, list(layers), settings])[:32] + ".safetensors"

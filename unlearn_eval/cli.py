@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from unlearn_eval.config import DemoConfig
 from unlearn_eval.errors import UserError, unknown_name
 
 app = typer.Typer(
@@ -24,6 +25,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+DEMO = DemoConfig()
+
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file, or 'default'.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
@@ -31,19 +34,18 @@ SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
 
 @app.command()
 def demo(
-    model: ModelOption = "default",
-    output: Annotated[str, typer.Option("--output", "-o", help="Folder; a second run goes on from it.")] = "demo",
-    n_forget: Annotated[int, typer.Option(help="Known facts to forget.")] = 12,
-    n_retain: Annotated[int, typer.Option(help="Known facts to keep.")] = 48,
-    target: Annotated[str, typer.Option(help="What to say instead: idk, pool, or a sentence.")] = "idk",
-    seed: SeedOption = 0,
-    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 32,
+    model: ModelOption = DEMO.model,
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder; a second run goes on from it.")] = DEMO.output,
+    n_forget: Annotated[int, typer.Option(help="Known facts to forget.")] = DEMO.n_forget,
+    n_retain: Annotated[int, typer.Option(help="Known facts to keep.")] = DEMO.n_retain,
+    target: Annotated[str, typer.Option(help="What to say instead: idk, pool, or a sentence.")] = DEMO.target,
+    seed: SeedOption = DEMO.seed,
+    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = DEMO.batch_size,
     device: DeviceOption = None,
 ) -> None:
     """Make a small model forget facts, and measure it."""
     from rich.console import Console
 
-    from unlearn_eval.config import DemoConfig
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.pipeline import demo_samples, run_demo
     from unlearn_eval.report.table import comparison_tables, reasons

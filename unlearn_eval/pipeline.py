@@ -242,9 +242,10 @@ def demo_samples(before: Result, after: Result, n: int = 3) -> list[tuple[str, s
 
     assert before.path is not None and after.path is not None  # noqa: PT018
     first = {r["id"]: r for r in read_samples(before.path, TASK)}
+    second = read_samples(after.path, TASK)
     rows = []
     for split in ("forget", "retain", "neighbors"):
-        chosen = [r for r in read_samples(after.path, TASK) if r["doc"]["split"] == split][:n]
+        chosen = [r for r in second if r["doc"]["split"] == split][:n]
         rows += [(split, r["doc"]["question"], _said(first[r["id"]]), _said(r)) for r in chosen]
     return rows
 
