@@ -1,12 +1,15 @@
 """The command line as a user meets it: help, names, exit codes, two-line errors."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 
+from unlearn_eval import cli
 from unlearn_eval.editing import configure
 from unlearn_eval.editors import memit
 from unlearn_eval.errors import UserError
@@ -73,3 +76,23 @@ def test_settings_from_text():
     for options in ({"layer": "3"}, {"target.step": "3"}, {"target": "3"}, {"preservation": "much"}, {"text.a": "b"}):
         with pytest.raises(UserError):
             configure(memit.Config, options)
+
+
+def test_a_full_disk_is_two_lines_and_other_failures_keep_their_traceback(monkeypatch, capsys):
+    def fail(code):
+        def app():
+            raise OSError(code, os.strerror(code), "demo/asked.jsonl")
+
+        return app
+
+    monkeypatch.setattr(cli, "app", fail(errno.ENOSPC))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: cannot write demo/asked.jsonl: No space left on device"
+    assert lines[1].startswith("hint: ")
+    assert len(lines) == 2
+    monkeypatch.setattr(cli, "app", fail(errno.EPIPE))
+    with pytest.raises(OSError, match="Broken pipe"):
+        cli.main()

@@ -6,6 +6,7 @@ Data goes to stdout, everything else to stderr. Heavy imports happen inside the 
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from typing import Annotated, Any
@@ -214,6 +215,12 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(f"error: cannot write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        print("hint: free some space or give another --output; the same command goes on from there", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
