@@ -13,7 +13,7 @@ from unlearn_eval.edits import Edit
 from unlearn_eval.errors import unknown_name
 
 Progress = Callable[[str, int, int], Any]  # (what, done, total)
-NOT_METHODS = {"base", "least_squares", "second_moments", "target_values"}
+NOT_METHODS = {"base", "least_squares", "locate", "presets", "second_moments", "target_values"}
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -33,6 +33,8 @@ class EditRequest:
             (for the KL term: a BOS and the subject); empty if there is no subject.
         contexts: the same prompt after other openings, as (prompt ids, look-up index) pairs.
         group: items of one group may be merged into one request.
+        members: if this request stands for several (query merging by key), those; they share one change of value, and
+            everything else here is the first one's.
     """
 
     id: str
@@ -42,11 +44,17 @@ class EditRequest:
     subject_ids: tuple[int, ...] = ()
     contexts: tuple[tuple[tuple[int, ...], int], ...] = ()
     group: str | None = None
+    members: tuple[EditRequest, ...] = ()
 
     @property
     def rows(self) -> tuple[tuple[tuple[int, ...], int], ...]:
         """The plain prompt and its contexts, as (ids, look-up index)."""
         return ((self.prompt_ids, self.lookup), *self.contexts)
+
+    @property
+    def parts(self) -> tuple[EditRequest, ...]:
+        """The requests this one stands for: its members, or itself."""
+        return self.members or (self,)
 
 
 @runtime_checkable
@@ -65,7 +73,10 @@ class Editor(Protocol):
         state: Any = None,
         progress: Progress = no_progress,
     ) -> Edit:
-        """The edit that makes the model say each request's target. The model is as before afterwards."""
+        """The edit that makes the model say each request's target. The model is as before afterwards.
+
+        `state` is an earlier edit by the same method on the same model: the new one goes on from it and holds both.
+        """
 
 
 def editor_names() -> list[str]:

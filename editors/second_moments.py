@@ -37,10 +37,10 @@ class SecondMoments:
     n_keys: int = 0
     n_batches: int = 0
 
-    def moment(self, layer: int) -> Tensor:
+    def moment(self, layer: int, ridge: float = 1e-4) -> Tensor:
         """C of one layer in float64, with a ridge of 1e-4 of its mean eigenvalue, so that it can be factored."""
         moment = self.sums[layer].double() / self.n_keys
-        moment.diagonal().add_(1e-4 * moment.diagonal().mean())
+        moment.diagonal().add_(ridge * moment.diagonal().mean())
         return moment
 
     @torch.no_grad()

@@ -8,6 +8,10 @@ plain one and its contexts), target t and subject prompt s, over δ ∈ ℝᵈ a
          + norm_weight · ‖δ‖ / ‖h₀‖²
     v* = h₀ + δ*,  ‖δ‖ ≤ clamp · ‖h₀‖,  h₀ the clean value at the plain prompt
 
+h is the output of block z (MEMIT, EMMET, AlphaEdit) or, at the site `projection`, that of its MLP (ROME). A request
+that stands for several (query merging by key) has one δ for all of them: the means run over its members'
+prompts, ‖h₀‖ is the members' mean, and each member's v* is its own h₀ + δ*.
+
 All requests are optimised at once: δ is an (N, d) tensor, Adam works element by element, and a request that has
 reached `stop_loss` is frozen and leaves the batch, so the result is that of one loop per request.
 
@@ -18,16 +22,20 @@ result beyond rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from unlearn_eval.anatomy import Anatomy
 from unlearn_eval.editors.base import EditRequest, Progress, no_progress
+from unlearn_eval.errors import UserError
 from unlearn_eval.tracing import Tail
+
+Site = Literal["block", "projection"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,9 @@ class TargetValueConfig:
         kl_weight, norm_weight, clamp: the letters of the objective.
         stop_loss: a request whose loss is below this is done.
         tokens_per_batch: how many tokens (after the look-up tokens, all prompts) are optimised at once.
+        stop_when_said: a request is also done when every token of its target is the most likely one in all its
+            prompts (MPES, 2502.01636).
+        bfloat16: compute the passes in bfloat16 (δ, its optimiser and the loss stay in float32).
     """
 
     steps: int = 25
@@ -49,6 +60,8 @@ class TargetValueConfig:
     clamp: float = 0.75
     stop_loss: float = 0.05
     tokens_per_batch: int = 4096
+    stop_when_said: bool = False
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,8 +69,8 @@ class TargetValues:
     """The outcome of the optimisation.
 
     Attributes:
-        values: v*, (N, d), float32 or wider.
-        clean: h₀, (N, d).
+        values: v* of every member of every request, (M, d), float32 or wider; M = N if nothing is merged.
+        clean: h₀, (M, d).
         losses: the last loss of each request.
         nlls: its first part, the mean negative log-likelihood of the target.
         steps: forward passes used by each request.
@@ -77,8 +90,13 @@ def target_values(
     requests: Sequence[EditRequest],
     config: TargetValueConfig,
     progress: Progress = no_progress,
+    site: Site = "block",
 ) -> TargetValues:
-    """v* of every request at the output of block `layer`; the model is only read."""
+    """v* of every request at the output of block `layer`, or of its MLP; the model is only read.
+
+    Raises:
+        UserError: a loss is not finite (the request is named), or one request alone does not fit the memory.
+    """
     parts: list[TargetValues] = []
     done = 0
 
@@ -86,23 +104,44 @@ def target_values(
         progress("target values", done * total + step * n, len(requests) * total)
 
     for batch in _batches(requests, config.tokens_per_batch):
-        parts.append(_optimise(model, anatomy, layer, batch, config, tick))
+        parts += _fitting(batch, lambda own: _optimise(model, anatomy, layer, own, config, tick, site))
         done += len(batch)
     progress("target values", 1, 1)
-    return TargetValues(
+    found = TargetValues(
         torch.cat([part.values for part in parts]),
         torch.cat([part.clean for part in parts]),
         [loss for part in parts for loss in part.losses],
         [nll for part in parts for nll in part.nlls],
         [steps for part in parts for steps in part.steps],
     )
+    bad = next((r.id for r, loss in zip(requests, found.losses, strict=True) if not math.isfinite(loss)), None)
+    if bad is not None or not torch.isfinite(found.values).all():
+        raise UserError(
+            f"the target value of request {bad} is not finite", "load the model in float32 or bfloat16 (--dtype)"
+        )
+    return found
+
+
+def _fitting(batch: list[EditRequest], optimise: Callable[[list[EditRequest]], TargetValues]) -> list[TargetValues]:
+    """The batch's values, in halves where the device's memory is too small (requests do not depend on each other)."""
+    try:
+        return [optimise(batch)]
+    except torch.OutOfMemoryError as error:
+        if len(batch) == 1:
+            raise UserError(
+                f"the device's memory is too small to optimise request {batch[0].id} alone",
+                "use fewer --contexts, --dtype bfloat16, or a larger device",
+            ) from error
+    torch.cuda.empty_cache()
+    half = len(batch) // 2
+    return [*_fitting(batch[:half], optimise), *_fitting(batch[half:], optimise)]
 
 
 def _batches(requests: Sequence[EditRequest], budget: int) -> Iterator[list[EditRequest]]:
     batch: list[EditRequest] = []
     used = 0
     for request in requests:
-        cost = sum(len(ids) - lookup + len(request.target_ids) for ids, lookup in request.rows)
+        cost = sum(len(ids) - lookup + len(part.target_ids) for part in request.parts for ids, lookup in part.rows)
         if batch and used + cost > budget:
             yield batch
             batch, used = [], 0
@@ -115,50 +154,75 @@ def _batches(requests: Sequence[EditRequest], budget: int) -> Iterator[list[Edit
 class _Problem:
     """The rows of some requests and their objective; rebuilt, smaller, as requests finish."""
 
-    def __init__(self, model: Any, anatomy: Anatomy, layer: int, requests: list[EditRequest]) -> None:
+    def __init__(
+        self, model: Any, anatomy: Anatomy, layer: int, requests: list[EditRequest], site: Site, bfloat16: bool
+    ) -> None:
         self.requests = requests
+        self.bfloat16 = bfloat16
         rows: list[tuple[int, ...]] = []
         lookups: list[int] = []
         owners: list[int] = []
-        self.plain: list[int] = []  # row of each request's plain prompt
-        self.kl: list[int] = []  # row of each request's subject prompt
+        plain: list[int] = []  # row of each member's plain prompt
+        members: list[int] = []  # owner of each member
+        self.kl: list[int] = []  # row of each member's subject prompt
         read: list[tuple[int, int, int, float]] = []  # row, position from the end, token, weight
         for i, request in enumerate(requests):
-            self.plain.append(len(rows))
-            target = request.target_ids
-            for ids, lookup in request.rows:
-                for j, token in enumerate(target):
-                    weight = 1 / (len(target) * len(request.rows))
-                    read.append((len(rows), len(target) - j, token, weight))
-                rows.append((*ids, *target[:-1]))
-                lookups.append(lookup)
+            for part in request.parts:
+                plain.append(len(rows))
+                members.append(i)
+                target = part.target_ids
+                for ids, lookup in part.rows:
+                    for j, token in enumerate(target):
+                        weight = 1 / (len(target) * len(part.rows) * len(request.parts))
+                        read.append((len(rows), len(target) - j, token, weight))
+                    rows.append((*ids, *target[:-1]))
+                    lookups.append(lookup)
+                    owners.append(i)
+                subject = part.subject_ids or part.prompt_ids[: part.lookup + 1]
+                self.kl.append(len(rows))
+                rows.append(subject)
+                lookups.append(len(subject) - 1)
                 owners.append(i)
-            subject = request.subject_ids or request.prompt_ids[: request.lookup + 1]
-            self.kl.append(len(rows))
-            rows.append(subject)
-            lookups.append(len(subject) - 1)
-            owners.append(i)
         device = model.device
-        self.tail = Tail(model, anatomy, layer, rows, lookups)
-        self.keep = max(len(request.target_ids) for request in requests)
+        projection = anatomy.projection_name(layer) if site == "projection" else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            self.tail = Tail(model, anatomy, layer, rows, lookups, projection)
+        self.norm = anatomy.post_norm(model, layer) if site == "projection" else None
+        self.keep = max(len(part.target_ids) for request in requests for part in request.parts)
         self.owners = torch.tensor(owners, device=device)
         self.rows = torch.arange(len(rows), device=device)
         columns = list(zip(*read, strict=True))
         self.read_rows, self.read_back, self.read_tokens = (torch.tensor(c, device=device) for c in columns[:3])
         self.read_weights = torch.tensor(columns[3], dtype=torch.float64, device=device)
-        self.clean = self.tail.hidden[self.plain, self.tail.columns[self.plain]]
+        self.members = torch.tensor(members, device=device)
+        self.shares = 1 / torch.tensor([len(r.parts) for r in requests], dtype=torch.float64, device=device)
+        at_lookup = self.tail.hidden[self.rows, self.tail.columns] if self.tail.also is None else self.tail.also
+        self.clean = at_lookup[plain]  # h₀ of every member
 
-    def parts(self, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """(target nll, ln p at the subject prompt): (n,), (n, V)."""
+    def mean(self, of_members: Tensor) -> Tensor:
+        """The mean over each request's members of something (M, ...)."""
+        total = of_members.new_zeros(len(self.requests), *of_members.shape[1:]).index_add(0, self.members, of_members)
+        return total * self.shares.to(total).view(-1, *[1] * (total.ndim - 1))
+
+    def parts(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(target nll, ln p at the subject prompts, is the whole target the most likely): (n,), (M, V), (n,)."""
         hidden = self.tail.hidden
-        moved = hidden.index_put((self.rows, self.tail.columns), delta[self.owners].to(hidden.dtype), accumulate=True)
-        logits = self.tail.logits(moved, self.keep)
+        change = delta[self.owners].to(hidden.dtype)
+        if self.norm is not None:  # the MLP's output changes by δ, the residual stream by what its norm makes of that
+            clean = self.tail.also
+            assert clean is not None
+            change = self.norm(clean + change) - self.norm(clean)
+        moved = hidden.index_put((self.rows, self.tail.columns), change, accumulate=True)
+        with torch.autocast(hidden.device.type, torch.bfloat16, enabled=self.bfloat16):
+            logits = self.tail.logits(moved, self.keep)
         wide = torch.promote_types(logits.dtype, torch.float32)
         logp = logits[self.read_rows, self.keep - self.read_back].to(wide).log_softmax(-1)
         own = logp.gather(-1, self.read_tokens[:, None])[:, 0]
         nll = own.new_zeros(len(self.requests))
         nll = nll.index_add(0, self.owners[self.read_rows], -own * self.read_weights.to(wide))
-        return nll, logits[self.kl, -1].to(wide).log_softmax(-1)
+        misses = own.new_zeros(len(self.requests))
+        misses = misses.index_add(0, self.owners[self.read_rows], (own.detach() < logp.detach().amax(-1)).to(wide))
+        return nll, logits[self.kl, -1].to(wide).log_softmax(-1), misses == 0
 
 
 def _optimise(
@@ -168,30 +232,34 @@ def _optimise(
     requests: list[EditRequest],
     config: TargetValueConfig,
     tick: Callable[[int, int, int], None],
+    site: Site,
 ) -> TargetValues:
-    problem = _Problem(model, anatomy, layer, requests)
+    problem = _Problem(model, anatomy, layer, requests, site, config.bfloat16)
     wide = torch.promote_types(problem.clean.dtype, torch.float32)
-    clean = problem.clean.to(wide)
-    limit = config.clamp * clean.norm(dim=1)
-    delta = torch.zeros_like(clean)
-    mean, square = torch.zeros_like(clean), torch.zeros_like(clean)  # Adam's moments, per request
+    clean, owners = problem.clean.to(wide), problem.members
+    clean_norm = problem.mean(clean.norm(dim=1))
+    limit = config.clamp * clean_norm
+    delta = clean.new_zeros(len(requests), clean.shape[1])
+    mean, square = torch.zeros_like(delta), torch.zeros_like(delta)  # Adam's moments, per request
     members = torch.arange(len(requests), device=clean.device)  # the requests that `problem` holds
     live = torch.ones_like(members, dtype=torch.bool)
     losses = torch.zeros(len(requests), dtype=wide, device=clean.device)
     nlls, steps = losses.clone(), torch.zeros_like(members)
     for step in range(config.steps):
         own = delta[members].requires_grad_()
-        nll, logp = problem.parts(own)
+        nll, logp, said = problem.parts(own)
         if step == 0:
             reference = logp.detach()  # δ is 0 in the first pass
-        kl = (logp.exp() * (logp - reference[members])).sum(-1)  # KL(edited ‖ clean): the code's direction
-        penalty = own.norm(dim=1) / clean[members].norm(dim=1).square()
+        kl = problem.mean((logp.exp() * (logp - reference)).sum(-1))  # KL(edited ‖ clean): the code's direction
+        penalty = own.norm(dim=1) / clean_norm[members].square()
         loss = nll + config.kl_weight * kl + config.norm_weight * penalty
         running = live[members]
         now = members[running]
         losses[now], nlls[now], steps[now] = loss.detach()[running], nll.detach()[running], step + 1
         tick(step + 1, config.steps, len(requests))
         running = running & (loss.detach() >= config.stop_loss)
+        if config.stop_when_said:
+            running = running & ~said
         live[members] = running
         if step == config.steps - 1 or not running.any():
             break
@@ -202,9 +270,10 @@ def _optimise(
         shrink = torch.where(norms > limit[now], limit[now] / norms, torch.ones_like(norms))
         delta[now] = delta[now] * shrink[:, None]
         if len(now) <= 0.75 * len(members):  # enough are done to be worth a smaller batch
+            reference = reference[running[problem.members]]
             members = now
-            problem = _Problem(model, anatomy, layer, [requests[i] for i in now.tolist()])
-    return TargetValues(clean + delta, clean, losses.tolist(), nlls.tolist(), steps.tolist())
+            problem = _Problem(model, anatomy, layer, [requests[i] for i in now.tolist()], site, config.bfloat16)
+    return TargetValues(clean + delta[owners], clean, losses.tolist(), nlls.tolist(), steps.tolist())
 
 
 def _adam(values: Tensor, mean: Tensor, square: Tensor, rows: Tensor, gradient: Tensor, step: int, rate: float) -> None:

@@ -19,11 +19,13 @@ from unlearn_eval.edits import (
     LowRankEdit,
     applied,
     check_base,
+    concatenate,
     describe_base,
     load_edit,
     read_description,
 )
 from unlearn_eval.errors import UserError
+from unlearn_eval.provenance import hash_weights
 
 
 def random_edit(model, layers=(0, 2), rank=3, seed=0, scale=0.1, base=None, dtype=torch.float32):
@@ -413,3 +415,205 @@ def test_files_in_subfolders_are_kept_and_checked(tmp_path):
     inner.write_text("changed")
     with pytest.raises(UserError, match="not as it was written"):
         load_edit(folder)
+
+
+# Precision, state, texts, nothing, and two edits in one ----------------------------------------------------
+
+
+def test_float64_edits_of_float64_weights_stay_there():
+    model = tiny_model("llama", torch.float64)
+    edit = random_edit(model, dtype=torch.float64)
+    (name, (u, v)), *_ = edit.factors.items()
+    before = model.get_submodule(name).weight.clone()
+    with applied(edit, model):
+        found = model.get_submodule(name).weight
+        assert torch.equal(found, before + u @ v)
+        assert (found - (before + (u.float() @ v.float()).double())).abs().max() > 1e-9  # float32 would be seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float64_factors_do_before_saving_what_they_do_after(dtype, tmp_path):
+    model = tiny_model("gpt2", dtype)
+    edit = random_edit(model, dtype=torch.float64)
+    with applied(edit, model):
+        expected = weights_of(model)
+    found = load_edit(edit.save(tmp_path / "edit"))
+    assert all(u.dtype == v.dtype == torch.float32 for u, v in found.factors.values())
+    with applied(found, model):
+        assert_untouched(model, expected)
+
+
+def with_more(model, **changes):
+    keys = torch.randn(7, 24, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    state = {"keys.0": keys[:4], "keys.2": keys.T[:, :2], "count": torch.tensor([2**30 + 1])}  # views of one storage
+    texts = {"targets.jsonl": '{"target": "Ich weiß es nicht. 東京 🎉"}\r\n', "notes.md": ""}
+    return dataclasses.replace(random_edit(model), **({"state": state, "texts": texts} | changes))
+
+
+def test_state_and_texts_are_read_as_they_were_written(tmp_path):
+    model = tiny_model("llama")
+    edit = with_more(model)
+    folder = edit.save(tmp_path / "edit", tiny_tokenizer(), model.config)
+    found = load_edit(folder)
+    assert found.texts == dict(edit.texts)
+    assert found.state.keys() == edit.state.keys()
+    for name, tensor in edit.state.items():
+        assert torch.equal(found.state[name], tensor.float() if tensor.is_floating_point() else tensor)
+    assert found.state["keys.0"].dtype == torch.float32
+    listed = read_description(folder)["files"]
+    assert {"state.safetensors", "targets.jsonl", "notes.md"} <= set(listed)
+    again = load_edit(found.save(tmp_path / "again"))
+    assert again.texts == found.texts
+    assert all(torch.equal(again.state[name], found.state[name]) for name in found.state)
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "targets.jsonl"])
+def test_changed_state_and_texts_are_refused(name, tmp_path):
+    folder = with_more(tiny_model("llama")).save(tmp_path / "edit")
+    content = bytearray((folder / name).read_bytes())
+    content[-3] ^= 1
+    (folder / name).write_bytes(bytes(content))
+    with pytest.raises(UserError, match=f"{name} is not as it was written"):
+        load_edit(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"lacks its file {name}"):
+        load_edit(folder)
+
+
+def test_what_the_description_does_not_name_is_not_read(saved):
+    """A file that somebody put there has no hash; and a folder written before there was state is read."""
+    assert not (saved / "state.safetensors").exists()
+    (saved / "state.safetensors").write_bytes(b"not ours")
+    (saved / "targets.jsonl").write_text("not ours")
+    description = json.loads((saved / "edit.json").read_text())
+    assert description["schema_version"] == 1
+    del description["texts"]
+    (saved / "edit.json").write_text(json.dumps(description))
+    found = load_edit(saved)
+    assert (found.state, found.texts) == ({}, {})
+
+
+@pytest.mark.parametrize("texts", [["targets.jsonl"], ["../secret"], ["/etc/hostname"], 3, [["x"]]])
+def test_a_description_that_names_other_files_as_texts_is_damaged(saved, texts):
+    (saved.parent / "secret").write_text("secret")
+    changed_description(saved, texts=texts)
+    with pytest.raises(UserError, match="is damaged"):
+        load_edit(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        *((name, "not a plain file name") for name in ("../x", "a/b", "", ".", "..", ".hidden", "a b", "a\n", "ä")),
+        *((name, "already") for name in ("edit.json", "config.json", "Edit.JSON", "state.safetensors")),
+        *((name, "already") for name in ("adapter_config.json", "adapter_model.safetensors", "Tokenizer.json")),
+    ],
+)
+def test_a_text_has_a_name_of_its_own(name, message, tmp_path):
+    model = tiny_model("llama")
+    with pytest.raises(UserError, match=message):
+        with_more(model, texts={name: "x"}).save(tmp_path / "edit", tiny_tokenizer(), model.config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_that_differ_in_case_only_are_refused(tmp_path):
+    with pytest.raises(UserError, match="already"):
+        with_more(tiny_model("llama"), texts={"a.md": "x", "A.md": "y"}).save(tmp_path / "edit")
+
+
+def test_padding_is_not_read_back(tmp_path):
+    """Ranks 3 and 1 are written as 3 and 3; a column of which one factor is zero is not padding."""
+    model = tiny_model("llama")
+    edit = random_edit(model)
+    first, second = edit.factors
+    u, v = edit.factors[first]
+    u = u.clone()
+    u[:, 2] = 0
+    factors = {first: (u, v), second: tuple(f.narrow(d, 0, 1) for d, f in ((1, u), (0, v)))}
+    found = load_edit(dataclasses.replace(edit, factors=factors).save(tmp_path / "edit")).factors
+    assert [found[name][0].shape[1] for name in (first, second)] == [3, 1]
+    for name, pair in factors.items():
+        assert all(torch.equal(a, b) for a, b in zip(found[name], pair, strict=True))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_change_of_nothing_is_an_edit_like_any_other(architecture, tmp_path):
+    """No request: factors of no column. Not even the sign of a zero changes, and peft and transformers read it."""
+    from peft import PeftModel
+
+    model = tiny_model(architecture, exact_norms=False)
+    edit = random_edit(model, rank=0, base=describe_base(model, "org/base"))
+    (name, _), *_ = edit.factors.items()
+    model.get_submodule(name).weight.data[0, 0] = -0.0
+    before = hash_weights(model)
+    folder = edit.save(tmp_path / "edit", model_config=model.config)
+    found = load_edit(folder)
+    assert {name: u.shape[1] for name, (u, _) in found.factors.items()} == dict.fromkeys(sorted(edit.factors), 0)
+    for one in (edit, found):
+        with applied(one, model):
+            assert hash_weights(model) == before
+    ids = torch.arange(5, 15)[None]
+    expected = model(input_ids=ids).logits
+    model.save_pretrained(tmp_path / "base")
+    adapted = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapted.load_adapter(str(folder))
+    assert torch.equal(adapted(input_ids=ids).logits, expected)
+    assert torch.equal(PeftModel.from_pretrained(model, folder)(input_ids=ids).logits, expected)
+
+
+def test_an_edit_of_no_map_at_all_is_saved_too(tmp_path):
+    """Only peft has no word for it."""
+    model = tiny_model("llama")
+    before = weights_of(model)
+    found = load_edit(LowRankEdit({}, EditInfo("memit", {})).save(tmp_path / "edit"))
+    assert found.factors == {}
+    with applied(found, model):
+        assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_two_edits_in_one(architecture, tmp_path):
+    model = tiny_model(architecture, torch.float64)
+    first, second = random_edit(model, (0, 1), 3, seed=1), random_edit(model, (1, 2), 2, seed=2, dtype=torch.float64)
+    both = dataclasses.replace(second, factors=concatenate(first.factors, second.factors))
+    assert [u.shape[1] for u, _ in both.factors.values()] == [3, 5, 2]
+    assert both.factors[list(both.factors)[1]][0].dtype == torch.float64
+    with applied(first, model), applied(second, model):
+        expected = weights_of(model)
+    with applied(both, model):
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(tensor, expected[name], atol=1e-14, rtol=0)
+    assert concatenate({}, first.factors) == concatenate(first.factors, {}) == first.factors
+    name = next(iter(first.factors))
+    with pytest.raises(UserError, match="16×24, the other's 16×25"):
+        concatenate(first.factors, {name: (torch.zeros(16, 1), torch.zeros(1, 25))})
+
+
+@pytest.mark.parametrize("limit", [3000, 12000])
+def test_a_tokenizer_that_does_not_fit_leaves_nothing(limit, tmp_path):
+    """Tokenizers have an error of their own for a full disk."""
+    resource = pytest.importorskip("resource")
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    edit = random_edit(model, rank=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(UserError, match="cannot write the edit"):
+            edit.save(tmp_path / "edit", tokenizer, model.config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_through_a_link(saved):
+    link = saved.parent / "link"
+    link.symlink_to(saved.name)
+    random_edit(tiny_model("llama"), seed=8).save(link)
+    assert link.is_symlink()
+    assert load_edit(saved).info.seed == load_edit(link).info.seed == 8
+    assert sorted(p.name for p in saved.parent.iterdir()) == ["edit", "link"]
+
+
+def test_every_file_can_be_read_by_others(tmp_path):
+    folder = with_more(tiny_model("llama")).save(tmp_path / "edit", tiny_tokenizer())
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}

@@ -44,7 +44,8 @@ def test_the_shipped_facts():
 
 
 def test_names():
-    assert set(set_names()) == {"facts", "tofu:forget01", "tofu:forget05", "tofu:forget10", "tofu:factual"}
+    tofu = {"tofu:forget01", "tofu:forget05", "tofu:forget10", "tofu:factual"}
+    assert set(set_names()) == {"facts", *tofu, "pistol:EDGE"}
     with pytest.raises(UserError, match="unknown forget set 'fact'") as error:
         load_forget_set("fact")
     assert "facts" in error.value.hint
@@ -282,7 +283,7 @@ def test_tofu_forget_sets(data, name, n):
 def test_tofu_factual(data):
     found = load_forget_set("tofu:factual")
     assert [item.id for item in found] == [*(f"real_authors/{i}" for i in range(3)), "world_facts/0", "world_facts/1"]
-    assert [item.group for item in found] == ["real_authors"] * 3 + ["world_facts"] * 2
+    assert {item.group for item in found} == {None}  # these have nothing in common that could be merged
 
 
 def test_tofu_data_that_is_not_as_it_should_be(data, monkeypatch):
@@ -296,3 +297,71 @@ def test_tofu_data_that_is_not_as_it_should_be(data, monkeypatch):
     monkeypatch.setenv("UNLEARN_EVAL_DATA", str(data / "nowhere"))
     with pytest.raises(UserError, match="not a folder"):
         load_forget_set("tofu:forget01")
+
+
+# PISTOL ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pistol(tmp_path, monkeypatch):
+    """A mini PISTOL: companies and contracts are invented."""
+    folder = tmp_path / "data" / "pistol"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tmp_path / "data"))
+    for file, edges in {"sample_data_1": ("A_B", "A_C", "A_C2"), "sample_data_2": ("0_1", "A_B")}.items():
+        records = [
+            {"question": f"{file}: what was sold first in {edge}, {i}?", "answer": f"Hats {i}.", "edge": edge}
+            for edge in edges
+            for i in range(20)
+        ]
+        write(folder / f"{file}.json", json.dumps(records, indent=1))
+    return folder
+
+
+def test_pistol_edges(pistol):
+    found = load_forget_set("pistol:A_C")
+    assert found.name == "pistol:A_C"
+    assert [item.id for item in found] == [f"pistol/A_C/{i}" for i in range(20)]
+    assert {item.group for item in found} == {"A_C"}
+    assert {item.subject for item in found} == {None}
+    assert found.items[19].question == "sample_data_1: what was sold first in A_C, 19?"
+    assert found.items[19].answer == "Hats 19."
+    several = load_forget_set("pistol:A_C2+A_B+A_C2")
+    assert [item.group for item in several] == ["A_C2"] * 20 + ["A_B"] * 20
+    assert several.items[20].id == "pistol/A_B/0"
+    assert several.items[20].question.startswith("sample_data_1")
+
+
+def test_pistol_edges_of_the_second_file(pistol):
+    found = load_forget_set("pistol:0_1+A_B")
+    assert [item.group for item in found] == ["0_1"] * 20 + ["A_B"] * 20
+    assert found.items[0].question.startswith("sample_data_2")
+    assert found.items[20].question.startswith("sample_data_1")  # what is in both is the first file's
+    (pistol / "sample_data_2.json").unlink()
+    assert len(load_forget_set("pistol:A_B+A_C")) == 40
+    with pytest.raises(UserError, match="unknown PISTOL edge '0_1'"):
+        load_forget_set("pistol:0_1")
+
+
+@pytest.mark.parametrize(("name", "edge"), [("pistol:A_D", "A_D"), ("pistol:A_B+", ""), ("pistol:a_b", "a_b")])
+def test_unknown_pistol_edges(pistol, name, edge):
+    with pytest.raises(UserError, match=f"unknown PISTOL edge '{edge}'") as error:
+        load_forget_set(name)
+    assert "A_C" in error.value.hint or edge == "a_b"
+
+
+def test_pistol_without_data_says_where_to_get_it(pistol, monkeypatch):
+    (pistol / "sample_data_1.json").unlink()
+    with pytest.raises(UserError, match=r"no PISTOL data: .*sample_data_1\.json is not there") as error:
+        load_forget_set("pistol:A_B")
+    assert "github.com/bill-shen-BS/PISTOL" in error.value.hint
+    monkeypatch.delenv("UNLEARN_EVAL_DATA")
+    with pytest.raises(UserError, match="UNLEARN_EVAL_DATA is not set") as error:
+        load_forget_set("pistol:A_B")
+    assert "no licence" in error.value.hint
+
+
+def test_a_malformed_pistol_file_is_named(pistol):
+    write(pistol / "sample_data_1.json", json.dumps([{"question": "A?", "answer": "b"}]))
+    with pytest.raises(UserError, match=r"sample_data_1\.json, record 1 lacks the field 'edge'"):
+        load_forget_set("pistol:A_B")

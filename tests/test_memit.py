@@ -27,6 +27,7 @@ from unlearn_eval.corpus import Sequences
 from unlearn_eval.edit_requests import build_requests
 from unlearn_eval.editors import memit
 from unlearn_eval.editors.base import Editor, editor_names, get_editor
+from unlearn_eval.editors.locate import read_keys_and_values
 from unlearn_eval.editors.second_moments import second_moments
 from unlearn_eval.editors.target_values import TargetValueConfig, target_values
 from unlearn_eval.edits import applied, describe_base, load_edit
@@ -49,7 +50,7 @@ def moments_of(model, layers=LAYERS):
 
 def make(model, requests=None, config=CONFIG, state=None, **options):
     requests = random_requests(4) if requests is None else requests
-    return memit.edit(model, None, requests, config, state=state or moments_of(model, config.layers), **options)
+    return memit.edit(model, None, requests, config, moments=state or moments_of(model, config.layers), **options)
 
 
 def logits_of(model):
@@ -63,7 +64,7 @@ def logits_of(model):
 def test_memit_is_an_editor():
     assert "memit" in editor_names()
     assert isinstance(get_editor("memit"), Editor)
-    assert not set(editor_names()) & {"base", "least_squares", "second_moments", "target_values"}
+    assert not set(editor_names()) & {"base", "least_squares", "locate", "presets", "second_moments", "target_values"}
     with pytest.raises(UserError, match="did you mean memit"):
         get_editor("memitt")
 
@@ -202,6 +203,13 @@ def naive_memit(model, requests, config, targets, moments):
         keys = torch.stack([naive_key(model, layer, r) for r in requests], dim=1)
         values = torch.stack([naive_value(model, config.layers[-1], r) for r in requests], dim=1)
         residuals = (targets.T - values) / sum(other >= layer for other in config.layers)
+        norm = getattr(parts.block(model, layer), "post_feedforward_layernorm", None)  # of gemma3: g ⊙ u / rms(u)
+        for i, request in enumerate(requests if norm is not None else []):
+            with trace(model, outputs=[parts.projection_name(layer)]) as seen:
+                whole_forward(model, request.prompt_ids)
+            rms = seen.outputs[parts.projection_name(layer)][0, request.lookup].square().mean().sqrt()
+            gain = (norm.weight + norm.offset) / (1 + norm.eps) ** 0.5
+            residuals[:, i] *= rms * gain / (gain**2 + 1e-3 * (gain**2).mean())
         penalty = config.preservation * MLP * moments.moment(layer)
         updates[layer] = residuals @ keys.T @ torch.linalg.inv(penalty + keys @ keys.T)
         weight = parts.projection(model, layer).weight
@@ -232,9 +240,9 @@ def test_equals_the_naive_implementation(architecture, layers):
 def test_batches_of_prompts_change_no_keys():
     model = tiny_model("gemma3", torch.float64)
     parts, requests = anatomy(model), random_requests(5)
-    keys, values = memit.read_keys_and_values(model, parts, 1, 2, requests)
+    keys, values = read_keys_and_values(model, parts, 1, 2, requests)
     for size in (1, 4):
-        other = memit.read_keys_and_values(model, parts, 1, 2, requests, rows_per_batch=size)
+        other = read_keys_and_values(model, parts, 1, 2, requests, rows_per_batch=size)
         torch.testing.assert_close(other[0], keys, atol=1e-12, rtol=0)
         torch.testing.assert_close(other[1], values, atol=1e-12, rtol=0)
     for i, request in enumerate(requests):
@@ -322,7 +330,10 @@ def test_real_model_forgets_and_comes_back(real_model, tmp_path, monkeypatch):
     text.write_text("".join(f"{item.question} {item.answer}.\n" for item in facts())[:3000], encoding="utf-8")
     target = dataclasses.replace(TARGET, steps=4, clamp=3.0)
     edit = memit.edit(
-        model, tokenizer, [request], memit.Config((5,), 0.1, text=str(text), keys_per_dimension=0.3, target=target)
+        model,
+        tokenizer,
+        [request],
+        memit.Config((5,), preservation=0.1, text=str(text), keys_per_dimension=0.3, target=target),
     )
 
     def nll(request):

@@ -1,5 +1,6 @@
 """Text metrics against hand-counted overlaps and the cases that string matching gets wrong."""
 
+import math
 import re
 from functools import cache
 
@@ -203,3 +204,35 @@ def test_distinct_matches_the_definition(tokens, n):
         return
     assert distinct == pytest.approx(len(set(grams)) / len(grams))
     assert m.repetition(" ".join(tokens), n) == pytest.approx(1 - distinct)
+
+
+# ngram_entropy
+
+
+def naive_ngram_entropy(text):
+    """The authors' formula, one n-gram at a time."""
+    tokens, parts = text.lower().split(), []
+    for n, weight in ((2, 2 / 3), (3, 4 / 3)):
+        grams = [" ".join(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+        shares = [grams.count(gram) / len(grams) for gram in set(grams)]
+        parts.append(weight * sum(-share * math.log(share) / math.log(2) for share in shares))
+    return sum(parts) / 2
+
+
+def test_ngram_entropy_by_hand():
+    # pairs ab bc cd de: 2 bits; triples abc bcd cde: log2 3
+    assert m.ngram_entropy("a b c d e") == pytest.approx((2 / 3 * 2 + 4 / 3 * math.log2(3)) / 2)
+    # pairs ab ab ba: shares 2/3 and 1/3; triples aba, bab: 1 bit
+    assert m.ngram_entropy("a b A b") == pytest.approx((2 / 3 * (math.log2(3) - 2 / 3) + 4 / 3) / 2)
+    assert m.ngram_entropy("no " * 100) == 0  # degenerate
+    fluent = " ".join(map(str, range(102)))
+    assert m.ngram_entropy(fluent) == pytest.approx((2 / 3 * math.log2(101) + 4 / 3 * math.log2(100)) / 2)
+    assert m.ngram_entropy("one two") is m.ngram_entropy("") is None
+    assert m.ngram_entropy("one two three") == pytest.approx(2 / 3 / 2)
+
+
+@quick
+@given(st.lists(st.sampled_from(["red", "cat", "Cat", "sun"]), min_size=3, max_size=20))
+def test_ngram_entropy_matches_the_formula(tokens):
+    assert m.ngram_entropy(" ".join(tokens)) == pytest.approx(naive_ngram_entropy(" ".join(tokens)), abs=1e-12)
+    assert m.ngram_entropy(" ".join(tokens)) >= 0

@@ -167,6 +167,70 @@ def test_facts(tiny, tokenizer):
         assert "neighbors_accuracy" in values(result, "unlearn_facts")
 
 
+class SayingLM(LM):
+    """A model that only writes: what `says` gives for a document and the question it was asked."""
+
+    def __init__(self, says):
+        super().__init__()
+        self.says = says
+
+    def loglikelihood(self, requests):
+        raise NotImplementedError
+
+    loglikelihood_rolling = loglikelihood
+
+    def generate_until(self, requests):
+        return [self.says(request.doc, request.args[0]) for request in requests]
+
+
+CHOSEN = {"forget": ["capital_of/france", "capital_of/japan"], "retain": ["capital_of/italy", "capital_of/kenya"]}
+REFUSAL = "I'm sorry, but I don't know that capital."
+
+
+@pytest.mark.parametrize(
+    ("say", "forget", "paraphrase", "retain", "neighbors"),
+    [
+        (lambda doc, asked: doc["answer"], 0, 0, 0, 0),
+        (lambda doc, asked: REFUSAL, 1, 1, 1, 1),
+        (lambda doc, asked: "Some other town.", 0, 0, 0, 0),
+        (lambda doc, asked: f"{REFUSAL} Is it {doc['answer']}?", 0, 0, 0, 0),
+        (lambda doc, asked: REFUSAL * 4, 0, 0, 0, 0),
+        (lambda doc, asked: REFUSAL if doc["id"] == "forget/capital_of/france" else doc["answer"], 0.5, 0.5, 0, 0),
+        (lambda doc, asked: REFUSAL if doc["paraphrases"][0] in asked else "Oslo.", 0, 1, 0, 0),
+        (lambda doc, asked: "Oslo." if doc["id"].startswith("neighbors") else REFUSAL, 1, 1, 1, 0),
+    ],
+)
+def test_refusals_of_facts(say, forget, paraphrase, retain, neighbors):
+    """Both ends: a model that answers refuses nothing, one that only refuses refuses everything."""
+    result = evaluate(SayingLM(say), "unlearn_facts", CHOSEN)
+    found, directions = values(result, "unlearn_facts"), result["higher_is_better"]["unlearn_facts"]
+    names = ("forget_refusal_rate", "forget_paraphrase_refusal_rate", "retain_refusal_rate", "neighbors_refusal_rate")
+    assert [found[name] for name in names] == [forget, paraphrase, retain, neighbors]
+    assert [directions[name] for name in names] == [True, True, False, False]
+    assert report(result, "unlearn_facts")["forget_refusal_rate"] == {"n": 2, "n_unscored": 0}
+
+
+def test_fluency_of_facts():
+    said = {"forget/capital_of/france": "Paris.", "forget/capital_of/japan": "one two three four five"}
+    result = evaluate(SayingLM(lambda doc, asked: said.get(doc["id"], "no no no no")), "unlearn_facts", CHOSEN)
+    close(values(result, "unlearn_facts")["forget_fluency"], (2 / 3 * 2 + 4 / 3 * math.log2(3)) / 2)
+    assert report(result, "unlearn_facts")["forget_fluency"]["n_unscored"] == 1  # one word has no pairs: not 0
+    assert result["higher_is_better"]["unlearn_facts"]["forget_fluency"] is True
+
+
+def test_refusals_of_tofu(tofu):
+    def say(document, asked):
+        refuses = document["split"] == "forget" and document["id"] != "forget/0" or document["id"] == "world_facts/0"
+        return "I have no information about that person." if refuses else document["answer"]
+
+    result = evaluate(SayingLM(say))
+    found, directions = values(result), result["higher_is_better"]["unlearn_tofu"]
+    expected = {"forget": 3 / 4, "retain": 0, "real_authors": 0, "world_facts": 1 / 3}
+    for split, rate in expected.items():
+        close(found[f"{split}_refusal_rate"], rate)
+        assert directions[f"{split}_refusal_rate"] is (split == "forget")
+
+
 def test_in_a_chat_the_question_is_the_users_message(tiny, tokenizer, tofu):
     """The same prompt as `unlearn_eval.prompts` gives to editors."""
     from unlearn_eval import prompts
@@ -537,16 +601,11 @@ class CountingLM(TemplateLM):
         return [request.doc["answer"] for request in requests]
 
 
-class SilentLM(LM):
-    """A model that only writes."""
+class SilentLM(SayingLM):
+    """A model that only refuses."""
 
-    def loglikelihood(self, requests):
-        raise NotImplementedError
-
-    loglikelihood_rolling = loglikelihood
-
-    def generate_until(self, requests):
-        return ["I would rather not say." for _ in requests]
+    def __init__(self):
+        super().__init__(lambda document, asked: "I would rather not say.")
 
 
 def test_a_model_with_loglikelihoods_only(tiny, tokenizer, tofu):
@@ -574,7 +633,7 @@ def test_a_model_that_only_writes(tofu, task):
     result = evaluate(SilentLM(), task)
     for name, value in values(result, task).items():
         said = report(result, task)[name]
-        if "rouge" in name or "accuracy" in name:
+        if any(part in name for part in ("rouge", "accuracy", "refusal_rate", "fluency")):
             assert value is not None
             assert said["n_unscored"] == 0
         else:
@@ -643,14 +702,14 @@ def test_nothing_is_0_for_undefined(tiny, tokenizer, tmp_path, monkeypatch, task
     result = evaluate(hf(tiny("llama"), tokenizer, max_length=8), task, **SHORT)
     for name, value in values(result, task).items():
         said = report(result, task)[name]
-        if "rouge" in name:
+        if "rouge" in name or "refusal_rate" in name:
             continue
         assert value is None, name
         assert said["reason"]
         assert said["n"] == 0
         assert said["n_unscored"] > 0
     assert all(
-        value == "N/A" or "rouge" in key
+        value == "N/A" or "rouge" in key or "refusal_rate" in key
         for key, value in result["results"][task].items()
         if key.endswith("_stderr,none")
     )

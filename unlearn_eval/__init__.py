@@ -10,6 +10,7 @@ _HOMES = {
     "ForgetSet": "forget_sets",
     "load_forget_set": "forget_sets",
     "load_model": "models",
+    "Recipe": "config",
     "make_edit": "editing",
     "LowRankEdit": "edits",
     "load_edit": "edits",

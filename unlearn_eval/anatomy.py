@@ -26,6 +26,8 @@ DOWN_PROJECTIONS = (
     "dense_out",
 )
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "ff", "")
+# A norm between the MLP and the residual stream (Gemma 2 and 3, OLMo 2; GLM 4), by the names that are given to it.
+POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Anatomy:
         """The projection's weight as (d_model, d_mlp); a view, so it can be changed in place."""
         weight: Tensor = self.projection(model, layer).weight  # type: ignore[assignment]
         return weight.T if self.transposed else weight
+
+    def post_norm(self, model: nn.Module, layer: int) -> nn.Module | None:
+        """The norm through which the MLP's output goes before it is added to the residual stream, if there is one."""
+        block = self.block(model, layer)
+        return next((found for name in POST_NORMS if (found := getattr(block, name, None)) is not None), None)
 
     def check_layers(self, layers: tuple[int, ...]) -> None:
         """Refuse layers that the model does not have."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unlearn_eval.config import DemoConfig
+from unlearn_eval.config import DemoConfig, Recipe
 from unlearn_eval.errors import UserError, unknown_name
 
 app = typer.Typer(
@@ -27,10 +27,19 @@ app = typer.Typer(
 )
 
 DEMO = DemoConfig()
+RECIPE = Recipe()
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file, or 'default'.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
+ForgetOption = Annotated[str, typer.Option("--forget", "-f", help="facts, tofu:forget01, pistol:A_B, ... or a file.")]
+TargetOption = Annotated[
+    str, typer.Option(help="What to say instead: idk, pool, self (its own refusals), a .jsonl of targets, a sentence.")
+]
+IdsOption = Annotated[str | None, typer.Option(help="Only these items, separated by commas.")]
+LimitOption = Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")]
+ChatOption = Annotated[bool | None, typer.Option(help="Ask through the chat template. [default: if there is one]")]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")]
 
 
 @app.command()
@@ -79,41 +88,124 @@ def demo(
 def edit(
     output: Annotated[str, typer.Option("--output", "-o", help="Folder of the edit.")],
     model: ModelOption = "default",
-    forget: Annotated[str, typer.Option("--forget", "-f", help="facts, tofu:forget01, ... or a file.")] = "facts",
-    editor: Annotated[str, typer.Option("--editor", "-e", help="The method; `unlearn-eval ls editors`.")] = "memit",
-    target: Annotated[str, typer.Option(help="What to say instead: idk, pool, or a sentence.")] = "idk",
-    ids: Annotated[str | None, typer.Option(help="Only these items, separated by commas.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")] = None,
-    chat: Annotated[bool | None, typer.Option(help="Ask through the chat template. [default: if there is one]")] = None,
-    contexts: Annotated[int, typer.Option(help="Sampled openings before each question.")] = 3,
+    forget: ForgetOption = "facts",
+    editor: Annotated[
+        str | None, typer.Option("--editor", "-e", help="The method; `unlearn-eval ls editors`. [default: memit]")
+    ] = None,
+    target: TargetOption = RECIPE.target,
+    merge: Annotated[
+        str, typer.Option(help="Query merging: none, text (one prompt) or key (one change of value).")
+    ] = RECIPE.merge,
+    merge_size: Annotated[int, typer.Option(help="How many of a group are merged.")] = RECIPE.merge_size,
+    per_step: Annotated[
+        int, typer.Option(help="Requests per step, each on the model as edited so far; 0: all at once.")
+    ] = RECIPE.per_step,
+    continue_: Annotated[
+        str | None, typer.Option("--continue", help="Folder of an edit to go on from; the new one holds both.")
+    ] = None,
+    ids: IdsOption = None,
+    limit: LimitOption = None,
+    chat: ChatOption = None,
+    contexts: Annotated[int, typer.Option(help="Sampled openings before each question.")] = RECIPE.n_contexts,
+    preset: Annotated[bool, typer.Option(help="Use the model's published settings.")] = RECIPE.preset,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, NAME=VALUE.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
-    seed: SeedOption = 0,
+    dtype: DtypeOption = "float32",
+    seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
 ) -> None:
     """Make an edit: a small folder that forgets a set."""
     from unlearn_eval.editing import make_edit
     from unlearn_eval.editors.base import get_editor
-    from unlearn_eval.forget_sets import load_forget_set
+    from unlearn_eval.edits import load_edit
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.models import load_model
 
+    state = load_edit(continue_) if continue_ else None
+    editor = editor or (state.info.editor if state else "memit")
     get_editor(editor)
-    forget_set = load_forget_set(forget)
-    if ids:
-        forget_set = forget_set.select(part.strip() for part in ids.split(","))
-    if limit is not None:
-        forget_set = forget_set.sample(limit, seed)
+    recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
+    forget_set = _forget_set(forget, ids, limit, seed)
     options = dict(_pair(text) for text in set_ or [])
     with quiet():
         _say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device)
         _say(f"{editor} on {len(forget_set)} items of {forget_set.name}")
-        made = make_edit(loaded, forget_set, editor, options, target, chat, contexts, seed=seed, progress=_progress())
+        made = make_edit(loaded, forget_set, editor, options, recipe, state, _progress())
         folder = made.save(output, loaded.tokenizer, loaded.model.config)
-    _say(f"done in {made.info.seconds:.0f} s; evaluate it with:")
+    _tell(made)
+    _say(f"done in {made.info.seconds:.0f} s; look at it, and evaluate it, with:")
+    _say(f"  unlearn-eval inspect {folder}")
     _say(f"  unlearn-eval eval --model {model} --edit {folder} --tasks unlearn_facts")
     print(folder)
+
+
+@app.command()
+def targets(
+    output: Annotated[str, typer.Option("--output", "-o", help="JSONL file to write.")],
+    model: ModelOption = "default",
+    forget: ForgetOption = "facts",
+    target: TargetOption = "self",
+    ids: IdsOption = None,
+    limit: LimitOption = None,
+    chat: ChatOption = None,
+    dtype: DtypeOption = "float32",
+    seed: SeedOption = RECIPE.seed,
+    device: DeviceOption = None,
+) -> None:
+    """Write what each question should be answered with, to read, correct and use as --target FILE."""
+    import random
+
+    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.models import load_model
+    from unlearn_eval.prompts import has_chat_template
+    from unlearn_eval.refusals import make_targets, write_targets
+
+    forget_set = _forget_set(forget, ids, limit, seed)
+    with quiet():
+        loaded = load_model(model, dtype=dtype, device=device)
+        chats = has_chat_template(loaded.tokenizer) if chat is None else chat
+        made = make_targets(
+            target, forget_set.items, random.Random(seed), loaded, chats, seed=seed, progress=_progress()
+        )
+    write_targets(output, made)
+    print(output)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[str, typer.Argument(help="Folder of an edit.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show what an edit is: layers, ranks, norms, targets, cost."""
+    from unlearn_eval.report.edit import describe_edit, edit_tables
+
+    description = describe_edit(folder)
+    if json_:
+        print(json.dumps(description, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    for table in edit_tables(description):
+        console.print(table)
+
+
+@app.command()
+def export(
+    folder: Annotated[str, typer.Argument(help="Folder of an edit.")],
+    merged: Annotated[str, typer.Option("--merged", help="Folder of the checkpoint to write.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The base model, if edit.json's is elsewhere.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ... [default: the base's own]")] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Write an ordinary Hugging Face checkpoint of the edited model."""
+    from unlearn_eval.export import export_merged
+    from unlearn_eval.harness.run import quiet
+
+    with quiet():
+        print(export_merged(folder, merged, model=model, dtype=dtype, device=device, say=_say))
 
 
 @app.command("eval")
@@ -278,6 +370,27 @@ def _progress() -> Any:
             _say(f"     {what}: {done} of {total}")
 
     return tell
+
+
+def _forget_set(name: str, ids: str | None, limit: int | None, seed: int) -> Any:
+    from unlearn_eval.forget_sets import load_forget_set
+
+    chosen = load_forget_set(name)
+    if ids:
+        chosen = chosen.select(part.strip() for part in ids.split(","))
+    return chosen if limit is None else chosen.sample(limit, seed)
+
+
+def _tell(made: Any) -> None:
+    """What the self-check found, and what to try if an edit did not take."""
+    check, preset = made.info.notes["self_check"], made.info.notes["preset"]
+    _say(
+        f"self-check: {check['n_took']} of {check['n']} targets are now the most likely answer (probability per token "
+        f"{check['target_probability_before']:.3f} -> {check['target_probability_after']:.3f})"
+    )
+    if 2 * check["n_took"] < check["n"]:
+        known = "there is no preset for this model" if preset is None else f"the preset is {preset['name']}'s"
+        _say(f"hint: {known}; try other --set layers=..., more --set target.steps=..., or a weaker preservation")
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import string
 import unicodedata
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,6 +15,7 @@ from unlearn_eval.editors.base import EditRequest
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem
 
+Grouped = TypeVar("Grouped", ForgetItem, EditRequest)
 CONTEXT_SEEDS = ("The", "Therefore", "Because", "I", "You")  # MEMIT's
 
 
@@ -66,6 +68,55 @@ def build_requests(
             )
         )
     return requests
+
+
+def merge_items(items: Sequence[ForgetItem], size: int) -> list[ForgetItem]:
+    """Items of one group as one: their questions one after another (query merging by text, 2505.19855).
+
+    One prompt, one refusal and one key, which is read at the last question: the other questions are
+    covered only as far as the model generalises. Items without a group are merged with each other, in order.
+    """
+    merged = []
+    for part in _grouped(items, size):
+        answers = tuple(text for item in part for text in item.accepted)
+        joined = replace(
+            part[-1],
+            id=_merged_id([item.id for item in part]),
+            question=" ".join(item.question for item in part),
+            answer=answers[0],
+            aliases=answers[1:],
+            paraphrases=(),
+        )
+        merged.append(joined if len(part) > 1 else part[0])
+    return merged
+
+
+def merge_keys(requests: Sequence[EditRequest], size: int) -> list[EditRequest]:
+    """Requests of one group as one, with the questions as its members (query merging by key, 2505.19855).
+
+    Every question keeps its own key, and all of a group get one change of value, optimised over all their prompts:
+    one optimisation instead of `size`; and for ROME one rank-one update, with the mean of their keys. The target is the
+    first one's.
+    """
+    merged = []
+    for part in _grouped(requests, size):
+        members = tuple(replace(request, target_ids=part[0].target_ids) for request in part)
+        whole = replace(part[0], id=_merged_id([r.id for r in part]), members=members)
+        merged.append(whole if len(part) > 1 else part[0])
+    return merged
+
+
+def _grouped(items: Sequence[Grouped], size: int) -> Iterator[list[Grouped]]:
+    groups: dict[str | None, list[Grouped]] = {}
+    for item in items:
+        groups.setdefault(item.group, []).append(item)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def _merged_id(ids: Sequence[str]) -> str:
+    return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
 
 
 def encode_with_lookup(question: str, subject: str | None, tokenizer: Any, chat: bool) -> tuple[list[int], int]:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from unlearn_eval import prompts
-from unlearn_eval.edit_requests import build_requests, sample_contexts
-from unlearn_eval.editors.base import Progress, get_editor, no_progress
-from unlearn_eval.edits import LowRankEdit, describe_base
+from unlearn_eval.config import Recipe
+from unlearn_eval.edit_requests import build_requests, merge_items, merge_keys, sample_contexts
+from unlearn_eval.editors.base import EditRequest, Progress, get_editor, no_progress
+from unlearn_eval.editors.presets import preset_for
+from unlearn_eval.edits import TARGETS, LowRankEdit, applied, check_base, describe_base
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetSet
 from unlearn_eval.models import LoadedModel
 from unlearn_eval.provenance import hash_json, peak_memory_bytes, provenance
-from unlearn_eval.refusals import refusal_targets
+from unlearn_eval.refusals import Target, make_targets, targets_jsonl
+from unlearn_eval.scoring import Query, score_answers
 
 
 def make_edit(
@@ -26,10 +30,8 @@ def make_edit(
     forget: ForgetSet,
     editor: str = "memit",
     options: Mapping[str, str] | None = None,
-    target: str = "idk",
-    chat: bool | None = None,
-    n_contexts: int = 3,
-    seed: int = 0,
+    recipe: Recipe | None = None,
+    state: LowRankEdit | None = None,
     progress: Progress = no_progress,
 ) -> LowRankEdit:
     """The edit after which the model answers each item's question with a refusal.
@@ -39,49 +41,120 @@ def make_edit(
         forget: what to forget.
         editor: the method's name.
         options: its settings as text, `{"preservation": "2", "target.steps": "30"}`.
-        target: what to say instead (see `refusals`).
-        chat: ask through the chat template; None does if there is one.
-        n_contexts: how many sampled openings stand before the question in further prompts.
-        seed: of everything random.
+        recipe: how the set becomes requests.
+        state: an earlier edit of this model by this method, to go on from.
         progress: told of the editor's steps.
 
     Raises:
-        UserError: an unknown editor or setting, or a question that does not fit the model's context.
+        UserError: an unknown editor or setting, a question that does not fit the model's context, an item that the
+            earlier edit holds already, or an earlier edit of another model or method.
     """
+    recipe = recipe or Recipe()
     method = get_editor(editor)
-    config = configure(method.Config, options or {})
-    if hasattr(config, "seed") and "seed" not in (options or {}):
-        config = replace(config, seed=seed)
     model, tokenizer = loaded.model, loaded.tokenizer
-    chat = prompts.has_chat_template(tokenizer) if chat is None else chat
+    preset = preset_for(model) if recipe.preset else None
+    own = {} if preset is None else preset.settings(editor)
+    config = configure(method.Config, own | dict(options or {}))
+    if hasattr(config, "seed") and "seed" not in (options or {}):
+        config = replace(config, seed=recipe.seed)
+    chat = prompts.has_chat_template(tokenizer) if recipe.chat is None else recipe.chat
     if chat and not prompts.has_chat_template(tokenizer):
         raise UserError(f"{loaded.name} has no chat template", "leave out --chat")
+    _check_state(state, forget, loaded)
     started = time.monotonic()
-    contexts = sample_contexts(model, tokenizer, seed, n=n_contexts)
-    texts = refusal_targets(target, len(forget), random.Random(seed))
-    max_length = getattr(model.config, "max_position_embeddings", None)
-    requests = build_requests(forget.items, texts, tokenizer, chat, contexts, max_length)
-    result = method.edit(model, tokenizer, requests, config, random.Random(seed), progress=progress)
-    assert isinstance(result, LowRankEdit)
+    targets = make_targets(
+        recipe.target, forget.items, random.Random(recipe.seed), loaded, chat, seed=recipe.seed, progress=progress
+    )
+    contexts = sample_contexts(model, tokenizer, recipe.seed, n=recipe.n_contexts)
+    requests = _requests(loaded, forget, targets, chat, contexts, recipe)
+    size = recipe.per_step or max(1, len(requests))
+    generator = random.Random(recipe.seed)
+    result = state
+    for start in range(0, len(requests), size):
+        step = requests[start : start + size]
+        made = method.edit(model, tokenizer, step, config, generator, state=result, progress=progress)
+        assert isinstance(made, LowRankEdit)
+        result = made
+    assert result is not None  # a forget set is never empty
+    earlier = state.info.requests if state is not None else {}
+    notes = {**result.info.notes, "preset": None if preset is None else asdict(preset)}
+    notes["self_check"] = self_check(model, requests, result)
     info = replace(
         result.info,
         base=describe_base(model, loaded.name if loaded.name != "default" else loaded.path, loaded.revision),
         requests={
-            "n": len(requests),
+            "n": len(forget) + int(earlier.get("n", 0)),
+            "n_merged": len(requests),
             "forget_set": forget.name,
             "forget_set_hash": forget.hash,
-            "ids": [item.id for item in forget],
-            "hash": hash_json([dataclasses.asdict(request) for request in requests]),
+            "ids": [*earlier.get("ids", []), *(item.id for item in forget)],
+            "lookup": {item.id: "subject" if item.subject else "last content token" for item in forget},
+            "hash": hash_json([asdict(request) for request in requests]),
             "chat": chat,
-            "target": target,
+            "target": recipe.target,
+            "merge": recipe.merge,
+            "merge_size": recipe.merge_size,
+            "per_step": recipe.per_step,
             "contexts": contexts,
         },
-        seed=seed,
+        seed=recipe.seed,
         versions=provenance()["packages"],
         seconds=round(time.monotonic() - started, 2),
         peak_memory_bytes=peak_memory_bytes(),
+        notes=notes,
     )
-    return replace(result, info=info)
+    earlier_texts = state.texts.get(TARGETS, "") if state is not None else ""
+    return replace(result, info=info, texts={TARGETS: earlier_texts + targets_jsonl(targets)})
+
+
+def _requests(
+    loaded: LoadedModel, forget: ForgetSet, targets: Sequence[Target], chat: bool, contexts: list[str], recipe: Recipe
+) -> list[EditRequest]:
+    """The set's requests, merged as the recipe says."""
+    items, texts = list(forget.items), [target.target for target in targets]
+    if recipe.merge == "text":
+        said = dict(zip((item.question for item in items), texts, strict=True))
+        items = merge_items(items, recipe.merge_size)
+        texts = [next(text for question, text in said.items() if item.question.startswith(question)) for item in items]
+    max_length = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    requests = build_requests(items, texts, loaded.tokenizer, chat, contexts, max_length)
+    return merge_keys(requests, recipe.merge_size) if recipe.merge == "key" else requests
+
+
+def _check_state(state: LowRankEdit | None, forget: ForgetSet, loaded: LoadedModel) -> None:
+    """Refuse to go on from an edit of another model, or with items that it holds already."""
+    if state is None:
+        return
+    check_base(state.info, loaded.model, loaded.name)
+    twice = sorted(set(state.info.requests.get("ids", [])) & {item.id for item in forget})
+    if twice:
+        raise UserError(
+            f"{len(twice)} items are in the earlier edit already, e.g. {twice[0]!r}", "leave them out (--ids)"
+        )
+
+
+def self_check(model: Any, requests: Sequence[EditRequest], edit: LowRankEdit) -> dict[str, Any]:
+    """Whether an edit took: its targets' probability before and after, and how many are now the most likely answer.
+
+    Teacher-forced on the plain prompts, so it says that the weights do what was asked of them, not what a
+    conversation will look like; for that, evaluate the edit.
+    """
+    parts = [part for request in requests for part in request.parts]
+    queries = [Query(part.prompt_ids, part.target_ids) for part in parts]
+    before = score_answers(model, queries)
+    with applied(edit, model):
+        after = score_answers(model, queries)
+
+    def probability(scores: Sequence[Any]) -> float:
+        means = [math.exp(-sum(score.token_nll) / len(score.token_nll)) for score in scores]
+        return sum(means) / max(1, len(means))
+
+    return {
+        "n": len(parts),
+        "n_took": sum(all(score.hits) for score in after),
+        "target_probability_before": probability(before),
+        "target_probability_after": probability(after),
+    }
 
 
 def configure(config_class: type[Any], options: Mapping[str, str]) -> Any:

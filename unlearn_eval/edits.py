@@ -4,6 +4,8 @@
       edit.json                   what, on which base model (hash), from which requests, by which method
       adapter_config.json         PEFT's LoRA layout, so that peft, `lm_eval --model hf peft=`, and vLLM's LoRA
       adapter_model.safetensors   serving read the folder as it is
+      state.safetensors           what more edits of the same model go on from, if the method keeps anything
+      targets.jsonl ...           small texts that belong to the edit, if it has any
       config.json, tokenizer...   of the base model
 
 Every file's SHA-256 stands in `edit.json`; a changed file, or another base model, is refused.
@@ -13,9 +15,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +33,11 @@ from unlearn_eval.provenance import hash_weights, sha256_of_file
 SCHEMA_VERSION = 1
 DESCRIPTION = "edit.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+STATE, TARGETS = "state.safetensors", "targets.jsonl"
+Factors = Mapping[str, tuple[Tensor, Tensor]]
 _PREFIX = "base_model.model."
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_TAKEN = {DESCRIPTION, ADAPTER, ADAPTER_CONFIG, STATE, "config.json", "generation_config.json"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,9 @@ class EditInfo:
 class Edit(Protocol):
     """What every kind of edit can do."""
 
-    info: EditInfo
+    @property
+    def info(self) -> EditInfo:
+        """What this is."""
 
     def apply(self, model: nn.Module) -> Applied:
         """Change the model; the result undoes it."""
@@ -104,22 +113,32 @@ class LowRankEdit:
     """Changes W + U V of some linear maps.
 
     Attributes:
-        factors: module name -> (U, V), U (d_out, n) and V (n, d_in), whatever way round the module stores W.
+        factors: module name -> (U, V), U (d_out, n) and V (n, d_in), whatever way round the module stores W. A change
+            of nothing is n = 0; PEFT refuses an edit that names no module at all.
         info: what this is.
         stored_transposed: whether the modules store W as (d_in, d_out), as GPT-2's Conv1D does.
+        state: what the method needs to go on from this edit, e.g. `keys.5`: (n, d_in) past keys.
+        texts: file name -> content of small texts that belong to the edit, e.g. `targets.jsonl`.
     """
 
-    factors: Mapping[str, tuple[Tensor, Tensor]]
+    factors: Factors
     info: EditInfo
     stored_transposed: bool = False
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @torch.no_grad()
     def apply(self, model: nn.Module) -> Applied:
-        """Add U V to every weight, computed in float32 and rounded once to the weight's type."""
+        """Add U V to every weight, computed in float32 (float64 for such weights) and rounded once to its type.
+
+        Factors are first taken to that type, so that float64 factors do what they do after saving.
+        """
         handle = Applied()
         try:
             for name, (u, v) in self.factors.items():
                 weight = _weight_of(model, name, u, v)
+                if u.shape[1] == 0:  # even adding zero changes a bit: -0.0 becomes 0.0
+                    continue
                 handle.keep(weight)
                 wide = torch.promote_types(weight.dtype, torch.float32)
                 delta = u.to(weight.device, wide) @ v.to(weight.device, wide)
@@ -133,12 +152,16 @@ class LowRankEdit:
     def save(self, folder: str | Path, tokenizer: Any = None, model_config: Any = None) -> Path:
         """Write the folder in PEFT's LoRA layout, with the base's `config.json` and tokenizer if they are given.
 
+        Floating numbers are written as float32.
+
         Raises:
-            UserError: the folder exists and holds something else than an edit, or writing fails.
+            UserError: the folder exists and holds something else than an edit, writing fails, or a text has a name
+                that is no plain file name or is taken.
         """
         from safetensors.torch import save_file
 
-        folder = Path(folder)
+        for name in self.texts:
+            _check_text_name(name, _TAKEN)
         thin = {name: _compact(u.cpu().double(), v.cpu().double()) for name, (u, v) in self.factors.items()}
         rank = max([1, *(u.shape[1] for u, _ in thin.values())])
         tensors = {}
@@ -153,8 +176,17 @@ class LowRankEdit:
                 model_config.save_pretrained(target)
             if tokenizer is not None:
                 tokenizer.save_pretrained(target)
+            if self.state:
+                state = {name: _for_disk(tensor) for name, tensor in self.state.items()}
+                save_file(state, str(target / STATE), metadata={"format": "pt"})
+            for name, text in self.texts.items():
+                _check_text_name(name, (path.name for path in target.iterdir()))
+                (target / name).write_bytes(text.encode())  # as it is: no other line ends
+            files = {path.relative_to(target).as_posix(): sha256_of_file(path) for path in _files_below(target)}
+            description = {"schema_version": SCHEMA_VERSION, "kind": "low_rank", "info": asdict(self.info)}
+            _write_json(target / DESCRIPTION, description | {"texts": sorted(self.texts), "files": files})
 
-        return _write_folder(folder, "low_rank", self.info, fill)
+        return write_whole(Path(folder), "edit", DESCRIPTION, fill)
 
     def _peft_config(self, rank: int) -> dict[str, Any]:
         return {
@@ -190,10 +222,38 @@ def load_edit(folder: str | Path) -> LowRankEdit:
     tensors = load_file(str(folder / ADAPTER))
     names = sorted(key[len(_PREFIX) : -len(".lora_A.weight")] for key in tensors if key.endswith(".lora_A.weight"))
     factors = {
-        name: (tensors[f"{_PREFIX}{name}.lora_B.weight"], tensors[f"{_PREFIX}{name}.lora_A.weight"]) for name in names
+        name: _unpadded(tensors[f"{_PREFIX}{name}.lora_B.weight"], tensors[f"{_PREFIX}{name}.lora_A.weight"])
+        for name in names
     }
     adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return LowRankEdit(factors, EditInfo(**description["info"]), bool(adapter["fan_in_fan_out"]))
+    state = load_file(str(folder / STATE)) if STATE in description["files"] else {}
+    texts = {name: (folder / name).read_bytes().decode() for name in description.get("texts", ())}
+    return LowRankEdit(factors, EditInfo(**description["info"]), bool(adapter["fan_in_fan_out"]), state, texts)
+
+
+def concatenate(first: Factors, second: Factors) -> dict[str, tuple[Tensor, Tensor]]:
+    """The factors of two edits made one after another: U = [U₁ U₂], V = [V₁; V₂] where both change a map.
+
+    Each map's factors are on the device of the later edit, in the wider of both types.
+
+    Raises:
+        UserError: the two change one map in different shapes, so that they are of different models.
+    """
+    both = dict(first) | dict(second)
+    for name in first.keys() & second.keys():
+        (u, v), (more_u, more_v) = first[name], second[name]
+        if (u.shape[0], v.shape[1]) != (more_u.shape[0], more_v.shape[1]):
+            raise UserError(
+                f"one edit's change of {name} is {u.shape[0]}×{v.shape[1]}, the other's "
+                f"{more_u.shape[0]}×{more_v.shape[1]}",
+                "go on from an edit of the same model",
+            )
+        wide = torch.promote_types(u.dtype, more_u.dtype)
+        both[name] = (
+            torch.cat([u.to(more_u.device, wide), more_u.to(wide)], dim=1),
+            torch.cat([v.to(more_v.device, wide), more_v.to(wide)], dim=0),
+        )
+    return both
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -214,6 +274,8 @@ def read_description(folder: str | Path) -> dict[str, Any]:
             kind, files = description["kind"], dict(description["files"])
             if kind == "low_rank" and not {ADAPTER, ADAPTER_CONFIG} <= set(files):
                 raise ValueError(f"it does not list {ADAPTER} and {ADAPTER_CONFIG}")
+            if not all(name in files and _PLAIN_NAME.fullmatch(name) for name in description.get("texts", ())):
+                raise ValueError("it names a text that is not among its files")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}", "make the edit again") from error
     if version > SCHEMA_VERSION:
@@ -296,36 +358,84 @@ def _padded(factor: Tensor, rank: int, dim: int) -> Tensor:
     return torch.cat([factor, factor.new_zeros(shape)], dim=dim)
 
 
+def _unpadded(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors without the zero columns and rows that `_padded` put behind them."""
+    used = (u.any(dim=0) | v.any(dim=1)).nonzero()
+    n = int(used.max()) + 1 if used.numel() else 0
+    return u[:, :n], v[:n]
+
+
+def _for_disk(tensor: Tensor) -> Tensor:
+    """A copy of its own (safetensors refuses views of one storage), floating numbers as float32."""
+    tensor = tensor.detach().cpu()
+    return tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype).clone().contiguous()
+
+
+def _check_text_name(name: str, taken: Iterable[str]) -> None:
+    if not _PLAIN_NAME.fullmatch(name):
+        raise UserError(f"'{name}' is not a plain file name", "give a text of an edit a name such as targets.jsonl")
+    if name.lower() in {other.lower() for other in taken}:  # some file systems do not tell A from a
+        raise UserError(f"an edit's folder has a file {name} already", "give the text another name")
+
+
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _write_folder(folder: Path, kind: str, info: EditInfo, fill: Any) -> Path:
-    """Write a folder beside its place, describe it, and move it there; what was there goes only when that is done."""
-    from safetensors import SafetensorError
+def _files_below(folder: Path) -> list[Path]:
+    """Every file, also in subfolders: several chat templates go into one of their own."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / DESCRIPTION).is_file())):
-        raise UserError(f"{folder} exists and is not an edit", "give another --output")
+
+def check_place(folder: Path, what: str, marker: str, option: str = "--output") -> None:
+    """Refuse to write over anything but an empty folder, or one that holds the file `marker`."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / marker).is_file())):
+        raise UserError(f"{folder} exists and is not an {what}", f"give another {option}")
+
+
+def write_whole(folder: Path, what: str, marker: str, fill: Callable[[Path], None], option: str = "--output") -> Path:
+    """Fill a folder beside its place and move it there; what was there goes only when that is done.
+
+    Args:
+        folder: where it should be; its parents are made.
+        what: "edit" or "export", for errors.
+        marker: the file that `fill` writes and by which an earlier folder of this kind is known.
+        fill: writes the files into the folder it is given.
+        option: with which the user named the folder, for hints.
+
+    Raises:
+        UserError: the folder exists and is something else, or it cannot be written (no space, no permission).
+    """
+    check_place(folder, what, marker, option)
+    place = folder.resolve()  # through a link: the link stays
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     except OSError as error:
-        raise UserError(f"cannot write the edit to {folder}: {error}", "give another --output") from error
+        raise UserError(f"cannot write the {what} to {folder}: {error}", f"give another {option}") from error
     try:
         fill(temporary)
-        paths = sorted(path for path in temporary.rglob("*") if path.is_file())  # several chat templates: a folder
-        files = {path.relative_to(temporary).as_posix(): sha256_of_file(path) for path in paths}
-        description = {"schema_version": SCHEMA_VERSION, "kind": kind, "info": asdict(info), "files": files}
-        _write_json(temporary / DESCRIPTION, description)
         os.chmod(temporary, 0o755)
-        _put_in_place(temporary, folder)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+        for path in _files_below(temporary):
+            path.chmod(0o644)  # safetensors writes for the owner alone
+        _put_in_place(temporary, place)
+    except Exception as error:
+        if not _is_of_the_disk(error):
+            raise
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"cannot write the edit to {folder}: {error}", "free some space or give another --output"
+            f"cannot write the {what} to {folder}: {reason}", f"free some space or give another {option}"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether writing failed: safetensors has its own error for that, and tokenizers a bare one with a number."""
+    from safetensors import SafetensorError
+
+    return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)
 
 
 def _put_in_place(new: Path, folder: Path) -> None:

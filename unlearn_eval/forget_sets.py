@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -104,7 +105,8 @@ def load_forget_set(name: str) -> ForgetSet:
 
     Args:
         name: `facts` (shipped with the package), `tofu:forget01`, `tofu:forget05`, `tofu:forget10`,
-            `tofu:factual` (its real authors and world facts), or the path of a JSONL or CSV file with the columns
+            `tofu:factual` (its real authors and world facts), `pistol:A_B` (the contract A_B of PISTOL; several are
+            joined with `+`, as in `pistol:A_B+A_C2`), or the path of a JSONL or CSV file with the columns
             of `ForgetItem` (`question` and `answer` are needed; lists in a CSV are separated by `|`).
 
     Raises:
@@ -114,6 +116,8 @@ def load_forget_set(name: str) -> ForgetSet:
         return facts()
     if name.startswith("tofu:"):
         return _tofu(name)
+    if name.startswith("pistol:"):
+        return _pistol(name)
     path = Path(name).expanduser()
     if path.suffix in (".jsonl", ".json", ".csv"):
         return _from_file(path)
@@ -206,14 +210,59 @@ def _tofu(name: str) -> ForgetSet:
     for part in _TOFU[split]:
         records = load_split("tofu", part, "locuslab/TOFU", ("question", "answer"))
         stem = "forget" if part.startswith("forget") else part.removesuffix("_perturbed")
-        # TOFU's authors have 20 questions each, one after another.
+        # TOFU's authors have 20 questions each, one after another; the factual questions have no common subject.
         items += [
-            item_from_record({**r, "id": f"{stem}/{i}", "group": f"author {i // 20}" if stem == "forget" else stem})
+            item_from_record({**r, "id": f"{stem}/{i}", "group": f"author {i // 20}" if stem == "forget" else None})
             for i, r in enumerate(records)
         ]
     return ForgetSet(name, tuple(items))
 
 
+_PISTOL_FILES = ("sample_data_1.json", "sample_data_2.json")
+
+
+def _pistol(name: str) -> ForgetSet:
+    """The questions on some edges of PISTOL (arXiv 2406.16810), each a contract between two companies."""
+    edges = list(dict.fromkeys(edge.strip() for edge in name.partition(":")[2].split("+")))
+    known: dict[str, list[Mapping[str, Any]]] = {}
+    for file in _PISTOL_FILES:
+        if set(edges) <= set(known):
+            break  # the second file need not be there
+        for edge, records in _pistol_edges(file, needed=file == _PISTOL_FILES[0]).items():
+            known.setdefault(edge, records)
+    for edge in edges:
+        if edge not in known:
+            raise unknown_name("PISTOL edge", edge, known)
+    return ForgetSet(
+        name,
+        tuple(
+            item_from_record({**record, "id": f"pistol/{edge}/{i}", "group": edge})
+            for edge in edges
+            for i, record in enumerate(known[edge])
+        ),
+    )
+
+
+def _pistol_edges(file: str, needed: bool) -> dict[str, list[Mapping[str, Any]]]:
+    from unlearn_eval.harness.data import DATA_VARIABLE
+    from unlearn_eval.results import read_jsonl
+
+    root = os.environ.get(DATA_VARIABLE)
+    path = Path(root or "").expanduser() / "pistol" / file
+    if not root or not path.is_file():
+        if root and not needed:
+            return {}
+        raise UserError(
+            f"no PISTOL data: {path} is not there" if root else f"no PISTOL data: {DATA_VARIABLE} is not set",
+            "it has no licence, so it is not shipped: put data/ of github.com/bill-shen-BS/PISTOL into a folder as"
+            f" pistol/, and set {DATA_VARIABLE} to that folder",
+        )
+    edges: dict[str, list[Mapping[str, Any]]] = {}
+    for record in read_jsonl(path, required_fields=("question", "answer", "edge")):
+        edges.setdefault(str(record["edge"]), []).append(record)
+    return edges
+
+
 def set_names() -> list[str]:
-    """The names that `load_forget_set` knows."""
-    return ["facts", *(f"tofu:{split}" for split in _TOFU)]
+    """The names that `load_forget_set` knows; EDGE stands for any edge of PISTOL."""
+    return ["facts", *(f"tofu:{split}" for split in _TOFU), "pistol:EDGE"]

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.config import DemoConfig
+from unlearn_eval.config import DemoConfig, Recipe
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetSet, facts
 from unlearn_eval.json_files import write_all
@@ -220,8 +220,7 @@ def _edit(
             forget,
             config.editor,
             {"text": str(text), "keys_per_dimension": str(config.keys_per_dimension)},
-            target=config.target,
-            seed=config.seed,
+            Recipe(target=config.target, seed=config.seed),
             progress=progress,
         )
         made.save(folder / "edit", loaded.tokenizer, loaded.model.config)

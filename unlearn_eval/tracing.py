@@ -83,9 +83,11 @@ class Tail:
         layer: the block whose output is replaced.
         rows: token ids of each row.
         lookups: index of each row's look-up token.
+        also: a module of block `layer` whose output at the look-up tokens is kept too.
 
     Attributes:
         hidden: (R, S, d), the block's output on the last S positions; rows are padded on the left.
+        also: (R, d), if asked for.
         columns: (R,) where the look-up token stands in `hidden`.
     """
 
@@ -96,8 +98,10 @@ class Tail:
         layer: int,
         rows: Sequence[Sequence[int]],
         lookups: Sequence[int],
+        also: str | None = None,
     ) -> None:
         self.model, self.anatomy, self.layer = model, anatomy, layer
+        self.also: Tensor | None = None
         self._cache: Any = None
         # Every row is cut at the same distance from its end, so that no padding stands between a row's prefix and
         # its tail: sliding windows count columns, not tokens.
@@ -118,7 +122,7 @@ class Tail:
             **positions(model, mask, last=ids.shape[1]),
         }
         self._tuple = False
-        self.hidden = self._run_below()
+        self.hidden = self._run_below(also)
 
     @torch.no_grad()
     def _fill_cache(self, prefixes: list[Sequence[int]]) -> Tensor:
@@ -138,16 +142,18 @@ class Tail:
         return self.model(**self._arguments, past_key_values=cache, use_cache=True, **options)
 
     @torch.no_grad()
-    def _run_below(self) -> Tensor:
+    def _run_below(self, also: str | None) -> Tensor:
         name = f"{self.anatomy.blocks}.{self.layer}"
         seen: list[Any] = []
         handle = self.model.get_submodule(name).register_forward_hook(lambda m, a, out: seen.append(out))
         try:
-            with trace(self.model, stop_after=name):
+            with trace(self.model, outputs=[also] if also else [], stop_after=name) as traced:
                 self._call()
         finally:
             handle.remove()
         self._tuple = isinstance(seen[0], tuple)
+        if also:
+            self.also = traced.outputs[also][torch.arange(len(self.columns)), self.columns]
         return first(seen[0])
 
     def logits(self, hidden: Tensor, keep: int) -> Tensor:

@@ -64,8 +64,8 @@ class FactsTask(UnlearningTask):
         return named
 
     def score(self, document: Document, generated: dict[str, str], answers: dict[str, Scores]) -> Scores:
-        """METRICS section 1, and whether the answer (or an alias) stands in what the model says."""
-        accepted = [document["answer"], *document["aliases"]]
+        """METRICS section 1, whether the answer (or an alias) stands in what the model says, whether it refuses."""
+        question, accepted = document["question"], [document["answer"], *document["aliases"]]
         own = answer_scores(answers["answer"], self.compat)
         wrong = [answer_scores(r, self.compat) for name, r in answers.items() if name.startswith("wrong_")]
         reworded = [
@@ -81,9 +81,13 @@ class FactsTask(UnlearningTask):
             "rouge": m.rouge(document["answer"], generated["question"])["rougeL_recall"],
             "cloze_probability": _answer_only(answers["cloze"]),
             "accuracy": float(m.contains_answer(generated["question"], accepted)),
+            "refusal_rate": float(m.is_refusal(generated["question"], question, accepted)),
+            "fluency": m.ngram_entropy(generated["question"]),
         }
         if "paraphrase" in generated:
-            scores["paraphrase_accuracy"] = float(m.contains_answer(generated["paraphrase"], accepted))
+            said, asked = generated["paraphrase"], document["paraphrases"][0]
+            scores["paraphrase_accuracy"] = float(m.contains_answer(said, accepted))
+            scores["paraphrase_refusal_rate"] = float(m.is_refusal(said, asked, accepted))
         return scores
 
     def metrics(self) -> dict[str, Metric]:
@@ -102,11 +106,15 @@ class FactsTask(UnlearningTask):
         ):
             table[f"forget_{key}"] = Mean("forget", key, False)
         table["forget_truth_ratio"] = Mean("forget", "truth_ratio_forget", True)
+        for key in ("refusal_rate", "paraphrase_refusal_rate", "fluency"):
+            table[f"forget_{key}"] = Mean("forget", key, True)
         for key in ("accuracy", "cloze_probability", "probability", "rouge", "truth_ratio"):
             table[f"retain_{key}"] = Mean("retain", key, True)
+        table["retain_refusal_rate"] = Mean("retain", "refusal_rate", False)
         if "neighbors" in self.split_sizes:
             for key in ("accuracy", "cloze_probability", "probability"):
                 table[f"neighbors_{key}"] = Mean("neighbors", key, True)
+            table["neighbors_refusal_rate"] = Mean("neighbors", "refusal_rate", False)
         return table
 
 

@@ -66,6 +66,7 @@ class TofuTask(UnlearningTask):
             **contrast,
             "paraphrase_probability": paraphrased and paraphrased["probability"],
             "rouge": m.rouge(document["answer"], generated["question"])["rougeL_recall"],
+            "refusal_rate": float(m.is_refusal(generated["question"], document["question"], document["answer"])),
         }
 
     def metrics(self) -> dict[str, Metric]:
@@ -77,6 +78,7 @@ class TofuTask(UnlearningTask):
             "forget_truth_ratio": Mean("forget", "truth_ratio_forget", True),
             "forget_extraction_strength": Mean("forget", "extraction_strength", False),
             "forget_exact_memorization": Mean("forget", "exact_memorization", False),
+            "forget_refusal_rate": Mean("forget", "refusal_rate", True),
         }
         reference = find_reference(self.config.metadata or {})
         for name, part, direction in (
@@ -88,6 +90,7 @@ class TofuTask(UnlearningTask):
         for split in UTILITY_SPLITS:
             for key in ("probability", "rouge", "truth_ratio"):
                 table[f"{split}_{key}"] = Mean(split, key, True)
+            table[f"{split}_refusal_rate"] = Mean(split, "refusal_rate", False)
         table["model_utility"] = OverAll(UTILITY_SPLITS, ("probability", "rouge", "truth_ratio"), _model_utility, True)
         return table
 

@@ -36,7 +36,8 @@ from unlearn_eval.metrics.privacy import (
     s_attack,
     zlib_score,
 )
-from unlearn_eval.metrics.text import contains_answer, distinct_n, normalise, repetition, rouge
+from unlearn_eval.metrics.refusal import has_refusal_cue, is_refusal, leaks_answer
+from unlearn_eval.metrics.text import contains_answer, distinct_n, ngram_entropy, normalise, repetition, rouge
 from unlearn_eval.metrics.utility import (
     MODEL_UTILITY_PARTS,
     ForgetQuality,
@@ -60,6 +61,9 @@ __all__ = [
     "extraction_strength",
     "forget_quality",
     "harmonic_mean",
+    "has_refusal_cue",
+    "is_refusal",
+    "leaks_answer",
     "log_truth_ratio",
     "loss_score",
     "mean_and_stderr",
@@ -69,6 +73,7 @@ __all__ = [
     "min_k_plus_plus_score",
     "min_k_score",
     "model_utility",
+    "ngram_entropy",
     "normalise",
     "paired_comparison",
     "privacy_score",

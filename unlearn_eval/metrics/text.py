@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -101,8 +103,7 @@ def distinct_n(text: str, n: int) -> float | None:
     """
     if n < 1:
         raise UserError(f"n = {n}, but an n-gram has at least one word", "pass n >= 1")
-    words = text.casefold().split()
-    grams = list(zip(*(words[start:] for start in range(n)), strict=False))
+    grams = _grams(text, n)
     return len(set(grams)) / len(grams) if grams else None
 
 
@@ -120,6 +121,39 @@ def repetition(text: str, n: int = 4) -> float | None:
     """
     distinct = distinct_n(text, n)
     return None if distinct is None else 1 - distinct
+
+
+def ngram_entropy(text: str) -> float | None:
+    """How varied a text's word pairs and triples are, in bits, or None below three words.
+
+    (2/3 H2 + 4/3 H3) / 2, with Hn the entropy of the frequencies f of the word n-grams, -sum f log2 f. A text
+    that repeats itself is near 0; one of T words that never does is near log2 T, so only texts of like length
+    can be compared, and a short refusal is below a long answer.
+
+    Args:
+        text: split at white space, case folded.
+
+    Source: ROME (arXiv 2202.05262), "generation entropy", GE, also in MEMIT (arXiv 2210.07229); both report 100
+    times its mean. The division by 2 is in the authors' code (kmeng01/rome, experiments/py/eval_utils_counterfact),
+    not in the paper. Differs from it in words at white space instead of NLTK's tokens.
+    """
+    pairs, triples = _entropy(_grams(text, 2)), _entropy(_grams(text, 3))
+    if pairs is None or triples is None:
+        return None
+    return (2 / 3 * pairs + 4 / 3 * triples) / 2
+
+
+def _grams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = text.casefold().split()
+    return list(zip(*(words[start:] for start in range(n)), strict=False))
+
+
+def _entropy(grams: list[tuple[str, ...]]) -> float | None:
+    """Of the frequencies, in bits; None if there are none."""
+    if not grams:
+        return None
+    # log2(total / count) and not -log2(count / total): a single n-gram has the entropy 0, not -0.
+    return math.fsum(count / len(grams) * math.log2(len(grams) / count) for count in Counter(grams).values())
 
 
 @cache

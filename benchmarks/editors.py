@@ -1,0 +1,180 @@
+"""What each editor and recipe does to a small real model: 1, 10 and 50 known facts edited to a refusal.
+
+Every row is written to results/editors.json as soon as it is there, and is not computed again while its settings are the
+same; results/editors.md is the table. What the editors must leave alone is estimated on the model's own answers to
+facts that no list holds. Options: --sizes, --only (names of rows), --seed, --folder (where the model's answers are kept).
+
+Target values are the costly part. Where two rows optimise exactly the same ones (MEMIT and AlphaEdit do) they are
+computed once, and their seconds are counted in both rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from editing import conversations, evaluate, known_facts, split
+
+from unlearn_eval import make_edit
+from unlearn_eval.config import Recipe
+from unlearn_eval.editors import locate
+from unlearn_eval.edits import applied
+from unlearn_eval.errors import UserError
+from unlearn_eval.harness.run import quiet
+from unlearn_eval.models import load_model
+from unlearn_eval.provenance import hash_json, hash_weights, provenance
+
+RESULT, TABLE = Path("results/editors.json"), Path("results/editors.md")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a method with a recipe."""
+
+    name: str
+    editor: str
+    options: dict[str, str] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+KEYS = {"merge": "key", "merge_size": 5}
+TEXT = {"merge": "text", "merge_size": 5}
+SELF = {"target": "self"}
+ROWS = (
+    Row("MEMIT", "memit"),
+    Row("AlphaEdit", "alphaedit"),
+    Row("EMMET", "emmet"),
+    Row("ROME (R-ROME)", "rome"),
+    Row("UltraEdit", "ultraedit"),
+    Row("MEMIT, self", "memit", {}, SELF),
+    Row("AlphaEdit, self", "alphaedit", {}, SELF),
+    Row("MEMIT, merged by key", "memit", {}, KEYS),
+    Row("AlphaEdit, merged by key", "alphaedit", {}, KEYS),
+    Row("ROME, merged by key", "rome", {}, KEYS),
+    Row("MEMIT, merged by text", "memit", {}, TEXT),
+    Row("ROME, merged by text", "rome", {}, TEXT),
+    Row("ROME (original)", "rome", {"variant": "original"}),
+    Row("ROME without C", "rome", {"second_moments": "false"}),
+    Row("MEMIT in steps of 10", "memit", {}, {"per_step": 10}),
+    Row("MEMIT in steps of 10, no key cache", "memit", {"key_cache": "false"}, {"per_step": 10}),
+    Row("AlphaEdit in steps of 10", "alphaedit", {}, {"per_step": 10}),
+)
+
+
+class Shared:
+    """Target values by what they depend on, and the seconds that each took."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[Any, float]] = {}
+        self.saved = 0.0
+        self.compute = locate.target_values
+
+    def __call__(self, model: Any, parts: Any, layer: int, requests: Any, config: Any, *more: Any, **options: Any) -> Any:
+        """As `target_values`."""
+        weights = hash_weights(model).exact
+        key = hash_json([weights, layer, [asdict(r) for r in requests], asdict(config), options.get("site", "block")])
+        if key in self.found:
+            self.saved += self.found[key][1]
+        else:
+            start = time.process_time()
+            self.found[key] = (
+                self.compute(model, parts, layer, requests, config, *more, **options),
+                time.process_time() - start,
+            )
+        return self.found[key][0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", default="1,10,50")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", default="results/scratch/editors")
+    arguments = parser.parse_args()
+    loaded = load_model("default", dtype="float32")
+    shared = Shared()
+    locate.target_values = shared
+    with quiet():
+        lm, known = known_facts(Path(arguments.folder), loaded)
+    done = json.loads(RESULT.read_text()) if RESULT.is_file() else {"rows": {}}
+    done |= {"model_weights_hash": hash_weights(loaded.model).exact, "provenance": provenance(), "n_known": len(known)}
+    for n in map(int, arguments.sizes.split(",")):
+        forget, retain, neighbors = split(known, n, arguments.seed)
+        used = {item.id for item in forget} | set(retain) | set(neighbors)
+        text = conversations(Path(arguments.folder), used)
+        base = f"no edit, {n}"
+        if base not in done["rows"]:
+            with quiet():
+                done["rows"][base] = {"name": "no edit", "n": n, **evaluate(lm, forget, retain, neighbors)}
+        for row in ROWS:
+            if arguments.only and row.name not in arguments.only.split("; "):
+                continue
+            if n == 1 and (row.recipe.get("merge") or row.recipe.get("per_step")):
+                continue
+            key = f"{row.name}, {n}"
+            if key in done["rows"]:
+                continue
+            done["rows"][key] = run(row, n, loaded, lm, forget, retain, neighbors, text, shared, arguments.seed)
+            RESULT.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+            TABLE.write_text(table(done), encoding="utf-8")
+            print(json.dumps(done["rows"][key]), flush=True)
+
+
+def run(
+    row: Row, n: int, loaded: Any, lm: Any, forget: Any, retain: Any, neighbors: Any, text: Path, shared: Shared, seed: int
+) -> dict[str, Any]:
+    """One row: the edit's cost and what the edited model says."""
+    options = dict(row.options)
+    if row.editor != "ultraedit":
+        options |= {"text": str(text), "keys_per_dimension": "12"}
+    shared.saved, start = 0.0, time.process_time()
+    found: dict[str, Any] = {"name": row.name, "n": n, "n_retain": len(retain), "n_neighbors": len(neighbors)}
+    try:
+        edit = make_edit(loaded, forget, row.editor, options, Recipe(**row.recipe, seed=seed))
+    except UserError as error:
+        return found | {"error": str(error).splitlines()[0]}
+    found |= {
+        "cpu_seconds": round(time.process_time() - start + shared.saved, 1),
+        "peak_memory_bytes": edit.info.peak_memory_bytes,
+        "took": edit.info.notes["self_check"],
+        "config": edit.info.config | {"text": "conversations"},
+        "recipe": asdict(Recipe(**row.recipe, seed=seed)),
+    }
+    with applied(edit, loaded.model), quiet():
+        return found | evaluate(lm, forget, retain, neighbors)
+
+
+def table(done: dict[str, Any]) -> str:
+    """The rows as Markdown, shares in per cent."""
+    columns = {
+        "refuses": "forget_refusal_rate",
+        "still right": "forget_accuracy",
+        "refuses (reworded)": "paraphrase_refusal_rate",
+        "still right (reworded)": "paraphrase_accuracy",
+        "neighbors right": "neighbors_accuracy",
+        "others right": "retain_accuracy",
+        "others refused": "retain_refusal_rate",
+    }
+    lines = []
+    for n in sorted({row["n"] for row in done["rows"].values()}):
+        rows = [row for row in done["rows"].values() if row["n"] == n]
+        lines += [f"## {n} fact{'s' if n > 1 else ''}", "", "| | " + " | ".join(columns) + " | fluency, bits | CPU s |"]
+        lines += ["|---|" + "---:|" * (len(columns) + 2)]
+        for row in rows:
+            if "error" in row:
+                lines.append(f"| {row['name']} | {row['error']} |" + " |" * (len(columns) + 1))
+                continue
+            cells = ["–" if row.get(key) is None else f"{100 * row[key]:.0f}" for key in columns.values()]
+            fluency = row.get("forget_fluency_bits")
+            cells += ["–" if fluency is None else f"{fluency:.2f}", str(row.get("cpu_seconds", "–"))]
+            lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+r"""AlphaEdit: null-space constrained editing (Fang et al. 2025, arXiv 2410.02355).
+
+    Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + L2·I)⁻¹      (equation 14; L2 = 1 there, 10 in the code)
+
+P projects on the span of those eigenvectors of C whose eigenvalues are below a threshold, so that Δ does not touch
+what the model usually computes. With K̃ = PK this is least squares with A = L2·I, and only the eigenvectors are
+needed, not the d×d projection.
+
+The threshold: `absolute:0.02` (the authors': eigenvalue below 0.02, whatever the model's scale), `relative:0.1`
+(below a tenth of the mean eigenvalue), `energy:0.05` (the smallest eigenvalues, which hold 5 % of the trace together).
+L2 is `ridge` times E‖Pk‖² = tr(PC), or `l2` itself if that is above 0; the authors' setting is
+`null_space=absolute:0.02 l2=10`.
+
+Differs from the authors' code (jianghoucheng/AlphaEdit@f5248d3d) in the relative defaults, in that C is
+decomposed as the symmetric matrix it is, and in that an edit remembers the keys that it was made with, where they read
+them again on the edited weights: only then are edits in sequence exactly one edit of all requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn_eval.editors.base import EditRequest, Progress, no_progress
+from unlearn_eval.editors.emmet import check_rank
+from unlearn_eval.editors.least_squares import least_squares
+from unlearn_eval.editors.locate import Editing, LocateConfig, locate_then_edit
+from unlearn_eval.editors.second_moments import SecondMoments
+from unlearn_eval.edits import LowRankEdit
+from unlearn_eval.errors import UserError
+
+DEPTH = (1 / 8, 1 / 4)  # layers 4 to 8 of Llama-3-8B's 32
+
+
+@dataclass(frozen=True)
+class Config(LocateConfig):
+    """AlphaEdit's settings.
+
+    Attributes:
+        null_space: which eigenvectors of C span it: `absolute:X`, `relative:X` or `energy:X`.
+        ridge: L2 relative to E‖Pk‖², the mean squared length of a key's projection.
+        l2: L2 itself; above 0 it takes the place of `ridge`.
+        key_cache: whether keys of earlier edits are kept in place.
+    """
+
+    null_space: str = "energy:0.05"
+    ridge: float = 1.0
+    l2: float = 0.0
+    key_cache: bool = True
+
+
+def edit(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[EditRequest],
+    config: Config,
+    generator: Any = None,
+    state: LowRankEdit | None = None,
+    progress: Progress = no_progress,
+    moments: SecondMoments | None = None,
+) -> LowRankEdit:
+    """The AlphaEdit edit for all requests at once; the model is as before afterwards (arguments as in `memit.edit`).
+
+    Raises:
+        UserError: a threshold that cannot be read or leaves no null space, fewer keys in C than dimensions, or
+            more requests than the null space has dimensions.
+    """
+    run = Editing.start("alphaedit", model, tokenizer, requests, config, DEPTH, state, progress)
+    kind, threshold = parse_threshold(config.null_space)
+    if not requests:
+        return state or run.edit({}, {})
+    c = moments or run.second_moments()
+    if c.n_keys < run.parts.d_mlp:
+        raise UserError(
+            f"the second moments are of {c.n_keys} keys, fewer than the {run.parts.d_mlp} dimensions, so most of "
+            "their null space is chance",
+            "give more text, or raise keys_per_dimension",
+        )
+    sizes: dict[str, int] = {}
+
+    def update(layer: int, keys: Tensor, residuals: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        values, vectors = null_space(c.moment(layer, ridge=0.0), kind, threshold)
+        sizes[str(layer)] = len(values)
+        check_rank(keys, past, len(values), "alphaedit's null space")
+
+        def project(columns: Tensor) -> Tensor:
+            return vectors @ (vectors.T @ columns)  # PK
+
+        l2 = config.l2 or config.ridge * float(values.clamp_min(0).sum())
+        projected = None if past is None else project(past)
+        return least_squares(project(keys), residuals, lambda right: right / l2, past=projected)
+
+    found = locate_then_edit(run, requests, update, c, state, config.key_cache)
+    found.info.notes["null_space_dimensions"] = sizes
+    return found
+
+
+def null_space(moment: Tensor, kind: str, threshold: float) -> tuple[Tensor, Tensor]:
+    """The small eigenvalues (q,) of C (d, d) and their eigenvectors (d, q).
+
+    Raises:
+        UserError: no eigenvalue is small enough.
+    """
+    values, vectors = torch.linalg.eigh(moment)  # ascending
+    if kind == "energy":
+        small = values.clamp_min(0).cumsum(0) < threshold * values.clamp_min(0).sum()
+    else:
+        small = values < (threshold if kind == "absolute" else threshold * values.mean())
+    n = int(small.sum())
+    if n == 0:
+        raise UserError(
+            f"no direction of the keys is in the null space {kind}:{threshold}",
+            "raise the threshold, e.g. --set null_space=energy:0.1",
+        )
+    return values[:n], vectors[:, :n]
+
+
+def parse_threshold(text: str) -> tuple[str, float]:
+    """The kind and the number of a threshold such as `energy:0.05`."""
+    kind, _, number = text.partition(":")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if kind not in ("absolute", "relative", "energy") or value <= 0 or (kind == "energy" and value > 1):
+        raise UserError(
+            f"null_space cannot be '{text}'",
+            "give absolute:X, relative:X, or energy:X with X above 0 (energy: up to 1)",
+        )
+    return kind, value
