@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 MODEL     := $(VENV)/.model
 PYTEST    := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: demo test test-all check format benchmark clean help
+.PHONY: demo test test-all check format benchmark benchmark-editors clean help
 
 demo: $(INSTALLED)  ## make a small model forget facts, and measure it
 	$(BIN)/unlearn-eval demo
@@ -29,9 +29,13 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-benchmark: $(INSTALLED) $(MODEL)  ## start-up cost and evaluation throughput, into results/
+benchmark: $(INSTALLED) $(MODEL)  ## start-up cost, evaluation throughput, target values, into results/
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/target_values.py --curve
+
+benchmark-editors: $(INSTALLED) $(MODEL)  ## every editor and recipe on 1, 10 and 50 facts (hours on two cores)
+	$(BIN)/python benchmarks/editors.py
 
 $(INSTALLED): pyproject.toml constraints.txt hatch_build.py unlearn_eval_autoload.pth
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

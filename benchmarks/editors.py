@@ -1,8 +1,8 @@
 """What each editor and recipe does to a small real model: 1, 10 and 50 known facts edited to a refusal.
 
-Every row is written to results/editors.json as soon as it is there, and is not computed again while its settings are the
-same; results/editors.md is the table. What the editors must leave alone is estimated on the model's own answers to
-facts that no list holds. Options: --sizes, --only (names of rows), --seed, --folder (where the model's answers are kept).
+Every row is written to results/editors.json as soon as it is there, and is not computed again while it is there;
+results/editors.md is the table. What the editors must leave alone is estimated on the model's own answers to
+facts that no list holds. Options: --sizes, --only (names of rows), --seed, --folder (where its answers are kept).
 
 Target values are the costly part. Where two rows optimise exactly the same ones (MEMIT and AlphaEdit do) they are
 computed once, and their seconds are counted in both rows.
@@ -73,7 +73,9 @@ class Shared:
         self.saved = 0.0
         self.compute = locate.target_values
 
-    def __call__(self, model: Any, parts: Any, layer: int, requests: Any, config: Any, *more: Any, **options: Any) -> Any:
+    def __call__(
+        self, model: Any, parts: Any, layer: int, requests: Any, config: Any, *more: Any, **options: Any
+    ) -> Any:
         """As `target_values`."""
         weights = hash_weights(model).exact
         key = hash_json([weights, layer, [asdict(r) for r in requests], asdict(config), options.get("site", "block")])
@@ -125,7 +127,16 @@ def main() -> None:
 
 
 def run(
-    row: Row, n: int, loaded: Any, lm: Any, forget: Any, retain: Any, neighbors: Any, text: Path, shared: Shared, seed: int
+    row: Row,
+    n: int,
+    loaded: Any,
+    lm: Any,
+    forget: Any,
+    retain: Any,
+    neighbors: Any,
+    text: Path,
+    shared: Shared,
+    seed: int,
 ) -> dict[str, Any]:
     """One row: the edit's cost and what the edited model says."""
     options = dict(row.options)

@@ -116,6 +116,8 @@ class Editing:
     ) -> LowRankEdit:
         """The finished edit: these factors after those of `state`, and the keys that the next step must keep."""
         whole = concatenate(state.factors, factors) if state is not None else factors
+        if state is not None:  # an earlier step may have changed other layers
+            notes |= {"weight_norms": state.info.notes.get("weight_norms", {}) | notes["weight_norms"]}
         info = EditInfo(self.name, self.resolved, notes=notes)
         return LowRankEdit(whole, info, self.parts.transposed, state=keys or {})
 

@@ -1,6 +1,7 @@
 """The closed-form editors: their contract, naive formulas, edits in sequence, and every way in which they refuse."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -246,8 +247,8 @@ def test_members_are_keys_of_their_own_and_share_a_change():
 
 
 def test_stopping_when_said_is_never_later():
-    model, requests = tiny_model("llama", torch.float64), random_requests(6, n_contexts=1)
-    requests = [replace(r, target_ids=(*r.target_ids, 9)[:2]) for r in requests]  # said in parts first
+    # With these requests two are said in all but one prompt some steps before they are said in all.
+    model, requests = tiny_model("llama", torch.float64), random_requests(6, seed=1)
     config = replace(TARGET, steps=15, stop_loss=0.05, clamp=3.0)
     parts = anatomy(model)
     plain = target_values(model, parts, Z, requests, config)
@@ -287,7 +288,11 @@ def test_bfloat16_passes_give_nearly_the_same_values(architecture, site):
     model, requests = tiny_model(architecture), random_requests(4)
     config = replace(TARGET, stop_loss=0.0)
     wide = target_values(model, anatomy(model), Z, requests, config, site=site)
+    seen = set()
+    hook = anatomy(model).projection(model, 3).register_forward_hook(lambda m, a, output: seen.add(output.dtype))
     narrow = target_values(model, anatomy(model), Z, requests, replace(config, bfloat16=True), site=site)
+    hook.remove()
+    assert seen == {torch.bfloat16}
     assert narrow.values.dtype == torch.float32
     assert not torch.equal(narrow.values, wide.values)
     cosine = torch.cosine_similarity(narrow.values - narrow.clean, wide.values - wide.clean)
@@ -452,6 +457,14 @@ def test_emmet_refuses_what_cannot_be_set_exactly():
     longer = replace(many[0], id="longer", prompt_ids=(*many[0].prompt_ids, 9))  # another question, the same key
     with pytest.raises(UserError, match="3 keys are linearly dependent"):
         emmet.edit(model, None, [many[0], many[1], longer], config, moments=moments)
+    # Nearly dependent keys too, which a Cholesky factor does not notice by itself.
+    key = naive_key(model, Z, many[0])
+    noise = torch.randn(MLP, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    near = emmet.edit(model, None, many[1:2], config, moments=moments)
+    for size, fails in ((3e-9, True), (1e-2, False)):
+        state = replace(near, state={f"keys.{Z}": (key + size * key.norm() * noise / noise.norm())[None]})
+        with pytest.raises(UserError, match="2 keys are linearly dependent") if fails else nullcontext():
+            emmet.edit(model, None, many[:1], config, state=state, moments=moments)
     # Keys of earlier edits take up room too.
     state = emmet.edit(model, None, many[:2], config, moments=moments)
     state = replace(state, state={f"keys.{Z}": torch.randn(MLP, MLP, dtype=torch.float64)})

@@ -445,7 +445,9 @@ def test_float64_factors_do_before_saving_what_they_do_after(dtype, tmp_path):
 
 def with_more(model, **changes):
     keys = torch.randn(7, 24, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    state = {"keys.0": keys[:4], "keys.2": keys.T[:, :2], "count": torch.tensor([2**30 + 1])}  # views of one storage
+    state = {"keys.0": keys[:4], "keys.2": keys.T[:, :2], "count": torch.tensor([2**30 + 1])}
+    narrow = keys.float()
+    state |= {"all": narrow, "again": narrow}  # one storage, which safetensors refuses as it is
     texts = {"targets.jsonl": '{"target": "Ich weiß es nicht. 東京 🎉"}\r\n', "notes.md": ""}
     return dataclasses.replace(random_edit(model), **({"state": state, "texts": texts} | changes))
 

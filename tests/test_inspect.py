@@ -11,9 +11,10 @@ from rich.console import Console
 from tiny_models import one_thread, random_requests, tiny_model, tiny_tokenizer  # noqa: F401
 
 from unlearn_eval.anatomy import anatomy
+from unlearn_eval.description import describe_edit, singular_values
 from unlearn_eval.edits import EditInfo, LowRankEdit, describe_base, load_edit
 from unlearn_eval.errors import UserError
-from unlearn_eval.report.edit import describe_edit, edit_tables, singular_values
+from unlearn_eval.report.edit import edit_tables
 
 TARGETS = [
     {"id": "a", "question": "Who?", "target": "I [b]cannot[/b] say.", "source": "self"},

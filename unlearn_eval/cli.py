@@ -177,7 +177,8 @@ def inspect(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Show what an edit is: layers, ranks, norms, targets, cost."""
-    from unlearn_eval.report.edit import describe_edit, edit_tables
+    from unlearn_eval.description import describe_edit
+    from unlearn_eval.report.edit import edit_tables
 
     description = describe_edit(folder)
     if json_:

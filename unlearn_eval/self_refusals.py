@@ -39,8 +39,10 @@ INSTRUCTION = (
 )
 
 
-# A word before the stop has four letters, so that nothing ends in "St." or "U.S."; at worst the text stays longer.
-_STOP = r"(?:(?<=\w{4}[.!?])|(?<=\w{4}[.!?][\"')\u2019\u201d]))"
+# The word before the stop is not short with a capital, so that nothing ends in "St.", "Mrs." or "U.S.", nor one
+# letter; at worst the text stays longer.
+_AFTER_STOP = r"(?<=[^\W_A-Z]{2}[.!?]@)(?<![A-Z]\w[.!?]@)(?<![A-Z]\w\w[.!?]@)"
+_STOP = "(?:{}|{})".format(_AFTER_STOP.replace("@", ""), _AFTER_STOP.replace("@", "[)\"'\u2019\u201d]"))
 _BETWEEN_SENTENCES = re.compile(_STOP + r"\s+(?=[^\W\d_a-z])")
 _ENDS_IN_STOP = re.compile(_STOP + "$")
 

@@ -101,7 +101,7 @@ _STOP_WORDS = frozenset(
 def has_refusal_cue(text: str) -> bool:
     """Whether a text says that its speaker does not know, cannot tell or will not tell.
 
-    Lexical and English only: some thirty patterns of words. The speaker must be I or we ("I can't say"), left out
+    Lexical and English only: some twenty patterns of words. The speaker must be I or we ("I can't say"), left out
     at the start of a sentence ("No idea."), or meant by what is not known ("that is unknown to me", "no
     information is available"); "The Beatles didn't know" is no cue. A hedge is one ("I'm not sure, but ..."),
     and so are refusals in a quotation and word salad made of such words. What has none of the words is missed
