@@ -19,6 +19,7 @@ from unlearn_eval.anatomy import anatomy
 from unlearn_eval.corpus import Sequences, source_key, token_sequences
 from unlearn_eval.editors import memit
 from unlearn_eval.editors.base import no_progress
+from unlearn_eval.editors.locate import Editing
 from unlearn_eval.editors.second_moments import SecondMoments, cache_name, second_moments
 from unlearn_eval.errors import UserError
 from unlearn_eval.tracing import trace
@@ -187,8 +188,9 @@ def test_a_model_s_moments_are_kept_by_weights_and_by_what_the_text_says(tmp_pat
 
     def moments(seed=0):
         model = tiny_model("llama", seed=seed)
-        config = memit.Config(text=str(text), keys_per_dimension=2)
-        return memit.model_second_moments(model, tokenizer, anatomy(model), (1,), config, no_progress).sums[1]
+        config = memit.Config((1,), text=str(text), keys_per_dimension=2)
+        run = Editing.start("memit", model, tokenizer, [], config, memit.DEPTH, None, no_progress)
+        return run.second_moments().sums[1]
 
     text.write_text("What is the capital of France? " * 20, encoding="utf-8")
     first = moments()

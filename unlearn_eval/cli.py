@@ -1,4 +1,4 @@
-"""The command line: `unlearn-eval demo | edit | eval | ls | tasks-path | env`.
+"""The command line: `unlearn-eval demo | edit | targets | inspect | export | eval | ls | tasks-path | env`.
 
 Exit codes: 0 done, 1 a user's mistake or a failed run (two lines on stderr), 2 wrong usage, 130 interrupted.
 Data goes to stdout, everything else to stderr. Heavy imports happen inside the commands.
@@ -152,7 +152,7 @@ def targets(
     seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
 ) -> None:
-    """Write what each question should be answered with, to read, correct and use as --target FILE."""
+    """Write what to say to each question, for --target FILE."""
     import random
 
     from unlearn_eval.harness.run import quiet
@@ -201,7 +201,7 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ... [default: the base's own]")] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Write an ordinary Hugging Face checkpoint of the edited model."""
+    """Write the edited model as an ordinary checkpoint."""
     from unlearn_eval.export import export_merged
     from unlearn_eval.harness.run import quiet
 
