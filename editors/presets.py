@@ -30,7 +30,7 @@ class Preset:
         source: who published them, or how they were derived.
         layers: of the methods that spread over several layers (MEMIT, AlphaEdit).
         layer: of the methods that edit one (ROME, EMMET).
-        rome, others: further settings, as text.
+        rome, others: further settings of ROME and of the others, as text.
     """
 
     name: str
@@ -42,8 +42,10 @@ class Preset:
 
     def settings(self, editor: str) -> dict[str, str]:
         """What this preset sets for one method."""
-        if editor in ("rome", "emmet"):
+        if editor == "rome":
             return {"layers": self.layer, **self.rome}
+        if editor == "emmet":
+            return {"layers": self.layer, **self.others}
         if editor in ("memit", "alphaedit"):
             return {"layers": self.layers, **self.others}
         return {}
@@ -66,7 +68,7 @@ PRESETS: dict[tuple[str, int, int], Preset] = {
     ("llama", 28, 3072): Preset("Llama 3.2 3B", "EasyEdit; ROME's layer as for 8B", "4,5,6,7,8", "5", _EASY, _EASY),
     ("llama", 30, 576): Preset(
         "SmolLM2 135M",
-        "results/sweep.json",
+        "results/sweep.json (MEMIT, AlphaEdit, EMMET); ROME as EasyEdit sets it for Llama 2",
         "4,5,6,7,8",
         "5",
         _MENG | {"target.clamp": "4", "target.norm_weight": "0.001"},
