@@ -71,6 +71,8 @@ def edit(
     """
     run = Editing.start("alphaedit", model, tokenizer, requests, config, DEPTH, state, progress)
     kind, threshold = parse_threshold(config.null_space)
+    if config.ridge <= 0 and config.l2 <= 0:
+        raise UserError(f"ridge {config.ridge} and l2 {config.l2} leave no regularisation", "give one of them above 0")
     if not requests:
         return state or run.edit({}, {})
     c = moments or run.second_moments()

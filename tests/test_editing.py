@@ -183,6 +183,11 @@ def test_conflicts_are_named(loaded):
     check_requests(build_requests(other, ["No.", "I don't know."], loaded.tokenizer, True))
 
 
+def test_alphaedit_wants_a_regulariser(loaded):
+    with pytest.raises(UserError, match="no regularisation"):
+        edit_of(loaded, editor="alphaedit", options={"layers": "1", "ridge": "0"})
+
+
 def test_presets_are_settings_of_their_methods():
     assert len(PRESETS) >= 15
     for (_, n_layers, _), preset in PRESETS.items():
