@@ -43,6 +43,8 @@ class EditRequest:
             (for the KL term: a BOS and the subject); empty if there is no subject.
         contexts: the same prompt after other openings, as (prompt ids, look-up index) pairs.
         group: items of one group may be merged into one request.
+        question: as text, before any template; empty if the request was made of ids.
+        answer_ids: what the model is to forget: the true answer's tokens and the end token; empty if it is not known.
         members: if this request stands for several (query merging by key), those; they share one change of value, and
             everything else here is the first one's.
     """
@@ -54,6 +56,8 @@ class EditRequest:
     subject_ids: tuple[int, ...] = ()
     contexts: tuple[tuple[tuple[int, ...], int], ...] = ()
     group: str | None = None
+    question: str = ""
+    answer_ids: tuple[int, ...] = ()
     members: tuple[EditRequest, ...] = ()
 
     @property
@@ -86,6 +90,7 @@ class Editor(Protocol):
         """The edit that makes the model say each request's target. The model is as before afterwards.
 
         `state` is an earlier edit by the same method on the same model: the new one goes on from it and holds both.
+        A method that is trained also takes `retain`, requests whose answers are to be kept.
         """
 
 

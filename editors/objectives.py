@@ -148,7 +148,8 @@ def dual_step(multiplier: float, constraint: float, step: float) -> float:
 def steering_direction(width: int, seed: int) -> Tensor:
     """The unit vector u (d,) of uniform random numbers in [0, 1) (RMU, arXiv 2403.03218)."""
     u = torch.rand(width, generator=torch.Generator().manual_seed(seed))
-    return u / u.norm()
+    unit: Tensor = u / u.norm()
+    return unit
 
 
 def steering(hidden: Tensor, target: Tensor, mask: Tensor) -> Tensor:
