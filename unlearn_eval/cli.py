@@ -89,6 +89,9 @@ def edit(
     output: Annotated[str, typer.Option("--output", "-o", help="Folder of the edit.")],
     model: ModelOption = "default",
     forget: ForgetOption = "facts",
+    retain: Annotated[
+        str | None, typer.Option("--retain", help="What to keep, for methods that are trained: a set or a file.")
+    ] = None,
     editor: Annotated[
         str | None, typer.Option("--editor", "-e", help="The method; `unlearn-eval ls editors`. [default: memit]")
     ] = None,
@@ -126,12 +129,17 @@ def edit(
     recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
     forget_set = _forget_set(forget, ids, limit, seed)
     options = dict(_pair(text) for text in set_ or [])
+    retain_set = None if retain is None else _forget_set(retain, None, None, seed)
+    training = _training_folder(editor, output, options)
     with quiet():
         _say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device)
         _say(f"{editor} on {len(forget_set)} items of {forget_set.name}")
-        made = make_edit(loaded, forget_set, editor, options, recipe, state, _progress())
+        made = make_edit(loaded, forget_set, editor, options, recipe, state, _progress(), retain_set)
+        if not _is_first_process():
+            return
         folder = made.save(output, loaded.tokenizer, loaded.model.config)
+    _remove(training)
     _tell(made)
     _say(f"done in {made.info.seconds:.0f} s; look at it, and evaluate it, with:")
     _say(f"  unlearn-eval inspect {folder}")
@@ -389,9 +397,47 @@ def _tell(made: Any) -> None:
         f"self-check: {check['n_took']} of {check['n']} targets are now the most likely answer (probability per token "
         f"{check['target_probability_before']:.3f} -> {check['target_probability_after']:.3f})"
     )
-    if 2 * check["n_took"] < check["n"]:
+    if "training" in made.info.notes:
+        _tell_training(made.info.notes["training"], check)
+    elif 2 * check["n_took"] < check["n"]:
         known = "there is no preset for this model" if preset is None else f"the preset is {preset['name']}'s"
         _say(f"hint: {known}; try other --set layers=..., more --set target.steps=..., or a weaker preservation")
+
+
+def _tell_training(notes: dict[str, Any], check: dict[str, Any]) -> None:
+    """What became of the answers, and what went otherwise than asked."""
+    if "answer_probability_before" in check:
+        before, after = check["answer_probability_before"], check["answer_probability_after"]
+        _say(f"the answers' probability per token {before:.3f} -> {after:.3f}, in {notes['steps']} steps")
+    if "diverged_after_step" in notes:
+        _say(f"the loss was not finite after {notes['diverged_after_step']} steps: kept is step {notes['kept_step']}")
+        _say("hint: give a smaller --set learning_rate, or fewer --set epochs")
+
+
+def _training_folder(editor: str, output: str, options: dict[str, str]) -> str | None:
+    """Where a method that is trained keeps its checkpoints until the edit is there, if the user has not said where."""
+    from dataclasses import fields
+
+    from unlearn_eval.editors.base import get_editor
+
+    if "folder" in options or "folder" not in {field.name for field in fields(get_editor(editor).Config)}:
+        return None
+    options["folder"] = f"{output.rstrip('/')}.training"
+    return options["folder"]
+
+
+def _remove(folder: str | None) -> None:
+    import shutil
+
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_first_process() -> bool:
+    """Whether this process writes: of several that `accelerate launch` has started, the first."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _pair(text: str) -> tuple[str, str]:

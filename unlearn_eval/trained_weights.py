@@ -175,7 +175,14 @@ class LowRankWeights:
         maps = linear_maps(model)
         names = match_names(maps, patterns) if patterns else maps
         self._inner, self._needed_gradients = model, {p: p.requires_grad for p in model.parameters()}
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, task_type="CAUSAL_LM")
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=names,
+            fan_in_fan_out=any(type(model.get_submodule(name)).__name__ == "Conv1D" for name in names),
+            task_type="CAUSAL_LM",
+        )
         self.model = get_peft_model(model, config)
         self._start = {name: tensor.clone() for name, tensor in self.current().items()}
 

@@ -589,15 +589,19 @@ def _cleaned(model: Any) -> Iterator[None]:
     """Take away what the Trainer leaves behind: its mode, its wrapper around `forward`, gradient checkpointing."""
     training, checkpointing = model.training, bool(getattr(model, "is_gradient_checkpointing", False))
     before = set(model.__dict__)
+    hooks = [(kind, set(kind)) for m in model.modules() for kind in (m._forward_hooks, m._forward_pre_hooks)]
     device = next(model.parameters()).device
     try:
         yield
     finally:
         for name in set(model.__dict__) - before:
-            if name in ("forward", "_original_forward", "peft_config"):
+            if name in ("forward", "_original_forward", "peft_config") or name.startswith("_require_grads_hook"):
                 del model.__dict__[name]
         if not checkpointing and getattr(model, "is_gradient_checkpointing", False):
             model.gradient_checkpointing_disable()
+        for kind, known in hooks:
+            for key in set(kind) - known:
+                del kind[key]
         model.train(training)
         if next(model.parameters()).device != device:
             model.to(device)
