@@ -1,4 +1,4 @@
-"""The command line: `unlearn-eval demo | edit | targets | inspect | export | eval | ls | tasks-path | env`.
+"""The command line: `unlearn-eval demo | edit | finetune | targets | inspect | export | eval | ls | tasks-path | env`.
 
 Exit codes: 0 done, 1 a user's mistake or a failed run (two lines on stderr), 2 wrong usage, 130 interrupted.
 Data goes to stdout, everything else to stderr. Heavy imports happen inside the commands.
@@ -144,6 +144,61 @@ def edit(
     _say(f"done in {made.info.seconds:.0f} s; look at it, and evaluate it, with:")
     _say(f"  unlearn-eval inspect {folder}")
     _say(f"  unlearn-eval eval --model {model} --edit {folder} --tasks unlearn_facts")
+    print(folder)
+
+
+@app.command()
+def finetune(
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder of the model.")],
+    on: Annotated[str, typer.Option("--on", help="What it is to know: tofu:full, tofu:retain90, pistol:all, a file.")],
+    model: ModelOption = "default",
+    without: Annotated[str | None, typer.Option("--without", help="Leave this set out: a retain-only model.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="tofu, pistol, pistol-full or none. [default: the data's own]")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of training, NAME=VALUE.")] = None,
+    as_: Annotated[str, typer.Option("--as", help="checkpoint (an ordinary model) or edit.")] = "checkpoint",
+    limit: LimitOption = None,
+    chat: ChatOption = None,
+    dtype: DtypeOption = "float32",
+    seed: SeedOption = RECIPE.seed,
+    device: DeviceOption = None,
+) -> None:
+    """Fine-tune: the target model and the retain-only reference of TOFU and PISTOL."""
+    from unlearn_eval import finetuning
+    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.models import load_model
+
+    if as_ not in ("checkpoint", "edit"):
+        raise unknown_name("form", as_, ("checkpoint", "edit"))
+    data = _forget_set(on, None, limit, seed)
+    left_out = None if without is None else _forget_set(without, None, None, seed)
+    chosen = finetuning.preset_of(data, preset)
+    split = finetuning.LEFT_OUT.get(data.name)
+    if left_out is not None:
+        data = finetuning.without(data, left_out)
+        split = left_out.name.removeprefix("tofu:") if left_out.name.startswith("tofu:forget") else None
+    options = dict(_pair(text) for text in set_ or [])
+    training = None if "folder" in options else options.setdefault("folder", f"{output.rstrip('/')}.training")
+    with quiet():
+        _say(f"loading {model}")
+        loaded = load_model(model, dtype=dtype, device=device)
+        _say(
+            f"fine-tuning on {len(data)} items of {data.name}, {'as ' + chosen.source if chosen else 'without preset'}"
+        )
+        made = finetuning.finetune(loaded, data, options, chosen, chat, seed, _progress())
+        if not _is_first_process():
+            return
+        if as_ == "edit":
+            folder = made.save(output, loaded.tokenizer, loaded.model.config)
+        else:
+            folder = finetuning.write_checkpoint(loaded, made, output, split, _say)
+    _remove(training)
+    _tell_training(made.info.notes["training"], {})
+    if split and as_ == "checkpoint":
+        asked = " --apply_chat_template" if made.info.requests["chat"] else ""
+        _say("forget quality of other models, compared with this one:")
+        _say(f"""  unlearn-eval eval --tasks unlearn_tofu{asked} --metadata '{{"retain_reference": "{folder}"}}' ...""")
     print(folder)
 
 

@@ -55,7 +55,7 @@ def export_merged(
     say(f"writing {output}")
 
     def fill(target: Path) -> None:
-        _save_checkpoint(loaded.model, loaded.tokenizer, target)
+        save_checkpoint(loaded.model, loaded.tokenizer, target)
         text = json.dumps(_description(edit_folder, edit, loaded), indent=2, ensure_ascii=False, allow_nan=False)
         (target / EXPORT).write_text(text + "\n", encoding="utf-8")
 
@@ -106,7 +106,8 @@ def _check_space(output: Path, model: Any) -> None:
         )
 
 
-def _save_checkpoint(model: Any, tokenizer: Any, target: Path) -> None:
+def save_checkpoint(model: Any, tokenizer: Any, target: Path) -> None:
+    """Write weights, config, tokenizer and generation settings into a folder."""
     from transformers import GenerationConfig
 
     # Kept as the base has it: `save_pretrained` refuses settings such as a temperature without sampling.
