@@ -17,7 +17,17 @@ from unlearn_eval.edits import Edit
 from unlearn_eval.errors import UserError, unknown_name
 
 Progress = Callable[[str, int, int], Any]  # (what, done, total)
-NOT_METHODS = {"base", "least_squares", "locate", "presets", "second_moments", "target_values"}
+NOT_METHODS = {
+    "base",
+    "gradient",
+    "least_squares",
+    "locate",
+    "objectives",
+    "presets",
+    "second_moments",
+    "target_values",
+    "unlearning_presets",
+}
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -37,6 +47,8 @@ class EditRequest:
             (for the KL term: a BOS and the subject); empty if there is no subject.
         contexts: the same prompt after other openings, as (prompt ids, look-up index) pairs.
         group: items of one group may be merged into one request.
+        question: as text, before any template; empty if the request was made of ids.
+        answer_ids: what the model is to forget: the true answer's tokens and the end token; empty if it is not known.
         members: if this request stands for several (query merging by key), those; they share one change of value, and
             everything else here is the first one's.
     """
@@ -48,6 +60,8 @@ class EditRequest:
     subject_ids: tuple[int, ...] = ()
     contexts: tuple[tuple[tuple[int, ...], int], ...] = ()
     group: str | None = None
+    question: str = ""
+    answer_ids: tuple[int, ...] = ()
     members: tuple[EditRequest, ...] = ()
 
     @property
@@ -81,6 +95,7 @@ class Editor(Protocol):
 
         `state` is an earlier edit by the same method on the same model: the new one goes on from it and holds both.
         An editor with a parameter `moments` is given the same `SecondMoments` in every step of one sequence.
+        A method that is trained also takes `retain`, requests whose answers are to be kept.
         """
 
 

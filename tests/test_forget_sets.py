@@ -45,7 +45,8 @@ def test_the_shipped_facts():
 
 def test_names():
     tofu = {"tofu:forget01", "tofu:forget05", "tofu:forget10", "tofu:factual"}
-    assert set(set_names()) == {"facts", *tofu, "pistol:EDGE"}
+    kept = {"tofu:full", "tofu:retain90", "tofu:retain95", "tofu:retain99"}
+    assert set(set_names()) == {"facts", *tofu, *kept, "pistol:all", "pistol:EDGE"}
     with pytest.raises(UserError, match="unknown forget set 'fact'") as error:
         load_forget_set("fact")
     assert "facts" in error.value.hint

@@ -1,4 +1,4 @@
-"""The command line: `unlearn-eval demo | edit | targets | inspect | export | eval | ls | tasks-path | env`.
+"""The command line: `unlearn-eval demo | edit | finetune | targets | inspect | export | eval | ls | tasks-path | env`.
 
 Exit codes: 0 done, 1 a user's mistake or a failed run (two lines on stderr), 2 wrong usage, 130 interrupted.
 Data goes to stdout, everything else to stderr. Heavy imports happen inside the commands.
@@ -89,6 +89,9 @@ def edit(
     output: Annotated[str, typer.Option("--output", "-o", help="Folder of the edit.")],
     model: ModelOption = "default",
     forget: ForgetOption = "facts",
+    retain: Annotated[
+        str | None, typer.Option("--retain", help="What to keep, for methods that are trained: a set or a file.")
+    ] = None,
     editor: Annotated[
         str | None, typer.Option("--editor", "-e", help="The method; `unlearn-eval ls editors`. [default: memit]")
     ] = None,
@@ -126,16 +129,76 @@ def edit(
     recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
     forget_set = _forget_set(forget, ids, limit, seed)
     options = dict(_pair(text) for text in set_ or [])
+    retain_set = None if retain is None else _forget_set(retain, None, None, seed)
+    training = _training_folder(editor, output, options)
     with quiet():
         _say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device)
         _say(f"{editor} on {len(forget_set)} items of {forget_set.name}")
-        made = make_edit(loaded, forget_set, editor, options, recipe, state, _progress())
+        made = make_edit(loaded, forget_set, editor, options, recipe, state, _progress(), retain_set)
+        if not _is_first_process():
+            return
         folder = made.save(output, loaded.tokenizer, loaded.model.config)
+    _remove(training)
     _tell(made)
     _say(f"done in {made.info.seconds:.0f} s; look at it, and evaluate it, with:")
     _say(f"  unlearn-eval inspect {folder}")
     _say(f"  unlearn-eval eval --model {model} --edit {folder} --tasks unlearn_facts")
+    print(folder)
+
+
+@app.command()
+def finetune(
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder of the model.")],
+    on: Annotated[str, typer.Option("--on", help="What it is to know: tofu:full, tofu:retain90, pistol:all, a file.")],
+    model: ModelOption = "default",
+    without: Annotated[str | None, typer.Option("--without", help="Leave this set out: a retain-only model.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="tofu, pistol, pistol-full or none. [default: the data's own]")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of training, NAME=VALUE.")] = None,
+    as_: Annotated[str, typer.Option("--as", help="checkpoint (an ordinary model) or edit.")] = "checkpoint",
+    limit: LimitOption = None,
+    chat: ChatOption = None,
+    dtype: DtypeOption = "float32",
+    seed: SeedOption = RECIPE.seed,
+    device: DeviceOption = None,
+) -> None:
+    """Fine-tune: the target model and the retain-only reference of TOFU and PISTOL."""
+    from unlearn_eval import finetuning
+    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.models import load_model
+
+    if as_ not in ("checkpoint", "edit"):
+        raise unknown_name("form", as_, ("checkpoint", "edit"))
+    data = _forget_set(on, None, limit, seed)
+    left_out = None if without is None else _forget_set(without, None, None, seed)
+    chosen = finetuning.preset_of(data, preset)
+    split = finetuning.LEFT_OUT.get(data.name)
+    if left_out is not None:
+        data = finetuning.without(data, left_out)
+        split = left_out.name.removeprefix("tofu:") if left_out.name.startswith("tofu:forget") else None
+    options = dict(_pair(text) for text in set_ or [])
+    training = None if "folder" in options else options.setdefault("folder", f"{output.rstrip('/')}.training")
+    with quiet():
+        _say(f"loading {model}")
+        loaded = load_model(model, dtype=dtype, device=device)
+        _say(
+            f"fine-tuning on {len(data)} items of {data.name}, {'as ' + chosen.source if chosen else 'without preset'}"
+        )
+        made = finetuning.finetune(loaded, data, options, chosen, chat, seed, _progress())
+        if not _is_first_process():
+            return
+        if as_ == "edit":
+            folder = made.save(output, loaded.tokenizer, loaded.model.config)
+        else:
+            folder = finetuning.write_checkpoint(loaded, made, output, split, _say)
+    _remove(training)
+    _tell_training(made.info.notes["training"], {})
+    if split and as_ == "checkpoint":
+        asked = " --apply_chat_template" if made.info.requests["chat"] else ""
+        _say("forget quality of other models, compared with this one:")
+        _say(f"""  unlearn-eval eval --tasks unlearn_tofu{asked} --metadata '{{"retain_reference": "{folder}"}}' ...""")
     print(folder)
 
 
@@ -389,9 +452,47 @@ def _tell(made: Any) -> None:
         f"self-check: {check['n_took']} of {check['n']} targets are now the most likely answer (probability per token "
         f"{check['target_probability_before']:.3f} -> {check['target_probability_after']:.3f})"
     )
-    if 2 * check["n_took"] < check["n"]:
+    if "training" in made.info.notes:
+        _tell_training(made.info.notes["training"], check)
+    elif 2 * check["n_took"] < check["n"]:
         known = "there is no preset for this model" if preset is None else f"the preset is {preset['name']}'s"
         _say(f"hint: {known}; try other --set layers=..., more --set target.steps=..., or a weaker preservation")
+
+
+def _tell_training(notes: dict[str, Any], check: dict[str, Any]) -> None:
+    """What became of the answers, and what went otherwise than asked."""
+    if "answer_probability_before" in check:
+        before, after = check["answer_probability_before"], check["answer_probability_after"]
+        _say(f"the answers' probability per token {before:.3f} -> {after:.3f}, in {notes['steps']} steps")
+    if "diverged_after_step" in notes:
+        _say(f"the loss was not finite after {notes['diverged_after_step']} steps: kept is step {notes['kept_step']}")
+        _say("hint: give a smaller --set learning_rate, or fewer --set epochs")
+
+
+def _training_folder(editor: str, output: str, options: dict[str, str]) -> str | None:
+    """Where a method that is trained keeps its checkpoints until the edit is there, if the user has not said where."""
+    from dataclasses import fields
+
+    from unlearn_eval.editors.base import get_editor
+
+    if "folder" in options or "folder" not in {field.name for field in fields(get_editor(editor).Config)}:
+        return None
+    options["folder"] = f"{output.rstrip('/')}.training"
+    return options["folder"]
+
+
+def _remove(folder: str | None) -> None:
+    import shutil
+
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_first_process() -> bool:
+    """Whether this process writes: of several that `accelerate launch` has started, the first."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _pair(text: str) -> tuple[str, str]:

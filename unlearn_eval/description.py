@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.edits import DESCRIPTION, TARGETS, LowRankEdit, load_edit
+from unlearn_eval.edits import DESCRIPTION, TARGETS, load_edit
 from unlearn_eval.errors import UserError
 from unlearn_eval.provenance import sha256_of_file
 
 EXAMPLES = 3
+_SHOWN_ELSEWHERE = ("self_check", "weight_norms", "changes")
 
 
 def describe_edit(folder: str | Path) -> dict[str, Any]:
@@ -37,7 +38,8 @@ def describe_edit(folder: str | Path) -> dict[str, Any]:
     edit = load_edit(folder)
     info, notes = edit.info, edit.info.notes
     files = [path for path in folder.rglob("*") if path.is_file()]
-    modules = _modules(edit, notes.get("weight_norms") or {})
+    dense = getattr(edit, "tensors", None)
+    modules = _modules(edit, notes.get("weight_norms") or {}) if dense is None else _tensors(dense, notes)
     return {
         "folder": str(folder),
         "sha256": sha256_of_file(folder / DESCRIPTION),
@@ -55,7 +57,7 @@ def describe_edit(folder: str | Path) -> dict[str, Any]:
         "targets": _targets(edit.texts[TARGETS], folder / TARGETS) if TARGETS in edit.texts else None,
         "state": [_tensor(name, tensor) for name, tensor in sorted(edit.state.items())],
         "texts": sorted(edit.texts),
-        "notes": {name: value for name, value in notes.items() if name not in ("self_check", "weight_norms")},
+        "notes": {name: value for name, value in notes.items() if name not in _SHOWN_ELSEWHERE},
         "versions": info.versions,
     }
 
@@ -71,7 +73,30 @@ def singular_values(u: Tensor, v: Tensor) -> Tensor:
 # Details ---------------------------------------------------------------------------------------------------
 
 
-def _modules(edit: LowRankEdit, weight_norms: Mapping[str, float]) -> list[dict[str, Any]]:
+def _tensors(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Whole tensors: the norms of their changes are what the editor has noted; a rank is not known."""
+    rows: list[dict[str, Any]] = []
+    for name, tensor in tensors.items():
+        noted = (notes.get("changes") or {}).get(name, {})
+        norm, weight_norm = noted.get("frobenius"), noted.get("weight_norm")
+        rows.append(
+            {
+                "module": name,
+                "layer": _layer(name),
+                "shape": list(tensor.shape),
+                "columns": None,
+                "rank": None,
+                "parameters": tensor.numel(),
+                "frobenius": norm,
+                "spectral": None,
+                "weight_norm": weight_norm,
+                "relative": norm / weight_norm if norm is not None and weight_norm else None,
+            }
+        )
+    return _with_shares(rows)
+
+
+def _modules(edit: Any, weight_norms: Mapping[str, float]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, (u, v) in edit.factors.items():
         sizes = singular_values(u, v)
@@ -93,8 +118,12 @@ def _modules(edit: LowRankEdit, weight_norms: Mapping[str, float]) -> list[dict[
                 "relative": norm / weight_norm if weight_norm else None,
             }
         )
-    total = sum(row["frobenius"] ** 2 for row in rows)
-    rows = [row | {"share": row["frobenius"] ** 2 / total if total else None} for row in rows]
+    return _with_shares(rows)
+
+
+def _with_shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    total = sum((row["frobenius"] or 0.0) ** 2 for row in rows)
+    rows = [row | {"share": (row["frobenius"] or 0.0) ** 2 / total if total else None} for row in rows]
     return sorted(rows, key=lambda row: (row["layer"] is None, row["layer"] or 0, row["module"]))
 
 
@@ -103,15 +132,17 @@ def _layer(name: str) -> int | None:
 
 
 def _total(modules: list[dict[str, Any]]) -> dict[str, Any]:
-    norm = math.sqrt(sum(row["frobenius"] ** 2 for row in modules))
+    norm = math.sqrt(sum((row["frobenius"] or 0.0) ** 2 for row in modules))
+    ranks = [row["rank"] for row in modules]
+    spectral = [row["spectral"] for row in modules]
     weights = [row["weight_norm"] for row in modules]
     known = bool(weights) and all(weights)
     return {
         "modules": len(modules),
-        "rank": sum(row["rank"] for row in modules),
+        "rank": None if None in ranks else sum(ranks),
         "parameters": sum(row["parameters"] for row in modules),
         "frobenius": norm,
-        "spectral": max((row["spectral"] for row in modules), default=0.0),  # of the block-diagonal of all changes
+        "spectral": None if None in spectral else max(spectral, default=0.0),  # of the block-diagonal of all changes
         "relative": norm / math.sqrt(sum(weight**2 for weight in weights)) if known else None,
     }
 

@@ -47,10 +47,14 @@ def build_requests(
         labels = prompts.answer_labels(text, prompt_ids, target, tokenizer, chat)
         if not labels.n_answer:
             raise UserError(f"item {item.id}: the target {target!r} has no tokens", "give a sentence as target")
+        answer = prompts.answer_labels(text, prompt_ids, item.answer, tokenizer, chat)
         others = [
             encode_with_lookup(f"{context} {item.question}", item.subject, tokenizer, chat) for context in contexts
         ]
-        n_tokens = max(len(ids) for ids, _ in [(prompt_ids, lookup), *others]) + len(labels.ids)
+        n_tokens = max(
+            max(len(ids) for ids, _ in [(prompt_ids, lookup), *others]) + len(labels.ids),
+            len(prompt_ids) + len(answer.ids),
+        )
         if max_length and n_tokens > max_length:
             raise UserError(
                 f"item {item.id}: question and target have {n_tokens} tokens, the model's context {max_length}",
@@ -65,6 +69,8 @@ def build_requests(
                 subject_ids=tuple(prompts.encode_prompt(item.subject, tokenizer)) if item.subject else (),
                 contexts=tuple((tuple(ids), index) for ids, index in others),
                 group=item.group,
+                question=item.question,
+                answer_ids=answer.ids,
             )
         )
     return requests

@@ -17,7 +17,8 @@ from unlearn_eval.edit_requests import build_requests, grouped, merge_items, mer
 from unlearn_eval.editors.base import EditRequest, Progress, get_editor, no_progress
 from unlearn_eval.editors.presets import preset_for
 from unlearn_eval.editors.second_moments import SecondMoments
-from unlearn_eval.edits import TARGETS, LowRankEdit, applied, check_base, describe_base
+from unlearn_eval.editors.unlearning_presets import unlearning_preset
+from unlearn_eval.edits import TARGETS, Edit, applied, check_base, describe_base
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetSet
 from unlearn_eval.models import LoadedModel
@@ -33,9 +34,10 @@ def make_edit(
     editor: str = "memit",
     options: Mapping[str, str] | None = None,
     recipe: Recipe | None = None,
-    state: LowRankEdit | None = None,
+    state: Any = None,
     progress: Progress = no_progress,
-) -> LowRankEdit:
+    retain: ForgetSet | None = None,
+) -> Any:
     """The edit after which the model answers each item's question with a refusal.
 
     Args:
@@ -46,17 +48,24 @@ def make_edit(
         recipe: how the set becomes requests.
         state: an earlier edit of this model by this method, to go on from.
         progress: told of the editor's steps.
+        retain: what to keep, for methods that are trained; items that are also to be forgotten are left out.
+
+    Returns:
+        A `LowRankEdit`, or a `DenseEdit` of a method that trains weights in place.
 
     Raises:
-        UserError: an unknown editor or setting, a question that does not fit the model's context, an item that the
-            earlier edit holds already, or an earlier edit of another model or method.
+        UserError: an unknown editor or setting, a retain set for a method that takes none, a question that does not fit
+            the model's context, an item that the earlier edit holds already, or an earlier edit of another model or
+            method.
     """
     recipe = recipe or Recipe()
     method = get_editor(editor)
     model, tokenizer = loaded.model, loaded.tokenizer
-    preset = preset_for(model) if recipe.preset else None
-    own = {} if preset is None else preset.settings(editor)
-    config = configure(method.Config, own | dict(options or {}))
+    takes = inspect.signature(method.edit).parameters
+    trains = "retain" in takes
+    _check_recipe(editor, trains, recipe, retain)
+    preset, own = _preset(model, editor, trains, forget.name) if recipe.preset else (None, {})
+    config = configure(method.Config, {**own, **(options or {})})
     if hasattr(config, "seed") and "seed" not in (options or {}):
         config = replace(config, seed=recipe.seed)
     chat = resolve_chat(recipe.chat, tokenizer, loaded.name)
@@ -65,19 +74,17 @@ def make_edit(
     targets = make_targets(
         recipe.target, forget.items, random.Random(recipe.seed), loaded, chat, seed=recipe.seed, progress=progress
     )
-    contexts = sample_contexts(model, tokenizer, recipe.seed, n=recipe.n_contexts)
+    contexts = [] if trains else sample_contexts(model, tokenizer, recipe.seed, n=recipe.n_contexts)
     requests = _requests(loaded, forget, targets, chat, contexts, recipe)
     size = recipe.per_step or max(1, len(requests))
     generator = random.Random(recipe.seed)
+    more: dict[str, Any] = {"retain": _retain_requests(loaded, forget, retain, chat)} if trains else {}
+    if size < len(requests) and "moments" in takes:
+        more["moments"] = SecondMoments({}, factored={})  # the first step fills them
     result = state
-    shared: dict[str, Any] = {}
-    if size < len(requests) and "moments" in inspect.signature(method.edit).parameters:
-        shared["moments"] = SecondMoments({}, factored={})  # the first step fills them
     for start in range(0, len(requests), size):
         step = requests[start : start + size]
-        made = method.edit(model, tokenizer, step, config, generator, state=result, progress=progress, **shared)
-        assert isinstance(made, LowRankEdit)
-        result = made
+        result = method.edit(model, tokenizer, step, config, generator, state=result, progress=progress, **more)
     assert result is not None  # a forget set is never empty
     earlier = state.info.requests if state is not None else {}
     notes = {**result.info.notes, "preset": None if preset is None else asdict(preset)}
@@ -99,6 +106,7 @@ def make_edit(
             "merge_size": recipe.merge_size,
             "per_step": recipe.per_step,
             "contexts": contexts,
+            **({"retain_set": retain.name, "retain_set_hash": retain.hash} if retain is not None else {}),
         },
         seed=recipe.seed,
         versions=provenance()["packages"],
@@ -124,7 +132,33 @@ def _requests(
     return merge_keys(requests, recipe.merge_size) if recipe.merge == "key" else requests
 
 
-def _check_state(state: LowRankEdit | None, forget: ForgetSet, loaded: LoadedModel) -> None:
+def _preset(model: Any, editor: str, trains: bool, forget_set: str) -> tuple[Any, Mapping[str, str]]:
+    """Published settings: by the model, of a method that is trained by the benchmark."""
+    if trains:
+        trained = unlearning_preset(editor, forget_set)
+        return trained, {} if trained is None else trained.settings
+    found = preset_for(model)
+    return found, {} if found is None else found.settings(editor)
+
+
+def _check_recipe(editor: str, trains: bool, recipe: Recipe, retain: ForgetSet | None) -> None:
+    if retain is not None and not trains:
+        raise UserError(f"{editor} takes no retain set: it computes its change without one", "leave out --retain")
+    if trains and recipe.merge != "none":
+        raise UserError(f"{editor} is trained on every question: there is nothing to merge", "leave out --merge")
+
+
+def _retain_requests(loaded: LoadedModel, forget: ForgetSet, retain: ForgetSet | None, chat: bool) -> list[EditRequest]:
+    """What to keep, without what is to be forgotten (the same question, wherever it comes from)."""
+    asked = {item.question.strip() for item in forget}
+    items = [item for item in retain or () if item.question.strip() not in asked]
+    if retain is not None and not items:
+        raise UserError(f"everything in the retain set '{retain.name}' is to be forgotten", "give another --retain")
+    max_length = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    return build_requests(items, [item.answer for item in items], loaded.tokenizer, chat, (), max_length)
+
+
+def _check_state(state: Any, forget: ForgetSet, loaded: LoadedModel) -> None:
     """Refuse to go on from an edit of another model, or with items that it holds already."""
     if state is None:
         return
@@ -136,28 +170,38 @@ def _check_state(state: LowRankEdit | None, forget: ForgetSet, loaded: LoadedMod
         )
 
 
-def self_check(model: Any, requests: Sequence[EditRequest], edit: LowRankEdit) -> dict[str, Any]:
+def self_check(model: Any, requests: Sequence[EditRequest], edit: Edit) -> dict[str, Any]:
     """Whether an edit took: its targets' probability before and after, and how many are now the most likely answer.
+
+    And the probability of the answers that were to be forgotten, where they are known.
 
     Teacher-forced on the plain prompts, so it says that the weights do what was asked of them, not what a
     conversation will look like; for that, evaluate the edit.
     """
     parts = [part for request in requests for part in request.parts]
     queries = [Query(part.prompt_ids, part.target_ids) for part in parts]
-    before = score_answers(model, queries)
+    known = [Query(part.prompt_ids, part.answer_ids) for part in parts if part.answer_ids]
+    before = score_answers(model, queries + known)
     with applied(edit, model):
-        after = score_answers(model, queries)
+        after = score_answers(model, queries + known)
 
     def probability(scores: Sequence[Any]) -> float:
         means = [math.exp(-sum(score.token_nll) / len(score.token_nll)) for score in scores]
         return sum(means) / max(1, len(means))
 
-    return {
-        "n": len(parts),
-        "n_took": sum(all(score.hits) for score in after),
-        "target_probability_before": probability(before),
-        "target_probability_after": probability(after),
+    n = len(parts)
+    found = {
+        "n": n,
+        "n_took": sum(all(score.hits) for score in after[:n]),
+        "target_probability_before": probability(before[:n]),
+        "target_probability_after": probability(after[:n]),
     }
+    if known:
+        found |= {
+            "answer_probability_before": probability(before[n:]),
+            "answer_probability_after": probability(after[n:]),
+        }
+    return found
 
 
 def configure(config_class: type[Any], options: Mapping[str, str]) -> Any:

@@ -35,7 +35,10 @@ SCHEMA_VERSION = 1
 DESCRIPTION = "edit.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 STATE, TARGETS = "state.safetensors", "targets.jsonl"
-KINDS = {"low_rank": (ADAPTER, ADAPTER_CONFIG)}  # kind of edit -> the files that it cannot be without
+KINDS = {  # kind of edit -> the files that it cannot be without
+    "low_rank": (ADAPTER, ADAPTER_CONFIG),
+    "dense": ("dense.json",),
+}
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 _PREFIX = "base_model.model."
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -241,7 +244,7 @@ def write_edit(
 
 
 def load_edit(folder: str | Path) -> Any:
-    """The edit in a folder (a `LowRankEdit`, ...), after checking that its files are as they were written.
+    """The edit in a folder (a `LowRankEdit`, a `DenseEdit`), after checking that its files are as they were written.
 
     Raises:
         UserError: no such folder, not an edit, a file is missing or was changed, or a newer format.
@@ -255,6 +258,10 @@ def load_edit(folder: str | Path) -> Any:
         )
     info = EditInfo(**description["info"])
     texts = {name: (folder / name).read_bytes().decode() for name in description.get("texts", ())}
+    if kind == "dense":
+        from unlearn_eval.dense_edits import read_dense
+
+        return read_dense(folder, info, texts)
     return _read_low_rank(folder, description, info, texts)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.edits import DESCRIPTION, LowRankEdit, check_base, check_place, load_edit, write_whole
+from unlearn_eval.edits import DESCRIPTION, check_base, check_place, load_edit, write_whole
 from unlearn_eval.errors import UserError
 from unlearn_eval.models import LoadedModel, load_model, resolve_model
 from unlearn_eval.provenance import hash_weights, provenance, redact, sha256_of_file
@@ -55,7 +55,7 @@ def export_merged(
     say(f"writing {output}")
 
     def fill(target: Path) -> None:
-        _save_checkpoint(loaded.model, loaded.tokenizer, target)
+        save_checkpoint(loaded.model, loaded.tokenizer, target)
         text = json.dumps(_description(edit_folder, edit, loaded), indent=2, ensure_ascii=False, allow_nan=False)
         (target / EXPORT).write_text(text + "\n", encoding="utf-8")
 
@@ -63,7 +63,7 @@ def export_merged(
 
 
 def _load_base(
-    edit: LowRankEdit,
+    edit: Any,
     model: str | None,
     dtype: str | None,
     revision: str | None,
@@ -106,7 +106,8 @@ def _check_space(output: Path, model: Any) -> None:
         )
 
 
-def _save_checkpoint(model: Any, tokenizer: Any, target: Path) -> None:
+def save_checkpoint(model: Any, tokenizer: Any, target: Path) -> None:
+    """Write weights, config, tokenizer and generation settings into a folder."""
     from transformers import GenerationConfig
 
     # Kept as the base has it: `save_pretrained` refuses settings such as a temperature without sampling.
@@ -117,7 +118,7 @@ def _save_checkpoint(model: Any, tokenizer: Any, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def _description(edit_folder: Path, edit: LowRankEdit, loaded: LoadedModel) -> dict[str, Any]:
+def _description(edit_folder: Path, edit: Any, loaded: LoadedModel) -> dict[str, Any]:
     weights = hash_weights(loaded.model)
     info: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,

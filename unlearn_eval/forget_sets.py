@@ -105,9 +105,11 @@ def load_forget_set(name: str) -> ForgetSet:
 
     Args:
         name: `facts` (shipped with the package), `tofu:forget01`, `tofu:forget05`, `tofu:forget10`,
-            `tofu:factual` (its real authors and world facts), `pistol:A_B` (the contract A_B of PISTOL; several are
-            joined with `+`, as in `pistol:A_B+A_C2`), or the path of a JSONL or CSV file with the columns
-            of `ForgetItem` (`question` and `answer` are needed; lists in a CSV are separated by `|`).
+            `tofu:factual` (its real authors and world facts), `tofu:full`, `tofu:retain90`, `tofu:retain95`,
+            `tofu:retain99` (the whole without what is to be forgotten), `pistol:A_B` (the contract A_B of PISTOL;
+            several are joined with `+`, as in `pistol:A_B+A_C2`), `pistol:all` (its first sample), or the path of a
+            JSONL or CSV file with the columns of `ForgetItem` (`question` and `answer` are needed; lists in a CSV are
+            separated by `|`).
 
     Raises:
         UserError: an unknown name, a missing or malformed file (with its line), or an empty set.
@@ -192,6 +194,7 @@ def _from_file(path: Path) -> ForgetSet:
     return ForgetSet(str(path), tuple(item_from_record(row, i) for i, row in enumerate(rows)))
 
 
+_TOFU_RETAIN = {"full": 0, "retain90": 400, "retain95": 200, "retain99": 40}  # of the whole, without its last so many
 _TOFU = {
     "forget01": ("forget01_perturbed",),
     "forget05": ("forget05_perturbed",),
@@ -204,8 +207,10 @@ def _tofu(name: str) -> ForgetSet:
     from unlearn_eval.harness.data import load_split
 
     split = name.partition(":")[2]
+    if split in _TOFU_RETAIN:
+        return ForgetSet(name, tuple(_tofu_without(_TOFU_RETAIN[split])))
     if split not in _TOFU:
-        raise unknown_name("TOFU set", split, _TOFU)
+        raise unknown_name("TOFU set", split, [*_TOFU, *_TOFU_RETAIN])
     items = []
     for part in _TOFU[split]:
         records = load_split("tofu", part, "locuslab/TOFU", ("question", "answer"))
@@ -218,6 +223,15 @@ def _tofu(name: str) -> ForgetSet:
     return ForgetSet(name, tuple(items))
 
 
+def _tofu_without(n_last: int) -> list[ForgetItem]:
+    """TOFU's questions in their order, 20 for each author, without the last so many: those that are to be forgotten."""
+    from unlearn_eval.harness.data import load_split
+
+    records = load_split("tofu", "full", "locuslab/TOFU", ("question", "answer"))
+    kept = records[: len(records) - n_last]
+    return [item_from_record({**r, "id": f"full/{i}", "group": f"author {i // 20}"}) for i, r in enumerate(kept)]
+
+
 _PISTOL_FILES = ("sample_data_1.json", "sample_data_2.json")
 
 
@@ -228,11 +242,15 @@ def _pistol(name: str) -> ForgetSet:
     for file in _PISTOL_FILES:
         if set(edges) <= set(known):
             break  # the second file need not be there
+        if edges == ["all"] and known:
+            break  # of the first sample, as in the paper
         for edge, records in _pistol_edges(file, needed=file == _PISTOL_FILES[0]).items():
             known.setdefault(edge, records)
+    if edges == ["all"]:
+        edges = list(known)
     for edge in edges:
         if edge not in known:
-            raise unknown_name("PISTOL edge", edge, known)
+            raise unknown_name("PISTOL edge", edge, [*known, "all"])
     return ForgetSet(
         name,
         tuple(
@@ -265,4 +283,4 @@ def _pistol_edges(file: str, needed: bool) -> dict[str, list[Mapping[str, Any]]]
 
 def set_names() -> list[str]:
     """The names that `load_forget_set` knows; EDGE stands for any edge of PISTOL."""
-    return ["facts", *(f"tofu:{split}" for split in _TOFU), "pistol:EDGE"]
+    return ["facts", *(f"tofu:{split}" for split in (*_TOFU, *_TOFU_RETAIN)), "pistol:all", "pistol:EDGE"]

@@ -1,7 +1,8 @@
 """The retain-only model's scores on the forget set: what forget quality and privleak compare with.
 
 A reference is a file: our result of the task (with its samples beside it), the samples that
-`lm_eval --log_samples` wrote, or OpenUnlearning's `TOFU_EVAL.json`. It is named by
+`lm_eval --log_samples` wrote, or OpenUnlearning's `TOFU_EVAL.json`; or the folder of a model that
+`unlearn-eval finetune` made, where its scores lie as `retain_reference.json`. It is named by
 `--metadata '{"retain_reference": PATH}'` or by the variable `UNLEARN_EVAL_RETAIN_REFERENCE`.
 """
 
@@ -19,6 +20,7 @@ from unlearn_eval.errors import UserError
 
 REFERENCE_VARIABLE = "UNLEARN_EVAL_RETAIN_REFERENCE"
 ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
+STORED = "retain_reference.json"
 OPEN_UNLEARNING_KEYS = frozenset({"forget_truth_ratio", *ATTACKS})
 ABSENT = f"no retain reference (give --metadata retain_reference or set {REFERENCE_VARIABLE})"
 
@@ -45,11 +47,13 @@ def find_reference(metadata: Mapping[str, Any]) -> RetainReference | None:
 
 
 def read_reference(path: Path) -> RetainReference:
-    """Read a reference from any of the three kinds of file.
+    """Read a reference from any of the kinds of file, or from the folder of a retain-only model.
 
     Raises:
         UserError: the file is missing, is not JSON, or holds no truth ratios and no membership AUCs.
     """
+    if path.is_dir():
+        path = path / STORED
     if not path.is_file():
         raise UserError(f"the retain reference {path} does not exist", "name a result file of the retain-only model")
     if path.suffix == ".jsonl":
@@ -58,14 +62,29 @@ def read_reference(path: Path) -> RetainReference:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"the retain reference {path} is not JSON: {error}", "was its run cut off?") from error
-    foreign = isinstance(content, dict) and OPEN_UNLEARNING_KEYS & content.keys()
-    reference = _from_open_unlearning(content, path) if foreign else _from_result(path)
+    known = content.keys() if isinstance(content, dict) else set()
+    if "log_truth_ratios" in known:
+        reference = _stored(content, path)
+    elif OPEN_UNLEARNING_KEYS & known:
+        reference = _from_open_unlearning(content, path)
+    else:
+        reference = _from_result(path)
     if not reference.log_truth_ratios and not reference.aucs:
         raise UserError(
             f"{path} holds neither truth ratios of forget items nor membership AUCs",
             "evaluate the retain-only model with the same task and name that result file",
         )
     return reference
+
+
+def _stored(content: Mapping[str, Any], path: Path) -> RetainReference:
+    """What `tofu_reference.measure` found."""
+    try:
+        ratios = {str(key): float(value) for key, value in content["log_truth_ratios"].items()}
+        aucs = {str(key): float(value) for key, value in content.get("aucs", {}).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}", "make it again") from error
+    return RetainReference(ratios, aucs, str(path))
 
 
 def _from_result(path: Path) -> RetainReference:

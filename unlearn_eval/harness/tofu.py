@@ -43,7 +43,7 @@ class TofuTask(UnlearningTask):
             "real_authors": "real_authors",
             "world_facts": "world_facts",
         }
-        return {split: _documents(split, f"{name}_perturbed", FIELDS[split]) for split, name in names.items()}
+        return {split: documents_of(split, f"{name}_perturbed", FIELDS[split]) for split, name in names.items()}
 
     def answers(self, document: Document) -> dict[str, tuple[str, ...]]:
         """The true answer, its paraphrase where there is one, and the wrong answers."""
@@ -105,8 +105,8 @@ class TofuPrivacyTask(UnlearningTask):
         """The forget set and the holdout set of the same size."""
         forget = _forget_split(metadata)
         return {
-            "forget": _documents("forget", f"{forget}_perturbed"),
-            "holdout": _documents("holdout", FORGET_SPLITS[forget]),
+            "forget": documents_of("forget", f"{forget}_perturbed"),
+            "holdout": documents_of("holdout", FORGET_SPLITS[forget]),
         }
 
     def questions(self, document: Document) -> dict[str, str]:
@@ -119,17 +119,7 @@ class TofuPrivacyTask(UnlearningTask):
 
     def score(self, document: Document, generated: dict[str, str], answers: dict[str, Scores]) -> Scores:
         """METRICS section 2: higher = less likely a member."""
-        response = answers["answer"]
-        if "means" not in response:
-            return {}
-        nll, n = response["token_nll"], response["n_answer"]
-        logp = [-value for value in nll[:n]]
-        return {
-            "mia_loss": m.loss_score(nll),
-            "mia_zlib": m.zlib_score(nll, response["text"]),
-            "mia_min_k": m.min_k_score(logp),
-            "mia_min_k_plus_plus": m.min_k_plus_plus_score(logp, response["means"][:n], response["variances"][:n]),
-        }
+        return membership_scores(answers["answer"])
 
     def metrics(self) -> dict[str, Metric]:
         """AUCs (0.5 is ideal, so neither end is good), and privleak against the retain-only model."""
@@ -142,6 +132,20 @@ class TofuPrivacyTask(UnlearningTask):
         return table
 
 
+def membership_scores(response: Mapping[str, Any]) -> Scores:
+    """The membership scores of one response; none where its moments are not known."""
+    if "means" not in response:
+        return {}
+    nll, n = response["token_nll"], response["n_answer"]
+    logp = [-value for value in nll[:n]]
+    return {
+        "mia_loss": m.loss_score(nll),
+        "mia_zlib": m.zlib_score(nll, response["text"]),
+        "mia_min_k": m.min_k_score(logp),
+        "mia_min_k_plus_plus": m.min_k_plus_plus_score(logp, response["means"][:n], response["variances"][:n]),
+    }
+
+
 # Sets ------------------------------------------------------------------------------------------------------
 
 
@@ -152,7 +156,7 @@ def _forget_split(metadata: Mapping[str, Any]) -> str:
     return name
 
 
-def _documents(split: str, name: str, fields: tuple[str, ...] = ()) -> list[Document]:
+def documents_of(split: str, name: str, fields: tuple[str, ...] = ()) -> list[Document]:
     """The documents of one split, with what `fields` names beside question and answer."""
     records = load_split("tofu", name, HUB_ID, ("question", "answer", *fields))
     documents = []

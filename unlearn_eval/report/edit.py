@@ -46,7 +46,7 @@ def _overview(d: Mapping[str, Any]) -> Table:
             _tagged("merged by", requests.get("merge") if requests.get("merge") != "none" else None),
         ),
         "target": _value(requests["target"]) if requests.get("target") is not None else "",
-        "changes": f"{total['modules']} maps, rank {total['rank']}, {total['parameters']:,} numbers",
+        "changes": _changes_in_words(total),
         "self-check": _self_check(d["self_check"] or {}),
         "state": ", ".join(f"{s['name']} {'×'.join(map(str, s['shape']))}" for s in d["state"]) or "none kept",
         "cost": _joined(
@@ -61,6 +61,12 @@ def _overview(d: Mapping[str, Any]) -> Table:
         if text:
             table.add_row(name, Text(text))
     return table
+
+
+def _changes_in_words(total: Mapping[str, Any]) -> str:
+    if total["rank"] is None:
+        return f"{total['modules']} tensors, {total['parameters']:,} numbers"
+    return f"{total['modules']} maps, rank {total['rank']}, {total['parameters']:,} numbers"
 
 
 def _self_check(check: Mapping[str, Any]) -> str:
@@ -84,12 +90,17 @@ def _changes(d: Mapping[str, Any]) -> Table:
         name = row["module"].split(f".{layer}.")[-1] if layer else row["module"]
         shape = "×".join(map(str, row["shape"]))
         table.add_row(
-            layer, Text(name), shape, str(row["rank"]), *_sizes(row), end_section=i + 1 == len(rows) and len(rows) > 1
+            layer,
+            Text(name),
+            shape,
+            _or_dash(row["rank"]),
+            *_sizes(row),
+            end_section=i + 1 == len(rows) and len(rows) > 1,
         )
     if len(rows) > 1:
         total = d["total"]
         table.add_row(
-            "all", "", "", str(total["rank"]), *_sizes(total | {"share": 1.0 if total["frobenius"] else None})
+            "all", "", "", _or_dash(total["rank"]), *_sizes(total | {"share": 1.0 if total["frobenius"] else None})
         )
     return table
 
@@ -149,7 +160,9 @@ def _or_dash(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
     return f"{value:.3f}" if value == 0 or 1e-2 <= value < 1e4 else f"{value:.2e}"
 
 

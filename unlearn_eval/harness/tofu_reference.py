@@ -1,0 +1,98 @@
+"""What a retain-only model says of TOFU's forget set, measured in passing: no task is run, nothing is generated.
+
+The numbers are those of `unlearn_tofu` (ln truth ratio of each item) and `unlearn_tofu_privacy` (AUCs) for the same
+model, asked in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from unlearn_eval import metrics as m
+from unlearn_eval import prompts
+from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.harness.tofu import FIELDS, FORGET_SPLITS, documents_of, membership_scores
+from unlearn_eval.scoring import AnswerScore, Query, score_answers
+
+
+def measure(
+    model: Any,
+    tokenizer: Any,
+    forget_split: str,
+    chat: bool,
+    batch_size: int = 16,
+    positions: Sequence[int] | None = None,
+    progress: Callable[[int], Any] = lambda n: None,
+) -> dict[str, Any]:
+    """`{"log_truth_ratios": {id: ln TR}, "aucs": {...}, "forget_split", "chat"}`, as `retain_reference.json` has it.
+
+    Args:
+        model, tokenizer: the retain-only model.
+        forget_split: forget01, forget05 or forget10.
+        chat: whether it is asked through its chat template, as it will be when others are compared with it.
+        batch_size: rows per forward pass.
+        positions: only these items of the forget set.
+        progress: called with the number of rows done since the last call.
+    """
+    if forget_split not in FORGET_SPLITS:
+        raise unknown_name("forget split", forget_split, FORGET_SPLITS)
+    forget = documents_of("forget", f"{forget_split}_perturbed", FIELDS["forget"])
+    forget = [forget[i] for i in positions] if positions is not None else forget
+    texts = [[d["paraphrased_answer"] or d["answer"], *d["perturbed_answers"]] for d in forget]
+    asked = [(d["question"], text) for d, own in zip(forget, texts, strict=True) for text in own]
+    scores = iter(_scores(model, tokenizer, asked, chat, batch_size, False, progress))
+    ratios = {}
+    for document, own in zip(forget, texts, strict=True):
+        correct, *wrong = [next(scores).token_nll for _ in own]
+        ratio = m.log_truth_ratio(correct, wrong)
+        if ratio is not None:
+            ratios[document["id"]] = ratio
+    found: dict[str, Any] = {"forget_split": forget_split, "chat": chat, "log_truth_ratios": ratios, "aucs": {}}
+    try:
+        holdout = documents_of("holdout", FORGET_SPLITS[forget_split])
+    except UserError as error:
+        return found | {"aucs_reason": error.message}
+    both = [*forget, *holdout]
+    asked = [(d["question"], d["answer"]) for d in both]
+    scored = _scores(model, tokenizer, asked, chat, batch_size, True, progress)
+    rows = []
+    for (question, answer), score in zip(asked, scored, strict=True):
+        text = prompts.render(question, tokenizer, chat)
+        ids = prompts.encode_prompt(text, tokenizer)
+        n_answer = prompts.answer_labels(text, ids, answer, tokenizer, chat).n_answer
+        rows.append(
+            membership_scores(
+                {
+                    "token_nll": score.token_nll,
+                    "n_answer": n_answer,
+                    "text": answer,
+                    "means": score.means,
+                    "variances": score.variances,
+                }
+            )
+        )
+    for name in rows[0]:
+        groups = [
+            [row[name] for row in part if row[name] is not None] for part in (rows[: len(forget)], rows[len(forget) :])
+        ]
+        if all(groups):
+            found["aucs"][f"{name}_auc"] = m.membership_auc(*groups)
+    return found
+
+
+def _scores(
+    model: Any,
+    tokenizer: Any,
+    asked: Sequence[tuple[str, str]],
+    chat: bool,
+    batch_size: int,
+    moments: bool,
+    progress: Callable[[int], Any],
+) -> list[AnswerScore]:
+    queries = []
+    for question, answer in asked:
+        text = prompts.render(question, tokenizer, chat)
+        ids = prompts.encode_prompt(text, tokenizer)
+        queries.append(Query(tuple(ids), prompts.answer_labels(text, ids, answer, tokenizer, chat).ids))
+    return score_answers(model, queries, batch_size, moments=moments, progress=progress)
