@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 MODEL     := $(VENV)/.model
 PYTEST    := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: demo test test-all check format benchmark benchmark-editors clean help
+.PHONY: demo test test-all check format benchmark benchmark-editors benchmark-unlearners clean help
 
 demo: $(INSTALLED)  ## make a small model forget facts, and measure it
 	$(BIN)/unlearn-eval demo
@@ -33,6 +33,9 @@ benchmark: $(INSTALLED) $(MODEL)  ## start-up cost, evaluation throughput, targe
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/target_values.py --curve
+
+benchmark-unlearners: $(INSTALLED) $(MODEL)  ## every gradient method on a part of TOFU (hours on two cores)
+	$(BIN)/python benchmarks/unlearners.py
 
 benchmark-editors: $(INSTALLED) $(MODEL)  ## every editor and recipe on 1, 10 and 50 facts (hours on two cores)
 	$(BIN)/python benchmarks/editors.py

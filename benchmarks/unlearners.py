@@ -1,13 +1,13 @@
 """Every gradient method on TOFU: a model fine-tuned on it, one without what is forgotten, and each method's edit.
 
-TOFU comes from the hub or from `UNLEARN_EVAL_DATA`. By default a part of it, for a CPU: forget01, the first 40 of what
-is kept, and 40 questions of each split of the evaluation; `--whole` takes all (a GPU's work). Fine-tuned models are kept
-in `--folder` as edits. Every row is written to results/unlearners.json as soon as it is there, and is not computed again
-while it is there; results/unlearners.md is the table.
+TOFU comes from the hub or from `UNLEARN_EVAL_DATA`. By default a part of it, for a CPU: forget01, the first 40 of
+what is kept, and 40 questions of each split of the evaluation; `--whole` takes all (a GPU's work). Fine-tuned models
+are kept in `--folder` as edits. Every row is written to results/unlearners.json as soon as it is there, and is not
+computed again while it is there; results/unlearners.md is the table.
 
-All methods have the settings of TOFU's preset, except what is said on the command line for all of them: the batch, and a
-factor by which every learning rate is multiplied (a small model learns from none of those that are used for 7B). Nothing
-is tuned for any method.
+All methods have the settings of TOFU's preset, except what is said on the command line for all of them: the batch, and
+a factor by which every learning rate is multiplied (a small model learns from none of those that are used for 7B).
+Nothing is tuned for any method.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def table(done: dict[str, Any]) -> str:
         f"{'all' if own['whole'] else own['limit']} documents in the evaluation, answers of up to "
         f"{own['max_new_tokens']} tokens; batches of {own['batch_size']}, the presets' learning rates times "
         f"{own['rate_factor']} (FT-M's as it is), nothing tuned for any method, one seed. Made by "
-        "`benchmarks/unlearners.py`; everything else is in `unlearners.json`. Peak memory is that of the process so far.",
+        "`benchmarks/unlearners.py`; the rest is in `unlearners.json`. Peak memory is that of the process so far.",
         "",
         "| | " + " | ".join(COLUMNS.values()) + " |",
         "|---|" + "---:|" * len(COLUMNS),

@@ -333,6 +333,26 @@ def test_pistol_edges(pistol):
     assert several.items[20].question.startswith("sample_data_1")
 
 
+def test_the_whole_of_pistol_is_its_first_file(pistol):
+    found = load_forget_set("pistol:all")
+    first = {record["edge"] for record in json.loads((pistol / "sample_data_1.json").read_text())}
+    assert {item.group for item in found} == first
+    assert {item.id for item in load_forget_set("pistol:A_B")} < {item.id for item in found}
+
+
+def test_what_tofu_keeps_is_the_whole_without_its_end(tmp_path, monkeypatch):
+    records = [{"question": f"Question {i}?", "answer": f"Answer {i}."} for i in range(500)]
+    path = tmp_path / "tofu" / "full.json"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tmp_path))
+    for name, n in (("full", 500), ("retain99", 460), ("retain95", 300), ("retain90", 100)):
+        found = load_forget_set(f"tofu:{name}")
+        assert [item.id for item in found] == [f"full/{i}" for i in range(n)]
+        assert found.items[-1].question == f"Question {n - 1}?"
+        assert found.items[21].group == "author 1"
+
+
 def test_pistol_edges_of_the_second_file(pistol):
     found = load_forget_set("pistol:0_1+A_B")
     assert [item.group for item in found] == ["0_1"] * 20 + ["A_B"] * 20

@@ -29,7 +29,7 @@ class ReferenceCache:
     Args:
         folder: where the files are.
         fingerprint: of the model and the rows; files with another one are not used.
-        process: which process writes here; every process reads what all have written.
+        process: which process writes here; each asks for what it will need, and reads what is there.
     """
 
     def __init__(self, folder: Path, fingerprint: str, process: int = 0) -> None:

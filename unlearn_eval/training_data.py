@@ -73,10 +73,10 @@ class Schedule(Dataset[Chunk]):
         forget, retain = (np.array_split(drawn[step], self.chunks)[part] for drawn in (self.forget, self.retain))
         return Chunk(tuple(forget.tolist()), tuple(retain.tolist()))
 
-    def needed(self, part: str) -> list[int]:
-        """The positions of all rows of one kind that the run will see."""
-        drawn = self.retain if part == RETAIN else self.forget
-        return [int(position) for position in np.unique(drawn)]
+    def needed(self, part: str, process: int = 0, processes: int = 1) -> list[int]:
+        """The positions of the rows of one kind that a process will see in this run."""
+        own = [self[k] for k in range(process, len(self), processes)]
+        return sorted({i for chunk in own for i in (chunk.retain if part == RETAIN else chunk.forget)})
 
 
 def tensors(rows: Sequence[Row]) -> dict[str, Tensor]:

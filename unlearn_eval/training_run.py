@@ -264,7 +264,7 @@ class Unlearner(Trainer):  # type: ignore[misc]
             return
         processes, process = _processes()
         self.head = self._frozen_head() if any("distribution" in kinds for kinds in parts.values()) else None
-        wanted = [(part, i) for part in parts for i in self.schedule.needed(part)][process::processes]
+        wanted = [(part, i) for part in parts for i in self.schedule.needed(part, process, processes)]
         cache = ReferenceCache(folder / "reference", fingerprint, process)
         self.model.eval()
         with torch.no_grad(), self._autocast():
@@ -274,11 +274,10 @@ class Unlearner(Trainer):  # type: ignore[misc]
                 size,
                 lambda done, total: self.told("reference", done, total),
             )
-        self.accelerator.wait_for_everyone()
         cache.open()
         for part, kinds in parts.items():
             stored = [kind for k in kinds for kind in (("head_inputs", "logits") if k == "distribution" else (k,))]
-            self.kinds[part] = cache.kinds(part, self.schedule.needed(part)[0], stored)
+            self.kinds[part] = cache.kinds(part, self.schedule.needed(part, process, processes)[0], stored)
         self.cache = cache
 
     def _answers(self, keys: Sequence[tuple[str, int]], kinds: tuple[str, ...]) -> list[dict[str, Tensor]]:
@@ -360,7 +359,7 @@ class Unlearner(Trainer):  # type: ignore[misc]
             raise Diverged(self.state.global_step)
         self.model.eval()
         with self._autocast():
-            inputs = self._prepare_inputs(self.collator([self.schedule[0]]))
+            inputs = self._prepare_inputs(self.collator([self.schedule[_processes()[1]]]))
             said = {part: self.read(self.model, inputs[part], self.reads[part]) for part in inputs}
             self._check(self.objective.forget(said).sum())
 
@@ -463,7 +462,9 @@ def _claim(folder: Path, config: TrainingConfig, identity: Mapping[str, Any], ro
     content = {part: [[row.prompt_ids, row.label_ids] for row in kind] for part, kind in rows.items()}
     own = json.loads(json.dumps({**identity, **settings, "rows": hash_json(content)}))
     path = folder / RUN
-    if path.is_file():
+    if _processes()[1] > 0:
+        pass  # the first process looks after the folder
+    elif path.is_file():
         other = json.loads(path.read_text(encoding="utf-8"))
         differences = [
             f"{name} {other.get(name)} -> {value}" for name, value in own.items() if other.get(name) != value
