@@ -84,7 +84,10 @@ def make_edit(
     result = state
     for start in range(0, len(requests), size):
         step = requests[start : start + size]
-        result = method.edit(model, tokenizer, step, config, generator, state=result, progress=progress, **more)
+        own = config
+        if recipe.per_step and getattr(config, "folder", ""):  # each step is a run of its own
+            own = replace(config, folder=f"{config.folder}/{start // size}")
+        result = method.edit(model, tokenizer, step, own, generator, state=result, progress=progress, **more)
     assert result is not None  # a forget set is never empty
     earlier = state.info.requests if state is not None else {}
     notes = {**result.info.notes, "preset": None if preset is None else asdict(preset)}
@@ -115,7 +118,7 @@ def make_edit(
         notes=notes,
     )
     earlier_texts = state.texts.get(TARGETS, "") if state is not None else ""
-    return replace(result, info=info, texts={TARGETS: earlier_texts + targets_jsonl(targets)})
+    return replace(result, info=info, texts={**result.texts, TARGETS: earlier_texts + targets_jsonl(targets)})
 
 
 def _requests(
