@@ -84,10 +84,10 @@ def make_edit(
     result = state
     for start in range(0, len(requests), size):
         step = requests[start : start + size]
-        own = config
+        settings = config
         if recipe.per_step and getattr(config, "folder", ""):  # each step is a run of its own
-            own = replace(config, folder=f"{config.folder}/{start // size}")
-        result = method.edit(model, tokenizer, step, own, generator, state=result, progress=progress, **more)
+            settings = replace(config, folder=f"{config.folder}/{start // size}")
+        result = method.edit(model, tokenizer, step, settings, generator, state=result, progress=progress, **more)
     assert result is not None  # a forget set is never empty
     earlier = state.info.requests if state is not None else {}
     notes = {**result.info.notes, "preset": None if preset is None else asdict(preset)}
