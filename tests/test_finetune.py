@@ -18,7 +18,7 @@ from unlearn_eval.models import LoadedModel, load_model
 from unlearn_eval.provenance import hash_weights
 from unlearn_eval.scoring import Query, score_answers
 
-FAST = {"epochs": "30", "learning_rate": "1e-2", "batch_size": "4", "warmup_epochs": "0", "logging_steps": "10"}
+FAST = {"epochs": "30", "learning_rate": "1e-2", "batch_size": "8", "warmup_epochs": "0", "logging_steps": "10"}
 
 
 @pytest.fixture
@@ -77,7 +77,10 @@ def test_target_and_reference(data, loaded, tmp_path, tokenizer):
         found = values(evaluate(hf(models[name], tokenizer), metadata=metadata, **options))
         assert found["forget_quality"] == pytest.approx(quality)
     privacy = evaluate(hf(models["reference"], tokenizer), "unlearn_tofu_privacy", metadata, apply_chat_template=True)
-    assert values(privacy, "unlearn_tofu_privacy")["privleak"] == pytest.approx(0)
+    own, stored = values(privacy, "unlearn_tofu_privacy"), read_reference(tmp_path / "reference")
+    assert own["mia_min_k_auc"] == pytest.approx(stored.aucs["mia_min_k_auc"])
+    # Relative to 1 - AUC, so undefined where the reference tells the two apart without a mistake.
+    assert own["privleak"] == (None if stored.aucs["mia_min_k_auc"] == 1 else pytest.approx(0))
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -15,7 +15,6 @@ import pytest
 import torch
 from tiny_models import (
     ARCHITECTURES,
-    VOCABULARY,
     assert_untouched,
     one_thread,  # noqa: F401
     random_ids,
@@ -107,11 +106,12 @@ def test_processes_share_one_order(chunks):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_padding_changes_nothing(architecture):
+def test_padding_changes_nothing(architecture, tmp_path):
     """Each row's label log-probabilities are those of the row alone, unpadded."""
     model = tiny_model(architecture, torch.float64)
     rows = [Row(r.prompt_ids, r.answer_ids) for r in FORGET]
-    unlearner = trainer_for(model, {ANSWER: rows})
+    objective = Objective(lambda said: objectives.ascent(said[ANSWER].log_probs, said[ANSWER].mask), {ANSWER: LOGITS})
+    unlearner = trainer_for(model, {ANSWER: rows}, objective, tmp_path)
     batch = tensors(rows)
     with torch.no_grad():
         said = unlearner.read(model, batch, LOGITS)
@@ -123,25 +123,14 @@ def test_padding_changes_nothing(architecture):
             assert found == pytest.approx(alone, rel=1e-9)  # float64 through four random blocks
 
 
-def trainer_for(model, rows, objective=None, folder=None, **changes):
+def trainer_for(model, rows, objective, folder):
     from unlearn_eval.trained_weights import FullWeights
     from unlearn_eval.training_run import Unlearner, _arguments
 
-    folder = folder or Path(os.environ["PYTEST_TMP"])
-    config = TrainingConfig(**{**FAST, **changes})
-    objective = objective or Objective(
-        lambda said: objectives.ascent(said[ANSWER].log_probs, said[ANSWER].mask), {ANSWER: LOGITS}
-    )
-    weights = FullWeights(model, split_patterns(config.components), folder)
+    config, weights = TrainingConfig(**FAST), FullWeights(model, [], folder)
     n = len(rows[ANSWER])
     schedule = Schedule(n, len(rows.get(RETAIN, ())), n, 2, 1, 0)
     return Unlearner(weights, rows, objective, schedule, _arguments(model, config, folder, 2, 1, 1), lambda *_: None)
-
-
-@pytest.fixture(autouse=True)
-def _folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTEST_TMP", str(tmp_path / "run"))
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -541,7 +530,3 @@ def test_no_second_model():
     # Over what the process had before training; a second model would be 120 MB more, of about 600.
     assert peaks["npo"]["bytes"] < 1.05 * peaks["gradient_difference"]["bytes"]
     assert peaks["npo"]["model_bytes"] > 0.1 * peaks["gradient_difference"]["bytes"]  # else the test could not tell
-
-
-def test_vocabulary():
-    assert max(max(r.prompt_ids) for r in FORGET) < VOCABULARY

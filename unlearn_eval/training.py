@@ -44,7 +44,7 @@ class TrainingConfig:
         lora_dropout: LoRA's.
         precision: float32, bfloat16 (mixed), or auto: float32 on a CPU for a float32 model, else mixed.
         gradient_checkpointing: less memory, a third slower.
-        checkpoint_steps: steps between checkpoints; 0: once per epoch.
+        checkpoint_steps: steps between checkpoints; 0: once per epoch, at most five in a run.
         logging_steps: steps between entries of the curve.
         report_to: the Trainer's trackers, separated by commas; none: the curve in the edit alone.
         folder: where checkpoints and the reference's answers are kept, so that the same run can go on; empty: nowhere.

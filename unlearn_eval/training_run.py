@@ -534,7 +534,7 @@ def _arguments(
         )
     full = next(model.parameters()).dtype in (torch.float32, torch.float64)
     auto = "float32" if full and device.type == "cpu" else "bfloat16"
-    checkpoint_steps = config.checkpoint_steps or math.ceil(steps_per_epoch)
+    checkpoint_steps = config.checkpoint_steps or max(math.ceil(steps_per_epoch), math.ceil(steps / 5))
     reports = [name.strip() for name in config.report_to.split(",") if name.strip()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
