@@ -91,12 +91,11 @@ def write_alternates(
     jobs.sort(key=lambda job: job[:3])
     for start in range(0, len(jobs), config.generation_batch_size):
         part = jobs[start : start + config.generation_batch_size]
-        length = max(len(requests[i].answer_ids) for _, i, _, _ in part) + SPARE
+        lengths = [len(requests[i].answer_ids) + SPARE for _, i, _, _ in part]
         noise = [_numbers(f"{config.seed}/{requests[i].id}/{k}") for _, i, k, _ in part]
-        for (_, i, k, _), ids in zip(
-            part, _sample(model, tokenizer, [job[3] for job in part], length, config.temperature, noise), strict=True
-        ):
-            texts[i, k] = " ".join(tokenizer.decode(ids, skip_special_tokens=True).split())
+        said = _sample(model, tokenizer, [job[3] for job in part], max(lengths), config.temperature, noise)
+        for (_, i, k, _), ids, length in zip(part, said, lengths, strict=True):
+            texts[i, k] = " ".join(tokenizer.decode(ids[:length], skip_special_tokens=True).split())
         progress("alternates", start + len(part), len(jobs))
     found: list[list[str]] = []
     for i, answer in enumerate(answers):

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import resource
 import sys
 
 import torch
@@ -11,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from unlearn_eval import training_run  # noqa: F401 (what importing it needs is not what training needs)
 from unlearn_eval.editors.base import get_editor
+from unlearn_eval.provenance import peak_memory_bytes
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -18,13 +18,7 @@ model = LlamaForCausalLM(
     LlamaConfig(vocab_size=400, hidden_size=512, intermediate_size=2048, num_hidden_layers=7, num_attention_heads=4)
 ).eval()
 method = get_editor(sys.argv[1])
-
-
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-before, models = peak(), 0
+before, models = peak_memory_bytes(), 0
 
 
 def count(what: str, done: int, total: int) -> None:
@@ -34,4 +28,4 @@ def count(what: str, done: int, total: int) -> None:
 
 method.edit(model, None, FORGET, method.Config(steps=3, batch_size=4), retain=KEPT, progress=count)
 n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-print(json.dumps({"bytes": peak() - before, "models": models, "model_bytes": n_bytes}))
+print(json.dumps({"bytes": peak_memory_bytes() - before, "models": models, "model_bytes": n_bytes}))

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import evaluate, hf, tofu_data, values
+from scipy.stats import ks_2samp
 from tiny_models import one_thread  # noqa: F401
 
 from unlearn_eval import finetuning
@@ -73,9 +74,15 @@ def test_target_and_reference(data, loaded, tmp_path, tokenizer):
     assert known(models["reference"], tokenizer, forget) > 1
     options = {"gen_kwargs": {"max_gen_toks": 2}, "apply_chat_template": True}
     metadata = {"retain_reference": str(tmp_path / "reference")}
-    for name, quality in (("reference", 1.0), ("target", 2 / 70)):  # of itself; all 4 apart from all 4: 2 / C(8, 4)
-        found = values(evaluate(hf(models[name], tokenizer), metadata=metadata, **options))
-        assert found["forget_quality"] == pytest.approx(quality)
+    quality = {}
+    for name in ("reference", "target"):
+        result = evaluate(hf(models[name], tokenizer), metadata=metadata, **options)
+        samples = [s["forget_quality"] for s in result["samples"]["unlearn_tofu"] if s["forget_quality"]]
+        own = [s["log_truth_ratio"] for s in samples]
+        stored_ratios = list(read_reference(tmp_path / "reference").log_truth_ratios.values())
+        quality[name] = values(result)["forget_quality"]
+        assert quality[name] == pytest.approx(ks_2samp(own, stored_ratios).pvalue)
+    assert quality["target"] < 0.5 < quality["reference"] == pytest.approx(1.0)
     privacy = evaluate(hf(models["reference"], tokenizer), "unlearn_tofu_privacy", metadata, apply_chat_template=True)
     own, stored = values(privacy, "unlearn_tofu_privacy"), read_reference(tmp_path / "reference")
     assert own["mia_min_k_auc"] == pytest.approx(stored.aucs["mia_min_k_auc"])

@@ -164,7 +164,7 @@ def finetune(
     seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
 ) -> None:
-    """Fine-tune: the target model and the retain-only reference of TOFU and PISTOL."""
+    """Make the target and the retain-only model of TOFU and PISTOL."""
     from unlearn_eval import finetuning
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.models import load_model

@@ -127,9 +127,13 @@ class Tail:
     def _fill_cache(self, prefixes: list[Sequence[int]]) -> Tensor:
         # A row without a prefix still needs one visible position here, or its values would be undefined.
         ids, mask = pad([prefix or (0,) for prefix in prefixes], "left", self.model.device)
-        keep = {"logits_to_keep": 1} if accepts(self.model, "logits_to_keep") else {}
-        options = {"attention_mask": mask, "use_cache": True, **positions(self.model, mask), **keep}
-        self._cache = self.model(input_ids=ids, **options).past_key_values
+        options = {"attention_mask": mask, "use_cache": True, **positions(self.model, mask)}
+        head = self.model.get_output_embeddings()
+        handle = head.register_forward_pre_hook(lambda module, arguments: (arguments[0][:1, :1],))  # nobody reads it
+        try:
+            self._cache = self.model(input_ids=ids, **options).past_key_values
+        finally:
+            handle.remove()
         empty = torch.tensor([not prefix for prefix in prefixes], device=mask.device)
         return mask.masked_fill(empty[:, None], 0)
 
