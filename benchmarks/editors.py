@@ -199,6 +199,8 @@ def table(done: dict[str, Any]) -> str:
             cells += ["–" if peak is None else f"{peak / 2**30:.1f}"]
             lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
         lines.append("")
+    if "remark" in done:
+        lines += [done["remark"], ""]
     return "\n".join(lines)
 
 
