@@ -84,7 +84,7 @@ def make_edit(
     result = state
     for start in range(0, len(requests), size):
         step = requests[start : start + size]
-        settings = config
+        settings: Any = config
         if recipe.per_step and getattr(config, "folder", ""):  # each step is a run of its own
             settings = replace(config, folder=f"{config.folder}/{start // size}")
         result = method.edit(model, tokenizer, step, settings, generator, state=result, progress=progress, **more)
