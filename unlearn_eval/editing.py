@@ -84,8 +84,8 @@ def make_edit(
     result = state
     for start in range(0, len(requests), size):
         step = requests[start : start + size]
-        settings: Any = config
-        if recipe.per_step and getattr(config, "folder", ""):  # each step is a run of its own
+        settings = config
+        if recipe.per_step > 0 and getattr(config, "folder", ""):  # each step is a run of its own
             settings = replace(config, folder=f"{config.folder}/{start // size}")
         result = method.edit(model, tokenizer, step, settings, generator, state=result, progress=progress, **more)
     assert result is not None  # a forget set is never empty
