@@ -13,7 +13,7 @@ from unlearn_eval.edits import Edit
 from unlearn_eval.errors import unknown_name
 
 Progress = Callable[[str, int, int], Any]  # (what, done, total)
-NOT_METHODS = {"base", "least_squares", "locate", "presets", "second_moments", "target_values"}
+NOT_METHODS = {"base", "least_squares", "locate", "presets", "replacements", "second_moments", "target_values"}
 
 
 def no_progress(what: str, done: int, total: int) -> None:

@@ -19,10 +19,13 @@ from unlearn_eval.editors.presets import preset_for
 from unlearn_eval.edits import TARGETS, LowRankEdit, applied, check_base, describe_base
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetSet
+from unlearn_eval.memory_edits import MemoryEdit
 from unlearn_eval.models import LoadedModel
 from unlearn_eval.provenance import hash_json, peak_memory_bytes, provenance
 from unlearn_eval.refusals import Target, make_targets, targets_jsonl
 from unlearn_eval.scoring import Query, score_answers
+
+AnyEdit = LowRankEdit | MemoryEdit
 
 
 def make_edit(
@@ -31,9 +34,9 @@ def make_edit(
     editor: str = "memit",
     options: Mapping[str, str] | None = None,
     recipe: Recipe | None = None,
-    state: LowRankEdit | None = None,
+    state: AnyEdit | None = None,
     progress: Progress = no_progress,
-) -> LowRankEdit:
+) -> AnyEdit:
     """The edit after which the model answers each item's question with a refusal.
 
     Args:
@@ -73,7 +76,7 @@ def make_edit(
     for start in range(0, len(requests), size):
         step = requests[start : start + size]
         made = method.edit(model, tokenizer, step, config, generator, state=result, progress=progress)
-        assert isinstance(made, LowRankEdit)
+        assert isinstance(made, LowRankEdit | MemoryEdit)
         result = made
     assert result is not None  # a forget set is never empty
     earlier = state.info.requests if state is not None else {}
@@ -121,7 +124,7 @@ def _requests(
     return merge_keys(requests, recipe.merge_size) if recipe.merge == "key" else requests
 
 
-def _check_state(state: LowRankEdit | None, forget: ForgetSet, loaded: LoadedModel) -> None:
+def _check_state(state: AnyEdit | None, forget: ForgetSet, loaded: LoadedModel) -> None:
     """Refuse to go on from an edit of another model, or with items that it holds already."""
     if state is None:
         return
@@ -133,11 +136,11 @@ def _check_state(state: LowRankEdit | None, forget: ForgetSet, loaded: LoadedMod
         )
 
 
-def self_check(model: Any, requests: Sequence[EditRequest], edit: LowRankEdit) -> dict[str, Any]:
+def self_check(model: Any, requests: Sequence[EditRequest], edit: AnyEdit) -> dict[str, Any]:
     """Whether an edit took: its targets' probability before and after, and how many are now the most likely answer.
 
-    Teacher-forced on the plain prompts, so it says that the weights do what was asked of them, not what a
-    conversation will look like; for that, evaluate the edit.
+    Teacher-forced on the plain prompts, so it says that the edit does what was asked of it, not what a conversation
+    will look like; for that, evaluate the edit.
     """
     parts = [part for request in requests for part in request.parts]
     queries = [Query(part.prompt_ids, part.target_ids) for part in parts]

@@ -5,6 +5,7 @@
       adapter_config.json         PEFT's LoRA layout, so that peft, `lm_eval --model hf peft=`, and vLLM's LoRA
       adapter_model.safetensors   serving read the folder as it is
       state.safetensors           what more edits of the same model go on from, if the method keeps anything
+      memory.json, .safetensors   instead of an adapter: edits that leave the weights alone (`memory_edits.py`)
       targets.jsonl ...           small texts that belong to the edit, if it has any
       config.json, tokenizer...   of the base model
 
@@ -34,11 +35,14 @@ SCHEMA_VERSION = 1
 DESCRIPTION = "edit.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 STATE, TARGETS = "state.safetensors", "targets.jsonl"
-KINDS = {"low_rank": (ADAPTER, ADAPTER_CONFIG)}  # kind of edit -> the files that it cannot be without
+KINDS = {  # kind of edit -> the files that it cannot be without
+    "low_rank": (ADAPTER, ADAPTER_CONFIG),
+    "memory": ("memory.safetensors", "memory.json"),
+}
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 _PREFIX = "base_model.model."
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_TAKEN = {DESCRIPTION, ADAPTER, ADAPTER_CONFIG, STATE, "config.json", "generation_config.json"}
+_TAKEN = {DESCRIPTION, STATE, "config.json", "generation_config.json"}.union(*KINDS.values())
 
 
 @dataclass(frozen=True)
@@ -240,7 +244,7 @@ def write_edit(
 
 
 def load_edit(folder: str | Path) -> Any:
-    """The edit in a folder (a `LowRankEdit`, ...), after checking that its files are as they were written.
+    """The edit in a folder (a `LowRankEdit` or a `MemoryEdit`), after checking that its files are as they were written.
 
     Raises:
         UserError: no such folder, not an edit, a file is missing or was changed, or a newer format.
@@ -254,6 +258,10 @@ def load_edit(folder: str | Path) -> Any:
         )
     info = EditInfo(**description["info"])
     texts = {name: (folder / name).read_bytes().decode() for name in description.get("texts", ())}
+    if kind == "memory":
+        from unlearn_eval.memory_edits import read_memory
+
+        return read_memory(folder, description, info, texts)
     return _read_low_rank(folder, description, info, texts)
 
 
