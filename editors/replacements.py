@@ -45,6 +45,7 @@ class Replacements:
         ends = [len(prompt) - 1 for prompt, _ in rows]
         with trace(model, inputs=[name], outputs=[name]) as seen:
             self.tail = Tail(model, parts, layer, ids, [0] * len(rows) if whole else ends)
+        _thin(self.tail, layer)
         self.norm = parts.post_norm(model, layer)
         self.inputs, self.outputs = seen.inputs[name], first(seen.outputs[name]).detach()
         device = self.outputs.device
@@ -100,6 +101,15 @@ class Replacements:
         nll = own.new_zeros(len(self.rows)).index_add(0, rows, -own) / self._lengths
         missed = (own.detach() < logp.detach().amax(-1)).to(wide)
         return nll, own.new_zeros(len(self.rows)).index_add(0, rows, missed) == 0
+
+
+def _thin(tail: Tail, layer: int) -> None:
+    """Let go of keys and values that are never read: the blocks up to `layer` only say how long the cache is."""
+    if tail._cache is None:
+        return
+    kept: dict[type, Any] = {}
+    layers = tail._cache.layers
+    tail._cache.layers = [kept.setdefault(type(own), own) if i <= layer else own for i, own in enumerate(layers)]
 
 
 def _select(tail: Tail, index: Tensor) -> Tail:

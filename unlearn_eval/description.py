@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unlearn_eval.edits import DESCRIPTION, TARGETS, LowRankEdit, load_edit
 from unlearn_eval.errors import UserError
+from unlearn_eval.memory_edits import MemoryEdit
 from unlearn_eval.provenance import sha256_of_file
 
 EXAMPLES = 3
@@ -28,7 +29,7 @@ def describe_edit(folder: str | Path) -> dict[str, Any]:
 
     `modules` has one entry for each changed map: `rank` is the number of singular values above rounding, `columns`
     that of stored ones, `share` the part of the total squared norm, `relative` ‖ΔW‖/‖W‖ (Frobenius), `parameters` the
-    numbers stored.
+    numbers stored. `memory` is what a memory edit holds instead: `rows` has one entry for each memory.
 
     Raises:
         UserError: no such folder, not an edit, or its files are not as they were written.
@@ -37,7 +38,7 @@ def describe_edit(folder: str | Path) -> dict[str, Any]:
     edit = load_edit(folder)
     info, notes = edit.info, edit.info.notes
     files = [path for path in folder.rglob("*") if path.is_file()]
-    modules = _modules(edit, notes.get("weight_norms") or {})
+    modules = _modules(edit, notes.get("weight_norms") or {}) if isinstance(edit, LowRankEdit) else []
     return {
         "folder": str(folder),
         "sha256": sha256_of_file(folder / DESCRIPTION),
@@ -48,12 +49,13 @@ def describe_edit(folder: str | Path) -> dict[str, Any]:
         "requests": info.requests,
         "modules": modules,
         "total": _total(modules),
+        "memory": _memory(edit) if isinstance(edit, MemoryEdit) else None,
         "bytes": sum(path.stat().st_size for path in files),
         "seconds": info.seconds,
         "peak_memory_bytes": info.peak_memory_bytes,
         "self_check": notes.get("self_check"),
         "targets": _targets(edit.texts[TARGETS], folder / TARGETS) if TARGETS in edit.texts else None,
-        "state": [_tensor(name, tensor) for name, tensor in sorted(edit.state.items())],
+        "state": [_tensor(name, tensor) for name, tensor in sorted(getattr(edit, "state", {}).items())],
         "texts": sorted(edit.texts),
         "notes": {name: value for name, value in notes.items() if name not in ("self_check", "weight_norms")},
         "versions": info.versions,
@@ -96,6 +98,23 @@ def _modules(edit: LowRankEdit, weight_norms: Mapping[str, float]) -> list[dict[
     total = sum(row["frobenius"] ** 2 for row in rows)
     rows = [row | {"share": row["frobenius"] ** 2 / total if total else None} for row in rows]
     return sorted(rows, key=lambda row: (row["layer"] is None, row["layer"] or 0, row["module"]))
+
+
+def _memory(edit: MemoryEdit) -> dict[str, Any]:
+    tensors = edit.store.tensors().values()
+    rows = edit.store.rows()
+    bounds = [row["threshold"] for row in rows]
+    settings = {k: v for k, v in edit.store.settings().items() if isinstance(v, str | int | float)}
+    return {
+        "mechanism": edit.store.mechanism,
+        "module": edit.module,
+        "layer": _layer(edit.module),
+        "settings": settings,
+        "n": edit.store.n,
+        "bounds": {"least": min(bounds), "largest": max(bounds)} if bounds else None,
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        "rows": rows,
+    }
 
 
 def _layer(name: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import random
@@ -12,6 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from unlearn_eval import prompts
+from unlearn_eval.calibration import calibrated, other_prompts, prompt_ids
 from unlearn_eval.config import Recipe
 from unlearn_eval.edit_requests import build_requests, merge_items, merge_keys, sample_contexts
 from unlearn_eval.editors.base import EditRequest, Progress, get_editor, no_progress
@@ -70,16 +72,21 @@ def make_edit(
     )
     contexts = sample_contexts(model, tokenizer, recipe.seed, n=recipe.n_contexts)
     requests = _requests(loaded, forget, targets, chat, contexts, recipe)
+    # Memories may learn, or be calibrated on, when to be silent.
+    others = other_prompts(config.others, forget, tokenizer, chat, recipe.seed) if hasattr(config, "others") else []
+    more = {"others": others} if "others" in inspect.signature(method.edit).parameters else {}
     size = recipe.per_step or max(1, len(requests))
     generator = random.Random(recipe.seed)
     result = state
     for start in range(0, len(requests), size):
         step = requests[start : start + size]
-        made = method.edit(model, tokenizer, step, config, generator, state=result, progress=progress)
+        made = method.edit(model, tokenizer, step, config, generator, state=result, progress=progress, **more)
         assert isinstance(made, LowRankEdit | MemoryEdit)
         result = made
     assert result is not None  # a forget set is never empty
     earlier = state.info.requests if state is not None else {}
+    if getattr(config, "calibrate", False) and isinstance(result, MemoryEdit):
+        result = _calibrated(result, loaded, forget, requests, others[2 * getattr(config, "n_others", 0) :], chat)
     notes = {**result.info.notes, "preset": None if preset is None else asdict(preset)}
     notes["self_check"] = self_check(model, requests, result)
     info = replace(
@@ -108,6 +115,20 @@ def make_edit(
     )
     earlier_texts = state.texts.get(TARGETS, "") if state is not None else ""
     return replace(result, info=info, texts={TARGETS: earlier_texts + targets_jsonl(targets)})
+
+
+def _calibrated(
+    edit: MemoryEdit,
+    loaded: LoadedModel,
+    forget: ForgetSet,
+    requests: Sequence[EditRequest],
+    others: Sequence[tuple[int, ...]],
+    chat: bool,
+) -> MemoryEdit:
+    """With bounds from the set's own paraphrases, and from at most 256 questions that nothing was learned from."""
+    reworded = {item.id: [prompt_ids(text, loaded.tokenizer, chat) for text in item.paraphrases] for item in forget}
+    edited = [part.prompt_ids for request in requests for part in request.parts]
+    return calibrated(edit, loaded.model, reworded, edited, others[:256])
 
 
 def _requests(

@@ -45,9 +45,14 @@ def export_merged(
     """
     edit_folder, output = Path(edit_folder), Path(output)
     edit = load_edit(edit_folder)  # before the model: a damaged folder is found in no time
+    if not isinstance(edit, LowRankEdit):
+        raise UserError(
+            f"{edit_folder} is a memory edit ({edit.info.editor}): it decides at run time, so no weights can hold it",
+            "evaluate it with --model edited --model_args pretrained=BASE,edit=DIR",
+        )
     check_place(output, "export", EXPORT, "--merged")
     _check_not_inside(output, edit_folder, "the edit")
-    loaded = _load_base(edit, model, dtype, revision, device, say)
+    loaded = load_base(edit, model, dtype, revision, device, say)
     _check_not_inside(output, Path(loaded.path), "the base model")
     check_base(edit.info, loaded.model, loaded.name)
     edit.apply(loaded.model)
@@ -62,14 +67,15 @@ def export_merged(
     return write_whole(output, "export", EXPORT, fill, "--merged")
 
 
-def _load_base(
-    edit: LowRankEdit,
+def load_base(
+    edit: Any,
     model: str | None,
     dtype: str | None,
     revision: str | None,
     device: str | None,
     say: Callable[[str], Any],
 ) -> LoadedModel:
+    """The model that an edit was made on: the named one, or the one that edit.json names."""
     base = edit.info.base
     name = model or base.get("id")
     if not name:

@@ -12,6 +12,7 @@ memories are small: GRACE keeps one key and one value for each edit, WISE the ch
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,12 +25,13 @@ from torch import Tensor, nn
 from unlearn_eval.edits import EditInfo, for_disk, write_edit
 from unlearn_eval.errors import UserError
 from unlearn_eval.merging import MERGES, merged
-from unlearn_eval.routing import NO_MEMORY, Memory, Router, router
-from unlearn_eval.scoring import pad
+from unlearn_eval.routing import NO_MEMORY, Memory, Router, prompt_lengths, router
+from unlearn_eval.scoring import accepts, keeps_plain_cache, pad, positions
 from unlearn_eval.tracing import trace
 
 MEMORY, SETTINGS = "memory.safetensors", "memory.json"
 MODES = ("merge", "retrieve")
+POOLS = ("mean", "max", "last")
 
 
 @dataclass(frozen=True)
@@ -227,8 +229,8 @@ class _CodebookAtWork:
 class SideMemories:
     """WISE's memories: sparse changes ΔW of one matrix, each used where it is active enough.
 
-    A prompt's activation of a memory is the mean over its tokens of ‖ΔW a‖₂, a the module's input. The most active
-    memory that reaches its threshold adds ΔW a to the module's output.
+    A prompt's activation of a memory is the mean over its tokens of ‖ΔW a‖₂, a the module's input (or the largest, or
+    that of the last token). The most active memory that reaches its threshold adds ΔW a to the module's output.
 
     Attributes:
         indices: of each shard, (nnz,) flat indices of its masked coordinates in W (d_out, d_in).
@@ -241,6 +243,7 @@ class SideMemories:
         density: what the merge keeps of each shard, where it drops anything.
         seed: of the merge, where it is random.
         positions: a name of `POSITIONS`.
+        pool: a name of `POOLS`.
     """
 
     indices: tuple[Tensor, ...]
@@ -253,6 +256,7 @@ class SideMemories:
     density: float = 0.53
     seed: int = 0
     positions: str = "onward"
+    pool: str = "mean"
     mechanism = "wise"
 
     @property
@@ -270,7 +274,7 @@ class SideMemories:
 
     def settings(self) -> dict[str, Any]:
         """Shape, owners, and how shards become memories."""
-        names = ("mode", "merge", "density", "seed", "positions")
+        names = ("mode", "merge", "density", "seed", "positions", "pool")
         own = {name: getattr(self, name) for name in names}
         return own | {"shape": list(self.shape), "owners": [list(ids) for ids in self.owners]}
 
@@ -293,7 +297,7 @@ class SideMemories:
         """The side memories at work."""
         wide = torch.promote_types(dtype, torch.float32)
         return _SideMemoriesAtWork(
-            self.dense(device, dtype), self.thresholds.to(device, wide), POSITIONS[self.positions]
+            self.dense(device, dtype), self.thresholds.to(device, wide), POSITIONS[self.positions], self.pool
         )
 
     def n_bytes(self, dtype: torch.dtype) -> int:
@@ -314,7 +318,7 @@ class SideMemories:
         changes = self.dense(first.device, first.dtype)
         wide = torch.promote_types(first.dtype, torch.float32)
         rows = [
-            torch.stack([(inputs @ d.T).to(wide).norm(dim=-1).mean() for d in changes])
+            torch.stack([_pooled((inputs @ d.T).to(wide).norm(dim=-1), self.pool) for d in changes])
             if changes
             else torch.zeros(0, dtype=wide)
             for inputs in prompts
@@ -347,6 +351,13 @@ class SideMemories:
         ]
 
 
+def _pooled(norms: Tensor, pool: str) -> Tensor:
+    """One number of a prompt's (T,)."""
+    if pool == "last":
+        return norms[-1]
+    return norms.mean() if pool == "mean" else norms.amax()
+
+
 def _most_active(activations: Tensor, thresholds: Tensor) -> Tensor:
     """(R,) the most active memory of those (R, n) that reach their thresholds, or NO_MEMORY."""
     if not activations.shape[1]:
@@ -357,21 +368,34 @@ def _most_active(activations: Tensor, thresholds: Tensor) -> Tensor:
 
 
 class _SideMemoriesAtWork:
-    def __init__(self, changes: list[Tensor], thresholds: Tensor, positions: Positions) -> None:
-        self.changes, self.thresholds = changes, thresholds
+    def __init__(self, changes: list[Tensor], thresholds: Tensor, positions: Positions, pool: str) -> None:
+        self.changes, self.thresholds, self.pool = changes, thresholds, pool
         self.before, self.after = positions.before, positions.after
 
     def gather(self, inputs: Tensor, prompt: Tensor, pooled: Tensor | None) -> Tensor | None:
-        """(B, n + 1) the sums over the prompts' tokens of each ‖ΔW a‖, and the number of tokens."""
-        wide = self.thresholds.dtype
-        sums = [(inputs @ change.T).to(wide).norm(dim=-1).masked_fill(~prompt, 0).sum(-1) for change in self.changes]
-        now = torch.stack([*sums, prompt.sum(-1).to(wide)], dim=-1)
-        return now if pooled is None else pooled + now
+        """(B, n + 1) the sums (or largest) over the prompts' tokens of each ‖ΔW a‖, and the number of tokens."""
+        if self.pool == "last":
+            return None
+        norms = [self._norms(inputs, change).masked_fill(~prompt, 0) for change in self.changes]
+        found = [n.sum(-1) if self.pool == "mean" else n.amax(-1) for n in norms]
+        now = torch.stack([*found, prompt.sum(-1).to(self.thresholds.dtype)], dim=-1)
+        if pooled is None:
+            return now
+        return pooled + now if self.pool == "mean" else torch.maximum(pooled, now)
+
+    def _norms(self, inputs: Tensor, change: Tensor) -> Tensor:
+        norms: Tensor = (inputs @ change.T).to(self.thresholds.dtype).norm(dim=-1)
+        return norms
 
     def choose(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
         """The most active memory that reaches its threshold."""
+        if self.pool == "last":
+            norms = [self._norms(ends, change) for change in self.changes]
+            own = torch.stack(norms, dim=-1) if norms else self.thresholds.new_zeros(len(ends), 0)
+            return _most_active(own, self.thresholds)
         assert pooled is not None
-        return _most_active(pooled[:, :-1] / pooled[:, -1:], self.thresholds)
+        counts = pooled[:, -1:] if self.pool == "mean" else 1
+        return _most_active(pooled[:, :-1] / counts, self.thresholds)
 
     def change(self, inputs: Tensor, output: Tensor, choice: Tensor, columns: Tensor) -> Tensor:
         """ΔW a added to the output."""
@@ -498,6 +522,7 @@ def _read_side_memories(settings: Mapping[str, Any], tensors: Mapping[str, Tenso
         float(settings["density"]),
         int(settings["seed"]),
         _one_of(settings["positions"], POSITIONS),
+        _one_of(settings["pool"], POOLS),
     )
 
 
@@ -515,15 +540,41 @@ def _one_of(name: str, allowed: Any) -> str:
 
 @torch.no_grad()
 def read_inputs(model: Any, module: str, prompts: Sequence[Sequence[int]], rows_per_batch: int = 32) -> list[Tensor]:
-    """What a module reads at each token of each prompt, (T, d_in); the pass ends there."""
+    """What a module reads at each token of each prompt, (T, d_in); the pass ends there.
+
+    An opening that all prompts share (a chat template's system message) is run once.
+    """
+    shared = _shared_opening(prompts) if len(prompts) > 1 and keeps_plain_cache(model) else 0
+    opening, cache = None, None
+    if shared:
+        with trace(model, inputs=[module]) as seen, prompt_lengths([shared + 1]):  # not decided yet
+            keep = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
+            ids = torch.tensor([list(prompts[0][:shared])], device=model.device)
+            cache = model(input_ids=ids, use_cache=True, **keep).past_key_values
+        opening = seen.inputs[module][0]
     found: list[Tensor] = []
     for start in range(0, len(prompts), rows_per_batch):
-        part = [list(ids) for ids in prompts[start : start + rows_per_batch]]
+        part = [list(ids[shared:]) for ids in prompts[start : start + rows_per_batch]]
         ids, mask = pad(part, "right", model.device)
-        with trace(model, inputs=[module], stop_after=module) as seen:
-            model(input_ids=ids, attention_mask=mask, use_cache=False)
-        found += [seen.inputs[module][i, : len(row)].clone() for i, row in enumerate(part)]
+        options: dict[str, Any] = {"use_cache": False}
+        if cache is not None:
+            past = copy.deepcopy(cache)
+            past.batch_repeat_interleave(len(part))
+            mask = torch.cat([mask.new_ones(len(part), shared), mask], dim=1)
+            options = {"past_key_values": past, "use_cache": True}
+        places = positions(model, mask, last=ids.shape[1])
+        lengths = prompt_lengths([len(row) + shared for row in part])
+        with lengths, trace(model, inputs=[module], stop_after=module) as seen:
+            model(input_ids=ids, attention_mask=mask, **places, **options)
+        rows = [seen.inputs[module][i, : len(row)].clone() for i, row in enumerate(part)]
+        found += rows if opening is None else [torch.cat([opening, row]) for row in rows]
     return found
+
+
+def _shared_opening(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, leaving each at least one."""
+    shortest = min(len(ids) for ids in prompts) - 1
+    return next((i for i in range(shortest) if len({ids[i] for ids in prompts}) > 1), shortest)
 
 
 def _module_of(model: nn.Module, name: str, shape: tuple[int, int]) -> nn.Module:
