@@ -93,9 +93,9 @@ def test_adam_rows_is_adam():
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
 def test_values_of_a_batch_are_those_of_one_request_at_a_time(architecture):
-    model, requests = tiny_model(architecture, torch.float64), random_requests(5)
+    model, requests = tiny_model(architecture, torch.float64), random_requests(3)
     before = weights_of(model)
-    config = grace.Config(**SOME)
+    config = grace.Config(**SOME | {"steps": 6})
     whole = grace.edit(model, None, requests, config).store
     for i, request in enumerate(requests):
         alone = grace.edit(model, None, [request], config).store
@@ -103,14 +103,12 @@ def test_values_of_a_batch_are_those_of_one_request_at_a_time(architecture):
         torch.testing.assert_close(whole.keys[i], alone.keys[0], atol=1e-10, rtol=0)
         torch.testing.assert_close(whole.keys[i], key_of(model, request), atol=1e-10, rtol=0)
     assert_untouched(model, before)
-    small = grace.edit(model, None, requests, replace(config, tokens_per_batch=1)).store
-    torch.testing.assert_close(small.values, whole.values, atol=1e-8, rtol=0)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
 def test_the_target_is_said_in_free_generation(architecture):
     model, requests = tiny_model(architecture), random_requests(6, n_contexts=0)
-    config = grace.Config(layers=(1,), epsilon=0.01, steps=80, stop_loss=0.1)
+    config = grace.Config(layers=(1,), epsilon=0.01, steps=60, stop_loss=0.1, learning_rate=2.0)
     edit = grace.edit(model, None, requests, config)
     said = edit.info.notes["said"]  # one value cannot say every row of random tokens of a random model
     assert sum(said.values()) >= 3
@@ -124,7 +122,7 @@ def test_the_target_is_said_in_free_generation(architecture):
     for answer, right in zip(answers[len(asked) :], plain, strict=True):
         assert answer[:3] == right[:3]
     for request in asked:
-        assert edit.info.notes["steps"][request.id] < 80  # stopped early
+        assert edit.info.notes["steps"][request.id] < 60  # stopped early
         assert edit.info.notes["target_nll"][request.id] < 0.1
 
 
