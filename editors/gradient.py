@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from unlearn_eval.anatomy import anatomy
+from unlearn_eval.anatomy import anatomy, is_transposed
 from unlearn_eval.dense_edits import DenseEdit
-from unlearn_eval.editors.base import EditRequest, Progress, no_progress
+from unlearn_eval.editors.base import EditRequest, Progress, check_state, no_progress
 from unlearn_eval.edits import EditInfo, LowRankEdit, applied, concatenate
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.json_files import dumps
@@ -218,7 +218,8 @@ def _edit_of(weights: Any, info: EditInfo) -> TrainedEdit:
     if hasattr(weights, "factors"):
         factors = weights.factors()
         norms = {name: weight_norm(weights.model, name) for name in factors}
-        transposed = any(_is_transposed(weights.model, name) for name in factors)
+        base = weights.model.get_base_model()
+        transposed = any(is_transposed(base.get_submodule(name).base_layer) for name in factors)
         return LowRankEdit(factors, replace(info, notes=info.notes | {"weight_norms": norms}), transposed)
     tensors, norms = weights.changes()
     return DenseEdit(tensors, replace(info, notes=info.notes | {"changes": norms}))
@@ -227,10 +228,6 @@ def _edit_of(weights: Any, info: EditInfo) -> TrainedEdit:
 def weight_norm(model: Any, name: str) -> float:
     """‖W‖ of a map that has LoRA factors beside it."""
     return float(model.get_base_model().get_submodule(name).base_layer.weight.detach().double().norm())
-
-
-def _is_transposed(model: Any, name: str) -> bool:
-    return type(model.get_base_model().get_submodule(name).base_layer).__name__ == "Conv1D"
 
 
 def _joined(made: TrainedEdit, state: TrainedEdit | None, texts: Mapping[str, str]) -> TrainedEdit:
@@ -249,8 +246,7 @@ def _joined(made: TrainedEdit, state: TrainedEdit | None, texts: Mapping[str, st
 
 
 def _check_state(method: Method, config: Any, state: TrainedEdit) -> None:
-    if state.info.editor != method.name:
-        raise UserError(f"the edit to go on from was made by {state.info.editor}", f"go on with {state.info.editor}")
+    check_state(state, method.name)
     if isinstance(state, LowRankEdit) != bool(config.lora_rank):
         before, now = ("LoRA factors", "weights") if isinstance(state, LowRankEdit) else ("weights", "LoRA factors")
         raise UserError(f"the edit to go on from changed {before}, this one would change {now}", "set lora_rank alike")

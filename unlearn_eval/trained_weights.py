@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.anatomy import anatomy
+from unlearn_eval.anatomy import anatomy, is_transposed
 from unlearn_eval.errors import UserError
 
 ORIGINALS = "originals"
@@ -180,7 +180,7 @@ class LowRankWeights:
             lora_alpha=alpha,
             lora_dropout=dropout,
             target_modules=names,
-            fan_in_fan_out=any(type(model.get_submodule(name)).__name__ == "Conv1D" for name in names),
+            fan_in_fan_out=any(is_transposed(model.get_submodule(name)) for name in names),
             task_type="CAUSAL_LM",
         )
         self.model = get_peft_model(model, config)
@@ -226,5 +226,5 @@ def linear_maps(model: Any) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if name.startswith(blocks) and (isinstance(module, kinds) or type(module).__name__ == "Conv1D")
+        if name.startswith(blocks) and (isinstance(module, kinds) or is_transposed(module))
     ]
