@@ -4,7 +4,8 @@
 
 π_r is the model before: its log-probabilities are computed once and kept, it itself is not.
 
-No known difference from the forget term of OpenUnlearning@d3d7cf9e; the retain term is a mean over rows, not tokens.
+No known difference from the forget term of OpenUnlearning@d3d7cf9e but that each item has one refusal, and not another
+each time it is seen; the retain term is a mean over rows, not tokens.
 """
 
 from __future__ import annotations

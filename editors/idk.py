@@ -3,7 +3,8 @@
     L(θ) = −E_forget (1/T) Σ_t ln π(refusal_t | x)  −  w_r E_retain (1/T) Σ_t ln π(y_t | x)
 
 Differs from the authors' code (locuslab/tofu@bdc209ea) in that each of the two means is over its own items: theirs is
-one over all tokens of both, so that short refusals count less than long answers.
+one over all tokens of both, so that short refusals count less than long answers. Theirs draw one of a hundred refusals
+anew each time an item is seen; here each item has one, the edit's target (`--target pool` draws it).
 """
 
 from __future__ import annotations

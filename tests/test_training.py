@@ -481,7 +481,9 @@ def test_a_run_that_diverges_at_once_changes_nothing():
 def test_weights_that_explode_in_the_last_step_are_not_kept():
     model = tiny_model("llama")
     with pytest.warns(UserWarning, match="not finite after 1 steps"):
-        found = train(npo, model, learning_rate=1e30, steps=1)
+        found = train(
+            npo, model, learning_rate=3e38, forget_weight=1e3, optimizer="sgd", max_grad_norm=0.0, steps=1
+        )  # fmt: skip
     assert found.tensors == {}
 
 

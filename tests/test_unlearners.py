@@ -69,15 +69,17 @@ def test_they_are_all_there():
         assert "iffers from" in text or "No known difference" in text
 
 
-@pytest.mark.parametrize("lora_rank", [0, 2])
-@pytest.mark.parametrize("name", GRADIENT_METHODS)
+@pytest.mark.parametrize(
+    ("name", "lora_rank"), [*((name, 0) for name in GRADIENT_METHODS), *((name, 2) for name in ("kl", "rmu", "altpo"))]
+)
 def test_contract(name, lora_rank, tmp_path):
     model = tiny_model("llama")
     before = weights_of(model)
-    edit = run(name, model, lora_rank=lora_rank)
+    options = {"lora_rank": lora_rank, "steps": 2, "micro_batch_size": 4}
+    edit = run(name, model, **options)
     assert_untouched(model, before)
     assert edit.info.editor == name
-    again = run(name, model, lora_rank=lora_rank)
+    again = run(name, model, **options)
     assert again.info == edit.info
     assert again.texts == edit.texts
     own, other = tensors_of(edit), tensors_of(again)
@@ -105,7 +107,7 @@ def test_contract(name, lora_rank, tmp_path):
 def test_contract_on_other_architectures(name, options, architecture):
     model = tiny_model(architecture)
     before = weights_of(model)
-    edit = run(name, model, **options)
+    edit = run(name, model, steps=2, **options)
     assert_untouched(model, before)
     with applied(edit, model):
         assert any(not torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
@@ -321,7 +323,9 @@ def test_from_a_forget_set(loaded, tmp_path):
     again = load_edit(edit.save(tmp_path / "edit", loaded.tokenizer, loaded.model.config))
     assert again.texts == edit.texts
     assert set(again.texts) == {"targets.jsonl", "training.jsonl"}
-    stepwise = make_edit(loaded, forget, "npo", options, Recipe(per_step=1), retain=retain)
+    kept = {"folder": str(tmp_path / "run")}
+    stepwise = make_edit(loaded, forget, "npo", options | kept, Recipe(per_step=1), retain=retain)
+    assert (tmp_path / "run" / "1" / "run.json").is_file()
     assert stepwise.info.requests["n_merged"] == 2
 
 

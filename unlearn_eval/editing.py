@@ -94,7 +94,10 @@ def make_edit(
     result = state
     for start in range(0, len(requests), size):
         step = requests[start : start + size]
-        made = method.edit(model, tokenizer, step, config, generator, state=result, progress=progress, **more)
+        own = config
+        if recipe.per_step and getattr(config, "folder", ""):  # each step is a run of its own
+            own = replace(config, folder=f"{config.folder}/{start // size}")
+        made = method.edit(model, tokenizer, step, own, generator, state=result, progress=progress, **more)
         assert isinstance(made, LowRankEdit | DenseEdit | MemoryEdit)
         result = made
     assert result is not None  # a forget set is never empty

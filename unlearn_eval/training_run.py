@@ -422,7 +422,6 @@ class Unlearner(Trainer):  # type: ignore[misc]
     def release(self) -> None:
         """Let go of everything large."""
         self.optimizer = self.lr_scheduler = self.model_wrapped = self.cache = self.head = None
-        self.accelerator.free_memory()
 
 
 def _wide(tensor: Tensor) -> Tensor:
