@@ -24,6 +24,7 @@ NOT_METHODS = {
     "locate",
     "objectives",
     "presets",
+    "replacements",
     "second_moments",
     "target_values",
     "unlearning_presets",

@@ -8,7 +8,7 @@ preset says so. A model that is not in the table gets each method's own defaults
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Settings = Mapping[str, str]
@@ -31,6 +31,7 @@ class Preset:
         layers: of the methods that spread over several layers (MEMIT, AlphaEdit).
         layer: of the methods that edit one (ROME, EMMET).
         rome, others: further settings of ROME and of the others, as text.
+        memory: the layer of each memory editor (GRACE, WISE); where there is none it is taken by depth.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Preset:
     layer: str
     rome: Settings
     others: Settings
+    memory: Settings = field(default_factory=dict)
 
     def settings(self, editor: str) -> dict[str, str]:
         """What this preset sets for one method."""
@@ -48,7 +50,7 @@ class Preset:
             return {"layers": self.layer, **self.others}
         if editor in ("memit", "alphaedit"):
             return {"layers": self.layers, **self.others}
-        return {}
+        return {"layers": self.memory[editor]} if editor in self.memory else {}
 
 
 _SCALED = "layers at the same relative depth as Llama-3-8B's; optimisation as EasyEdit sets it for Llama-2-7B"
@@ -90,6 +92,17 @@ PRESETS: dict[tuple[str, int, int], Preset] = {
 }
 _LLAMA_3 = Preset("Llama 3 8B", "AlphaEdit (MEMIT, AlphaEdit), EasyEdit (ROME)", "4,5,6,7,8", "5", _EASY, _ALPHA)
 
+# Layers of memory editors: zjunlp/EasyEdit@14cea824, where it names the same projection; SmolLM2 by our own distances
+# of reworded questions and neighbors (results/memory_editors.json).
+_MEMORY: dict[tuple[str, int, int], Settings] = {
+    ("gptj", 28, 4096): {"grace": "25", "wise": "21"},
+    ("llama", 32, 4096): {"grace": "27", "wise": "27"},
+    ("llama", 28, 3072): {"grace": "27", "wise": "27"},
+    ("llama", 30, 576): {"grace": "24", "wise": "26"},
+    ("mistral", 32, 4096): {"wise": "27"},
+    ("qwen2", 28, 3584): {"grace": "18", "wise": "23"},
+}
+
 
 def preset_for(model: Any) -> Preset | None:
     """The preset of a model, or None if the table does not have it."""
@@ -100,5 +113,6 @@ def preset_for(model: Any) -> Preset | None:
         int(getattr(config, "hidden_size", 0)),
     )
     if key == ("llama", 32, 4096) and config.vocab_size > 100_000:
-        return _LLAMA_3
-    return PRESETS.get(key)
+        return replace(_LLAMA_3, memory={"wise": "29"})
+    found = PRESETS.get(key)
+    return None if found is None else replace(found, memory=_MEMORY.get(key, {}))

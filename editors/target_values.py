@@ -229,8 +229,10 @@ class _Problem:
         """The same problem for some of the requests only (kept: (n,) booleans); nothing is computed again."""
         subjects = self.subject_tail
         tails = (
-            self.tail.select(kept[self.owners]),
-            subjects.select(kept[self.subject_owners]) if subjects and kept[self.subject_owners].any() else None,
+            self.tail.select(kept[self.owners].nonzero()[:, 0]),
+            subjects.select(kept[self.subject_owners].nonzero()[:, 0])
+            if subjects and kept[self.subject_owners].any()
+            else None,
         )
         left = [self.requests[i] for i in kept.nonzero()[:, 0].tolist()]
         return _Problem(self.model, self.anatomy, self.layer, left, self.site, self.bfloat16, tails)

@@ -262,8 +262,8 @@ def test_other_formats_are_refused(saved):
     changed_description(saved, schema_version=2, files={})
     with pytest.raises(UserError, match="format 2, newer than 1"):
         load_edit(saved)
-    changed_description(saved, schema_version=1, kind="memory")
-    with pytest.raises(UserError, match="kind 'memory'"):
+    changed_description(saved, schema_version=1, kind="wooden")
+    with pytest.raises(UserError, match="kind 'wooden'"):
         load_edit(saved)
 
 

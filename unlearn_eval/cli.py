@@ -237,12 +237,26 @@ def targets(
 @app.command()
 def inspect(
     folder: Annotated[str, typer.Argument(help="Folder of an edit.")],
+    ask: Annotated[
+        str | None, typer.Option("--ask", help="A question: which memory of a GRACE or WISE edit would answer it?")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="For --ask: the base model, if edit.json's is elsewhere.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show what an edit is: layers, ranks, norms, targets, cost."""
+    """Show what an edit is: layers, ranks, norms, targets, cost; or what it makes of a question."""
     from unlearn_eval.description import describe_edit
-    from unlearn_eval.report.edit import edit_tables
+    from unlearn_eval.report.edit import edit_tables, route_lines
 
+    if ask is not None:
+        from unlearn_eval.asking import ask_edit
+        from unlearn_eval.harness.run import quiet
+
+        with quiet():
+            answer = ask_edit(folder, ask, model, _say)
+        print(json.dumps(answer, indent=2, ensure_ascii=False) if json_ else "\n".join(route_lines(answer)))
+        return
     description = describe_edit(folder)
     if json_:
         print(json.dumps(description, indent=2, ensure_ascii=False))

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearn_eval.dense_edits import DenseEdit
 from unlearn_eval.edits import DESCRIPTION, TARGETS, load_edit
 from unlearn_eval.errors import UserError
+from unlearn_eval.memory_edits import MemoryEdit
 from unlearn_eval.provenance import sha256_of_file
 
 EXAMPLES = 3
@@ -29,7 +31,7 @@ def describe_edit(folder: str | Path) -> dict[str, Any]:
 
     `modules` has one entry for each changed map: `rank` is the number of singular values above rounding, `columns`
     that of stored ones, `share` the part of the total squared norm, `relative` ‖ΔW‖/‖W‖ (Frobenius), `parameters` the
-    numbers stored.
+    numbers stored. `memory` is what a memory edit holds instead: `rows` has one entry for each memory.
 
     Raises:
         UserError: no such folder, not an edit, or its files are not as they were written.
@@ -38,8 +40,12 @@ def describe_edit(folder: str | Path) -> dict[str, Any]:
     edit = load_edit(folder)
     info, notes = edit.info, edit.info.notes
     files = [path for path in folder.rglob("*") if path.is_file()]
-    dense = getattr(edit, "tensors", None)
-    modules = _modules(edit, notes.get("weight_norms") or {}) if dense is None else _tensors(dense, notes)
+    if isinstance(edit, MemoryEdit):
+        modules = []
+    elif isinstance(edit, DenseEdit):
+        modules = _tensors(edit.tensors, notes)
+    else:
+        modules = _modules(edit, notes.get("weight_norms") or {})
     return {
         "folder": str(folder),
         "sha256": sha256_of_file(folder / DESCRIPTION),
@@ -50,12 +56,13 @@ def describe_edit(folder: str | Path) -> dict[str, Any]:
         "requests": info.requests,
         "modules": modules,
         "total": _total(modules),
+        "memory": _memory(edit) if isinstance(edit, MemoryEdit) else None,
         "bytes": sum(path.stat().st_size for path in files),
         "seconds": info.seconds,
         "peak_memory_bytes": info.peak_memory_bytes,
         "self_check": notes.get("self_check"),
         "targets": _targets(edit.texts[TARGETS], folder / TARGETS) if TARGETS in edit.texts else None,
-        "state": [_tensor(name, tensor) for name, tensor in sorted(edit.state.items())],
+        "state": [_tensor(name, tensor) for name, tensor in sorted(getattr(edit, "state", {}).items())],
         "texts": sorted(edit.texts),
         "notes": {name: value for name, value in notes.items() if name not in _SHOWN_ELSEWHERE},
         "versions": info.versions,
@@ -125,6 +132,23 @@ def _with_shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     total = sum((row["frobenius"] or 0.0) ** 2 for row in rows)
     rows = [row | {"share": (row["frobenius"] or 0.0) ** 2 / total if total else None} for row in rows]
     return sorted(rows, key=lambda row: (row["layer"] is None, row["layer"] or 0, row["module"]))
+
+
+def _memory(edit: MemoryEdit) -> dict[str, Any]:
+    tensors = edit.store.tensors().values()
+    rows = edit.store.rows()
+    bounds = [row["threshold"] for row in rows]
+    settings = {k: v for k, v in edit.store.settings().items() if isinstance(v, str | int | float)}
+    return {
+        "mechanism": edit.store.mechanism,
+        "module": edit.module,
+        "layer": _layer(edit.module),
+        "settings": settings,
+        "n": edit.store.n,
+        "bounds": {"least": min(bounds), "largest": max(bounds)} if bounds else None,
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        "rows": rows,
+    }
 
 
 def _layer(name: str) -> int | None:

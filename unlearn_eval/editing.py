@@ -12,20 +12,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from unlearn_eval.calibration import calibrated, other_prompts, prompt_ids
 from unlearn_eval.config import Recipe
+from unlearn_eval.dense_edits import DenseEdit
 from unlearn_eval.edit_requests import build_requests, grouped, merge_items, merge_keys, sample_contexts
 from unlearn_eval.editors.base import EditRequest, Progress, get_editor, no_progress
 from unlearn_eval.editors.presets import preset_for
 from unlearn_eval.editors.second_moments import SecondMoments
 from unlearn_eval.editors.unlearning_presets import unlearning_preset
-from unlearn_eval.edits import TARGETS, Edit, applied, check_base, describe_base
+from unlearn_eval.edits import TARGETS, Edit, LowRankEdit, applied, check_base, describe_base
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetSet
+from unlearn_eval.memory_edits import MemoryEdit
 from unlearn_eval.models import LoadedModel
 from unlearn_eval.prompts import resolve_chat
 from unlearn_eval.provenance import hash_json, peak_memory_bytes, provenance
 from unlearn_eval.refusals import Target, make_targets, targets_jsonl
 from unlearn_eval.scoring import Query, score_answers
+
+AnyEdit = LowRankEdit | DenseEdit | MemoryEdit
 
 
 def make_edit(
@@ -34,10 +39,10 @@ def make_edit(
     editor: str = "memit",
     options: Mapping[str, str] | None = None,
     recipe: Recipe | None = None,
-    state: Any = None,
+    state: AnyEdit | None = None,
     progress: Progress = no_progress,
     retain: ForgetSet | None = None,
-) -> Any:
+) -> AnyEdit:
     """The edit after which the model answers each item's question with a refusal.
 
     Args:
@@ -51,7 +56,8 @@ def make_edit(
         retain: what to keep, for methods that are trained; items that are also to be forgotten are left out.
 
     Returns:
-        A `LowRankEdit`, or a `DenseEdit` of a method that trains weights in place.
+        A `LowRankEdit`; a `DenseEdit` of a method that trains weights in place; a `MemoryEdit` of one that decides at
+        run time.
 
     Raises:
         UserError: an unknown editor or setting, a retain set for a method that takes none, a question that does not fit
@@ -76,20 +82,29 @@ def make_edit(
     )
     contexts = [] if trains else sample_contexts(model, tokenizer, recipe.seed, n=recipe.n_contexts)
     requests = _requests(loaded, forget, targets, chat, contexts, recipe)
+    # Memories may learn, or be calibrated on, when to be silent.
+    others = other_prompts(config.others, forget, tokenizer, chat, recipe.seed) if hasattr(config, "others") else []
     size = recipe.per_step or max(1, len(requests))
     generator = random.Random(recipe.seed)
     more: dict[str, Any] = {"retain": _retain_requests(loaded, forget, retain, chat)} if trains else {}
+    if "others" in takes:
+        more["others"] = others
     if size < len(requests) and "moments" in takes:
         more["moments"] = SecondMoments({}, factored={})  # the first step fills them
+    folder: str = getattr(config, "folder", "")
     result = state
     for start in range(0, len(requests), size):
         step = requests[start : start + size]
         settings = config
-        if recipe.per_step > 0 and getattr(config, "folder", ""):  # each step is a run of its own
-            settings = replace(config, folder=f"{config.folder}/{start // size}")
-        result = method.edit(model, tokenizer, step, settings, generator, state=result, progress=progress, **more)
+        if folder and recipe.per_step:  # each step is a run of its own
+            settings = replace(config, folder=f"{folder}/{start // size}")
+        made = method.edit(model, tokenizer, step, settings, generator, state=result, progress=progress, **more)
+        assert isinstance(made, LowRankEdit | DenseEdit | MemoryEdit)
+        result = made
     assert result is not None  # a forget set is never empty
     earlier = state.info.requests if state is not None else {}
+    if getattr(config, "calibrate", False) and isinstance(result, MemoryEdit):
+        result = _calibrated(result, loaded, forget, requests, others[2 * getattr(config, "n_others", 0) :], chat)
     notes = {**result.info.notes, "preset": None if preset is None else asdict(preset)}
     notes["self_check"] = self_check(model, requests, result)
     info = replace(
@@ -119,6 +134,20 @@ def make_edit(
     )
     earlier_texts = state.texts.get(TARGETS, "") if state is not None else ""
     return replace(result, info=info, texts={**result.texts, TARGETS: earlier_texts + targets_jsonl(targets)})
+
+
+def _calibrated(
+    edit: MemoryEdit,
+    loaded: LoadedModel,
+    forget: ForgetSet,
+    requests: Sequence[EditRequest],
+    others: Sequence[tuple[int, ...]],
+    chat: bool,
+) -> MemoryEdit:
+    """With bounds from the set's own paraphrases, and from at most 256 questions that nothing was learned from."""
+    reworded = {item.id: [prompt_ids(text, loaded.tokenizer, chat) for text in item.paraphrases] for item in forget}
+    edited = [part.prompt_ids for request in requests for part in request.parts]
+    return calibrated(edit, loaded.model, reworded, edited, others[:256])
 
 
 def _requests(
@@ -161,7 +190,7 @@ def _retain_requests(loaded: LoadedModel, forget: ForgetSet, retain: ForgetSet |
     return build_requests(items, [item.answer for item in items], loaded.tokenizer, chat, (), max_length)
 
 
-def _check_state(state: Any, forget: ForgetSet, loaded: LoadedModel) -> None:
+def _check_state(state: AnyEdit | None, forget: ForgetSet, loaded: LoadedModel) -> None:
     """Refuse to go on from an edit of another model, or with items that it holds already."""
     if state is None:
         return
@@ -178,8 +207,8 @@ def self_check(model: Any, requests: Sequence[EditRequest], edit: Edit) -> dict[
 
     And the probability of the answers that were to be forgotten, where they are known.
 
-    Teacher-forced on the plain prompts, so it says that the weights do what was asked of them, not what a
-    conversation will look like; for that, evaluate the edit.
+    Teacher-forced on the plain prompts, so it says that the edit does what was asked of it, not what a conversation
+    will look like; for that, evaluate the edit.
     """
     parts = [part for request in requests for part in request.parts]
     queries = [Query(part.prompt_ids, part.target_ids) for part in parts]

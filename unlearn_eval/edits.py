@@ -5,6 +5,7 @@
       adapter_config.json         PEFT's LoRA layout, so that peft, `lm_eval --model hf peft=`, and vLLM's LoRA
       adapter_model.safetensors   serving read the folder as it is
       state.safetensors           what more edits of the same model go on from, if the method keeps anything
+      memory.json, .safetensors   instead of an adapter: edits that leave the weights alone (`memory_edits.py`)
       targets.jsonl ...           small texts that belong to the edit, if it has any
       config.json, tokenizer...   of the base model
 
@@ -38,11 +39,12 @@ STATE, TARGETS = "state.safetensors", "targets.jsonl"
 KINDS = {  # kind of edit -> the files that it cannot be without
     "low_rank": (ADAPTER, ADAPTER_CONFIG),
     "dense": ("dense.json",),
+    "memory": ("memory.safetensors", "memory.json"),
 }
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 _PREFIX = "base_model.model."
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_TAKEN = {DESCRIPTION, ADAPTER, ADAPTER_CONFIG, STATE, "config.json", "generation_config.json"}
+_TAKEN = {DESCRIPTION, STATE, "config.json", "generation_config.json"}.union(*KINDS.values())
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ def write_edit(
 
 
 def load_edit(folder: str | Path) -> Any:
-    """The edit in a folder (a `LowRankEdit`, a `DenseEdit`), after checking that its files are as they were written.
+    """The edit in a folder (`LowRankEdit`, `DenseEdit`, `MemoryEdit`), after checking its files: are they as written?
 
     Raises:
         UserError: no such folder, not an edit, a file is missing or was changed, or a newer format.
@@ -262,6 +264,10 @@ def load_edit(folder: str | Path) -> Any:
         from unlearn_eval.dense_edits import read_dense
 
         return read_dense(folder, info, texts)
+    if kind == "memory":
+        from unlearn_eval.memory_edits import read_memory
+
+        return read_memory(folder, description, info, texts)
     return _read_low_rank(folder, description, info, texts)
 
 

@@ -63,7 +63,9 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     say(f"loading {arguments.get('pretrained', kind)}" + (f" with the edit {config.edit}" if config.edit else ""))
     lm = load_lm(kind, arguments, config.batch_size, config.device)
     weights = _hash(lm)
-    cache = f"{config.use_cache}-{weights['weights_hash'][:16]}" if config.use_cache and weights else config.use_cache
+    cache = config.use_cache
+    if cache and weights:  # lm-eval's cache does not know whose answers it holds
+        cache = f"{cache}-{getattr(lm, 'answers_hash', weights['weights_hash'])[:16]}"
     loaded = time.monotonic()
     found = evaluate(
         lm,

@@ -10,6 +10,7 @@ from typing import Any
 
 from unlearn_eval.edits import DESCRIPTION, check_base, check_place, load_edit, write_whole
 from unlearn_eval.errors import UserError
+from unlearn_eval.memory_edits import MemoryEdit
 from unlearn_eval.models import LoadedModel, load_model, resolve_model
 from unlearn_eval.provenance import hash_weights, provenance, redact, sha256_of_file
 
@@ -45,9 +46,14 @@ def export_merged(
     """
     edit_folder, output = Path(edit_folder), Path(output)
     edit = load_edit(edit_folder)  # before the model: a damaged folder is found in no time
+    if isinstance(edit, MemoryEdit):
+        raise UserError(
+            f"{edit_folder} is a memory edit ({edit.info.editor}): it decides at run time, so no weights can hold it",
+            "evaluate it with --model edited --model_args pretrained=BASE,edit=DIR",
+        )
     check_place(output, "export", EXPORT, "--merged")
     _check_not_inside(output, edit_folder, "the edit")
-    loaded = _load_base(edit, model, dtype, revision, device, say)
+    loaded = load_base(edit, model, dtype, revision, device, say)
     _check_not_inside(output, Path(loaded.path), "the base model")
     check_base(edit.info, loaded.model, loaded.name)
     edit.apply(loaded.model)
@@ -62,7 +68,7 @@ def export_merged(
     return write_whole(output, "export", EXPORT, fill, "--merged")
 
 
-def _load_base(
+def load_base(
     edit: Any,
     model: str | None,
     dtype: str | None,
@@ -70,6 +76,7 @@ def _load_base(
     device: str | None,
     say: Callable[[str], Any],
 ) -> LoadedModel:
+    """The model that an edit was made on: the named one, or the one that edit.json names."""
     base = edit.info.base
     name = model or base.get("id")
     if not name:

@@ -2,7 +2,8 @@
 
 Many answers share a question (the true one, its paraphrase, five wrong ones). The question's tokens are run
 once; its keys and values are then used by all its answers. Rows are left-padded in the question and
-right-padded in the answer, with explicit positions, so that batching changes nothing but rounding.
+right-padded in the answer, with explicit positions, so that batching changes nothing but rounding. Every pass says
+where its prompts end, which memory edits need to know (`routing.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from unlearn_eval.routing import needs_whole_prompts, prompt_lengths
 
 MAX_LOGITS = 2**26  # log-softmax works on at most this many numbers at once (256 MiB in float32)
 
@@ -76,7 +79,9 @@ def score_answers(
         )
     scores: list[AnswerScore | None] = [None] * len(queries)
     size = batch_size if callable(batch_size) else lambda done: batch_size
-    shared = any(q.masked_token is None for q in queries) and keeps_plain_cache(model)
+    shared = (
+        any(q.masked_token is None for q in queries) and not needs_whole_prompts(model) and keeps_plain_cache(model)
+    )
     done = 0
     for unit in _units(queries, size, shared):
         rows = [row for group in unit for row in group]
@@ -130,13 +135,14 @@ def _score_shared(
     if width:
         ids, mask = pad([prompt[:-1] for prompt in prompts], "left", model.device)
         options = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
-        cache = model(
-            input_ids=ids,
-            attention_mask=mask,
-            use_cache=True,
-            **positions(model, mask),
-            **options,
-        ).past_key_values
+        with prompt_lengths([len(prompt) for prompt in prompts]):
+            cache = model(
+                input_ids=ids,
+                attention_mask=mask,
+                use_cache=True,
+                **positions(model, mask),
+                **options,
+            ).past_key_values
     rows = [(g, row) for g, group in enumerate(unit) for row in group]
     for batch in _chunks(rows, batch_size):
         inputs = [(queries[row].prompt_ids[-1], *queries[row].label_ids[:-1]) for _, row in batch]
@@ -151,13 +157,14 @@ def _score_shared(
             ).unsqueeze(1)
             mask = torch.cat([prefix.to(mask.dtype), mask], dim=1)
             options["past_key_values"] = past
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            use_cache=cache is not None,
-            **positions(model, mask, last=ids.shape[1]),
-            **options,
-        ).logits
+        with prompt_lengths([len(queries[row].prompt_ids) for _, row in batch]):
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                use_cache=cache is not None,
+                **positions(model, mask, last=ids.shape[1]),
+                **options,
+            ).logits
         labels = [queries[row].label_ids for _, row in batch]
         yield from zip((row for _, row in batch), _read(logits, [0] * len(batch), labels, moments), strict=True)
 
@@ -172,7 +179,9 @@ def _score_flat(
         inputs = [(*queries[row].prompt_ids, *queries[row].label_ids[:-1]) for row in batch]
         ids, mask = pad(inputs, "right", model.device, filler=masked or 0)
         options = {} if masked is None else {"attention_mask": (ids != masked).long()}
-        logits = model(input_ids=ids, use_cache=False, **options).logits
+        ends = [max(1, sum(token != masked for token in queries[row].prompt_ids)) for row in batch]
+        with prompt_lengths(ends):
+            logits = model(input_ids=ids, use_cache=False, **options).logits
         starts = [len(queries[row].prompt_ids) - 1 for row in batch]
         labels = [queries[row].label_ids for row in batch]
         yield from zip(batch, _read(logits, starts, labels, moments), strict=True)

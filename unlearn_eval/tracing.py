@@ -122,6 +122,7 @@ class Tail:
         }
         self._tuple = False
         self.hidden = self._run_below(also)
+        self._thin_cache()
 
     @torch.no_grad()
     def _fill_cache(self, prefixes: list[Sequence[int]]) -> Tensor:
@@ -162,24 +163,31 @@ class Tail:
             self._also = traced.outputs[also][torch.arange(len(self.columns)), self.columns]
         return first(seen[0])
 
+    def _thin_cache(self) -> None:
+        """Let go of keys and values that are never read again: up to `layer` the cache only says how long it is."""
+        if self._cache is not None:
+            kept: dict[type, Any] = {}
+            self._cache.layers = [
+                kept.setdefault(type(own), own) if i <= self.layer else own for i, own in enumerate(self._cache.layers)
+            ]
+
     def at_lookup(self) -> Tensor:
         """(R, d): the output of the block (or of the module `also`) at the look-up tokens."""
         return self.hidden[torch.arange(len(self.columns)), self.columns] if self._also is None else self._also
 
     def select(self, rows: Tensor) -> Tail:
-        """The same for some rows only (R booleans); nothing is computed again."""
+        """The same for some rows only, by their indices; nothing is computed again."""
         other = copy.copy(self)
-        kept = rows.nonzero()[:, 0]
-        other.hidden, other.columns = self.hidden[kept], self.columns[kept]
-        other._also = None if self._also is None else self._also[kept]
+        other.hidden, other.columns = self.hidden[rows], self.columns[rows]
+        other._also = None if self._also is None else self._also[rows]
         n = len(self.columns)
         other._arguments = {
-            key: value[kept] if torch.is_tensor(value) and len(value) == n else value
+            key: value[rows] if torch.is_tensor(value) and len(value) == n else value
             for key, value in self._arguments.items()
         }
         if self._cache is not None:
             other._cache = self._own_cache()
-            other._cache.batch_select_indices(kept)
+            other._cache.batch_select_indices(rows)
         return other
 
     def logits(self, hidden: Tensor, rows: Tensor, back: Tensor) -> Tensor:

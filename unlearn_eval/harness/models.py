@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from unlearn_eval.edits import check_base, load_edit
+from unlearn_eval.edits import DESCRIPTION, check_base, load_edit
 from unlearn_eval.errors import UserError
+from unlearn_eval.harness.requests import score_tokens
+from unlearn_eval.memory_edits import MemoryEdit
 from unlearn_eval.models import resolve_model
-from unlearn_eval.provenance import hash_weights
+from unlearn_eval.provenance import hash_json, hash_weights, sha256_of_file
 
 
 class EditedLM(HFLM):  # type: ignore[misc]
-    """lm-eval's `hf` model with an edit in its weights; it takes all of `hf`'s arguments.
+    """lm-eval's `hf` model with an edit in it; it takes all of `hf`'s arguments.
+
+    A memory edit must know where each prompt ends (`routing.py`). `generate_until` and `answer_logprobs` say so by
+    themselves; `loglikelihood` is scored here, since lm-eval's own hands over context and continuation as one.
 
     Args:
         pretrained: the base model: hub id, folder, or `default`.
@@ -30,13 +37,31 @@ class EditedLM(HFLM):  # type: ignore[misc]
         super().__init__(resolve_model(pretrained) if isinstance(pretrained, str) else pretrained, **options)
         check_base(loaded.info, self.model, str(pretrained))
         self.edit_folder, self.edit_info = edit, loaded.info
+        self._routed = isinstance(loaded, MemoryEdit)
         loaded.apply(self.model)
+
+    @property
+    def answers_hash(self) -> str:
+        """What the model's answers depend on: its weights, and a memory edit, which is not in them."""
+        weights = hash_weights(self.model).exact
+        return hash_json([weights, sha256_of_file(Path(self.edit_folder) / DESCRIPTION)]) if self._routed else weights
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        if not self._routed:
+            found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            return found
+        return score_tokens(self, requests, disable_tqdm, override_bs)
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Refuse a response cache (`--use_cache`) that other weights have filled: lm-eval would answer from it."""
         cache = cache_hook.dbdict
         if cache is not None:
-            own = hash_weights(self.model).exact
+            own = self.answers_hash
             if len(cache) and cache.get("weights") != own:
                 raise UserError(
                     "the response cache holds another model's answers (its weights differ or are not named)",

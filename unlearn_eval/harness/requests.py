@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from unlearn_eval import prompts
@@ -52,7 +53,6 @@ def install() -> None:
 
 def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
     """`answer_logprobs` for lm-eval's `hf` model: exact, batched, each question run once."""
-    import torch
     from tqdm import tqdm
 
     from unlearn_eval.scoring import Query, score_answers
@@ -82,17 +82,46 @@ def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False
 
     moments = any(request.args[2]["moments"] for request in requests)
     bar = tqdm(total=len(queries), desc=f"Running {KIND} requests", disable=disable_tqdm or self.rank != 0)
-    autocast = (
-        torch.autocast(self.device.type, dtype=self.mixed_precision_dtype)
-        if self.mixed_precision_dtype is not None
-        else contextlib.nullcontext()
-    )
-    with bar, autocast:
+    with bar, _autocast(self):
         scores = score_answers(self.model, queries, _batch_size(self, queries), moments, bar.update)
     for owner, score in zip(owners, scores, strict=True):
         own = {key: value for key, value in vars(score).items() if value is not None}
         responses[owner].update(own)
     return responses
+
+
+def _autocast(lm: Any) -> Any:
+    import torch
+
+    if lm.mixed_precision_dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(lm.device.type, dtype=lm.mixed_precision_dtype)
+
+
+def score_tokens(
+    lm: Any, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, size: int | None = None
+) -> list[tuple[float, bool]]:
+    """`loglikelihood` from tokens: (name, context, continuation) -> (sum of ln p, is it the greedy continuation).
+
+    As lm-eval's `hf` gives it, truncated on the left as there, but with each context known to be the prompt; each
+    context is run once for all its continuations.
+    """
+    from tqdm import tqdm
+
+    from unlearn_eval.scoring import Query, score_answers
+
+    queries = []
+    for _, context, continuation in requests:
+        kept = context[-max(1, lm.max_length + 1 - len(continuation)) :]
+        queries.append(Query(tuple(kept), tuple(continuation)))
+    bar = tqdm(total=len(queries), desc="Running loglikelihood requests", disable=disable_tqdm or lm.rank != 0)
+    with bar, _autocast(lm):
+        scores = score_answers(lm.model, queries, size or _batch_size(lm, queries), progress=bar.update)
+    found = [(-sum(score.token_nll), all(score.hits)) for score in scores]
+    for (name, _, _), answer in zip(requests, found, strict=True):
+        if name is not None:  # a window of loglikelihood_rolling, which lm-eval keeps by itself
+            lm.cache_hook.add_partial("loglikelihood", name, answer)
+    return found
 
 
 def _query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode: Any) -> tuple[Any, prompts.Labels]:

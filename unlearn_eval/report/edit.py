@@ -15,6 +15,8 @@ def edit_tables(description: Mapping[str, Any]) -> list[Table]:
     tables = [_overview(description)]
     if description["modules"]:
         tables.append(_changes(description))
+    if description.get("memory"):
+        tables.append(_memories(description["memory"]))
     if description["targets"]:
         tables.append(_target_table(description["targets"]))
     return tables
@@ -46,7 +48,8 @@ def _overview(d: Mapping[str, Any]) -> Table:
             _tagged("merged by", requests.get("merge") if requests.get("merge") != "none" else None),
         ),
         "target": _value(requests["target"]) if requests.get("target") is not None else "",
-        "changes": _changes_in_words(total),
+        "changes": "no weights" if d.get("memory") else _changes_in_words(total),
+        "memory": _memory_line(d["memory"]) if d.get("memory") else "",
         "self-check": _self_check(d["self_check"] or {}),
         "state": ", ".join(f"{s['name']} {'×'.join(map(str, s['shape']))}" for s in d["state"]) or "none kept",
         "cost": _joined(
@@ -103,6 +106,43 @@ def _changes(d: Mapping[str, Any]) -> Table:
             "all", "", "", _or_dash(total["rank"]), *_sizes(total | {"share": 1.0 if total["frobenius"] else None})
         )
     return table
+
+
+BOUNDS = {"grace": "radius", "wise": "threshold"}
+ROWS = 12
+
+
+def _memory_line(memory: Mapping[str, Any]) -> str:
+    bounds = memory["bounds"]
+    bound = BOUNDS[memory["mechanism"]]
+    between = "" if bounds is None else f"{bound} {_number(bounds['least'])} to {_number(bounds['largest'])}"
+    settings = ", ".join(f"{name}={_value(value)}" for name, value in memory["settings"].items())
+    return _joined(f"{memory['n']} at {memory['module']}", between, settings, f"{_size(memory['bytes'])} of tensors")
+
+
+def _memories(memory: Mapping[str, Any]) -> Table:
+    rows = memory["rows"]
+    more = f" (the first {ROWS} of {len(rows)})" if len(rows) > ROWS else ""
+    table = _table(f"what it remembers{more}")
+    table.add_column("memory", justify="right", no_wrap=True)
+    table.add_column("of", overflow="fold", ratio=1)
+    table.add_column(BOUNDS[memory["mechanism"]], justify="right", no_wrap=True)
+    table.add_column("numbers", justify="right", no_wrap=True)
+    for row in rows[:ROWS]:
+        owners = ", ".join(row["owners"][:3]) + (f" and {len(row['owners']) - 3} more" if row["owners"][3:] else "")
+        table.add_row(str(row["memory"]), Text(owners), _number(row["threshold"]), f"{row['numbers']:,}")
+    return table
+
+
+def route_lines(answer: Mapping[str, Any]) -> list[str]:
+    """What `inspect --ask` says of one question."""
+    if answer["memory"] is None:
+        return ["no memory answers: there is none"]
+    compared = f"{answer['measure']} {_number(answer['value'])}, {answer['bound']} {_number(answer['threshold'])}"
+    owners = ", ".join(answer["owners"][:5])
+    if answer["answers"]:
+        return [f"memory {answer['memory']} answers (of {owners}): {compared}"]
+    return [f"no memory answers; the nearest is {answer['memory']} (of {owners}): {compared}"]
 
 
 def _sizes(row: Mapping[str, Any]) -> list[str]:
