@@ -92,7 +92,7 @@ class Config:
         pool: what is made of ‖ΔW a_t‖ over a prompt's tokens: `mean`, `max`, or `last` (that of the last token).
         stop_loss: an edit is done when its target is the most likely answer, its loss is below this, it is nearly as
             active as `beta` asks, and more than every other prompt of the step.
-        max_change: how far a coordinate may move.
+        max_change: how far a coordinate may move (not if `relative`).
         midpoint: whether the threshold lies between edits and others.
         act_ratio: the threshold, as a share of the least active edit, where it does not.
         calibrate: choose the threshold from the forget set's paraphrases and other questions.
@@ -176,7 +176,7 @@ def edit(
         (len(shards) + n_old + 3) * parts.d_mlp * parts.d_model * wide.itemsize, model.device, "WISE's side memories"
     )
     indices, deltas = list(earlier.indices if earlier else ()), list(earlier.deltas if earlier else ())
-    owners = list(earlier.owners if earlier else ())
+    owners, asked = list(earlier.owners if earlier else ()), list(earlier.prompts if earlier else ())
     notes: dict[str, dict[str, Any]] = {}
     learned = [tuple(ids) for ids in others][: config.n_others]
     tokens = Prompts(model, name, learned)
@@ -190,6 +190,7 @@ def edit(
         indices.append(found.index.cpu())
         deltas.append(found.optimise(tick).cpu())
         owners.append(tuple(part.id for request in shard for part in request.parts))
+        asked.append(tuple(part.prompt_ids for request in shard for part in request.parts))
         for key, values in found.notes.items():
             notes[key] = notes.get(key, {}) | dict(zip((request.id for request in shard), values, strict=True))
     progress("side memories", 1, 1)
@@ -205,11 +206,11 @@ def edit(
         config.seed,
         config.positions,
         config.pool,
+        tuple(asked),
     )
     past = state.info.notes if state is not None else {}
-    least = past.get("edit_activation", {})
     held = [tuple(ids) for ids in others][config.n_others : 2 * config.n_others] or learned
-    store, activations = _with_thresholds(store, model, name, requests, held, config, least)
+    store, activations = _with_thresholds(store, model, name, held, config)
     notes["edit_activation"] = activations
     told = {key: past.get(key, {}) | value for key, value in notes.items()}
     told |= {"scale": scale, "thresholds": store.thresholds.tolist()}
@@ -489,29 +490,20 @@ def _over(excess: Tensor) -> Tensor:
 
 
 def _with_thresholds(
-    store: SideMemories,
-    model: Any,
-    module: str,
-    requests: Sequence[EditRequest],
-    others: Sequence[tuple[int, ...]],
-    config: Config,
-    earlier_activations: dict[str, float],
+    store: SideMemories, model: Any, module: str, others: Sequence[tuple[int, ...]], config: Config
 ) -> tuple[SideMemories, dict[str, float]]:
-    """The memories with their thresholds, and how active each request makes its own."""
-    members = [part for request in requests for part in request.parts]
-    edits = store.activations(read_inputs(model, module, [part.prompt_ids for part in members]))  # (M, n)
+    """The memories with their thresholds, and how active each request makes its own; earlier shards' requests too."""
+    names = [name for shard in store.owners for name in shard]
+    asked = [ids for shard in store.prompts for ids in shard]
+    edits = store.activations(read_inputs(model, module, asked))  # (M, n)
     silent = store.activations(read_inputs(model, module, others))  # (P, n)
     own: dict[str, float] = {}
     thresholds = []
     for j in range(store.n):
-        names = set(store.owners_of(j))
-        mine = [i for i, part in enumerate(members) if part.id in names]
-        own |= {members[i].id: float(edits[i, j]) for i in mine}
-        low = [float(edits[i, j]) for i in mine] + [v for k, v in earlier_activations.items() if k in names]
-        least, most = min(low), float(silent[:, j].max())
-        if config.midpoint and least > most:
-            thresholds.append((least + most) / 2)
-        else:
-            thresholds.append(config.act_ratio * least)
+        mine = {name: float(edits[i, j]) for i, name in enumerate(names) if name in set(store.owners_of(j))}
+        own |= mine
+        least, most = min(mine.values()), float(silent[:, j].max())
+        between = config.midpoint and least > most
+        thresholds.append((least + most) / 2 if between else config.act_ratio * least)
     found = replace(store, thresholds=torch.tensor(thresholds, dtype=store.thresholds.dtype))
     return found, own

@@ -83,11 +83,12 @@ def make_edit(
     contexts = [] if trains else sample_contexts(model, tokenizer, recipe.seed, n=recipe.n_contexts)
     requests = _requests(loaded, forget, targets, chat, contexts, recipe)
     # Memories may learn, or be calibrated on, when to be silent.
-    others = other_prompts(config.others, forget, tokenizer, chat, recipe.seed) if hasattr(config, "others") else []
+    learns, calibrates = "others" in takes, getattr(config, "calibrate", False)
+    others = other_prompts(config.others, forget, tokenizer, chat, recipe.seed) if learns or calibrates else []
     size = recipe.per_step or max(1, len(requests))
     generator = random.Random(recipe.seed)
     more: dict[str, Any] = {"retain": _retain_requests(loaded, forget, retain, chat)} if trains else {}
-    if "others" in takes:
+    if learns:
         more["others"] = others
     if size < len(requests) and "moments" in takes:
         more["moments"] = SecondMoments({}, factored={})  # the first step fills them
@@ -103,7 +104,7 @@ def make_edit(
         result = made
     assert result is not None  # a forget set is never empty
     earlier = state.info.requests if state is not None else {}
-    if getattr(config, "calibrate", False) and isinstance(result, MemoryEdit):
+    if calibrates and isinstance(result, MemoryEdit):
         result = _calibrated(result, loaded, forget, requests, others[2 * getattr(config, "n_others", 0) :], chat)
     notes = {**result.info.notes, "preset": None if preset is None else asdict(preset)}
     notes["self_check"] = self_check(model, requests, result)

@@ -173,7 +173,7 @@ class Codebook:
 
     def routes(self, prompts: Sequence[Tensor]) -> list[Route]:
         """By the last token of each prompt."""
-        if not self.n:
+        if not self.n or not prompts:
             return [Route(None, (), "distance", None, None, False) for _ in prompts]
         queries = torch.stack([inputs[-1] for inputs in prompts])
         nearest, distance = nearest_key(queries, self.keys)
@@ -245,6 +245,7 @@ class SideMemories:
         seed: of the merge, where it is random.
         positions: a name of `POSITIONS`.
         pool: a name of `POOLS`.
+        prompts: the edited prompts of each shard (ids), by which thresholds are placed again when shards are added.
     """
 
     indices: tuple[Tensor, ...]
@@ -258,6 +259,7 @@ class SideMemories:
     seed: int = 0
     positions: str = "onward"
     pool: str = "mean"
+    prompts: tuple[tuple[tuple[int, ...], ...], ...] = ()
     mechanism = "wise"
 
     @property
@@ -274,10 +276,11 @@ class SideMemories:
         return found
 
     def settings(self) -> dict[str, Any]:
-        """Shape, owners, and how shards become memories."""
+        """Shape, owners, prompts, and how shards become memories."""
         names = ("mode", "merge", "density", "seed", "positions", "pool")
         own = {name: getattr(self, name) for name in names}
-        return own | {"shape": list(self.shape), "owners": [list(ids) for ids in self.owners]}
+        own |= {"shape": list(self.shape), "owners": [list(ids) for ids in self.owners]}
+        return own | {"prompts": [[list(ids) for ids in shard] for shard in self.prompts]}
 
     def memories(self) -> list[tuple[Tensor, Tensor]]:
         """(flat indices, changes) of each memory at work."""
@@ -524,6 +527,7 @@ def _read_side_memories(settings: Mapping[str, Any], tensors: Mapping[str, Tenso
         int(settings["seed"]),
         _one_of(settings["positions"], POSITIONS),
         _one_of(settings["pool"], POOLS),
+        tuple(tuple(tuple(map(int, ids)) for ids in shard) for shard in settings["prompts"]),
     )
 
 
