@@ -81,12 +81,13 @@ def make_edit(
     more: dict[str, Any] = {"retain": _retain_requests(loaded, forget, retain, chat)} if trains else {}
     if size < len(requests) and "moments" in takes:
         more["moments"] = SecondMoments({}, factored={})  # the first step fills them
+    folder: str = getattr(config, "folder", "")
     result = state
     for start in range(0, len(requests), size):
         step = requests[start : start + size]
-        settings: Any = config
-        if recipe.per_step and getattr(config, "folder", ""):  # each step is a run of its own
-            settings = replace(config, folder=f"{config.folder}/{start // size}")
+        settings = config
+        if folder and recipe.per_step:  # each step is a run of its own
+            settings = replace(config, folder=f"{folder}/{start // size}")
         result = method.edit(model, tokenizer, step, settings, generator, state=result, progress=progress, **more)
     assert result is not None  # a forget set is never empty
     earlier = state.info.requests if state is not None else {}
