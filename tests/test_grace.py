@@ -9,6 +9,7 @@ from tiny_models import (  # noqa: F401
     MLP,
     WIDTH,
     assert_untouched,
+    certain_model,
     one_thread,
     random_ids,
     random_requests,
@@ -105,14 +106,17 @@ def test_values_of_a_batch_are_those_of_one_request_at_a_time(architecture):
     assert_untouched(model, before)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
 def test_the_target_is_said_in_free_generation(architecture):
-    model, requests = tiny_model(architecture), random_requests(6, n_contexts=0)
-    config = grace.Config(layers=(1,), epsilon=0.01, steps=60, stop_loss=0.1, learning_rate=2.0)
+    """Targets of one token: one value cannot say every row of random tokens in a random model."""
+    model, requests = certain_model(architecture), random_requests(6, n_contexts=0)
+    requests = [replace(r, target_ids=r.target_ids[:1]) for r in requests]
+    config = grace.Config(layers=(1,), epsilon=0.01, steps=100, stop_loss=0.1, learning_rate=2.0)
     edit = grace.edit(model, None, requests, config)
-    said = edit.info.notes["said"]  # one value cannot say every row of random tokens of a random model
-    assert sum(said.values()) >= 3
-    asked = [r for r in requests if said[r.id]]
+    said = edit.info.notes["said"]
+    assert sum(said.values()) >= 5
+    asked = [r for r in requests if edit.info.notes["steps"][r.id] < 100]  # stopped early
+    assert len(asked) >= 5
     others = [(0, *random_ids(torch.Generator().manual_seed(40 + i), 6)) for i in range(3)]
     plain = generated(model, others)
     with applied(edit, model):
@@ -122,12 +126,11 @@ def test_the_target_is_said_in_free_generation(architecture):
     for answer, right in zip(answers[len(asked) :], plain, strict=True):
         assert answer[:3] == right[:3]
     for request in asked:
-        assert edit.info.notes["steps"][request.id] < 60  # stopped early
         assert edit.info.notes["target_nll"][request.id] < 0.1
 
 
 def test_finished_values_rest_and_leave_the_batch(monkeypatch):
-    model, requests = tiny_model("llama", torch.float64), random_requests(6, n_contexts=0)
+    model, requests = certain_model("llama").double(), random_requests(6, n_contexts=0)
     sizes, losses = [], Replacements.losses
     monkeypatch.setattr(Replacements, "losses", lambda self, o: (sizes.append(len(self.rows)), losses(self, o))[1])
     config = grace.Config(layers=(3,), steps=80, stop_loss=0.3)
@@ -286,7 +289,7 @@ def test_grace_refuses(monkeypatch):
         grace.edit(model, None, [later], grace.Config(**SOME), state=first)
     with pytest.raises(UserError, match=f"is at {NAME}, not at model.layers.1"):
         grace.edit(model, None, requests, grace.Config(layers=(1,)), state=first)
-    monkeypatch.setattr("unlearn_eval.memory_edits.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("unlearn_eval.memory_edits.free_bytes", lambda device: 900)
     with pytest.raises(UserError, match="a codebook of 3 keys need"):
         grace.edit(model, None, requests, grace.Config(**SOME))
 

@@ -271,7 +271,7 @@ def test_inspect_shows_and_asks(tiny_folder, codebook, capsys, monkeypatch):
     code, out, _ = run("inspect", str(folder), "--ask", "Where was Ada Brook born?", "--model", base)
     assert code == 0
     assert out.startswith("memory 0 answers (of a): distance ")
-    assert "radius 0.010" in out
+    assert "radius 1.00e-02" in out
     code, out, _ = run("inspect", str(folder), "--ask", "Who is Milo Fenn?", "--model", base, "--json")
     answer = json.loads(out)
     assert code == 0

@@ -129,7 +129,8 @@ def best_bound(near: Tensor, far: Tensor) -> float:
     Of several equally good ones the smallest; if even the best is worse than answering nobody, below all values.
     """
     values = torch.cat([near, far]).double().sort().values
-    gains = torch.stack([(near <= v).double().mean() - (far <= v).double().mean() for v in values])
+    counts = [int((near <= v).sum()) * len(far) - int((far <= v).sum()) * len(near) for v in values]
+    gains = torch.tensor(counts)  # times both lengths: whole numbers, so that equal ones are equal
     best = int(gains.argmax())
     if gains[best] <= 0:
         return float(values[0]) - 1e-3 * abs(float(values[0]))
