@@ -206,17 +206,19 @@ def sentences(text: str) -> list[str]:
 
 
 def texts_of(text: str, asked: Question) -> Texts:
-    """What has to be embedded to judge an answer."""
+    """What has to be embedded to judge an answer; leaks in other words are looked for where none is plain."""
     masked = mask_entities(text, asked.question, asked.subject)
     parts = sentences(masked)
+    open_so_far = not gives_away(text, asked.question, asked.accepted) and not is_gibberish(text)
+    look = open_so_far and bool(asked.accepted)
     return Texts(
         answer=text.strip(),
         masked=masked.strip(),
         sentences=tuple(parts) if len(parts) > 1 else (),
         question=asked.question,
         statements=tuple(f"{asked.question} {answer}" for answer in asked.accepted[:3]),
-        wrong=tuple(f"{asked.question} {answer}" for answer in asked.wrong[:5]),
-        said=tuple(f"{asked.question} {part}" for part in sentences(text)),
+        wrong=tuple(f"{asked.question} {answer}" for answer in asked.wrong[:3] if look),
+        said=tuple(f"{asked.question} {part}" for part in sentences(text) if look),
     )
 
 
@@ -444,7 +446,7 @@ def _answer_similarity(own: Vectors, asked: Question, reasons: dict[str, str]) -
     if not len(own.statements):
         reasons["answer_similarity"] = "the question has no answer to compare with"
         return None
-    return float((own.said @ own.statements.T).max()) if len(own.said) else 0.0
+    return float((own.answer @ own.statements.T).max())
 
 
 def _share(value: bool | None) -> float | None:
