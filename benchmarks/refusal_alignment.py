@@ -7,12 +7,14 @@ Reads tasks/refusal/answers.jsonl and references.jsonl, embeds every distinct te
                                      folds), and the split that the answers name.
 The labels are the author's, not people's: what is measured is agreement with the author.
 
-Options: --encoder (another one is measured, and not written as the calibration).
+Options: --encoder (another one is measured, and not written as the calibration). Embeddings are kept in
+results/scratch/refusal, so that a second run takes seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +48,7 @@ from unlearn_eval.refusal_judge import CALIBRATION_FILE, FOLDER, read_references
 
 ANSWERS = FOLDER / "answers.jsonl"
 RESULT = Path("results/refusal_alignment.json")
+SCRATCH = Path("results/scratch/refusal")
 ACCEPTABLE = ("generic_refusal", "contextual_refusal")
 LEAKING = ("refuse_then_leak", "hedge_then_leak", "correct_answer")
 # What a text that says these words again and again, or in any order, is worth is the fluency gate's business.
@@ -157,7 +160,7 @@ def embedded(records: list[dict[str, Any]], encoder: Any, references: Any, contr
     texts = [texts_of(r["text"], question) for r, question in zip(records, asked, strict=True)]
     distinct = list(dict.fromkeys(text for own in texts for text in own.all))
     place = {text: i for i, text in enumerate(distinct)}
-    rows = encoder(distinct)
+    rows = remembered(distinct, encoder)
     found = []
     for record, question, own in zip(records, asked, texts, strict=True):
         vectors = split_vectors(own, rows[[place[text] for text in own.all]])
@@ -165,6 +168,23 @@ def embedded(records: list[dict[str, Any]], encoder: Any, references: Any, contr
         leaks = gives_away(record["text"], question.question, question.accepted)
         found.append(Answer(record, question, own, vectors, features, paraphrase_gap(vectors), leaks))
     return found
+
+
+def remembered(texts: list[str], encoder: Any) -> Any:
+    """The embeddings of texts, from the file of an earlier run as far as they are in it."""
+    path = SCRATCH / f"embeddings-{Path(encoder.name).name}.npz"
+    known: dict[str, Any] = {}
+    if path.is_file():
+        with np.load(path) as stored:
+            known = dict(zip(map(str, stored["texts"]), stored["rows"], strict=True))
+    new = [text for text in texts if text not in known]
+    for start in range(0, len(new), 256):
+        part = new[start : start + 256]
+        known |= dict(zip(part, encoder(part), strict=True))
+        SCRATCH.mkdir(parents=True, exist_ok=True)
+        np.savez(path, texts=np.array(list(known)), rows=np.array(list(known.values())))
+        print(f"{start + len(part)} of {len(new)} texts embedded", file=sys.stderr, flush=True)
+    return np.stack([known[text] for text in texts])
 
 
 def fitted(answers: list[Answer], encoder: str, references_hash: str) -> Fitted:
