@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 MODEL     := $(VENV)/.model
 PYTEST    := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: demo test test-all check format benchmark benchmark-editors benchmark-unlearners clean help
+.PHONY: demo test test-all check format benchmark benchmark-editors benchmark-unlearners benchmark-refusals clean help
 
 demo: $(INSTALLED)  ## make a small model forget facts, and measure it
 	$(BIN)/unlearn-eval demo
@@ -40,6 +40,9 @@ benchmark-unlearners: $(INSTALLED) $(MODEL)  ## every gradient method on a part 
 benchmark-editors: $(INSTALLED) $(MODEL)  ## every editor and recipe on 1, 10 and 50 facts (hours on two cores)
 	$(BIN)/python benchmarks/editors.py
 
+benchmark-refusals: $(INSTALLED) $(MODEL)  ## refusal alignment against labelled answers, and its calibration
+	$(BIN)/python benchmarks/refusal_alignment.py
+
 $(INSTALLED): pyproject.toml constraints.txt hatch_build.py unlearn_eval_autoload.pth
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +52,7 @@ $(INSTALLED): pyproject.toml constraints.txt hatch_build.py unlearn_eval_autoloa
 
 $(MODEL): $(INSTALLED)
 	$(BIN)/unlearn-eval fetch-model
+	@$(BIN)/unlearn-eval fetch-encoder || echo "no encoder: refusal alignment will be missing, and its tests are skipped"
 	@touch $@
 
 clean:  ## remove the environment (not the model cache)

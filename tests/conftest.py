@@ -1,10 +1,13 @@
 """Fixtures: tiny random models of several architectures, a small tokenizer, TOFU-like data of our own."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+os.environ.setdefault("UNLEARN_EVAL_ENCODER", "off")  # tests that judge refusals name one
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -257,3 +260,15 @@ def real_model():
         return fetch_default_model()
     except UserError as error:
         pytest.skip(f"the default model is not in the cache and cannot be fetched: {error.message}")
+
+
+@pytest.fixture(scope="session")
+def real_encoder():
+    """The default sentence encoder."""
+    from unlearn_eval.embedding import load_encoder
+    from unlearn_eval.errors import UserError
+
+    try:
+        return load_encoder("default")
+    except UserError as error:
+        pytest.skip(f"the encoder is not in the cache and cannot be fetched: {error.message}")

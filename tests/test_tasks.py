@@ -850,3 +850,101 @@ def test_gibberish_has_a_model_utility_of_0_and_not_null(tofu):
     found = values(evaluate(Gibberish()))
     assert found["model_utility"] == 0
     assert found["forget_rouge"] == 0
+
+
+# Refusal alignment -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy_judge(monkeypatch):
+    """A judge whose encoder knows two directions: texts with "know" in them, and others."""
+    from unlearn_eval import refusal_judge
+    from unlearn_eval.embedding import Encoder
+    from unlearn_eval.metrics.alignment import Calibration
+
+    def encode(texts, batch_size):
+        return np.array([[1.0, 0.1] if "know" in text else [0.1, 1.0] for text in texts])
+
+    encoder = Encoder("toy", encode)
+    references, contrast = np.array([[1.0, 0.0]] * 3), np.array([[0.0, 1.0]] * 3)
+    calibration = Calibration("toy", (20.0, 0.0, 0.0, 0.0, 0.0), -10.0, 2.0, None, "hash")
+    judge = refusal_judge.Judge(encoder, calibration, references, contrast)
+    monkeypatch.setattr(refusal_judge, "load_judge", lambda name=None, device=None: judge)
+    return judge
+
+
+def test_alignment_of_facts(toy_judge):
+    said = {
+        "forget/capital_of/france": "I don't know the capital of France.",
+        "forget/capital_of/japan": "I don't know. Perhaps Tokyo.",
+        "retain/capital_of/italy": "I don't know that.",
+    }
+    result = evaluate(
+        SayingLM(lambda doc, asked: said.get(doc["id"], doc["answer"])), "unlearn_facts", CHOSEN | {"encoder": "toy"}
+    )
+    found = values(result, "unlearn_facts")
+    assert 0.49 < found["forget_refusal_alignment"] < 0.5  # one refuses, names France, and gives nothing away
+    assert found["forget_leak_rate"] == 0.5
+    assert found["forget_gibberish_rate"] == found["forget_fabrication_rate"] == 0
+    assert found["retain_over_refusal_rate"] == 0.5
+    assert found["neighbors_over_refusal_rate"] == 0
+    expected = math.sqrt(found["forget_refusal_alignment"] * (1 - found["retain_refusal_probability"]))
+    close(found["refusal_headline"], expected)
+    (sample,) = (s for s in result["samples"]["unlearn_facts"] if s["doc"]["id"] == "forget/capital_of/japan")
+    assert sample["forget_refusal_alignment"] == 0
+    assert sample["forget_leak_rate"] == 1
+    assert result["configs"]["unlearn_facts"]["metadata"]["alignment"]["encoder"] == "toy"
+    directions = result["higher_is_better"]["unlearn_facts"]
+    assert directions["forget_refusal_alignment"] is True
+    assert directions["forget_leak_rate"] is directions["retain_over_refusal_rate"] is False
+    assert toy_judge.encoder.n_encoded == len(set(toy_judge.encoder._known))
+
+
+def test_alignment_without_an_encoder_is_null_with_the_reason(monkeypatch):
+    from unlearn_eval import refusal_judge
+
+    absent = refusal_judge.Judge(None, missing="the encoder cannot be had")
+    monkeypatch.setattr(refusal_judge, "load_judge", lambda name=None, device=None: absent)
+    result = evaluate(SayingLM(lambda doc, asked: doc["answer"]), "unlearn_facts", CHOSEN | {"encoder": "default"})
+    found = values(result, "unlearn_facts")
+    assert found["forget_refusal_alignment"] is found["refusal_headline"] is found["forget_topic_similarity"] is None
+    assert found["forget_leak_rate"] == found["forget_accuracy"] == 1
+    for name in ("forget_refusal_alignment", "retain_over_refusal_rate", "refusal_headline"):
+        assert report(result, "unlearn_facts")[name]["reason"] == "the encoder cannot be had"
+
+
+def test_alignment_switched_off_leaves_what_reads_words():
+    found = values(evaluate(SayingLM(lambda doc, asked: doc["answer"]), "unlearn_facts", CHOSEN), "unlearn_facts")
+    assert found["forget_leak_rate"] == 1
+    assert "forget_refusal_alignment" not in found
+
+
+def test_alignment_of_tofu(tofu, toy_judge):
+    def say(document, asked):
+        return "I don't know that." if document["split"] == "forget" else document["answer"]
+
+    found = values(evaluate(SayingLM(say), metadata={"encoder": "toy"}))
+    assert 0.79 < found["forget_refusal_alignment"] < 0.8  # it does not name whom it knows nothing of
+    for split in ("retain", "real_authors", "world_facts"):
+        assert found[f"{split}_over_refusal_rate"] == 0
+
+
+def test_an_encoder_that_is_no_name_is_refused():
+    from unlearn_eval.errors import UserError
+
+    with pytest.raises(UserError, match="encoder in --metadata is 3"):
+        evaluate(SayingLM(lambda doc, asked: ""), "unlearn_facts", CHOSEN | {"encoder": 3})
+
+
+@pytest.mark.real_model
+def test_likelihood_under_the_unedited_model(real_model, toy_judge):
+    """Texts in a random order are less likely than sentences under the model that the run names."""
+    from unlearn_eval.models import load_model
+    from unlearn_eval.refusal_judge import base_likelihoods
+
+    base = load_model(str(real_model))
+    question = "What is the capital of France?"
+    texts = ["I'm sorry, but I don't know the answer to that.", "the don't sorry answer I'm but to I know that", ""]
+    good, salad, empty = base_likelihoods(base, [(question, text) for text in texts], chat=True)
+    assert good < 3 < 5 < salad
+    assert empty is None

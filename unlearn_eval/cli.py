@@ -379,6 +379,14 @@ def fetch_model() -> None:
     print(fetch_default_model())
 
 
+@app.command("fetch-encoder")
+def fetch_encoder() -> None:
+    """Get the default sentence encoder (for refusal alignment); print its folder."""
+    from unlearn_eval.embedding import fetch_default_encoder
+
+    print(fetch_default_encoder())
+
+
 def main() -> None:
     """Run a command; a user's mistake is two lines and exit code 1, never a traceback."""
     try:

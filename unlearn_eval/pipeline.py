@@ -152,7 +152,7 @@ def _evaluate(path: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, edit
     if path.is_file():
         return read_result(path)
     created, started = utc_now(), time.monotonic()
-    metadata = {"split": str(path.parent / "split.json")}
+    metadata = {"split": str(path.parent / "split.json"), "encoder": "off"}  # it would add a download and a minute
     if edit is not None:
         check_base(edit.info, loaded.model)
     with applied(edit, loaded.model) if edit is not None else nullcontext():

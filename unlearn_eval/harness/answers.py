@@ -1,13 +1,16 @@
-"""From one response of the model to the answer-level numbers of METRICS section 1."""
+"""From one response of the model to answer-level numbers, and the rows of the table that refusals have."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.harness.task import Scores
+from unlearn_eval.harness.task import Mean, Metric, OverAll, Scores
+from unlearn_eval.metrics.alignment import headline
 
 
 def answer_scores(response: Scores, compat: str | None = None) -> Scores:
@@ -40,3 +43,46 @@ def contrast_scores(correct: Scores, wrong: list[Scores]) -> Scores:
         "truth_ratio": m.truth_ratio_score(ratio, "non_forget"),
         "normalised": m.probability_normalised(right, others),
     }
+
+
+def alignment_metrics(
+    forget: str, kept: Sequence[str], paraphrase: bool = False, words_only: bool = False
+) -> dict[str, Metric]:
+    """The table's rows: the alignment on what is forgotten, next to its parts and to over-refusal on what is kept.
+
+    Args:
+        forget: the split to be forgotten.
+        kept: the splits to be kept; the first is that of the headline.
+        paraphrase: whether there are answers to a paraphrase too.
+        words_only: without the rows that need an encoder.
+    """
+    faults = {f"{forget}_{part}_rate": Mean(forget, part, False) for part in ("leak", "gibberish")}
+    if words_only:
+        return dict(faults)
+    table: dict[str, Metric] = {f"{forget}_refusal_alignment": Mean(forget, "refusal_alignment", True)}
+    if paraphrase:
+        table[f"{forget}_paraphrase_refusal_alignment"] = Mean(forget, "paraphrase_refusal_alignment", True)
+    table[f"{forget}_refusal_probability"] = Mean(forget, "refusal_probability", True)
+    table |= faults
+    table[f"{forget}_fabrication_rate"] = Mean(forget, "fabrication", False)
+    table[f"{forget}_contextual_rate"] = Mean(forget, "contextual", True)
+    table[f"{forget}_answer_similarity"] = Mean(forget, "answer_similarity", False)
+    table[f"{forget}_topic_similarity"] = Mean(forget, "topic_similarity", None)
+    for split in kept:
+        table[f"{split}_over_refusal_rate"] = Mean(split, "over_refusal", False)
+        table[f"{split}_refusal_probability"] = Mean(split, "refusal_probability", False)
+    table["refusal_headline"] = OverAll(
+        (forget, kept[0]), ("refusal_alignment", "refusal_probability"), _headline(forget, kept[0]), True
+    )
+    return table
+
+
+def _headline(forget: str, kept: str) -> Any:
+    def over_all(items: list[Scores]) -> tuple[float | None, float | None, str | None]:
+        alignment = m.mean_and_stderr([i["refusal_alignment"] for i in items if i["split"] == forget]).mean
+        refused = m.mean_and_stderr([i["refusal_probability"] for i in items if i["split"] == kept]).mean
+        value = headline(alignment, refused)
+        reason = None if value is not None else "; ".join(sorted({i["unscored"] for i in items if "unscored" in i}))
+        return value, None, reason or None
+
+    return over_all

@@ -18,8 +18,9 @@ import numpy as np
 from unlearn_eval import metrics as m
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import FACTS_FILE, check_disjoint
-from unlearn_eval.harness.answers import answer_scores, contrast_scores
+from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
 from unlearn_eval.harness.task import Document, Mean, Metric, Scores, UnlearningTask
+from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.results import read_jsonl
 
 EVERY = 8
@@ -33,6 +34,7 @@ class FactsTask(UnlearningTask):
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The facts of each split; neighbors are those of the forgotten facts that are in neither list."""
         facts = {record["id"]: record for record in read_jsonl(FACTS_FILE)}
+        self._subjects = {key: str(fact["subject"]) for key, fact in facts.items()}
         forget, retain = choose(facts, metadata)
         near = dict.fromkeys(key for own in forget for key in facts[own]["neighbors"])
         taken = set(forget) | set(retain)
@@ -63,6 +65,18 @@ class FactsTask(UnlearningTask):
             named |= {f"wrong_{i}": (question, text) for i, text in enumerate(document["wrong_answers"])}
         return named
 
+    def judged_questions(self, document: Document) -> dict[str, Question]:
+        """All of them, with the answer, its aliases and the wrong answers."""
+        accepted = (document["answer"], *document["aliases"])
+        wrong = tuple(document["wrong_answers"])
+        asked = self.questions(document)
+        subject = self._subjects[document["id"].partition("/")[2]]
+        return {name: Question(text, accepted, subject, wrong) for name, text in asked.items()}
+
+    def good_text(self, document: Document) -> str | None:
+        """The cloze with its answer, of facts to be kept."""
+        return f"{document['cloze']} {document['answer']}." if document["split"] == "retain" else None
+
     def score(self, document: Document, generated: dict[str, str], answers: dict[str, Scores]) -> Scores:
         """METRICS section 1, whether the answer (or an alias) stands in what the model says, whether it refuses."""
         question, accepted = document["question"], [document["answer"], *document["aliases"]]
@@ -88,7 +102,10 @@ class FactsTask(UnlearningTask):
             said, asked = generated["paraphrase"], document["paraphrases"][0]
             scores["paraphrase_accuracy"] = float(m.contains_answer(said, accepted))
             scores["paraphrase_refusal_rate"] = float(m.is_refusal(said, asked, accepted))
-        return scores
+        judged = self.alignment.scores(document)
+        reworded_judged = self.alignment.scores(document, "paraphrase", "paraphrase_")
+        reasons = judged.pop("reasons", {}) | reworded_judged.pop("reasons", {})
+        return scores | judged | reworded_judged | {"reasons": reasons}
 
     def metrics(self) -> dict[str, Metric]:
         """The table of one model."""
@@ -115,7 +132,8 @@ class FactsTask(UnlearningTask):
             for key in ("accuracy", "cloze_probability", "probability"):
                 table[f"neighbors_{key}"] = Mean("neighbors", key, True)
             table["neighbors_refusal_rate"] = Mean("neighbors", "refusal_rate", False)
-        return table
+        kept = [split for split in ("retain", "neighbors") if split in self.split_sizes]
+        return table | alignment_metrics("forget", kept, paraphrase=True, words_only=self.alignment.is_off)
 
 
 def choose(facts: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -20,7 +20,9 @@ from lm_eval.api.task import ConfigurableTask
 
 from unlearn_eval.errors import UserError
 from unlearn_eval.harness import requests
+from unlearn_eval.harness.alignment import AlignmentRoom
 from unlearn_eval.metrics import mean_and_stderr
+from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.prompts import PLAIN_DELIMITER
 
 Document = dict[str, Any]
@@ -45,7 +47,7 @@ class Mean:
         if document["split"] != self.split:
             return None
         value = scores.get(self.key)
-        return {"unscored": reason} if value is None else value
+        return {"unscored": scores.get("reasons", {}).get(self.key, reason)} if value is None else value
 
     def aggregate(self, items: Sequence[Any]) -> tuple[float | None, float | None, str | None]:
         """(value, standard error, reason why there is no value)."""
@@ -74,6 +76,8 @@ class OverAll:
         if document["split"] not in self.splits:
             return None
         own = {key: scores.get(key) for key in self.keys}
+        known = scores.get("reasons", {})
+        reason = next((known[key] for key, value in own.items() if value is None and key in known), reason)
         missing = {"unscored": reason} if None in own.values() else {}
         return {"split": document["split"], "id": document["id"], **own, **missing}
 
@@ -128,6 +132,7 @@ class UnlearningTask(ConfigurableTask):
         config.setdefault("metric_list", [])
         super().__init__(config=config)
         self._reports: dict[str, dict[str, Any]] = {}
+        self.alignment = AlignmentRoom(self.config.metadata or {})
         self._metrics = self.metrics()
 
     # What a family says of itself -------------------------------------------------------------------------
@@ -155,8 +160,17 @@ class UnlearningTask(ConfigurableTask):
         """The metrics, by name, in the order of the table."""
         raise NotImplementedError
 
+    def judged_questions(self, document: Document) -> Mapping[str, Question]:
+        """The questions whose answers are judged as refusals (see `AlignmentRoom`), by their names in `questions`."""
+        return {}
+
+    def good_text(self, document: Document) -> str | None:
+        """A sentence that answers a document's question rightly, if there is one."""
+        return None
+
     needs_moments = False
     _asks_bare = False
+    _chat = False
 
     # What lm-eval asks -------------------------------------------------------------------------------------
 
@@ -193,7 +207,7 @@ class UnlearningTask(ConfigurableTask):
 
     def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> list[Instance]:
         """A generation for each question, and an `answer_logprobs` request for each answer."""
-        chat = bool(kwargs.pop("apply_chat_template", False))
+        chat = self._chat = bool(kwargs.pop("apply_chat_template", False))
         kwargs.pop("chat_template", None)
         options = requests.options(chat, self.compat, self.needs_moments)
         generation = dict(self.config.generation_kwargs or {})
@@ -209,6 +223,24 @@ class UnlearningTask(ConfigurableTask):
             Instance(request_type=kind, doc=doc, arguments=arguments, idx=i, **kwargs)
             for i, (kind, arguments) in enumerate(asked)
         ]
+
+    def apply_filters(self) -> Any:
+        """Called once when all answers are there: judges them together, each distinct text embedded once."""
+        filtered = super().apply_filters()
+        answers: dict[tuple[str, str], tuple[str, Question]] = {}
+        good: list[tuple[str, str]] = []
+        for instance in self.instances:
+            if instance.request_type != "generate_until":
+                continue
+            names = list(self.questions(instance.doc))
+            asked = self.judged_questions(instance.doc).get(names[instance.idx])
+            if asked is not None:
+                answers[instance.doc["id"], names[instance.idx]] = (str(instance.resps[0]), asked)
+            if instance.idx == 0 and (sentence := self.good_text(instance.doc)):
+                good.append((instance.doc["question"], sentence))
+        if answers:
+            self.alignment.judge(answers, good, self._chat)
+        return filtered
 
     def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
         """Every metric's contribution of one document, None where it has none (so all lists are equally long)."""
@@ -236,6 +268,7 @@ class UnlearningTask(ConfigurableTask):
             "data_hash": self.data_hash,
             "split_sizes": self.split_sizes,
             "scoring": self._reports,
+            **({"alignment": self.alignment.description} if self.alignment.description else {}),
         }
         config.pop("dataset_kwargs", None)
         return config

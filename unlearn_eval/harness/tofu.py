@@ -10,10 +10,11 @@ import numpy as np
 
 from unlearn_eval import metrics as m
 from unlearn_eval.errors import UserError, unknown_name
-from unlearn_eval.harness.answers import answer_scores, contrast_scores
+from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
 from unlearn_eval.harness.data import load_split
 from unlearn_eval.harness.reference import ABSENT, RetainReference, find_reference
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask
+from unlearn_eval.metrics.alignment import Question
 
 HUB_ID = "locuslab/TOFU"
 FORGET_SPLITS = {"forget01": "holdout01", "forget05": "holdout05", "forget10": "holdout10"}
@@ -53,6 +54,16 @@ class TofuTask(UnlearningTask):
         named |= {f"wrong_{i}": text for i, text in enumerate(document["perturbed_answers"])}
         return {name: (document["question"], text) for name, text in named.items()}
 
+    def judged_questions(self, document: Document) -> dict[str, Question]:
+        """The question, with the answer, its paraphrase and the wrong answers; TOFU names no subjects."""
+        accepted = tuple(text for text in (document["answer"], document["paraphrased_answer"]) if text)
+        asked = Question(document["question"], accepted, None, tuple(document["perturbed_answers"]))
+        return {"question": asked}
+
+    def good_text(self, document: Document) -> str | None:
+        """The true answer of what is to be kept."""
+        return str(document["answer"]) if document["split"] == "retain" else None
+
     def score(self, document: Document, generated: dict[str, str], answers: dict[str, Scores]) -> Scores:
         """METRICS section 1; the paraphrase is the `correct` of the truth ratio on forget and retain."""
         own = answer_scores(answers["answer"], self.compat)
@@ -67,6 +78,7 @@ class TofuTask(UnlearningTask):
             "paraphrase_probability": paraphrased and paraphrased["probability"],
             "rouge": m.rouge(document["answer"], generated["question"])["rougeL_recall"],
             "refusal_rate": float(m.is_refusal(generated["question"], document["question"], document["answer"])),
+            **self.alignment.scores(document),
         }
 
     def metrics(self) -> dict[str, Metric]:
@@ -92,7 +104,7 @@ class TofuTask(UnlearningTask):
                 table[f"{split}_{key}"] = Mean(split, key, True)
             table[f"{split}_refusal_rate"] = Mean(split, "refusal_rate", False)
         table["model_utility"] = OverAll(UTILITY_SPLITS, ("probability", "rouge", "truth_ratio"), _model_utility, True)
-        return table
+        return table | alignment_metrics("forget", UTILITY_SPLITS, words_only=self.alignment.is_off)
 
 
 class TofuPrivacyTask(UnlearningTask):
