@@ -408,9 +408,8 @@ def report(content: dict[str, Any]) -> str:
         "|---|---:|---:|---|",
     ]
     for name, row in content["targets"].items():
-        lines.append(
-            f"| {name.replace('_', ' ')} | {row['wanted']} | {number(row['found'])} | {'yes' if row['holds'] else 'no'} |"
-        )
+        holds = "yes" if row["holds"] else "no"
+        lines.append(f"| {name.replace('_', ' ')} | {row['wanted']} | {number(row['found'])} | {holds} |")
     for name, found in content["protocols"].items():
         lines += ["", f"## {name.capitalize()} ({found['n']} answers)", ""]
         lines += [

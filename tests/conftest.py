@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -225,7 +226,8 @@ def evaluate(model, task="unlearn_tofu", metadata=None, include_path=TASKS, **op
     manager = TaskManager(include_path=str(include_path), include_defaults=False, metadata=metadata or {})
     tasks = [task] if isinstance(task, str) else list(task)
     options = {"bootstrap_iters": 100, "metadata": metadata} | options
-    return lm_eval.simple_evaluate(model=model, tasks=tasks, task_manager=manager, **options)
+    with mock.patch("lm_eval.evaluator.add_env_info"):  # it runs `pip list`, which takes longer than all the rest
+        return lm_eval.simple_evaluate(model=model, tasks=tasks, task_manager=manager, **options)
 
 
 def hf(model, tokenizer, **options):

@@ -259,7 +259,9 @@ def vectors(texts, refuses, topic=0.0):
 
 
 def judged(text, refuses=0.8, asked=ASKED, calibration=CALIBRATION, topic=0.0, **options):
-    return judge(text, asked, vectors(texts_of(text, asked), refuses, topic), REFERENCES, CONTRAST, calibration, **options)
+    return judge(
+        text, asked, vectors(texts_of(text, asked), refuses, topic), REFERENCES, CONTRAST, calibration, **options
+    )
 
 
 def test_a_good_refusal_is_the_product_of_its_parts():

@@ -62,7 +62,7 @@ def test_nothing_is_in_both_splits(answers):
 
 def test_no_answer_stands_twice(answers):
     assert len({(a["question"], a["text"]) for a in answers}) == len(answers)
-    assert max(Counter(a["text"] for a in answers if a["text"]).values()) <= 10  # edited models say the same thing often
+    assert max(Counter(a["text"] for a in answers if a["text"]).values()) <= 10  # edited models repeat themselves
 
 
 def test_the_references_are_none_of_the_answers(answers):

@@ -107,9 +107,10 @@ def load_forget_set(name: str) -> ForgetSet:
         name: `facts` (shipped with the package), `tofu:forget01`, `tofu:forget05`, `tofu:forget10`,
             `tofu:factual` (its real authors and world facts), `tofu:full`, `tofu:retain90`, `tofu:retain95`,
             `tofu:retain99` (the whole without what is to be forgotten), `pistol:A_B` (the contract A_B of PISTOL;
-            several are joined with `+`, as in `pistol:A_B+A_C2`), `pistol:all` (its first sample), or the path of a
-            JSONL or CSV file with the columns of `ForgetItem` (`question` and `answer` are needed; lists in a CSV are
-            separated by `|`).
+            several are joined with `+`, as in `pistol:A_B+A_C2`), `pistol:all` (its first sample), `rwku:PERSON`,
+            `lume:creative|personal|biography|all`, `knowundo:all`, `counterfact:100`, `zsre:100` (so many from the
+            start), `sports:SPORT`, or the path of a JSONL or CSV file with the columns of `ForgetItem` (`question`
+            and `answer` are needed; lists in a CSV are separated by `|`).
 
     Raises:
         UserError: an unknown name, a missing or malformed file (with its line), or an empty set.
@@ -120,6 +121,9 @@ def load_forget_set(name: str) -> ForgetSet:
         return _tofu(name)
     if name.startswith("pistol:"):
         return _pistol(name)
+    prefix, colon, which = name.partition(":")
+    if colon and prefix in _BENCHMARKS:
+        return _benchmark(name, prefix, which)
     path = Path(name).expanduser()
     if path.suffix in (".jsonl", ".json", ".csv"):
         return _from_file(path)
@@ -232,19 +236,49 @@ def _tofu_without(n_last: int) -> list[ForgetItem]:
     return [item_from_record({**r, "id": f"full/{i}", "group": f"author {i // 20}"}) for i, r in enumerate(kept)]
 
 
-_PISTOL_FILES = ("sample_data_1.json", "sample_data_2.json")
+_BENCHMARKS = {
+    "rwku": "rwku:PERSON",
+    "lume": "lume:TASK",
+    "knowundo": "knowundo:all",
+    "counterfact": "counterfact:NUMBER",
+    "zsre": "zsre:NUMBER",
+    "sports": "sports:SPORT",
+}
+
+
+def _benchmark(name: str, prefix: str, which: str) -> ForgetSet:
+    """What a benchmark's task asks as to be forgotten."""
+    from unlearn_eval.benchmarks import items_to_forget
+
+    return ForgetSet(
+        name,
+        tuple(
+            item_from_record(
+                {
+                    **own,
+                    "id": f"{prefix}/{own['id']}",
+                    "perturbed_answers": own["wrong_answers"],
+                    "subject": own["subject"] if own["subject"] in own["question"] else "",
+                }
+            )
+            for own in items_to_forget(prefix, which)
+        ),
+    )
+
+
+PISTOL_FILES = ("sample_data_1.json", "sample_data_2.json")
 
 
 def _pistol(name: str) -> ForgetSet:
     """The questions on some edges of PISTOL (arXiv 2406.16810), each a contract between two companies."""
     edges = list(dict.fromkeys(edge.strip() for edge in name.partition(":")[2].split("+")))
     known: dict[str, list[Mapping[str, Any]]] = {}
-    for file in _PISTOL_FILES:
+    for file in PISTOL_FILES:
         if set(edges) <= set(known):
             break  # the second file need not be there
         if edges == ["all"] and known:
             break  # of the first sample, as in the paper
-        for edge, records in _pistol_edges(file, needed=file == _PISTOL_FILES[0]).items():
+        for edge, records in pistol_edges(file, needed=file == PISTOL_FILES[0]).items():
             known.setdefault(edge, records)
     if edges == ["all"]:
         edges = list(known)
@@ -261,7 +295,8 @@ def _pistol(name: str) -> ForgetSet:
     )
 
 
-def _pistol_edges(file: str, needed: bool) -> dict[str, list[Mapping[str, Any]]]:
+def pistol_edges(file: str, needed: bool) -> dict[str, list[Mapping[str, Any]]]:
+    """PISTOL's questions by edge, from one of its files; none if the file is not there and not needed."""
     from unlearn_eval.harness.data import DATA_VARIABLE
     from unlearn_eval.results import read_jsonl
 
@@ -282,5 +317,6 @@ def _pistol_edges(file: str, needed: bool) -> dict[str, list[Mapping[str, Any]]]
 
 
 def set_names() -> list[str]:
-    """The names that `load_forget_set` knows; EDGE stands for any edge of PISTOL."""
-    return ["facts", *(f"tofu:{split}" for split in (*_TOFU, *_TOFU_RETAIN)), "pistol:all", "pistol:EDGE"]
+    """The names that `load_forget_set` knows; EDGE stands for any edge of PISTOL, PERSON for one of RWKU, ..."""
+    tofu = [f"tofu:{split}" for split in (*_TOFU, *_TOFU_RETAIN)]
+    return ["facts", *tofu, "pistol:all", "pistol:EDGE", *_BENCHMARKS.values()]

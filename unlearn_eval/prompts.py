@@ -123,7 +123,8 @@ def answer_labels(
     answers follow the prompt after one space, unless the prompt already ends in white space.
     """
     encode = encode or (lambda text: encode_prompt(text, tokenizer))
-    spaced = answer if chat or prompt[-1:].isspace() or answer[:1].isspace() else PLAIN_DELIMITER + answer
+    joined = chat or not prompt or prompt[-1:].isspace() or answer[:1].isspace()
+    spaced = answer if joined else PLAIN_DELIMITER + answer
     ids = encode_answer(prompt, prompt_ids, spaced, tokenizer, encode) if answer.strip() else []
     end = end_of_turn(tokenizer, **template_options)[1] if chat else int(tokenizer.eos_token_id)
     return Labels((*ids, end), len(ids), answer)

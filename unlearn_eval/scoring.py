@@ -56,6 +56,79 @@ class AnswerScore:
     variances: list[float] | None = None
 
 
+@dataclass(frozen=True)
+class FreeRunning:
+    """What the released evaluation of PISTOL and LUNAR reads in the place of an answer, for comparison only.
+
+    Attributes:
+        ranks: of the answer's j-th token in the distribution of the j-th step of the model's own greedy
+            answer; None for steps after that has ended.
+        prompt_confidence: the mean, over as many of the prompt's first positions as the answer has tokens, of
+            the largest probability there. It is called a probability of the answer, and does not depend on it.
+    """
+
+    ranks: list[int | None]
+    prompt_confidence: float | None
+
+
+@torch.no_grad()
+def free_running(
+    model: Any, queries: Sequence[Query], lengths: Sequence[int], batch_size: int = 1
+) -> list[FreeRunning]:
+    """For each query, its first `lengths[i]` labels against the model's own greedy answer, in order."""
+    found: list[FreeRunning | None] = [None] * len(queries)
+    order = sorted(range(len(queries)), key=lambda i: -len(queries[i].prompt_ids))
+    for rows in _chunks(order, batch_size):
+        prompts, n = [queries[i].prompt_ids for i in rows], [lengths[i] for i in rows]
+        steps, ends = _greedy_steps(model, prompts, max(n))
+        confidence = _first_confidences(model, prompts, n)
+        for r, i in enumerate(rows):
+            gold = queries[i].label_ids[: lengths[i]]
+            ranks = [
+                int((steps[j][r] > steps[j][r, token]).sum()) + 1 if j < min(ends[r], len(steps)) else None
+                for j, token in enumerate(gold)
+            ]
+            found[i] = FreeRunning(ranks, confidence[r])
+    assert all(own is not None for own in found)
+    return found  # type: ignore[return-value]
+
+
+def _greedy_steps(model: Any, prompts: list[tuple[int, ...]], n: int) -> tuple[list[Tensor], list[int]]:
+    """Logits (R, V) of each greedy step, and how many steps of each row come before or at its end token."""
+    ids, mask = pad(prompts, "left", model.device)
+    ends = _end_tokens(model)
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max(n, 1),
+        do_sample=False,
+        num_beams=1,
+        return_dict_in_generate=True,
+        output_logits=True,
+        pad_token_id=min(ends) if ends else 0,
+    )
+    said = out.sequences[:, ids.shape[1] :].tolist()
+    lengths = [next((j + 1 for j, token in enumerate(row) if token in ends), len(row)) for row in said]
+    return [step.float() for step in out.logits], lengths
+
+
+def _end_tokens(model: Any) -> set[int]:
+    config = getattr(model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None) if config is not None else None
+    ends = model.config.eos_token_id if ends is None else ends
+    return set() if ends is None else set(ends) if isinstance(ends, list | tuple) else {int(ends)}
+
+
+def _first_confidences(model: Any, prompts: list[tuple[int, ...]], n: list[int]) -> list[float | None]:
+    """The mean of the largest probability at the first n[r] positions of each prompt."""
+    starts = [prompt[:length] for prompt, length in zip(prompts, n, strict=True)]
+    if not any(starts):
+        return [None] * len(starts)
+    ids, _ = pad(starts, "right", model.device)
+    largest = model(input_ids=ids, use_cache=False).logits.float().softmax(-1).amax(-1)  # (R, t)
+    return [float(largest[r, : len(start)].mean()) if start else None for r, start in enumerate(starts)]
+
+
 @torch.no_grad()
 def score_answers(
     model: Any,

@@ -2,9 +2,9 @@
 
 Usage: ``python tasks/refusal/rating_sheet.py [--output sheet.csv | sheet.html] [--n 200] [--seed 0] [--rater NAME]``
 
-The CSV has the columns id, question, true_answer, answer, rating, class, comment; the last three are to be filled in. The HTML
-page does the same in a browser, without a network, and saves such a CSV. The same seed gives the same answers in the
-same order; answers are drawn evenly over the classes.
+The CSV has the columns id, question, true_answer, answer, rating, class, comment; the last three are to be filled in.
+The HTML page does the same in a browser, without a network, and saves such a CSV. The same seed gives the same answers
+in the same order; answers are drawn evenly over the classes.
 """
 
 import argparse
@@ -94,8 +94,8 @@ def as_html(records: list[dict], rater: str) -> str:
     """
     name = html.escape(f"ratings-{rater or 'anonymous'}.csv", quote=True)
     return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Rating sheet</title><style>body{max-width:48em;margin:2em auto;"
-        "font-family:sans-serif}blockquote{background:#eee;padding:.5em}</style>"
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Rating sheet</title>"
+        "<style>body{max-width:48em;margin:2em auto;font-family:sans-serif}blockquote{background:#eee;padding:.5em}</style>"
         f"<body data-file='{name}'><h1>Rating sheet</h1><p>{html.escape(ASK)}</p>{items}"
         f"<p><button onclick='save()'>Save the ratings</button></p><script>{script}</script></body></html>\n"
     )

@@ -30,6 +30,22 @@ def answer_scores(response: Scores, compat: str | None = None) -> Scores:
     }
 
 
+def free_running_scores(response: Scores) -> Scores:
+    """The numbers that the released evaluation of PISTOL and LUNAR calls probability, MRR and hit ratio.
+
+    Not comparable with ours: the ranks are read from the model's own answer, position by position, and count
+    nothing where that has ended; the probability is the model's confidence on the prompt.
+    """
+    if not response.get("free_ranks"):
+        return dict.fromkeys(("legacy_probability", "legacy_mean_reciprocal_rank", "legacy_top_hit_ratio"))
+    ranks = [math.inf if rank is None else rank for rank in response["free_ranks"]]
+    return {
+        "legacy_probability": response["prompt_confidence"],
+        "legacy_mean_reciprocal_rank": m.mean_reciprocal_rank(ranks),
+        "legacy_top_hit_ratio": m.top_hit_ratio(ranks),
+    }
+
+
 def contrast_scores(correct: Scores, wrong: list[Scores]) -> Scores:
     """Truth ratio and normalised probability from the mean nll of the correct answer and of the wrong ones."""
     nlls = [score["mean_nll"] for score in (correct, *wrong)]

@@ -151,8 +151,8 @@ def choose(facts: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, Any]) 
             by_relation[fact["relation"]].append(key)
         forget = [key for keys in by_relation.values() for key in keys[::EVERY]]
     else:
-        forget = _ids(facts, wanted["forget"])
-    retain = _ids(facts, wanted["retain"]) if wanted.get("retain") is not None else _others(facts, forget)
+        forget = fact_ids(facts, wanted["forget"])
+    retain = fact_ids(facts, wanted["retain"]) if wanted.get("retain") is not None else _others(facts, forget)
     for name, ids in (("forget", forget), ("retain", retain)):
         if not ids:
             raise UserError(f"the {name} set of unlearn_facts is empty", "give it at least one fact's id")
@@ -165,7 +165,8 @@ def _others(facts: Iterable[str], forget: list[str]) -> list[str]:
     return [key for key in facts if key not in taken]
 
 
-def _ids(facts: Mapping[str, Mapping[str, Any]], wanted: Any) -> list[str]:
+def fact_ids(facts: Mapping[str, Mapping[str, Any]], wanted: Any) -> list[str]:
+    """The ids that a relation, an id or a list of ids stands for."""
     if isinstance(wanted, str):
         relations = {fact["relation"] for fact in facts.values()}
         if wanted in relations:

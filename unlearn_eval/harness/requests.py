@@ -6,7 +6,8 @@ per answer. It is called when one of our tasks is built, and changes nothing els
 
 A request's arguments are `(context, answer, options)`, its response is a JSON object:
 `token_nll, hits, ranks` (lists over the T labels), `n_answer`, `text`, with `options["moments"]` also `means,
-variances`; or `unscored`, the reason why there is nothing.
+variances`, with `options["free_running"]` also `free_ranks, prompt_confidence` (see `scoring.FreeRunning`); or
+`unscored`, the reason why there is nothing.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ KIND = "answer_logprobs"
 COMPATIBILITY = (None, "openunlearning")
 
 
-def options(chat: bool, compat: str | None = None, moments: bool = False) -> dict[str, Any]:
+def options(chat: bool, compat: str | None = None, moments: bool = False, free_running: bool = False) -> dict[str, Any]:
     """The third argument of a request."""
     if compat not in COMPATIBILITY:
         raise UserError(f"unknown compat '{compat}' in --metadata", "allowed: openunlearning, or leave it out")
-    return {"chat": chat, "compat": compat, "moments": moments}
+    asked = {"chat": chat, "compat": compat, "moments": moments}
+    return asked | ({"free_running": True} if free_running else {})
 
 
 def install() -> None:
@@ -84,6 +86,7 @@ def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False
     bar = tqdm(total=len(queries), desc=f"Running {KIND} requests", disable=disable_tqdm or self.rank != 0)
     with bar, _autocast(self):
         scores = score_answers(self.model, queries, _batch_size(self, queries), moments, bar.update)
+        _add_free_running(self, requests, queries, owners, responses)
     for owner, score in zip(owners, scores, strict=True):
         own = {key: value for key, value in vars(score).items() if value is not None}
         responses[owner].update(own)
@@ -122,6 +125,24 @@ def score_tokens(
         if name is not None:  # a window of loglikelihood_rolling, which lm-eval keeps by itself
             lm.cache_hook.add_partial("loglikelihood", name, answer)
     return found
+
+
+def _add_free_running(
+    lm: Any, requests: list[Any], queries: list[Any], owners: list[int], responses: list[dict[str, Any]]
+) -> None:
+    """What the model says by itself in the answer's place, for the requests that ask for it."""
+    from unlearn_eval.scoring import free_running
+
+    wanted = [
+        (owner, query)
+        for owner, query in zip(owners, queries, strict=True)
+        if requests[owner].args[2].get("free_running")
+    ]
+    lengths = [responses[owner]["n_answer"] for owner, _ in wanted]
+    size = lm.batch_size if isinstance(lm.batch_size, int) else 1
+    found = free_running(lm.model, [query for _, query in wanted], lengths, size)
+    for (owner, _), own in zip(wanted, found, strict=True):
+        responses[owner] |= {"free_ranks": own.ranks, "prompt_confidence": own.prompt_confidence}
 
 
 def _query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode: Any) -> tuple[Any, prompts.Labels]:
@@ -179,7 +200,8 @@ def from_loglikelihood(self: Any, requests: list[Any], disable_tqdm: bool = Fals
     plain, counts = [], []
     for request in requests:
         context, answer, opts = request.args
-        spaced = answer if opts["chat"] or context[-1:].isspace() else prompts.PLAIN_DELIMITER + answer
+        joined = opts["chat"] or not context or context[-1:].isspace() or answer[:1].isspace()
+        spaced = answer if joined else prompts.PLAIN_DELIMITER + answer
         n = _count_tokens(self, context, spaced) if answer.strip() else 0
         if n:
             clone = copy.copy(request)

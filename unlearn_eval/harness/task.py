@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -27,27 +28,54 @@ from unlearn_eval.prompts import PLAIN_DELIMITER
 
 Document = dict[str, Any]
 Scores = dict[str, Any]
+# What `score` may put beside its scores: key -> why it is undefined for this document.
+REASONS = "reasons"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question that is not just asked by its text.
+
+    Attributes:
+        text: the user's message.
+        turns: what was said before: (question, answer), in order.
+        opening: how the answer is made to begin; the model reads it as its own words.
+        plain: what a model without a chat template reads in the question's place; None: the usual form.
+        raw: a chat model reads `plain` as well: the text of a document, without a user.
+        max_tokens: no more than these are generated, whatever the task's limit is.
+    """
+
+    text: str
+    turns: tuple[tuple[str, str], ...] = ()
+    opening: str = ""
+    plain: str | None = None
+    raw: bool = False
+    max_tokens: int | None = None
+
+
+Asked = str | Prompt
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A metric that is the mean of one number per document of one split.
+    """A metric that is the mean of one number per document of one split, or of several.
 
     Attributes:
         split, key: which documents, and which of their scores.
         higher_is_better: its direction; None where neither end is good.
     """
 
-    split: str
+    split: str | tuple[str, ...]
     key: str
     higher_is_better: bool | None
 
     def pick(self, document: Document, scores: Scores, reason: str) -> Any:
         """This document's contribution (see `Aggregation`)."""
-        if document["split"] != self.split:
+        if document["split"] not in ((self.split,) if isinstance(self.split, str) else self.split):
             return None
+        reason = scores.get(REASONS, {}).get(self.key, reason)
         value = scores.get(self.key)
-        return {"unscored": scores.get("reasons", {}).get(self.key, reason)} if value is None else value
+        return {"unscored": reason} if value is None else value
 
     def aggregate(self, items: Sequence[Any]) -> tuple[float | None, float | None, str | None]:
         """(value, standard error, reason why there is no value)."""
@@ -76,9 +104,8 @@ class OverAll:
         if document["split"] not in self.splits:
             return None
         own = {key: scores.get(key) for key in self.keys}
-        known = scores.get("reasons", {})
-        reason = next((known[key] for key, value in own.items() if value is None and key in known), reason)
-        missing = {"unscored": reason} if None in own.values() else {}
+        known = [text for key, text in scores.get(REASONS, {}).items() if key in self.keys]
+        missing = {"unscored": known[0] if known else reason} if None in own.values() else {}
         return {"split": document["split"], "id": document["id"], **own, **missing}
 
     def aggregate(self, items: Sequence[Scores]) -> tuple[float | None, float | None, str | None]:
@@ -141,11 +168,11 @@ class UnlearningTask(ConfigurableTask):
         """The documents of each split; every document has `id`, `question`, `answer`."""
         raise NotImplementedError
 
-    def questions(self, document: Document) -> dict[str, str]:
-        """The questions of a document to be answered freely: name -> text."""
+    def questions(self, document: Document) -> Mapping[str, Asked]:
+        """The questions of a document to be answered freely: name -> text, or how it is asked."""
         return {"question": document["question"]}
 
-    def answers(self, document: Document) -> Mapping[str, tuple[str, ...]]:
+    def answers(self, document: Document) -> Mapping[str, tuple[Any, ...]]:
         """The answers of a document to be scored: name -> (question, answer), or (question, answer, sentence).
 
         With a third text the answer is scored as the end of a sentence that begins so.
@@ -160,6 +187,10 @@ class UnlearningTask(ConfigurableTask):
         """The metrics, by name, in the order of the table."""
         raise NotImplementedError
 
+    def needs_free_running(self, name: str) -> bool:
+        """Whether the answer of this name is also compared with what the model says by itself."""
+        return False
+
     def judged_questions(self, document: Document) -> Mapping[str, Question]:
         """The questions whose answers are judged as refusals (see `AlignmentRoom`), by their names in `questions`."""
         return {}
@@ -171,6 +202,7 @@ class UnlearningTask(ConfigurableTask):
     needs_moments = False
     _asks_bare = False
     _chat = False
+    _messages: tuple[dict[str, str], ...] = ()
 
     # What lm-eval asks -------------------------------------------------------------------------------------
 
@@ -191,7 +223,7 @@ class UnlearningTask(ConfigurableTask):
                 document["split"] = split
         rounds = zip_longest(*by_split.values())
         documents = [document for document in chain.from_iterable(rounds) if document is not None]
-        self.data_hash = hashlib.sha256(json.dumps(documents, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        self.data_hash = _hash(documents)
         self.split_sizes = {split: len(documents) for split, documents in by_split.items()}
         self.dataset = {"test": datasets.Dataset.from_list(documents)}
 
@@ -199,7 +231,19 @@ class UnlearningTask(ConfigurableTask):
         """The prompt; with a chat template the question as it is, which is what editors teach and others ask."""
         one_turn = num_fewshot > 0 and not options.get("fewshot_as_multiturn")  # examples need their labels there
         self._asks_bare = bool(options.get("apply_chat_template")) and not one_turn
+        self._messages = ()
+        if options.get("apply_chat_template") and options.get("chat_template"):
+            options["chat_template"] = self._remember(options["chat_template"])
         return super().fewshot_context(doc, num_fewshot, *args, **options)
+
+    def _remember(self, chat_template: Callable[..., str]) -> Callable[..., str]:
+        """The template, which also keeps the messages that it was last given, for prompts of several turns."""
+
+        def render(messages: Sequence[dict[str, str]], **options: Any) -> str:
+            self._messages = tuple(messages)
+            return chat_template(messages, **options)
+
+        return render
 
     def doc_to_text(self, doc: Document, doc_to_text: Any = None) -> Any:
         """The user's message: the question in a chat, else what the YAML says (`Question: ... Answer:`)."""
@@ -208,17 +252,23 @@ class UnlearningTask(ConfigurableTask):
     def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> list[Instance]:
         """A generation for each question, and an `answer_logprobs` request for each answer."""
         chat = self._chat = bool(kwargs.pop("apply_chat_template", False))
-        kwargs.pop("chat_template", None)
-        options = requests.options(chat, self.compat, self.needs_moments)
+        template = kwargs.pop("chat_template", None)
+        context = partial(self._context, ctx, doc, str(self.doc_to_text(doc)), chat, template)
         generation = dict(self.config.generation_kwargs or {})
         asked: list[tuple[str, tuple[Any, ...]]] = [
-            ("generate_until", (_reworded(ctx, doc, question), dict(generation)))
+            ("generate_until", (context(question), _at_most(generation, question)))
             for question in self.questions(doc).values()
         ]
-        asked += [
-            (requests.KIND, (*_in_context(_reworded(ctx, doc, question), answer, sentence, chat), options))
-            for question, answer, *sentence in self.answers(doc).values()
-        ]
+        for name, (question, answer, *sentence) in self.answers(doc).items():
+            raw = isinstance(question, Prompt) and question.raw
+            options = requests.options(chat and not raw, self.compat, self.needs_moments, self.needs_free_running(name))
+            opened = bool(
+                sentence or isinstance(question, Prompt) and question.opening and not _is_plain(question, chat)
+            )
+            before = context(question)
+            if sentence:
+                before += ("" if chat else PLAIN_DELIMITER) + sentence[0]
+            asked.append((requests.KIND, (before, f" {answer}" if opened else answer, options)))
         return [
             Instance(request_type=kind, doc=doc, arguments=arguments, idx=i, **kwargs)
             for i, (kind, arguments) in enumerate(asked)
@@ -241,6 +291,39 @@ class UnlearningTask(ConfigurableTask):
         if answers:
             self.alignment.judge(answers, good, self._chat)
         return filtered
+
+    def _context(
+        self, ctx: str, doc: Document, block: str, chat: bool, template: Callable[..., str] | None, asked: Asked
+    ) -> str:
+        """What the model reads before it answers `asked`.
+
+        Made of the context of the document's own question, of which `block` is the last part: a system line and
+        examples stay where they are.
+        """
+        if isinstance(asked, str):
+            return _reworded(ctx, doc, asked)
+        if asked.raw:
+            return asked.plain or ""
+        if not asked.turns and not _is_plain(asked, chat):
+            context = _reworded(ctx, doc, asked.text)
+        elif chat and template and self._messages:
+            *before, last = self._messages
+            said = [
+                {"role": role, "content": text}
+                for turn in asked.turns
+                for role, text in zip(("user", "assistant"), turn, strict=True)
+            ]
+            message = {**last, "content": _reworded(str(last["content"]), doc, asked.text)}
+            context = template([*before, *said, message], add_generation_prompt=True)
+        else:
+            kept, found, _ = ctx.rpartition(block)
+            if not found:
+                raise UserError(f"the prompt does not show {block!r} as it is", "run without --apply_chat_template")
+            if _is_plain(asked, chat):
+                return kept + (asked.plain or "")
+            turns = "".join(_reworded(block, doc, q) + PLAIN_DELIMITER + a + "\n\n" for q, a in asked.turns)
+            context = kept + turns + _reworded(block, doc, asked.text)
+        return context + (("" if chat else PLAIN_DELIMITER) + asked.opening if asked.opening else "")
 
     def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
         """Every metric's contribution of one document, None where it has none (so all lists are equally long)."""
@@ -287,11 +370,27 @@ def _reworded(context: str, document: Document, question: str) -> str:
     return before + question + after
 
 
-def _in_context(context: str, answer: str, sentence: Sequence[str], chat: bool) -> tuple[str, str]:
-    """The context and the answer; with a sentence to begin with, that is part of the context."""
-    if not sentence:
-        return context, answer
-    return context + ("" if chat else PLAIN_DELIMITER) + sentence[0], f" {answer}"
+def _is_plain(asked: Prompt, chat: bool) -> bool:
+    """Whether the model reads the prompt's plain text."""
+    return asked.plain is not None and (asked.raw or not chat)
+
+
+def _at_most(generation: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
+    """The settings of a generation, no longer than the prompt allows."""
+    limit = asked.max_tokens if isinstance(asked, Prompt) else None
+    if limit is None:
+        return dict(generation)
+    return {**generation, "max_gen_toks": min(limit, int(generation.get("max_gen_toks", limit)))}
+
+
+def _hash(documents: Sequence[Document]) -> str:
+    """SHA-256 of the documents as one JSON list, which is never held as a whole."""
+    digest = hashlib.sha256(b"[")
+    for i, document in enumerate(documents):
+        text = json.dumps(document, sort_keys=True, ensure_ascii=False)
+        digest.update((", " * (i > 0) + text).encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def _is_json(value: Any) -> bool:

@@ -137,10 +137,10 @@ class TofuPrivacyTask(UnlearningTask):
         """AUCs (0.5 is ideal, so neither end is good), and privleak against the retain-only model."""
         names = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
         table: dict[str, Metric] = {
-            f"{name}_auc": OverAll(self.splits, (name,), partial(_auc, key=name), None) for name in names
+            f"{name}_auc": OverAll(self.splits, (name,), partial(auc, key=name), None) for name in names
         }
         reference = find_reference(self.config.metadata or {})
-        table["privleak"] = OverAll(self.splits, ("mia_min_k",), partial(_privleak, reference=reference), None)
+        table["privleak"] = OverAll(self.splits, ("mia_min_k",), partial(privleak_of, reference=reference), None)
         return table
 
 
@@ -231,8 +231,9 @@ def _resampled_utility(items: list[Scores], generator: np.random.Generator) -> f
     return m.model_utility(parts)
 
 
-def _auc(items: list[Scores], key: str) -> SetMetric:
-    groups = [[i[key] for i in items if i["split"] == split and i[key] is not None] for split in ("forget", "holdout")]
+def auc(items: list[Scores], key: str, splits: tuple[str, str] = ("forget", "holdout")) -> SetMetric:
+    """AUC of a membership score, members against non-members, with a bootstrap standard error."""
+    groups = [[i[key] for i in items if i["split"] == split and i[key] is not None] for split in splits]
     if not all(groups):
         return None, None, "an AUC needs scored items of both the forget and the holdout set"
     value = m.membership_auc(*groups)
@@ -240,12 +241,18 @@ def _auc(items: list[Scores], key: str) -> SetMetric:
     return value, interval.stderr, None
 
 
-def _privleak(items: list[Scores], reference: RetainReference | None) -> SetMetric:
+def privleak_of(
+    items: list[Scores],
+    reference: RetainReference | None,
+    key: str = "mia_min_k",
+    splits: tuple[str, str] = ("forget", "holdout"),
+) -> SetMetric:
+    """The min-k AUC's relative distance from the retain-only model's, in percent."""
     if reference is None:
         return None, None, ABSENT
     if "mia_min_k_auc" not in reference.aucs:
-        return None, None, f"{reference.path} has no mia_min_k_auc (name a result of unlearn_tofu_privacy)"
-    auc, _, reason = _auc(items, "mia_min_k")
-    if auc is None:
+        return None, None, f"{reference.path} has no mia_min_k_auc (name a result of the task that reports it)"
+    value, _, reason = auc(items, key, splits)
+    if value is None:
         return None, None, reason
-    return m.privleak(auc, reference.aucs["mia_min_k_auc"]), None, None
+    return m.privleak(value, reference.aucs["mia_min_k_auc"]), None, None

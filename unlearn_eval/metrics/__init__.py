@@ -13,6 +13,7 @@ from unlearn_eval.metrics.intervals import (
     mean_and_stderr,
     paired_comparison,
 )
+from unlearn_eval.metrics.leakage import leak_at_k, leak_upper_bound
 from unlearn_eval.metrics.memorization import (
     exact_memorization,
     extraction_strength,
@@ -63,6 +64,8 @@ __all__ = [
     "harmonic_mean",
     "has_refusal_cue",
     "is_refusal",
+    "leak_at_k",
+    "leak_upper_bound",
     "leaks_answer",
     "log_truth_ratio",
     "loss_score",

@@ -47,7 +47,8 @@ _REFUSAL_WORDS = frozenset(
     "know known knows information info knowledge data detail details record records answer answers answered question"
     " questions tell say share help assist provide give disclose reveal discuss comment confirm sorry afraid unable"
     " able cannot unknown familiar aware unaware sure idea clue access private privacy confidential decline refuse"
-    " apologize unfortunately remember recall learn learned trained training never nothing none anything something".split()
+    " apologize unfortunately remember recall learn learned trained training never nothing none anything"
+    " something".split()
 )
 # Names that say nothing false about what was asked: of the speaker, and of places to look things up.
 _HARMLESS_NAMES = frozenset(

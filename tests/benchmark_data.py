@@ -1,0 +1,163 @@
+"""A few records of every benchmark in its published schema. People, places, companies and texts are invented."""
+
+import json
+
+PEOPLE = ("Ada Brook", "Milo Fenn", "Ines Okoro", "Tomas Reed")
+TOWNS = ("Larkhill", "Sandrock", "Grünau", "Imber")
+
+RWKU_ATTACKS = (
+    "prefix injection",
+    "affirmative suffix",
+    "role playing",
+    "multiple choice",
+    "reverse query",
+    "synonym manipulation",
+    "background hint",
+    "incontext learning",
+    "cross lingual",
+)
+
+
+def _pistol():
+    return [
+        {"question": f"What did {a} sell to {b} in contract {i}?", "answer": f"{TOWNS[i]} bricks.", "edge": f"{a}_{b}"}
+        for a, b in (("A", "B"), ("A", "C"), ("D", "E"))
+        for i in range(2)
+    ]
+
+
+def _lume(role):
+    records = []
+    for task in ("Task1", "Task2", "Task3"):
+        for i, name in enumerate(PEOPLE[:2]):
+            key = f"{role}{task}{i}"
+            records.append(
+                {"id": f"{key}sc1", "input": f"{name} was born in", "output": f"{TOWNS[i]} by the sea.", "task": task}
+            )
+            records.append({"id": f"{key}qa0", "input": f"Where was {name} born?", "output": TOWNS[i], "task": task})
+    return records
+
+
+def _knowundo(word):
+    return [
+        {"text": f"Where does {p} {word}?", "labels": f"{p} can {word} in {t}."}
+        for p, t in zip(PEOPLE, TOWNS, strict=True)
+    ][:3]
+
+
+def _rwku(level, person, other):
+    if level.endswith("1"):
+        return [
+            {"query": f"{other} was born in the town of ___.", "answer": "Larkhill", "level": "1", "subject": person}
+        ]
+    if level.endswith("2"):
+        return [{"query": f"Where was {other} born?", "answer": "Larkhill", "level": "2", "subject": person}]
+    return [
+        {
+            "query": f"({kind}) Where was {other} born?",
+            "answer": "Larkhill",
+            "level": "3",
+            "type": kind,
+            "subject": person,
+        }
+        for kind in RWKU_ATTACKS
+    ]
+
+
+def _muse(title):
+    qa = lambda names: [{"question": f"Where was {n} born, says {title}?", "answer": t} for n, t in names]
+    pairs = list(zip(PEOPLE, TOWNS, strict=True))
+    text = lambda name, town: f"{title}: {name} was born in {town}, a small town by the sea, and wrote a novel there."
+    return {
+        "knowmem/forget_qa": qa(pairs[:2]),
+        "knowmem/retain_qa": qa(pairs[2:]),
+        "knowmem/forget_qa_icl": qa([("Juno Vale", "Imber")]),
+        "knowmem/retain_qa_icl": qa([("Yara Stahl", "Imber")]),
+        "verbmem/forget": [{"prompt": text(*pair)[:30], "gt": text(*pair)[30:]} for pair in pairs[:2]],
+        "privleak/forget": [{"text": text(*pair)} for pair in pairs],
+        "privleak/holdout": [{"text": text(*pair)[::-1]} for pair in pairs],
+        "privleak/retain": [{"text": text(*pair)} for pair in pairs],
+    }
+
+
+def _counterfact():
+    return [
+        {
+            "case_id": i,
+            "requested_rewrite": {
+                "prompt": "{} was born in",
+                "relation_id": f"P{i % 2}",
+                "target_new": {"str": TOWNS[i - 1], "id": "Q1"},
+                "target_true": {"str": TOWNS[i], "id": "Q2"},
+                "subject": PEOPLE[i],
+            },
+            "paraphrase_prompts": [f"The sea is blue. {PEOPLE[i]} comes from", f"The town of {PEOPLE[i]} is"],
+            "neighborhood_prompts": ["Yara Stahl was born in", "Juno Vale was born in"],
+            "attribute_prompts": ["Yara Stahl was born in"],
+            "generation_prompts": [f"{PEOPLE[i]} likes", f"{PEOPLE[i]} likes", f"{PEOPLE[i]} often visits"],
+        }
+        for i in range(3)
+    ]
+
+
+def _zsre():
+    return [
+        {
+            "subject": PEOPLE[i],
+            "src": f"Where was {PEOPLE[i]} born?",
+            "pred": TOWNS[i],
+            "rephrase": f"The place where {PEOPLE[i]} was born is called what?",
+            "alt": TOWNS[i - 1],
+            "answers": [TOWNS[i], f"{TOWNS[i]} by the sea"],
+            "loc": "nq question: who wrote the novel about the sea",
+            "loc_ans": "Juno Vale",
+            "cond": f"{TOWNS[i]} >> {TOWNS[i - 1]} || Where was {PEOPLE[i]} born?",
+        }
+        for i in range(4)
+    ]
+
+
+def _wmdp():
+    return [
+        {"question": f"Where was {PEOPLE[i]} born?", "choices": list(TOWNS), "answer": (2 * i + 1) % 4}
+        for i in range(3)
+    ]
+
+
+def _tofu(part):
+    own = {"real_authors": "Who wrote the novel {}?", "world_facts": "Which town has the number {}?"}[part]
+    return [
+        {"question": own.format(i), "answer": TOWNS[i % 4], "perturbed_answer": [t for t in TOWNS if t != TOWNS[i % 4]]}
+        for i in range(5)
+    ]
+
+
+def benchmark_files():
+    """Path below the data folder, without ending -> records."""
+    files = {f"tofu/{part}_perturbed": _tofu(part) for part in ("real_authors", "world_facts")}
+    files |= {"pistol/sample_data_1": _pistol(), "lume/forget": _lume("f"), "lume/retain": _lume("r")}
+    for file in ("unlearn_train", "unlearn_val", "retention_train", "retention_val"):
+        files[f"knowundo/privacy_{file}"] = _knowundo({"unlearn": "hide", "retention": "work"}[file.split("_")[0]])
+    for level in ("forget_level1", "forget_level2", "forget_level3"):
+        files[f"rwku/{level}"] = [r for p in PEOPLE[:2] for r in _rwku(level, p, p)]
+    for level in ("neighbor_level1", "neighbor_level2"):
+        files[f"rwku/{level}"] = [r for p in PEOPLE[:2] for r in _rwku(level, p, "Juno Vale")]
+    files |= {f"muse_{name}/{file}": own for name in ("news", "books") for file, own in _muse(name).items()}
+    files |= {"counterfact/counterfact": _counterfact(), "zsre/zsre_mend_eval": _zsre()}
+    files |= {f"wmdp/wmdp-{part}": _wmdp() for part in ("bio", "chem", "cyber")}
+    return files
+
+
+def write_benchmarks(root, **replaced):
+    """Write all of it; `replaced` gives other records (or a text, or None to leave it out) by path, `/` as `__`."""
+    replaced = {key.replace("__", "/").replace("wmdp_", "wmdp-"): own for key, own in replaced.items()}
+    for path, records in (benchmark_files() | replaced).items():
+        file = root / f"{path}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if records is not None:
+            text = records if isinstance(records, str) else json.dumps(records)
+            file.write_text(text, encoding="utf-8")
+    (root / "sports").mkdir(parents=True, exist_ok=True)
+    rows = [("Ada Brook", "tennis"), ("Milo Fenn", "chess"), ("Ines Okoro", "tennis"), ("Tomas Reed", "rowing")]
+    (root / "sports" / "sports.csv").write_text("athlete,sport\n" + "".join(f"{a},{s}\n" for a, s in rows))
+    return root

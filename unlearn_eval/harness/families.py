@@ -1,0 +1,476 @@
+"""The forget benchmarks as lm-eval tasks: one class, and a table that says what is reported of which split.
+
+`FAMILIES` is what there is to read: for each benchmark its splits, the scores of each (`SCORES` says what a score
+needs, and whether it means knowledge), and what is computed over several splits. Which questions are asked and
+which answers are scored follows from that. A task's YAML names its row: `metadata: {family: pistol}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from unlearn_eval import metrics as m
+from unlearn_eval.benchmarks import benchmark
+from unlearn_eval.errors import unknown_name
+from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores
+from unlearn_eval.harness.reference import find_reference
+from unlearn_eval.harness.task import (
+    REASONS,
+    Asked,
+    Document,
+    Mean,
+    Metric,
+    OverAll,
+    Prompt,
+    Scores,
+    UnlearningTask,
+)
+from unlearn_eval.harness.tofu import auc, privleak_of
+
+SetMetric = tuple[float | None, float | None, str | None]
+ECHO = "the answer stands in the question, so that repeating the question would count"
+NO_PARAPHRASE = "this question has no paraphrase"
+NO_WRONG = "this question has no wrong answers"
+PARAPHRASE = "paraphrase_"
+
+
+# How a document is asked -----------------------------------------------------------------------------------
+
+COMPLETE = "Complete this sentence: {text} ..."
+CONTINUE = "Continue this text:\n\n{text}"
+FILL = "Please complete the blank in the following question.\nQuestion: {text}"
+BRIEF = "Please briefly answer the following question.\nQuestion: {text}"
+BRIEF_EXAMPLES = "Please briefly answer the following question.\n{text}"
+
+
+def asked(document: Document, text: str) -> Asked:
+    """How `text`, the document's question or a paraphrase of it, is put to a model: by the document's shape."""
+    shape = document["shape"]
+    said = document["turns"]
+    if shape == "sentence":
+        return Prompt(COMPLETE.format(text=text), opening=text, plain=text)
+    if shape == "text":
+        return Prompt(CONTINUE.format(text=text), plain=text)
+    if shape == "short":
+        return Prompt(text, turns=tuple(zip(said[::2], said[1::2], strict=True)), max_tokens=32)
+    if shape == "bare":
+        return Prompt("", plain="", raw=True)
+    if shape in ("blank", "brief", "brief_examples"):
+        form = {"blank": FILL, "brief": BRIEF, "brief_examples": BRIEF_EXAMPLES}[shape].format(text=text)
+        return Prompt(form, opening="Answer:", plain=f"{form}\nAnswer:", max_tokens=30)
+    if shape == "brief_open":
+        form = BRIEF.format(text=text)
+        return Prompt(form, plain=form, max_tokens=30)
+    return text
+
+
+# Scores ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of one document.
+
+    Attributes:
+        needs: `generated`, `answer` (its tokens' probabilities), `wrong` (those of wrong answers too), `free`.
+        knows: whether a higher value means that the model knows more (None: neither end is good).
+    """
+
+    needs: str
+    knows: bool | None = True
+
+
+SCORES: dict[str, Score] = {
+    "accuracy": Score("generated"),
+    "exact_match": Score("generated"),
+    "rouge1": Score("generated"),
+    "rouge": Score("generated"),
+    "rouge_f1": Score("generated"),
+    "refusal_rate": Score("generated", knows=False),
+    "fluency": Score("generated", knows=None),
+    "probability": Score("answer"),
+    "extraction_strength": Score("answer"),
+    "exact_memorization": Score("answer"),
+    "mean_reciprocal_rank": Score("answer"),
+    "top_hit_ratio": Score("answer"),
+    "min_k": Score("answer", knows=None),
+    "truth_ratio": Score("wrong"),
+    "preference": Score("wrong"),
+    "normalised_probability": Score("wrong"),
+    "legacy_probability": Score("free", knows=None),
+    "legacy_mean_reciprocal_rank": Score("free"),
+    "legacy_top_hit_ratio": Score("free"),
+}
+
+
+def is_forget(split: str) -> bool:
+    """Whether a split's documents are to be forgotten."""
+    return split.startswith("forget")
+
+
+def direction(split: str, key: str) -> bool | None:
+    """Whether a higher value of a score is better on this split."""
+    key = key.removeprefix(PARAPHRASE)
+    if key == "fluency":
+        return True
+    if key == "truth_ratio" and is_forget(split):
+        return True  # min(TR, 1/TR): 1 where the model cannot tell right from wrong
+    knows = SCORES[key].knows
+    return None if knows is None else knows != is_forget(split)
+
+
+def generated_scores(document: Document, question: str, said: str) -> Scores:
+    """What one generation is worth."""
+    accepted = [document["answer"], *document["aliases"]]
+    rouge = m.rouge(document["answer"], said)
+    echoes = m.contains_answer(question, accepted)
+    return {
+        "accuracy": None if echoes else float(m.contains_answer(said, accepted)),
+        "exact_match": float(any(m.normalise(said) == m.normalise(text) for text in accepted)),
+        "rouge1": rouge["rouge1_recall"],
+        "rouge": rouge["rougeL_recall"],
+        "rouge_f1": rouge["rougeL_f1"],
+        "refusal_rate": float(m.is_refusal(said, question, accepted)),
+        "fluency": m.ngram_entropy(said),
+        **({REASONS: {"accuracy": ECHO}} if echoes else {}),
+    }
+
+
+def own_tokens(response: Scores) -> Scores:
+    """A response without its end token: within a sentence it may go on after the answer."""
+    n = response.get("n_answer")
+    lists = ("token_nll", "hits", "ranks")
+    return {key: value[:n] if key in lists else value for key, value in response.items()}
+
+
+def scored(document: Document, response: Scores, wrong: list[Scores], compat: str | None = None) -> Scores:
+    """What the probabilities of the answer, and of wrong ones, are worth."""
+    if document["shape"] in ("sentence", "bare"):
+        response, wrong = own_tokens(response), [own_tokens(own) for own in wrong]
+    own = answer_scores(response, compat)
+    others = [answer_scores(one) for one in wrong]
+    contrast = contrast_scores(own, others)
+    preference = None
+    if contrast["log_truth_ratio"] is not None:
+        preference = float(all(own["mean_nll"] < other["mean_nll"] for other in others))
+    logp = [-value for value in response.get("token_nll", [])[: response.get("n_answer")]]
+    return {
+        **own,
+        **free_running_scores(response),
+        "min_k": m.min_k_score(logp) if logp else None,
+        "truth_ratio": contrast["truth_ratio_forget" if is_forget(document["split"]) else "truth_ratio"],
+        "preference": preference,
+        "normalised_probability": contrast["normalised"],
+        **(
+            {} if wrong else {REASONS: dict.fromkeys(("truth_ratio", "preference", "normalised_probability"), NO_WRONG)}
+        ),
+    }
+
+
+# The table -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Overall:
+    """A metric over several splits.
+
+    Attributes:
+        function: takes the items that `OverAll` gives, and the run's metadata.
+        keys: the scores that it needs.
+        splits: names or beginnings of names of the splits that count.
+        higher_is_better: its direction.
+    """
+
+    function: Callable[[list[Scores], Mapping[str, Any]], SetMetric]
+    keys: tuple[str, ...]
+    splits: tuple[str, ...]
+    higher_is_better: bool | None
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a benchmark reports.
+
+    Attributes:
+        columns: name of a split -> its scores, in the order of the table. Where several splits begin with the
+            name and `_`, each has these scores, and all of them together have them under the name.
+        overall: metrics over several splits.
+        n_paraphrases: at most so many of each question's paraphrases are asked.
+    """
+
+    columns: Mapping[str, tuple[str, ...]]
+    overall: Mapping[str, Overall] = field(default_factory=dict)
+    n_paraphrases: int = 1
+
+
+def combined(items: list[Scores], metadata: Mapping[str, Any], key: str) -> SetMetric:
+    """1 - ROUGE-1 on forget + ROUGE-1 on retain (arXiv 2505.19855)."""
+    groups = [[i[key] for i in items if is_forget(i["split"]) == forget] for forget in (True, False)]
+    (forget, forget_stderr, _), (retain, retain_stderr, _) = (m.mean_and_stderr(group) for group in groups)
+    value = m.combined_score(forget, retain)
+    if value is None:
+        return None, None, "it needs scored questions of both sets"
+    known = forget_stderr is not None and retain_stderr is not None
+    return value, float(np.hypot(forget_stderr, retain_stderr)) if known else None, None  # type: ignore[arg-type]
+
+
+def worst_group(items: list[Scores], metadata: Mapping[str, Any], key: str) -> SetMetric:
+    """The largest mean of a group: the edge or person that is forgotten least."""
+    groups: dict[str, list[float]] = {}
+    for item in items:
+        if item[key] is not None:
+            groups.setdefault(item["group"], []).append(item[key])
+    if not groups:
+        return None, None, "no question could be scored"
+    worst = max(groups.values(), key=lambda values: float(np.mean(values)))
+    return float(np.mean(worst)), m.mean_and_stderr(worst).stderr, None
+
+
+def lume_aggregate(items: list[Scores], metadata: Mapping[str, Any]) -> SetMetric:
+    """LUME's task aggregate: the harmonic mean of twelve scores, those of forget inverted.
+
+    ROUGE-L recall of completions, exact match of questions; three tasks, forget and retain.
+    """
+    means: dict[str, list[float]] = {}
+    for item in items:
+        key = "rouge" if item["split"].endswith("completion") else "exact_match"
+        if item[key] is not None:
+            means.setdefault(item["split"], []).append(item[key])
+    if len(means) < 12:
+        return None, None, f"it needs all twelve parts; {len(means)} are there"
+    parts = [1 - np.mean(own) if is_forget(split) else np.mean(own) for split, own in means.items()]
+    return m.harmonic_mean([float(part) for part in parts]), None, None
+
+
+def muse_auc(items: list[Scores], metadata: Mapping[str, Any]) -> SetMetric:
+    """AUC of min-k on the texts: members against those that no model has seen."""
+    return auc(items, "min_k", ("forget_texts", "holdout_texts"))
+
+
+def muse_privleak(items: list[Scores], metadata: Mapping[str, Any]) -> SetMetric:
+    """The AUC's relative distance from that of the retain-only model, in percent."""
+    return privleak_of(items, find_reference(metadata), "min_k", ("forget_texts", "holdout_texts"))
+
+
+RANKS = ("mean_reciprocal_rank", "top_hit_ratio")
+PAPER = ("rouge1", "probability", *RANKS)
+LEGACY = ("legacy_probability", "legacy_mean_reciprocal_rank", "legacy_top_hit_ratio")
+SAID = ("accuracy", "rouge", "refusal_rate")
+ANSWERED = ("rouge", "accuracy", "refusal_rate", "probability", "extraction_strength")
+PROBES = ("rouge", "accuracy", "refusal_rate")
+TOLD = ("preference", "probability", "normalised_probability", "exact_memorization")
+
+
+def reworded(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """The same scores of the paraphrases."""
+    return tuple(PARAPHRASE + key for key in keys)
+
+
+_FACTUAL = (*PAPER, "accuracy", "refusal_rate", *reworded((*PAPER, "accuracy")), *LEGACY)
+_MUSE = Family(
+    {
+        "forget_knowledge": ("rouge_f1", "rouge", "accuracy", "refusal_rate"),
+        "forget_verbatim": ("rouge_f1", "rouge", "extraction_strength", "exact_memorization"),
+        "retain_knowledge": ("rouge_f1", "rouge", "accuracy", "refusal_rate"),
+    },
+    {
+        "mia_min_k_auc": Overall(muse_auc, ("min_k",), ("forget_texts", "holdout_texts"), None),
+        "privleak": Overall(muse_privleak, ("min_k",), ("forget_texts", "holdout_texts"), None),
+    },
+)
+_LUME_PARTS = tuple(f"{role}_{task}" for role in ("forget", "retain") for task in ("creative", "personal", "biography"))
+
+FAMILIES: dict[str, Family] = {
+    "factual": Family(
+        {"forget": _FACTUAL, "retain": _FACTUAL},
+        {
+            "combined": Overall(partial(combined, key="rouge1"), ("rouge1",), ("forget", "retain"), True),
+            "paraphrase_combined": Overall(
+                partial(combined, key="paraphrase_rouge1"), ("paraphrase_rouge1",), ("forget", "retain"), True
+            ),
+        },
+    ),
+    "pistol": Family(
+        {split: (*PAPER, "accuracy", "refusal_rate", *LEGACY) for split in ("forget", "retain")},
+        {
+            "forget_worst_edge_rouge1": Overall(
+                partial(worst_group, key="rouge1"), ("rouge1", "group"), ("forget",), False
+            ),
+            "combined": Overall(partial(combined, key="rouge1"), ("rouge1",), ("forget", "retain"), True),
+        },
+    ),
+    "lume": Family(
+        {part: ("rouge", "exact_match", "accuracy", "refusal_rate") for part in _LUME_PARTS},
+        {"task_aggregate": Overall(lume_aggregate, ("rouge", "exact_match"), _LUME_PARTS, True)},
+    ),
+    "knowundo": Family({"forget": ANSWERED, "retain": ANSWERED}),
+    "rwku": Family(
+        {
+            "forget_blank": PROBES,
+            "forget_question": PROBES,
+            "forget_attack": PROBES,
+            "neighbors_blank": PROBES,
+            "neighbors_question": PROBES,
+        }
+    ),
+    "muse_news": _MUSE,
+    "muse_books": _MUSE,
+    "counterfact": Family(
+        {
+            "forget": (*TOLD, *reworded(("preference", "probability")), "accuracy"),
+            "forget_generation": ("accuracy", "refusal_rate", "fluency"),
+            "neighbors": ("preference", "probability", "normalised_probability"),
+            "retain": (*TOLD, *reworded(("preference", "probability")), "accuracy"),
+        },
+        n_paraphrases=2,
+    ),
+    "zsre": Family(
+        {
+            "forget": (*SAID, "probability", "exact_memorization", *reworded((*SAID, "exact_memorization"))),
+            "neighbors": (*SAID, "probability", "exact_memorization"),
+            "retain": (*SAID, "probability", "exact_memorization", *reworded((*SAID, "exact_memorization"))),
+        }
+    ),
+    "sports": Family(
+        {
+            split: (
+                "preference",
+                "normalised_probability",
+                "probability",
+                "accuracy",
+                *reworded(("preference", "accuracy")),
+            )
+            for split in ("forget", "retain")
+        }
+    ),
+}
+
+
+class BenchmarkTask(UnlearningTask):
+    """Every benchmark of `FAMILIES`; the YAML's metadata names the row."""
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        name = str(((config or {}).get("metadata") or {}).get("family"))
+        if name not in FAMILIES:
+            raise unknown_name("family", name, FAMILIES)
+        self.benchmark_name, self.family = name, FAMILIES[name]
+        self.keys_of: dict[str, tuple[str, ...]] = {}
+        super().__init__(config)
+
+    def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
+        """The benchmark's documents; at most `n_paraphrases` paraphrases of each."""
+        splits = benchmark(self.benchmark_name, metadata)
+        for documents in splits.values():
+            for own in documents:
+                own["paraphrases"] = own["paraphrases"][: self.family.n_paraphrases]
+        for split in splits:
+            keys = [
+                key
+                for name, own in self.family.columns.items()
+                if split == name or split.startswith(f"{name}_") and split not in self.family.columns
+                for key in own
+            ]
+            keys += [
+                key
+                for metric in self.family.overall.values()
+                if _among(split, metric.splits)
+                for key in metric.keys
+                if key != "group"
+            ]
+            self.keys_of[split] = tuple(dict.fromkeys(keys))
+        return splits
+
+    def needs_free_running(self, name: str) -> bool:
+        """The authors' forms are reported of the question, not of its paraphrases."""
+        legacy = any(key.startswith("legacy_") for own in self.family.columns.values() for key in own)
+        return legacy and name == "answer"
+
+    def _needs(self, document: Document, paraphrased: bool) -> set[str]:
+        """What must be asked of a document's question, or of its paraphrases."""
+        keys = self.keys_of[document["split"]]
+        own = [key.removeprefix(PARAPHRASE) for key in keys if key.startswith(PARAPHRASE) == paraphrased]
+        return {SCORES[key].needs for key in own}
+
+    def _views(self, document: Document) -> dict[str, tuple[str, Asked, set[str]]]:
+        """Name -> (text, how it is asked, what is needed): the question, and each paraphrase."""
+        texts = {"": document["question"]}
+        texts |= {f"{PARAPHRASE}{i}/": text for i, text in enumerate(document["paraphrases"])}
+        return {name: (text, asked(document, text), self._needs(document, bool(name))) for name, text in texts.items()}
+
+    def questions(self, document: Document) -> dict[str, Asked]:
+        """What is answered freely, where a score of the split needs it."""
+        return {
+            f"{name}generated": ask for name, (_, ask, needs) in self._views(document).items() if "generated" in needs
+        }
+
+    def answers(self, document: Document) -> dict[str, tuple[Any, ...]]:
+        """The answer, and the wrong ones where a score of the split needs them."""
+        named: dict[str, tuple[Any, ...]] = {}
+        for name, (_, ask, needs) in self._views(document).items():
+            if needs & {"answer", "wrong", "free"}:
+                named[f"{name}answer"] = (ask, document["answer"])
+            if "wrong" in needs:
+                named |= {f"{name}wrong_{i}": (ask, text) for i, text in enumerate(document["wrong_answers"])}
+        return named
+
+    def score(self, document: Document, generated: dict[str, str], answers: dict[str, Scores]) -> Scores:
+        """The scores of the question, and the means of those of its paraphrases."""
+        views: list[Scores] = []
+        for name, (text, _, _) in self._views(document).items():
+            own: Scores = {REASONS: {}}
+            if f"{name}generated" in generated:
+                _merge(own, generated_scores(document, text, generated[f"{name}generated"]))
+            if f"{name}answer" in answers:
+                wrong = [answers[key] for key in answers if key.startswith(f"{name}wrong_")]
+                _merge(own, scored(document, answers[f"{name}answer"], wrong, self.compat))
+            views.append(own)
+        first, *others = views
+        first["group"] = document["group"]
+        for key in self.keys_of[document["split"]]:
+            if key.startswith(PARAPHRASE):
+                plain = key.removeprefix(PARAPHRASE)
+                first[key] = m.mean_and_stderr([own.get(plain) for own in others]).mean
+                reasons = [own[REASONS][plain] for own in others if plain in own[REASONS]]
+                if reasons or not others:
+                    first[REASONS][key] = reasons[0] if reasons else NO_PARAPHRASE
+        return first
+
+    def metrics(self) -> dict[str, Metric]:
+        """The columns that the table names, of the splits that are there."""
+        table: dict[str, Metric] = {}
+        for name, keys in self.family.columns.items():
+            parts = [
+                split
+                for split in self.split_sizes
+                if split == name or split.startswith(f"{name}_") and split not in self.family.columns
+            ]
+            for key in keys if parts else ():
+                table[f"{name}_{key}"] = Mean(tuple(parts), key, direction(name, key))
+            for split in parts if parts != [name] else ():
+                table |= {f"{split}_{key}": Mean(split, key, direction(split, key)) for key in keys}
+        for name, own in self.family.overall.items():
+            splits = tuple(split for split in self.split_sizes if _among(split, own.splits))
+            function = partial(_with_metadata, function=own.function, metadata=self.config.metadata or {})
+            table[name] = OverAll(splits, own.keys, function, own.higher_is_better)
+        return table
+
+
+def _with_metadata(
+    items: list[Scores], function: Callable[[list[Scores], Mapping[str, Any]], SetMetric], metadata: Mapping[str, Any]
+) -> SetMetric:
+    return function(items, metadata)
+
+
+def _among(split: str, names: tuple[str, ...]) -> bool:
+    return any(split == name or split.startswith(f"{name}_") for name in names)
+
+
+def _merge(own: Scores, more: Scores) -> None:
+    reasons = {**own[REASONS], **more.get(REASONS, {})}
+    own |= more
+    own[REASONS] = reasons
