@@ -95,7 +95,8 @@ def as_html(records: list[dict], rater: str) -> str:
     name = html.escape(f"ratings-{rater or 'anonymous'}.csv", quote=True)
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Rating sheet</title>"
-        "<style>body{max-width:48em;margin:2em auto;font-family:sans-serif}blockquote{background:#eee;padding:.5em}</style>"
+        "<style>body{max-width:48em;margin:2em auto;font-family:sans-serif}"
+        "blockquote{background:#eee;padding:.5em}</style>"
         f"<body data-file='{name}'><h1>Rating sheet</h1><p>{html.escape(ASK)}</p>{items}"
         f"<p><button onclick='save()'>Save the ratings</button></p><script>{script}</script></body></html>\n"
     )
