@@ -106,6 +106,6 @@ def test_wheel_install_teaches_lm_eval_our_tasks(wheel, tmp_path):
         "import unlearn_eval, lm_eval.tasks as t; assert 'site-packages' in unlearn_eval.__file__;"
         "print([n for n in t.TaskManager().all_tasks if n.startswith('unlearn_')])"
     )
-    output = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    output = subprocess.run([python, "-E", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     assert "unlearn_tofu" in output
     assert "unlearn_facts" in output

@@ -53,6 +53,12 @@ def log_probability(response: Scores) -> float | None:
     return None if mean is None else -mean * n
 
 
+def _chosen(by_option: Any, gold: int) -> Any:
+    """(rows,) whether the right option alone has the largest probability: a model that does not choose is not right."""
+    best = by_option == by_option.max(1, keepdims=True)
+    return best[:, gold] & (best.sum(1) == 1)
+
+
 def choice_scores(answers: Mapping[str, Scores], gold: int) -> Scores:
     """The three accuracies and the right option's probability, from the responses to `choice_answers`.
 
@@ -70,10 +76,10 @@ def choice_scores(answers: Mapping[str, Scores], gold: int) -> Scores:
     p /= p.sum(1, keepdims=True)
     # In order r, option i stands at place (i + r) mod 4.
     by_option = np.array([np.roll(row, -order) for order, row in enumerate(p)])
-    right = by_option.argmax(1) == gold
+    right = _chosen(by_option, gold)
     return {
         "choice": float(right[0]),
-        "choice_debiased": float(by_option.mean(0).argmax() == gold),
+        "choice_debiased": float(_chosen(by_option.mean(0)[None], gold)[0]),
         "choice_all_orders": float(right.all()),
         "choice_probability": float(by_option[:, gold].mean()),
     }
