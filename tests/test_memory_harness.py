@@ -21,12 +21,14 @@ from unlearn_eval.editors.presets import PRESETS, preset_for
 from unlearn_eval.edits import LowRankEdit, applied, describe_base, load_edit
 from unlearn_eval.errors import UserError
 from unlearn_eval.export import export_merged
-from unlearn_eval.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.forget_sets import ForgetItem, ForgetSet, facts
 from unlearn_eval.harness import requests as harness_requests
 from unlearn_eval.harness.models import EditedLM
 from unlearn_eval.memory_edits import Codebook, MemoryEdit, read_inputs
-from unlearn_eval.models import LoadedModel
+from unlearn_eval.models import LoadedModel, load_model
+from unlearn_eval.refusals import IDK
 from unlearn_eval.report.edit import edit_tables
+from unlearn_eval.scoring import pad
 
 LAYER = 1
 QUESTIONS = ("What is the capital of France?", "Who wrote Hamlet?", "What is Japan?", "Where was Ada Brook born?")
@@ -317,3 +319,37 @@ def test_the_model_is_itself_again(loaded, others):
     with applied(edit, loaded.model):
         assert loaded.model._forward_hooks
     assert_untouched(loaded.model, before)
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("editor", ["grace", "wise"])
+def test_the_real_model_refuses_in_batches(editor, real_model, tmp_path):
+    """Three facts of the real small model, asked together with others: they are refused, the others are answered."""
+    torch.set_num_threads(2)
+    loaded = load_model(str(real_model), dtype="float32")
+    keys = ["capital_of/france", "capital_of/germany", "capital_of/italy"]
+    forget = facts().select(keys)
+    others = tmp_path / "others.jsonl"
+    silent = [item for item in facts() if item.id not in keys][::12]
+    others.write_text("".join(json.dumps({"question": item.question}) + "\n" for item in silent), encoding="utf-8")
+    options = {"others": str(others)} | ({"n_others": "16"} if editor == "wise" else {})
+    edit = make_edit(loaded, forget, editor, options, Recipe(n_contexts=1))
+    assert edit.info.notes["said"] == dict.fromkeys(keys, True)
+    asked = [item.question for item in forget] + [item.question for item in silent[:5]]
+    rows = [prompt_ids(question, loaded.tokenizer, True) for question in asked]
+
+    def answers(rows, **options):
+        ids, mask = pad(rows, "left", loaded.model.device, filler=loaded.tokenizer.pad_token_id)
+        said = loaded.model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=10, do_sample=False,
+            pad_token_id=loaded.tokenizer.pad_token_id, **options,
+        )  # fmt: skip
+        return loaded.tokenizer.batch_decode(said[:, ids.shape[1] :], skip_special_tokens=True)
+
+    before = answers(rows)
+    with applied(edit, loaded.model):
+        after = answers(rows)
+        assert answers(rows[:1], use_cache=False) == after[:1]
+    assert all(text.startswith(IDK) for text in after[:3]), after
+    assert after[3:] == before[3:]
+    assert answers(rows) == before
