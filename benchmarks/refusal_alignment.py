@@ -7,8 +7,9 @@ Reads tasks/refusal/answers.jsonl and references.jsonl, embeds every distinct te
                                      folds), and the split that the answers name.
 The labels are the author's, not people's: what is measured is agreement with the author.
 
-Options: --encoder (another one is measured, and not written as the calibration). Embeddings are kept in
-results/scratch/refusal, so that a second run takes seconds.
+Options: --encoder (another one is measured, and not written as the calibration); --likelihoods (first computes
+`base_nll` in answers.jsonl anew: each answer under the unedited default model, after its question in its chat
+template). Embeddings are kept in results/scratch/refusal, so that a second run takes seconds.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ from unlearn_eval.metrics.alignment import (
     texts_of,
 )
 from unlearn_eval.metrics.leaks import gives_away
+from unlearn_eval.models import load_model
 from unlearn_eval.provenance import provenance, sha256_of_file
-from unlearn_eval.refusal_judge import CALIBRATION_FILE, FOLDER, read_references
+from unlearn_eval.refusal_judge import CALIBRATION_FILE, FOLDER, base_likelihoods, read_references
 
 ANSWERS = FOLDER / "answers.jsonl"
 RESULT = Path("results/refusal_alignment.json")
@@ -109,7 +111,10 @@ class Fitted:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoder", default="default")
+    parser.add_argument("--likelihoods", action="store_true")
     arguments = parser.parse_args()
+    if arguments.likelihoods:
+        write_likelihoods()
     encoder = load_encoder(arguments.encoder)
     texts = read_references()
     references, contrast = encoder(texts.refusals), encoder(texts.contrast)
@@ -152,6 +157,15 @@ def main() -> None:
     stem = RESULT.stem + suffix
     write_all({f"{stem}.json": dumps(content, 2) + "\n", f"{stem}.md": report(content)}, RESULT.parent)
     print(report(content))
+
+
+def write_likelihoods() -> None:
+    """Compute `base_nll` of every answer under the unedited default model, and write answers.jsonl with it."""
+    records = read_jsonl(ANSWERS)
+    found = base_likelihoods(load_model("default", dtype="float32"), [(r["question"], r["text"]) for r in records], True)
+    for record, nll in zip(records, found, strict=True):
+        record["base_nll"] = None if nll is None else round(nll, 4)
+    write_all({ANSWERS.name: "".join(dumps(record) + "\n" for record in records)}, FOLDER)
 
 
 def embedded(records: list[dict[str, Any]], encoder: Any, references: Any, contrast: Any) -> list[Answer]:
