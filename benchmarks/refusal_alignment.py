@@ -8,8 +8,8 @@ Reads tasks/refusal/answers.jsonl and references.jsonl, embeds every distinct te
 The labels are the author's, not people's: what is measured is agreement with the author.
 
 Options: --encoder (another one is measured, and not written as the calibration); --likelihoods (first computes
-`base_nll` in answers.jsonl anew: each answer under the unedited default model, after its question in its chat
-template). Embeddings are kept in results/scratch/refusal, so that a second run takes seconds.
+`base_nll` in both files anew: under the unedited default model, after a question in its chat template). Embeddings are
+kept in results/scratch/refusal, so that a second run takes seconds.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from sklearn.model_selection import GroupKFold
 
 from unlearn_eval import metrics as m
 from unlearn_eval.embedding import FILES, NAME, load_encoder
+from unlearn_eval.harness.alignment import MOST_SENTENCES_FOR_CUT
 from unlearn_eval.json_files import dumps, read_jsonl, write_all
 from unlearn_eval.metrics.alignment import (
     FEATURES,
+    KINDS,
     Calibration,
     Question,
     Texts,
@@ -39,14 +41,14 @@ from unlearn_eval.metrics.alignment import (
     judge,
     names_subject,
     paraphrase_gap,
-    similarity_features,
+    refusal_features,
     split_vectors,
     texts_of,
 )
 from unlearn_eval.metrics.leaks import gives_away
 from unlearn_eval.models import load_model
 from unlearn_eval.provenance import provenance, sha256_of_file
-from unlearn_eval.refusal_judge import CALIBRATION_FILE, FOLDER, base_likelihoods, read_references
+from unlearn_eval.refusal_judge import CALIBRATION_FILE, FOLDER, REFERENCES_FILE, base_likelihoods, read_references
 
 ANSWERS = FOLDER / "answers.jsonl"
 RESULT = Path("results/refusal_alignment.json")
@@ -119,9 +121,10 @@ def main() -> None:
     texts = read_references()
     references, contrast = encoder(texts.refusals), encoder(texts.contrast)
     answers = embedded(read_jsonl(ANSWERS), encoder, references, contrast)
+    reference_nlls = [r["base_nll"] for r in read_jsonl(REFERENCES_FILE) if r["kind"] in KINDS]
 
     def fit(own: list[Answer]) -> Fitted:
-        return fitted(own, encoder.name, texts.hash)
+        return fitted(own, encoder.name, texts.hash, reference_nlls)
 
     def score(own: list[Answer], with_: Fitted, likelihood: bool = True) -> list[Any]:
         return [judged(answer, with_, references, contrast, likelihood) for answer in own]
@@ -160,12 +163,20 @@ def main() -> None:
 
 
 def write_likelihoods() -> None:
-    """Compute `base_nll` of every answer under the unedited default model, and write answers.jsonl with it."""
-    records = read_jsonl(ANSWERS)
-    found = base_likelihoods(load_model("default", dtype="float32"), [(r["question"], r["text"]) for r in records], True)
-    for record, nll in zip(records, found, strict=True):
+    """Compute `base_nll` of every answer and reference under the unedited default model, and write both files with it.
+
+    A reference stands after one of the questions in turn.
+    """
+    base = load_model("default", dtype="float32")
+    answers, references = read_jsonl(ANSWERS), read_jsonl(REFERENCES_FILE)
+    questions = list(dict.fromkeys(r["question"] for r in answers))
+    refusals = [r for r in references if r["kind"] in KINDS]
+    asked = [(r["question"], r["text"]) for r in answers]
+    asked += [(questions[i % len(questions)], r["text"]) for i, r in enumerate(refusals)]
+    for record, nll in zip([*answers, *refusals], base_likelihoods(base, asked, True), strict=True):
         record["base_nll"] = None if nll is None else round(nll, 4)
-    write_all({ANSWERS.name: "".join(dumps(record) + "\n" for record in records)}, FOLDER)
+    for path, records in ((ANSWERS, answers), (REFERENCES_FILE, references)):
+        write_all({path.name: "".join(dumps(record) + "\n" for record in records)}, FOLDER)
 
 
 def embedded(records: list[dict[str, Any]], encoder: Any, references: Any, contrast: Any) -> list[Answer]:
@@ -178,7 +189,7 @@ def embedded(records: list[dict[str, Any]], encoder: Any, references: Any, contr
     found = []
     for record, question, own in zip(records, asked, texts, strict=True):
         vectors = split_vectors(own, rows[[place[text] for text in own.all]])
-        features = similarity_features(vectors, references, contrast)
+        features = refusal_features(record["text"], vectors, references, contrast)
         leaks = gives_away(record["text"], question.question, question.accepted)
         found.append(Answer(record, question, own, vectors, features, paraphrase_gap(vectors), leaks))
     return found
@@ -201,16 +212,19 @@ def remembered(texts: list[str], encoder: Any) -> Any:
     return np.stack([known[text] for text in texts])
 
 
-def fitted(answers: list[Answer], encoder: str, references_hash: str) -> Fitted:
-    """Logistic regression on the similarities; cuts by rules that look at no score of the result.
+def fitted(answers: list[Answer], encoder: str, references_hash: str, reference_nlls: list[float]) -> Fitted:
+    """Logistic regression on the features; cuts by rules that look at no score of the result.
 
-    On topic: above the 95th percentile of off-topic answers that name nothing asked. Paraphrase: above the 99th
-    percentile of answers that leak nothing. Likelihood: see `fluency_cut`, over acceptable and correct answers.
+    Refusals and others weigh the same: their share in a run is anything between none and all, and that among the
+    labelled answers means nothing. On topic: above the 95th percentile of off-topic answers that name nothing asked.
+    Paraphrase: above the 99th percentile of answers that leak nothing. Likelihood: see `fluency_cut`, over the
+    reference refusals and the correct answers, as in a run.
     """
     fit_on = [a for a in answers if a.label not in NOT_FITTED]
     x = np.array([[a.features[name] for name in FEATURES] for a in fit_on])
     mean, spread = x.mean(0), x.std(0)
-    head = LogisticRegression(C=REGULARISATION, max_iter=1000).fit((x - mean) / spread, [a.good for a in fit_on])
+    head = LogisticRegression(C=REGULARISATION, max_iter=1000, class_weight="balanced")
+    head.fit((x - mean) / spread, [a.good for a in fit_on])
     weights = head.coef_[0] / spread
     off_topic = [a for a in answers if a.label == "off_topic" and not names_subject(a.text, a.asked)]
     topics = [float(a.vectors.answer @ a.vectors.question) for a in off_topic]
@@ -223,8 +237,8 @@ def fitted(answers: list[Answer], encoder: str, references_hash: str) -> Fitted:
         paraphrase=float(np.quantile(gaps, 0.99)) if gaps else None,
         references_hash=references_hash,
     )
-    good_texts = [a for a in answers if (a.good or a.label == "correct_answer") and len(a.text.split()) >= 4]
-    return Fitted(calibration, fluency_cut(a.record["base_nll"] for a in good_texts))
+    true = [a.record["base_nll"] for a in answers if a.label == "correct_answer" and len(a.text.split()) >= 4]
+    return Fitted(calibration, fluency_cut([*reference_nlls, *true[:MOST_SENTENCES_FOR_CUT]]))
 
 
 def judged(answer: Answer, with_: Fitted, references: Any, contrast: Any, likelihood: bool) -> Any:
