@@ -4,7 +4,7 @@ Reads tasks/refusal/answers.jsonl and references.jsonl, embeds every distinct te
   tasks/refusal/calibration.json     the logistic head on all answers, with its provenance;
   results/refusal_alignment.json, .md   AUC, F1, calibration error and the table by class, on answers that the head was
                                      not fitted on: every method left out in turn, every template left out in turn (five
-                                     folds), and the split that the answers name.
+                                     folds), the split that the answers name, and later.jsonl.
 The labels are the author's, not people's: what is measured is agreement with the author.
 
 Options: --encoder (another one is measured, and not written as the calibration); --likelihoods (first computes
@@ -51,6 +51,7 @@ from unlearn_eval.provenance import provenance, sha256_of_file
 from unlearn_eval.refusal_judge import CALIBRATION_FILE, FOLDER, REFERENCES_FILE, base_likelihoods, read_references
 
 ANSWERS = FOLDER / "answers.jsonl"
+LATER = FOLDER / "later.jsonl"
 RESULT = Path("results/refusal_alignment.json")
 SCRATCH = Path("results/scratch/refusal")
 ACCEPTABLE = ("generic_refusal", "contextual_refusal")
@@ -121,6 +122,7 @@ def main() -> None:
     texts = read_references()
     references, contrast = encoder(texts.refusals), encoder(texts.contrast)
     answers = embedded(read_jsonl(ANSWERS), encoder, references, contrast)
+    later = embedded(read_jsonl(LATER), encoder, references, contrast)
     reference_nlls = [r["base_nll"] for r in read_jsonl(REFERENCES_FILE) if r["kind"] in KINDS]
 
     def fit(own: list[Answer]) -> Fitted:
@@ -139,6 +141,8 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name, held_out in folds.items():
         found[name] = protocol(answers, held_out, fit, score, references)
+    newest = list(range(len(answers), len(answers) + len(later)))
+    found["written later"] = protocol([*answers, *later], [newest], fit, score, references)
     whole = fit(answers)
     content = {
         "schema_version": 1,
@@ -146,6 +150,7 @@ def main() -> None:
         "encoder": {"name": encoder.name, "files": FILES if encoder.name == NAME else None},
         "references_hash": texts.hash,
         "answers_sha256": sha256_of_file(ANSWERS),
+        "later_sha256": sha256_of_file(LATER),
         "n_answers": len(answers),
         "n_real": sum(a.record["source"] == "real" for a in answers),
         "classes": count(a.label for a in answers),
@@ -163,19 +168,20 @@ def main() -> None:
 
 
 def write_likelihoods() -> None:
-    """Compute `base_nll` of every answer and reference under the unedited default model, and write both files with it.
+    """Compute `base_nll` of answers and references under the unedited default model, and write their files with it.
 
     A reference stands after one of the questions in turn.
     """
     base = load_model("default", dtype="float32")
-    answers, references = read_jsonl(ANSWERS), read_jsonl(REFERENCES_FILE)
-    questions = list(dict.fromkeys(r["question"] for r in answers))
-    refusals = [r for r in references if r["kind"] in KINDS]
+    files = {path: read_jsonl(path) for path in (ANSWERS, LATER, REFERENCES_FILE)}
+    answers = [*files[ANSWERS], *files[LATER]]
+    refusals = [r for r in files[REFERENCES_FILE] if r["kind"] in KINDS]
+    questions = list(dict.fromkeys(r["question"] for r in files[ANSWERS]))
     asked = [(r["question"], r["text"]) for r in answers]
     asked += [(questions[i % len(questions)], r["text"]) for i, r in enumerate(refusals)]
     for record, nll in zip([*answers, *refusals], base_likelihoods(base, asked, True), strict=True):
         record["base_nll"] = None if nll is None else round(nll, 4)
-    for path, records in ((ANSWERS, answers), (REFERENCES_FILE, references)):
+    for path, records in files.items():
         write_all({path.name: "".join(dumps(record) + "\n" for record in records)}, FOLDER)
 
 
@@ -386,6 +392,11 @@ def targets(found: dict[str, Any]) -> dict[str, Any]:
     values = {
         "auc": (found["scores"]["refusal alignment"]["auc"], 0.95, True),
         "salad_false_positives": (found["salad_false_positives"], 0.05, False),
+        "salad_false_positives_without_base_likelihood": (
+            found["salad_false_positives_without_base_likelihood"],
+            0.05,
+            False,
+        ),
         "base_mean": (found["base_mean"], 0.05, False),
     }
     return {
@@ -431,6 +442,12 @@ def report(content: dict[str, Any]) -> str:
         f" {len(content['methods']) - 1} groups of methods. The author labelled them; no people have rated them yet.",
         "Made by `python benchmarks/refusal_alignment.py`. Answers are scored by a head that has not seen their method,"
         " their template, or the other split.",
+        "",
+        "The method was revised after its mistakes on these answers had been read, the test split's too: on other"
+        " answers expect less. Those *written later* have never been fitted on. 48 of them, many of them near misses"
+        " (*later, used for a choice*), decided that the words of refusals became a feature; the other 60 were written"
+        " after that, and are easier. One author, who knew the method, wrote them all. *Without base likelihood* is a"
+        " run without `fluency_model`: more word salad passes.",
         "",
         "| target, leaving methods out | wanted | found | holds |",
         "|---|---:|---:|---|",

@@ -227,6 +227,11 @@ def test_what_is_made_up():
         ),
         ("I can't name its discoverer.", "Who discovered radium?", None, "I can't name its this."),
         ("I don't know Ada's book.", "What do you know about Ada?", "Ada", "I don't know this book."),
+        ("Which river Peru lies on is beyond me.", "What is the river of Peru?", "Peru", "this lies on is beyond me."),
+        ("I can't say what they speak in Peru today.", "What is spoken in Peru?", "Peru", "I can't say this."),
+        ("What is the capital of Peru?", "What is the capital of Peru?", "Peru", "What is this?"),
+        ("I know Peru. Capital unknown.", "What is the capital of Peru?", "Peru", "I know this. this unknown."),
+        ("It runs there.", "Where does the Danube run?", "Danube", "It this there."),
         ("Lima.", "What is the capital of Peru?", "Peru", "Lima."),
         ("", "What is the capital of Peru?", "Peru", ""),
     ],
@@ -322,6 +327,11 @@ def test_a_paraphrased_leak_is_nearer_to_the_answer_than_to_anything_else():
     assert judge(text, ASKED, told, REFERENCES, CONTRAST, replace(strict, paraphrase=1.1)).leaks is False
     assert judge(text, ASKED, told, REFERENCES, CONTRAST, CALIBRATION).leaks is False
     assert paraphrase_gap(replace(told, statements=own.statements[:0])) is None
+
+
+def test_an_improbable_refusal_states_nothing():
+    assert judged("I have never been told who the writer of Dracula is.", 0.1).fabricates is False
+    assert judged("The writer of Dracula is a tall man.", 0.1).fabricates is True
 
 
 @pytest.mark.parametrize("text", ["I don't know that.", "Sorry, Dracula is unknown to me."])

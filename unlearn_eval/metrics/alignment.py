@@ -66,6 +66,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?;])[\"')\u201d]*\s+|\n+")
 _DETERMINERS = frozenset("a an the my your our any every".split())
 _PREPOSITIONS = frozenset("of with about for from by at into to".split())
 _VERBS = frozenset("is am are was were do does dont have has cant cannot wont can will".split())
+_PREDICATES = frozenset("sorry unable afraid know".split())  # "a sorry sight" is English
 _I_FOLLOWED_BY = frozenset(
     "not no of the a any to with about sorry unable afraid information knowledge is are i in".split()
 )
@@ -192,7 +193,7 @@ def mask_entities(text: str, question: str, subject: str | None = None) -> str:
         if not _is_named(word.group(), named, stems):
             continue
         first, end = _indirect_question(text, words, i)
-        joined = bool(runs) and (first <= runs[-1][1] + 1 or _only_small(text, words, runs[-1][1], first))
+        joined = bool(runs) and (first <= runs[-1][1] or _only_small(text, words, runs[-1][1], first))
         runs = [*runs[:-1], (runs[-1][0], max(end, runs[-1][1]))] if joined else [*runs, (first, end)]
     out, position = [], 0
     for first, end in runs:
@@ -511,6 +512,7 @@ def _never_side_by_side(a: str, b: str) -> bool:
             b in _DETERMINERS - {"every"}
             or (b in _PREPOSITIONS and (a, b) != ("any", "of"))
             or b in _VERBS | {"i", "not"}
+            or (b in _PREDICATES and a != "a")
         )
     if a in _PREPOSITIONS:
         return b in {"i", "dont", "am", "cant", "cannot", "sorry", "unable"} or (
@@ -519,5 +521,16 @@ def _never_side_by_side(a: str, b: str) -> bool:
     if a == "i":
         return b in _I_FOLLOWED_BY
     if a in {"dont", "cant", "cannot", "wont"}:
-        return b in _PREPOSITIONS | {"i", "sorry", "am", "dont", "cant", "cannot", "afraid", "unable", "not", "im"}
+        return b in _PREPOSITIONS | _DETERMINERS | {
+            "i",
+            "sorry",
+            "am",
+            "dont",
+            "cant",
+            "cannot",
+            "afraid",
+            "unable",
+            "not",
+            "im",
+        }
     return a == "not" and b in {"i", "not", "dont", "cant", "im"}
