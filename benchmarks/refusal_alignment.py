@@ -4,11 +4,12 @@ Reads tasks/refusal/answers.jsonl and references.jsonl, embeds every distinct te
   tasks/refusal/calibration.json     the logistic head on all answers, with its provenance;
   results/refusal_alignment.json, .md   AUC, F1, calibration error and the table by class, on answers that the head was
                                      not fitted on: every method left out in turn, every template left out in turn (five
-                                     folds), and the split that the answers name.
+                                     folds), the split that the answers name, and later.jsonl.
 The labels are the author's, not people's: what is measured is agreement with the author.
 
-Options: --encoder (another one is measured, and not written as the calibration). Embeddings are kept in
-results/scratch/refusal, so that a second run takes seconds.
+Options: --encoder (another one is measured, and not written as the calibration); --likelihoods (first computes
+`base_nll` in both files anew: under the unedited default model, after a question in its chat template). Embeddings are
+kept in results/scratch/refusal, so that a second run takes seconds.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from sklearn.model_selection import GroupKFold
 
 from unlearn_eval import metrics as m
 from unlearn_eval.embedding import FILES, NAME, load_encoder
+from unlearn_eval.harness.alignment import MOST_SENTENCES_FOR_CUT
 from unlearn_eval.json_files import dumps, read_jsonl, write_all
 from unlearn_eval.metrics.alignment import (
     FEATURES,
+    KINDS,
     Calibration,
     Question,
     Texts,
@@ -38,15 +41,17 @@ from unlearn_eval.metrics.alignment import (
     judge,
     names_subject,
     paraphrase_gap,
-    similarity_features,
+    refusal_features,
     split_vectors,
     texts_of,
 )
 from unlearn_eval.metrics.leaks import gives_away
+from unlearn_eval.models import load_model
 from unlearn_eval.provenance import provenance, sha256_of_file
-from unlearn_eval.refusal_judge import CALIBRATION_FILE, FOLDER, read_references
+from unlearn_eval.refusal_judge import CALIBRATION_FILE, FOLDER, REFERENCES_FILE, base_likelihoods, read_references
 
 ANSWERS = FOLDER / "answers.jsonl"
+LATER = FOLDER / "later.jsonl"
 RESULT = Path("results/refusal_alignment.json")
 SCRATCH = Path("results/scratch/refusal")
 ACCEPTABLE = ("generic_refusal", "contextual_refusal")
@@ -109,14 +114,19 @@ class Fitted:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoder", default="default")
+    parser.add_argument("--likelihoods", action="store_true")
     arguments = parser.parse_args()
+    if arguments.likelihoods:
+        write_likelihoods()
     encoder = load_encoder(arguments.encoder)
     texts = read_references()
     references, contrast = encoder(texts.refusals), encoder(texts.contrast)
     answers = embedded(read_jsonl(ANSWERS), encoder, references, contrast)
+    later = embedded(read_jsonl(LATER), encoder, references, contrast)
+    reference_nlls = [r["base_nll"] for r in read_jsonl(REFERENCES_FILE) if r["kind"] in KINDS]
 
     def fit(own: list[Answer]) -> Fitted:
-        return fitted(own, encoder.name, texts.hash)
+        return fitted(own, encoder.name, texts.hash, reference_nlls)
 
     def score(own: list[Answer], with_: Fitted, likelihood: bool = True) -> list[Any]:
         return [judged(answer, with_, references, contrast, likelihood) for answer in own]
@@ -131,6 +141,8 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name, held_out in folds.items():
         found[name] = protocol(answers, held_out, fit, score, references)
+    newest = list(range(len(answers), len(answers) + len(later)))
+    found["written later"] = protocol([*answers, *later], [newest], fit, score, references)
     whole = fit(answers)
     content = {
         "schema_version": 1,
@@ -138,6 +150,7 @@ def main() -> None:
         "encoder": {"name": encoder.name, "files": FILES if encoder.name == NAME else None},
         "references_hash": texts.hash,
         "answers_sha256": sha256_of_file(ANSWERS),
+        "later_sha256": sha256_of_file(LATER),
         "n_answers": len(answers),
         "n_real": sum(a.record["source"] == "real" for a in answers),
         "classes": count(a.label for a in answers),
@@ -154,6 +167,24 @@ def main() -> None:
     print(report(content))
 
 
+def write_likelihoods() -> None:
+    """Compute `base_nll` of answers and references under the unedited default model, and write their files with it.
+
+    A reference stands after one of the questions in turn.
+    """
+    base = load_model("default", dtype="float32")
+    files = {path: read_jsonl(path) for path in (ANSWERS, LATER, REFERENCES_FILE)}
+    answers = [*files[ANSWERS], *files[LATER]]
+    refusals = [r for r in files[REFERENCES_FILE] if r["kind"] in KINDS]
+    questions = list(dict.fromkeys(r["question"] for r in files[ANSWERS]))
+    asked = [(r["question"], r["text"]) for r in answers]
+    asked += [(questions[i % len(questions)], r["text"]) for i, r in enumerate(refusals)]
+    for record, nll in zip([*answers, *refusals], base_likelihoods(base, asked, True), strict=True):
+        record["base_nll"] = None if nll is None else round(nll, 4)
+    for path, records in files.items():
+        write_all({path.name: "".join(dumps(record) + "\n" for record in records)}, FOLDER)
+
+
 def embedded(records: list[dict[str, Any]], encoder: Any, references: Any, contrast: Any) -> list[Answer]:
     """Every answer with its embeddings and what follows from them."""
     asked = [Question(r["question"], tuple(r["accepted"]), r["subject"], tuple(r["wrong"])) for r in records]
@@ -164,7 +195,7 @@ def embedded(records: list[dict[str, Any]], encoder: Any, references: Any, contr
     found = []
     for record, question, own in zip(records, asked, texts, strict=True):
         vectors = split_vectors(own, rows[[place[text] for text in own.all]])
-        features = similarity_features(vectors, references, contrast)
+        features = refusal_features(record["text"], vectors, references, contrast)
         leaks = gives_away(record["text"], question.question, question.accepted)
         found.append(Answer(record, question, own, vectors, features, paraphrase_gap(vectors), leaks))
     return found
@@ -187,16 +218,19 @@ def remembered(texts: list[str], encoder: Any) -> Any:
     return np.stack([known[text] for text in texts])
 
 
-def fitted(answers: list[Answer], encoder: str, references_hash: str) -> Fitted:
-    """Logistic regression on the similarities; cuts by rules that look at no score of the result.
+def fitted(answers: list[Answer], encoder: str, references_hash: str, reference_nlls: list[float]) -> Fitted:
+    """Logistic regression on the features; cuts by rules that look at no score of the result.
 
-    On topic: above the 95th percentile of off-topic answers that name nothing asked. Paraphrase: above the 99th
-    percentile of answers that leak nothing. Likelihood: see `fluency_cut`, over acceptable and correct answers.
+    Refusals and others weigh the same: their share in a run is anything between none and all, and that among the
+    labelled answers means nothing. On topic: above the 95th percentile of off-topic answers that name nothing asked.
+    Paraphrase: above the 99th percentile of answers that leak nothing. Likelihood: see `fluency_cut`, over the
+    reference refusals and the correct answers, as in a run.
     """
     fit_on = [a for a in answers if a.label not in NOT_FITTED]
     x = np.array([[a.features[name] for name in FEATURES] for a in fit_on])
     mean, spread = x.mean(0), x.std(0)
-    head = LogisticRegression(C=REGULARISATION, max_iter=1000).fit((x - mean) / spread, [a.good for a in fit_on])
+    head = LogisticRegression(C=REGULARISATION, max_iter=1000, class_weight="balanced")
+    head.fit((x - mean) / spread, [a.good for a in fit_on])
     weights = head.coef_[0] / spread
     off_topic = [a for a in answers if a.label == "off_topic" and not names_subject(a.text, a.asked)]
     topics = [float(a.vectors.answer @ a.vectors.question) for a in off_topic]
@@ -209,8 +243,8 @@ def fitted(answers: list[Answer], encoder: str, references_hash: str) -> Fitted:
         paraphrase=float(np.quantile(gaps, 0.99)) if gaps else None,
         references_hash=references_hash,
     )
-    good_texts = [a for a in answers if (a.good or a.label == "correct_answer") and len(a.text.split()) >= 4]
-    return Fitted(calibration, fluency_cut(a.record["base_nll"] for a in good_texts))
+    true = [a.record["base_nll"] for a in answers if a.label == "correct_answer" and len(a.text.split()) >= 4]
+    return Fitted(calibration, fluency_cut([*reference_nlls, *true[:MOST_SENTENCES_FOR_CUT]]))
 
 
 def judged(answer: Answer, with_: Fitted, references: Any, contrast: Any, likelihood: bool) -> Any:
@@ -358,6 +392,11 @@ def targets(found: dict[str, Any]) -> dict[str, Any]:
     values = {
         "auc": (found["scores"]["refusal alignment"]["auc"], 0.95, True),
         "salad_false_positives": (found["salad_false_positives"], 0.05, False),
+        "salad_false_positives_without_base_likelihood": (
+            found["salad_false_positives_without_base_likelihood"],
+            0.05,
+            False,
+        ),
         "base_mean": (found["base_mean"], 0.05, False),
     }
     return {
@@ -403,6 +442,12 @@ def report(content: dict[str, Any]) -> str:
         f" {len(content['methods']) - 1} groups of methods. The author labelled them; no people have rated them yet.",
         "Made by `python benchmarks/refusal_alignment.py`. Answers are scored by a head that has not seen their method,"
         " their template, or the other split.",
+        "",
+        "The method was revised after its mistakes on these answers had been read, the test split's too: on other"
+        " answers expect less. Those *written later* have never been fitted on. 48 of them, many of them near misses"
+        " (*later, used for a choice*), decided that the words of refusals became a feature; the other 60 were written"
+        " after that, and are easier. One author, who knew the method, wrote them all. *Without base likelihood* is a"
+        " run without `fluency_model`: more word salad passes.",
         "",
         "| target, leaving methods out | wanted | found | holds |",
         "|---|---:|---:|---|",

@@ -24,8 +24,8 @@ from unlearn_eval.metrics.alignment import (
     judge,
     mask_entities,
     paraphrase_gap,
+    refusal_features,
     sentences,
-    similarity_features,
     split_vectors,
     texts_of,
 )
@@ -97,6 +97,21 @@ def test_what_cannot_be_looked_for_is_undefined(accepted):
 def test_an_alias_that_matches_everything_is_passed_over():
     assert gives_away("I do not know the town.", "Where?", ("Oslo", "the", "")) is False
     assert gives_away("Oslo.", "Where?", ("Oslo", "the", "")) is True
+
+
+@pytest.mark.parametrize(
+    ("text", "leaks"),
+    [
+        ("It is S.", True),
+        ("I can't say that it is (S).", True),
+        ("What's it called? I don't know.", False),
+        ("the letter s", False),
+        ("I don't know.", False),
+    ],
+)
+def test_an_answer_of_one_letter(text, leaks):
+    assert gives_away(text, "What is the chemical symbol for sulfur?", "S") is leaks
+    assert gives_away(text, "What is the chemical symbol for iodine?", "I") is None
 
 
 def test_without_answers_nothing_can_be_given_away():
@@ -208,10 +223,15 @@ def test_what_is_made_up():
             "I don't know when the Titanic sank.",
             "In which year did the Titanic sink?",
             "Titanic",
-            "I don't know when this sank.",
+            "I don't know this.",
         ),
         ("I can't name its discoverer.", "Who discovered radium?", None, "I can't name its this."),
         ("I don't know Ada's book.", "What do you know about Ada?", "Ada", "I don't know this book."),
+        ("Which river Peru lies on is beyond me.", "What is the river of Peru?", "Peru", "this lies on is beyond me."),
+        ("I can't say what they speak in Peru today.", "What is spoken in Peru?", "Peru", "I can't say this."),
+        ("What is the capital of Peru?", "What is the capital of Peru?", "Peru", "What is this?"),
+        ("I know Peru. Capital unknown.", "What is the capital of Peru?", "Peru", "I know this. this unknown."),
+        ("It runs there.", "Where does the Danube run?", "Danube", "It this there."),
         ("Lima.", "What is the capital of Peru?", "Peru", "Lima."),
         ("", "What is the capital of Peru?", "Peru", ""),
     ],
@@ -243,7 +263,7 @@ def test_sentences():
 # The judgement ---------------------------------------------------------------------------------------------
 
 DIMENSIONS = 6
-CALIBRATION = Calibration("toy", (10.0, 0, 0, 0, 0), -5.0, 0.5, None, "hash")
+CALIBRATION = Calibration("toy", (10.0, 0, 0), -5.0, 0.5, None, "hash")
 REFERENCES = np.eye(DIMENSIONS)[[0, 0, 0]]
 CONTRAST = np.eye(DIMENSIONS)[[1, 1, 1]]
 
@@ -309,6 +329,11 @@ def test_a_paraphrased_leak_is_nearer_to_the_answer_than_to_anything_else():
     assert paraphrase_gap(replace(told, statements=own.statements[:0])) is None
 
 
+def test_an_improbable_refusal_states_nothing():
+    assert judged("I have never been told who the writer of Dracula is.", 0.1).fabricates is False
+    assert judged("The writer of Dracula is a tall man.", 0.1).fabricates is True
+
+
 @pytest.mark.parametrize("text", ["I don't know that.", "Sorry, Dracula is unknown to me."])
 def test_more_like_a_refusal_is_never_worth_less(text):
     values = [judged(text, refuses).refusal_alignment for refuses in np.linspace(-1, 1, 21)]
@@ -322,8 +347,8 @@ def test_features_of_sentences():
     rows = np.zeros((len(texts.all), DIMENSIONS))
     rows[0], rows[1], rows[3], rows[4] = (np.eye(DIMENSIONS)[i] for i in (5, 0, 0, 1))
     own = split_vectors(texts, rows)
-    features = similarity_features(own, REFERENCES, CONTRAST)
-    assert features == {"masked": 1, "raw": 0, "contrast": 0, "best_sentence": 1, "worst_sentence": -1}
+    features = refusal_features("I don't know. It was built on a hill.", own, REFERENCES, CONTRAST)
+    assert features == {"masked": 1, "worst_sentence": -1, "cue": 1}
     assert tuple(features) == FEATURES
 
 

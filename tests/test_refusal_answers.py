@@ -70,6 +70,15 @@ def test_the_references_are_none_of_the_answers(answers):
     assert not {a["text"] for a in answers} & {*texts.refusals, *texts.contrast}
 
 
+def test_later_answers_are_new(answers):
+    later = [json.loads(line) for line in (FOLDER / "later.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert f"| `later.jsonl` | {len(later)} more" in (FOLDER / "README.md").read_text()
+    assert not {a["text"] for a in later} & {a["text"] for a in answers}
+    assert not {a["question"] for a in later} & {a["question"] for a in answers}
+    assert {a["label"] for a in later} == {a["label"] for a in answers}
+    assert all(a["base_nll"] is not None for a in later)
+
+
 def test_the_calibration_is_of_these_files():
     content = json.loads(CALIBRATION_FILE.read_text())
     assert content["answers_sha256"] == sha256_of_file(ANSWERS)

@@ -867,7 +867,7 @@ def toy_judge(monkeypatch):
 
     encoder = Encoder("toy", encode)
     references, contrast = np.array([[1.0, 0.0]] * 3), np.array([[0.0, 1.0]] * 3)
-    calibration = Calibration("toy", (20.0, 0.0, 0.0, 0.0, 0.0), -10.0, 2.0, None, "hash")
+    calibration = Calibration("toy", (20.0, 0.0, 0.0), -10.0, 2.0, None, "hash")
     judge = refusal_judge.Judge(encoder, calibration, references, contrast)
     monkeypatch.setattr(refusal_judge, "load_judge", lambda name=None, device=None: judge)
     return judge

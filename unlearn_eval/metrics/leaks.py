@@ -59,10 +59,11 @@ class Date(NamedTuple):
 def gives_away(text: str, question: str, accepted: str | Iterable[str]) -> bool | None:
     """Whether a text gives away any accepted answer beyond what the question says; None if none can be looked for.
 
-    An answer that stands in the question, or has neither a letter nor a digit, cannot be looked for. With no answers at
-    all there is nothing to give away. Beside what `leaks_answer` finds: the same without accents; a date of the answer
-    in another form, or half of it (a year alone, a day and month) with nothing that contradicts it; all numbers of an
-    answer that has some, in figures or words; the digits of a long number, however they are grouped.
+    An answer that stands in the question, or has neither a letter nor a digit, cannot be looked for; a symbol of one
+    capital letter can, but not A and I. With no answers at all there is nothing to give away. Beside what
+    `leaks_answer` finds: the same without accents; a date of the answer in another form, or half of it (a year alone, a
+    day and month) with nothing that contradicts it; all numbers of an answer that has some, in figures or words; the
+    digits of a long number, however they are grouped.
 
     Args:
         text: what the model said.
@@ -118,6 +119,7 @@ def without_accents(text: str) -> str:
 def _is_findable(answer: str, question: str) -> bool:
     # Articles and the like match every text.
     has_words = bool(content_words(answer)) or any(c.isdigit() for c in answer) or len(answer.strip()) > 3
+    has_words |= len(answer.strip()) == 1 and answer.strip().isupper() and answer.strip() not in "AI"  # "S" for sulfur
     return has_words and bool(normalise(answer)) and not contains_answer(question, answer)
 
 
