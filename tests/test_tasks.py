@@ -451,7 +451,7 @@ def test_the_plain_lm_eval_command_runs_from_anywhere(tiny, tiny_folder, tokeniz
     command += ["--tasks", "unlearn_tofu,unlearn_tofu_privacy_forget05", "--limit", "8", "--log_samples"]
     command += ["--output_path", "out", "--batch_size", "auto:2", "--num_fewshot", "0", "--apply_chat_template"]
     command += ["--gen_kwargs", "max_gen_toks=6", "--metadata", '{"forget_split": "forget01"}']
-    found = python(command, elsewhere, UNLEARN_EVAL_DATA=str(tofu))
+    found = python(command, elsewhere, UNLEARN_EVAL_DATA=str(tofu), UNLEARN_EVAL_ENCODER="off")
     assert found.returncode == 0, found.stderr[-3000:]
     assert "forget_probability" in found.stdout
     (path,) = (elsewhere / "out").rglob("results_*.json")
@@ -628,12 +628,15 @@ def test_a_model_with_loglikelihoods_only(tiny, tokenizer, tofu):
     assert values(private, "unlearn_tofu_privacy")["mia_min_k_auc"] is None
 
 
+READ_FROM_TEXT = ("rouge", "refusal_rate", "leak_rate", "gibberish_rate")
+
+
 @pytest.mark.parametrize("task", ["unlearn_tofu", "unlearn_tofu_privacy", "unlearn_facts"])
 def test_a_model_that_only_writes(tofu, task):
     result = evaluate(SilentLM(), task)
     for name, value in values(result, task).items():
         said = report(result, task)[name]
-        if any(part in name for part in ("rouge", "accuracy", "refusal_rate", "fluency")):
+        if any(part in name for part in (*READ_FROM_TEXT, "accuracy", "fluency")):
             assert value is not None
             assert said["n_unscored"] == 0
         else:
@@ -702,14 +705,14 @@ def test_nothing_is_0_for_undefined(tiny, tokenizer, tmp_path, monkeypatch, task
     result = evaluate(hf(tiny("llama"), tokenizer, max_length=8), task, **SHORT)
     for name, value in values(result, task).items():
         said = report(result, task)[name]
-        if "rouge" in name or "refusal_rate" in name:
+        if any(part in name for part in READ_FROM_TEXT):
             continue
         assert value is None, name
         assert said["reason"]
         assert said["n"] == 0
         assert said["n_unscored"] > 0
     assert all(
-        value == "N/A" or "rouge" in key or "refusal_rate" in key
+        value == "N/A" or any(part in key for part in READ_FROM_TEXT)
         for key, value in result["results"][task].items()
         if key.endswith("_stderr,none")
     )

@@ -164,7 +164,7 @@ def finetune(
     seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
 ) -> None:
-    """Make the target and the retain-only model of TOFU and PISTOL."""
+    """Make TOFU's and PISTOL's target and reference models."""
     from unlearn_eval import finetuning
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.models import load_model
@@ -245,7 +245,10 @@ def inspect(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show what an edit is: layers, ranks, norms, targets, cost; or what it makes of a question."""
+    """Show an edit: layers, ranks, norms, targets, cost.
+
+    With --ask, show what a memory edit makes of a question.
+    """
     from unlearn_eval.description import describe_edit
     from unlearn_eval.report.edit import edit_tables, route_lines
 
@@ -381,7 +384,7 @@ def fetch_model() -> None:
 
 @app.command("fetch-encoder")
 def fetch_encoder() -> None:
-    """Get the default sentence encoder (for refusal alignment); print its folder."""
+    """Get the default sentence encoder; print its folder."""
     from unlearn_eval.embedding import fetch_default_encoder
 
     print(fetch_default_encoder())
