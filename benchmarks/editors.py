@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from editing import conversations, evaluate, known_facts, split
+from editing import conversations, evaluate, forget_peak_memory, known_facts, split
 
 from unlearn_eval import make_edit
 from unlearn_eval.config import Recipe
@@ -115,8 +115,8 @@ def main() -> None:
         for row in ROWS:
             if arguments.only and row.name not in arguments.only.split("; "):
                 continue
-            if n == 1 and (row.recipe.get("merge") or row.recipe.get("per_step")):
-                continue
+            if n <= row.recipe.get("per_step", 0) or (n == 1 and row.recipe.get("merge")):
+                continue  # the same as the plain row
             key = f"{row.name}, {n}"
             if key in done["rows"]:
                 continue
@@ -158,14 +158,6 @@ def run(
     }
     with applied(edit, loaded.model), quiet():
         return found | evaluate(lm, forget, retain, neighbors)
-
-
-def forget_peak_memory() -> None:
-    """Let the peak of resident memory be that of the next row, not of all rows so far (Linux)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def table(done: dict[str, Any]) -> str:

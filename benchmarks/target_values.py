@@ -1,19 +1,20 @@
 """Target values, all requests at once, against the plain loop: one request, whole prompts, whole model, whole head.
 
 Both sides run in one process on the same requests, taking turns; the values must agree. Writes
-results/target_values.json. Options: --n (requests), --repeats, --curve (also time 10 to 1,000 requests).
+results/target_values.json. Options: --n (requests), --steps, --repeats, --curve (also time 10 to 1,000 requests).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from editing import forget_peak_memory
 from torch import Tensor
 
 from unlearn_eval.anatomy import anatomy
@@ -22,7 +23,7 @@ from unlearn_eval.editors.base import EditRequest
 from unlearn_eval.editors.target_values import TargetValueConfig, target_values
 from unlearn_eval.forget_sets import facts
 from unlearn_eval.models import load_model
-from unlearn_eval.provenance import hash_weights, provenance
+from unlearn_eval.provenance import hash_weights, peak_memory_bytes, provenance
 from unlearn_eval.refusals import IDK
 from unlearn_eval.scoring import pad
 
@@ -87,6 +88,7 @@ def timed(work: Any) -> tuple[Any, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--curve", action="store_true")
     parser.add_argument("--output", default="results/target_values.json")
@@ -96,15 +98,16 @@ def main() -> None:
     contexts = sample_contexts(model, tokenizer, seed=0, n=5)
     items = facts().sample(arguments.n, seed=0).items
     requests = build_requests(items, [IDK] * len(items), tokenizer, True, contexts)
-    config = TargetValueConfig()
+    config = TargetValueConfig(steps=arguments.steps)
     parts = anatomy(model)
     model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     rounds: list[dict[str, float]] = []
     for _ in range(arguments.repeats):
+        forget_peak_memory()
         ours, wall, cpu = timed(lambda: target_values(model, parts, LAYER, requests, config))
-        own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        own_peak = peak_memory_bytes()
         low, low_wall, low_cpu = timed(
-            lambda: target_values(model, parts, LAYER, requests, TargetValueConfig(bfloat16=True))
+            lambda: target_values(model, parts, LAYER, requests, replace(config, bfloat16=True))
         )
         slow, slow_wall, slow_cpu = timed(lambda: [plain_loop(model, LAYER, r, config) for r in requests])
         values = torch.stack([value for value, _ in slow])
@@ -129,9 +132,10 @@ def main() -> None:
             peak = own_peak
         print(json.dumps(rounds[-1]), flush=True)
     result: dict[str, Any] = {
-        "what": f"{len(requests)} requests with {len(contexts)} contexts, layer {LAYER}, float32, as a chat",
+        "what": f"{len(requests)} requests with {len(contexts)} contexts, layer {LAYER}, as a chat, "
+        f"{arguments.steps} steps at most",
         "rounds": rounds,
-        "peak_bytes_before_the_plain_loop": peak,
+        "peak_bytes": peak,
         "model_bytes": model_bytes,
         "memory_limit_bytes": 1.5 * model_bytes + 2**30,
         "model_weights_hash": hash_weights(model).exact,
@@ -139,22 +143,24 @@ def main() -> None:
         "provenance": provenance(),
     }
     if arguments.curve:
-        result["curve"] = curve(model, parts, tokenizer, config)
+        result["curve"] = curve(model, parts, tokenizer)
     Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def curve(model: Any, parts: Any, tokenizer: Any, config: TargetValueConfig) -> list[dict[str, float]]:
-    """Seconds of 10 to 1,000 requests without contexts, five steps each."""
+def curve(model: Any, parts: Any, tokenizer: Any) -> list[dict[str, float]]:
+    """Seconds and memory of 10 to 1,000 requests without contexts, three steps each."""
     items = facts().items
     texts = [(item.question, item) for item in items] + [(item.paraphrases[0], item) for item in items]
-    from dataclasses import replace
-
     varied = [replace(item, question=text, subject=None, id=str(i)) for i, (text, item) in enumerate(texts)]
     requests = build_requests(varied[:1000], [IDK] * 1000, tokenizer, True)
     rows = []
     for n in (10, 30, 100, 300, 1000):
-        _, wall, cpu = timed(lambda n=n: target_values(model, parts, LAYER, requests[:n], replace(config, steps=5)))
-        rows.append({"n": n, "wall_seconds": wall, "cpu_seconds": cpu, "cpu_seconds_per_request": cpu / n})
+        forget_peak_memory()
+        _, wall, cpu = timed(
+            lambda n=n: target_values(model, parts, LAYER, requests[:n], TargetValueConfig(steps=3, stop_loss=0))
+        )
+        own = {"cpu_seconds_per_request": cpu / n, "peak_bytes": peak_memory_bytes()}
+        rows.append({"n": n, "wall_seconds": wall, "cpu_seconds": cpu, **own})
         print(rows[-1], flush=True)
     return rows
 
