@@ -36,8 +36,8 @@ import torch
 from torch import Tensor
 
 from unlearn_eval.anatomy import Anatomy, anatomy, layers_at_depth
-from unlearn_eval.editors.base import EditRequest, Progress, check_state, no_progress
-from unlearn_eval.editors.replacements import AdamRows, Replacements, Row, check_prompts, rows_of
+from unlearn_eval.editors.base import EditRequest, Progress, no_progress
+from unlearn_eval.editors.replacements import AdamRows, Replacements, Row, check_prompts, earlier_store, rows_of
 from unlearn_eval.edits import EditInfo
 from unlearn_eval.errors import UserError
 from unlearn_eval.memory_edits import POSITIONS, Codebook, MemoryEdit, check_memory, nearest_key
@@ -129,7 +129,7 @@ def edit(
     if len(layers) != 1:
         raise UserError(f"GRACE has its codebook at one layer, not {list(layers)}", "give one, e.g. --set layers=24")
     layer, name = layers[0], parts.projection_name(layers[0])
-    earlier = _earlier(state, name)
+    earlier = earlier_store(state, "grace", name, Codebook)
     check_prompts(requests)
     n = sum(len(request.parts) for request in requests) + (earlier.n if earlier else 0)
     wide = torch.promote_types(model.dtype, torch.float32)
@@ -184,19 +184,6 @@ def resolved(config: Config) -> Config:
             "give numbers above 0",
         )
     return config
-
-
-def _earlier(state: MemoryEdit | None, name: str) -> Codebook | None:
-    check_state(state, "grace")
-    if state is None:
-        return None
-    assert isinstance(state.store, Codebook)
-    if state.module != name:
-        raise UserError(
-            f"the codebook to go on from is at {state.module}, not at {name}",
-            "leave out --set layers, or start a new edit",
-        )
-    return state.store
 
 
 @torch.no_grad()

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from unlearn_eval.anatomy import Anatomy
-from unlearn_eval.editors.base import EditRequest
+from unlearn_eval.editors.base import EditRequest, check_state
 from unlearn_eval.errors import UserError
+from unlearn_eval.memory_edits import Codebook, MemoryEdit, SideMemories
 from unlearn_eval.tracing import Tail, first, trace
 
+Store = TypeVar("Store", Codebook, SideMemories)
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # prompt ids, target ids
 
 
@@ -151,3 +153,21 @@ def check_prompts(requests: Sequence[EditRequest]) -> None:
                 f"the requests {other[0]!r} and {part.id!r} conflict: one question with two different targets",
                 "give both the same target, or leave one out (--ids)",
             )
+
+
+def earlier_store(state: MemoryEdit | None, editor: str, module: str, kind: type[Store]) -> Store | None:
+    """What the edit to go on from holds, None if there is none.
+
+    Raises:
+        UserError: it is of another editor, or at another module.
+    """
+    check_state(state, editor)
+    if state is None:
+        return None
+    if state.module != module:
+        raise UserError(
+            f"the memory to go on from is at {state.module}, not at {module}",
+            "leave out --set layers, or start a new edit",
+        )
+    assert isinstance(state.store, kind)
+    return state.store

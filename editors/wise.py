@@ -42,8 +42,8 @@ import torch
 from torch import Tensor
 
 from unlearn_eval.anatomy import Anatomy, anatomy, layers_at_depth
-from unlearn_eval.editors.base import EditRequest, Progress, check_state, no_progress
-from unlearn_eval.editors.replacements import Replacements, Row, check_prompts, rows_of
+from unlearn_eval.editors.base import EditRequest, Progress, no_progress
+from unlearn_eval.editors.replacements import Replacements, Row, check_prompts, earlier_store, rows_of
 from unlearn_eval.edits import EditInfo
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.memory_edits import MODES, POOLS, POSITIONS, MemoryEdit, SideMemories, check_memory, read_inputs
@@ -163,7 +163,7 @@ def edit(
     if len(layers) != 1:
         raise UserError(f"WISE has its memories at one layer, not {list(layers)}", "give one, e.g. --set layers=27")
     name = parts.projection_name(layers[0])
-    earlier = _earlier(state, name)
+    earlier = earlier_store(state, "wise", name, SideMemories)
     check_prompts(requests)
     if not others:
         raise UserError(
@@ -248,19 +248,6 @@ def resolved(config: Config) -> Config:
             "give a smaller --set alpha=",
         )
     return config
-
-
-def _earlier(state: MemoryEdit | None, name: str) -> SideMemories | None:
-    check_state(state, "wise")
-    if state is None:
-        return None
-    assert isinstance(state.store, SideMemories)
-    if state.module != name:
-        raise UserError(
-            f"the memories to go on from are at {state.module}, not at {name}",
-            "leave out --set layers, or start a new edit",
-        )
-    return state.store
 
 
 def _divided(requests: list[EditRequest], n: int) -> list[list[EditRequest]]:
