@@ -21,6 +21,7 @@ from unlearn_eval.forget_sets import FACTS_FILE
 from unlearn_eval.harness import borrowed
 from unlearn_eval.harness.models import EditedLM
 from unlearn_eval.harness.utility import BINS, DOMAIN_OF, forgotten, locality_bins
+from unlearn_eval.memory_edits import Codebook, MemoryEdit
 from unlearn_eval.results import Result, compare, read_jsonl, read_result, read_samples, utc_now, write_result
 from unlearn_eval.scoring import Query, answer_divergences
 
@@ -234,6 +235,20 @@ def test_the_unedited_model_in_four_ways(tiny, tiny_folder, tokenizer, low_rank,
     assert same["neutral_kl"] == 0
 
 
+def test_a_memory_is_taken_off_and_put_back(tiny, tiny_folder, tmp_path):
+    """A codebook that always answers: the same divergence as with the unedited model loaded beside it."""
+    generator = torch.Generator().manual_seed(0)
+    keys, values_ = torch.randn(2, 48, generator=generator), torch.randn(2, 32, generator=generator)
+    book = Codebook(keys, values_, torch.full((2,), 1e6), torch.arange(2), ((5,), (6,)), (("a",), ("b",)))
+    info = EditInfo("grace", {}, describe_base(tiny("llama"), str(tiny_folder())))
+    folder = MemoryEdit("model.layers.1.mlp.down_proj", book, info).save(tmp_path / "memory")
+    lm = EditedLM(str(tiny_folder()), edit=str(folder), device="cpu", batch_size=4)
+    found = [utility(lm, limit=3, **SHORT)[1]["neutral_kl"] for _ in range(2)]
+    lm._undo = None
+    assert found[0] == found[1] == pytest.approx(utility(lm, limit=3, **SHORT)[1]["neutral_kl"], rel=1e-3)
+    assert found[0] > 0.01
+
+
 def test_an_unknown_base_is_a_reason_and_a_wrong_one_an_error(tiny, tokenizer, tmp_path):
     result, found = utility(hf(tiny("llama"), tokenizer), limit=1, **SHORT)
     assert found["neutral_kl"] is None
@@ -363,6 +378,27 @@ def test_numbers_are_lm_evals(tiny, tokenizer, theirs, chat, limit):
             assert [s[key] for s in ours] == [s["acc" if name == "t_choice" else "exact_match"] for s in kept]
 
 
+def test_processes_share_the_documents(theirs):
+    """Two ranks ask each document once, under the number that one process gives it."""
+    whole = loaded_task({"parts": ["t_choice", "t_writing"]})
+    expected = dict(whole.doc_iterator(limit=3))
+    shares = [dict(whole.doc_iterator(limit=3, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert shares[0] | shares[1] == expected
+    assert len(shares[0]) + len(shares[1]) == len(expected)
+    for rank, share in enumerate(shares):
+        whole.build_all_requests(limit=3, rank=rank, world_size=2)
+        assert {instance.doc_id for instance in whole.instances} == set(share)
+
+
+def loaded_task(metadata):
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(TASKS / "utility"), include_defaults=False, metadata=OWN | metadata)
+    task = manager.load([TASK])["tasks"][TASK]
+    task.set_fewshot_seed(0)
+    return task
+
+
 def test_a_group_counts_as_one_set(tiny, tokenizer, theirs):
     lm = hf(tiny("llama"), tokenizer)
     result, found = utility(lm, OWN | {"parts": ["t_group"]}, **SHORT)
@@ -442,13 +478,11 @@ def test_bad_input(metadata, match):
 def test_bad_parts(theirs):
     with pytest.raises(UserError, match="num_fewshot of t_other is -1"):
         utility(Told(lambda doc: ""), OWN | {"parts": ["t_other"], "num_fewshot": -1})
-    from lm_eval.tasks import TaskManager
-
-    whole = TaskManager(include_path=str(TASKS / "utility"), include_defaults=False, metadata=OWN).load([TASK])["tasks"]
+    whole = loaded_task({})
     with pytest.raises(UserError, match="two parts have a metric called random_accuracy"):
-        borrowed.Bundle(whole[TASK].own, [borrowed.Part("random_accuracy", {}, "missing")])
+        borrowed.Bundle(whole.own, [borrowed.Part("random_accuracy", {}, "missing")])
     with pytest.raises(UserError, match="takes no --samples"):
-        whole[TASK].build_all_requests(samples=[0])
+        whole.build_all_requests(samples=[0])
 
 
 def test_a_task_file_of_ones_own(tiny, tokenizer, theirs, monkeypatch):
