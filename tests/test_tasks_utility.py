@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,9 +51,9 @@ class Told(LM):
         return [{"unscored": "it only writes"} for _ in requests]
 
 
-def utility(lm, metadata=OWN, **options):
-    result = evaluate(lm, TASK, metadata, **options)
-    return result, values(result, TASK)
+def utility(lm, metadata=OWN, task=TASK, **options):
+    result = evaluate(lm, task, metadata, **options)
+    return result, values(result, task)
 
 
 # Locality --------------------------------------------------------------------------------------------------
@@ -368,6 +369,8 @@ def test_numbers_are_lm_evals(tiny, tokenizer, theirs, chat, limit):
             compared += 1
     assert compared == 2 * (2 + 2 + 3)
     assert 0 < found["one_acc"] < 1
+    bits = [s["bits_per_byte"] for s in expected["samples"]["t_rolling"]]
+    assert found["rolling_nats_per_byte"] == pytest.approx(np.mean([-total / n for total, n in bits]))
     for name, samples in expected["samples"].items():
         ours = [s for s in result["samples"][TASK] if s["doc"].get("task") == name]
         key = {"t_choice": "one_acc", "t_writing": "writing_exact_match_strict_match"}.get(name)
@@ -397,6 +400,66 @@ def loaded_task(metadata):
     task = manager.load([TASK])["tasks"][TASK]
     task.set_fewshot_seed(0)
     return task
+
+
+def shipped_data(path, name=None, **_):
+    """Invented records in the form of each data set that lm-eval's tasks of the shipped parts read."""
+    import datasets
+
+    towns = ["Larkhill", "Imber", "Sandrock", "Grünau"]
+    rows = {
+        "allenai/ai2_arc": lambda i: {
+            "question": f"Where is the mill number {i}?",
+            "choices": {"text": towns, "label": list("ABCD")},
+            "answerKey": "ABCD"[i % 4],
+        },
+        "cais/mmlu": lambda i: {"question": f"{name}, number {i}?", "choices": towns, "answer": i % 4},
+        "Rowan/hellaswag": lambda i: {
+            "activity_label": "Walking",
+            "ctx_a": f"Person {i} walks.",
+            "ctx_b": "then",
+            "endings": [f"goes to {town}." for town in towns],
+            "label": str(i % 4),
+        },
+        "truthfulqa/truthful_qa": lambda i: {
+            "question": f"Which town is number {i}?",
+            "mc1_targets": {"choices": towns[i % 2 :], "labels": [1, 0, 0, 0][: 4 - i % 2]},
+            "mc2_targets": {"choices": towns, "labels": [1, 1, 0, 0]},
+        },
+        "openai/gsm8k": lambda i: {"question": f"What is {i} and 1?", "answer": f"It is one more. #### {i + 1}"},
+        "EleutherAI/wikitext_document_level": lambda i: {"page": f" = Mill = \n The mill {i} @-@ like all , stands . "},
+    }
+    made = datasets.Dataset.from_list([rows[path](i) for i in range(8)])
+    return datasets.DatasetDict(dict.fromkeys(("train", "validation", "test", "dev"), made))
+
+
+SHIPPED = ("arc_easy", "arc_challenge", "hellaswag", "truthfulqa_mc1", "truthfulqa_mc2", "gsm8k", "wikitext", "mmlu")
+
+
+def test_the_shipped_parts_are_lm_evals(tiny, tokenizer, monkeypatch):
+    """lm-eval's own files for every shipped part, on invented data in their format."""
+    import lm_eval.tasks
+
+    monkeypatch.setattr("datasets.load_dataset", shipped_data)
+    lm = hf(tiny("llama"), tokenizer)
+    options = {"limit": 2, "fewshot_random_seed": 1, **SHORT}
+    result, found = utility(lm, {"n_per_bin": 1}, **options)
+    folder = Path(lm_eval.tasks.__file__).parent
+    compared = set()
+    for task in SHIPPED:
+        own = folder / ("mmlu/default" if task == "mmlu" else task.split("_")[0])
+        expected = evaluate(lm, task, include_path=own, **options)["results"][task]
+        for key, value in expected.items():
+            metric, _, filter_name = key.partition(",")
+            if filter_name and not metric.endswith("_stderr"):
+                name = borrowed.metric_name(task, metric, filter_name)
+                assert found[name] == pytest.approx(value, rel=1e-12), name
+                compared.add(name)
+    assert len(compared) == 2 + 2 + 2 + 1 + 1 + 2 + 3 + 1
+    assert report(result, TASK)["mmlu_acc"]["n"] == 2 * 57
+    _, quick = utility(lm, {"n_per_bin": 1}, task=f"{TASK}_quick", **options)
+    assert quick["arc_easy_acc"] == found["arc_easy_acc"]
+    assert quick["mmlu_slice_acc"] is not None
 
 
 def test_a_group_counts_as_one_set(tiny, tokenizer, theirs):
@@ -538,6 +601,14 @@ def test_the_command_compares_by_item(tiny, tiny_folder, tokenizer, theirs, low_
     assert moved
     expected = stats.binomtest(sum(change > 0 for change in moved), len(moved)).pvalue
     assert rows["t_choice_acc"].paired.p_value == pytest.approx(expected)
+    for name in ("t_rolling_nats_per_byte", "neutral_nll"):
+        pairs = [[s[name] for s in read_samples(path, TASK) if s[name] is not None] for path in (before, after)]
+        theirs_p = stats.permutation_test(
+            (np.subtract(*pairs[::-1]),), np.mean, permutation_type="samples", n_resamples=9999, rng=0
+        ).pvalue
+        assert rows[name].paired.p_value == pytest.approx(theirs_p, abs=0.03)
+        assert rows[name].paired.difference == pytest.approx(rows[name].difference)
+    assert rows["t_rolling_nats_per_byte"].paired.test == "exact sign flips"
     assert rows["neutral_nll"].paired.test == "sign flips"
     assert rows["neutral_nll"].paired.n == 32
     done = CliRunner().invoke(cli.app, ["compare", str(before), str(after)])

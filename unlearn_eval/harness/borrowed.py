@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.metrics import stderr_for_metric
+from lm_eval.api.metrics import mean, stderr_for_metric
 from lm_eval.api.task import Task
 
 from unlearn_eval.errors import UserError, unknown_name
@@ -22,6 +22,8 @@ from unlearn_eval.harness.task import Absent, Aggregation, Document, UnlearningT
 
 PARTS_HINT = 'for example {"parts": ["arc_easy"]}, {"parts": {"mine": "mine.yaml"}}, or {"parts": []} for none'
 RESAMPLES = 1000
+# lm-eval's perplexities are of all documents together. This loss is the mean over documents, so it can be paired.
+BITS, NATS = "bits_per_byte", "nats_per_byte"
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,26 @@ class Part:
         """Every metric of every filter; of several tasks, over all of their documents."""
         if self.reason is not None:
             return {self.name: Absent(self.reason)}
-        return {
+        table: dict[str, BorrowedMetric | Absent] = {
             metric_name(self.name, key, ensemble.name): BorrowedMetric(function, task.higher_is_better().get(key))
             for task in self.tasks.values()
             for ensemble in task._filters
             for key, function in task.aggregation().items()
         }
+        if any(BITS in task.aggregation() for task in self.tasks.values()):
+            table[f"{self.name}_{NATS}"] = BorrowedMetric(mean, False)
+        return table
+
+    def scores(self, task: Any, doc: Any, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What a document contributes to each metric, from its answers by filter."""
+        found: dict[str, Any] = {}
+        for ensemble in task._filters:
+            own = task.process_results(doc, [by_filter[ensemble.name] for by_filter in answers])
+            found |= {metric_name(self.name, key, ensemble.name): value for key, value in own.items()}
+            if BITS in own:
+                log_likelihood, n_bytes = own[BITS]
+                found[f"{self.name}_{NATS}"] = -log_likelihood / n_bytes
+        return found
 
 
 @dataclass(frozen=True)
@@ -201,6 +217,11 @@ class Bundle(Task):  # type: ignore[misc]
                 raise UserError(f"two parts have a metric called {twice[0]}", "give the parts other names")
             self._metrics |= table
         self._asked: dict[str, Any] = {}
+        self._first: dict[str, int] = {}  # the number of each borrowed task's first document
+        n = len(own.eval_docs)
+        for name, (_, task) in self._borrowed.items():
+            self._first[name] = n
+            n += len(task.eval_docs)
 
     def _limits(self, limit: int | None) -> tuple[int | None, int | None]:
         """How many documents of ours, and of each of lm-eval's tasks."""
@@ -220,19 +241,12 @@ class Bundle(Task):  # type: ignore[misc]
             "fewshot_as_multiturn": bool(options.get("fewshot_as_multiturn")),
         }
         instances: list[Instance] = list(self.own.instances)
-        for first, task in self._numbered():
+        for name, (_, task) in self._borrowed.items():
             task.build_all_requests(limit=theirs, **options)
             for instance in task.instances:
-                instance.doc_id += first
+                instance.doc_id += self._first[name]
             instances += task.instances
         self._instances = instances
-
-    def _numbered(self) -> Iterator[tuple[int, Any]]:
-        """Each of lm-eval's tasks with the number of its first document."""
-        first = len(self.own.eval_docs)
-        for _, task in self._borrowed.values():
-            yield first, task
-            first += len(task.eval_docs)
 
     def doc_iterator(
         self, *, rank: int = 0, limit: int | None = None, world_size: int = 1, samples: Any = None
@@ -240,9 +254,9 @@ class Bundle(Task):  # type: ignore[misc]
         """Number and document of all that is asked; a borrowed one is `{"id", "task", "doc"}`."""
         ours, theirs = self._limits(limit)
         yield from self.own.doc_iterator(rank=rank, limit=ours, world_size=world_size)
-        for name, (first, task) in zip(self._borrowed, self._numbered(), strict=True):
+        for name, (_, task) in self._borrowed.items():
             for i, doc in task.doc_iterator(rank=rank, limit=theirs, world_size=world_size):
-                yield first + i, {"id": f"{name}/{i}", "task": name, "doc": doc}
+                yield self._first[name] + i, {"id": f"{name}/{i}", "task": name, "doc": doc}
 
     def apply_filters(self) -> None:
         """Each task's own; the answers of lm-eval's are kept by filter."""
@@ -259,9 +273,7 @@ class Bundle(Task):  # type: ignore[misc]
         if "task" not in doc:
             return found | self.own.process_results(doc, results)
         part, task = self._borrowed[doc["task"]]
-        for ensemble in task._filters:
-            own = task.process_results(doc["doc"], [answers[ensemble.name] for answers in results])
-            found |= {metric_name(part.name, key, ensemble.name): value for key, value in own.items()}
+        found |= part.scores(task, doc["doc"], results)
         return {name: found[name] for name in self._metrics}
 
     def aggregation(self) -> dict[str, Callable[..., Any]]:
