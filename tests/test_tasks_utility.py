@@ -93,6 +93,9 @@ def test_a_forget_set_from_a_file_shares_subjects_only(tmp_path):
     assert found["same_relation"] == found["same_domain"] == []
     path.write_text(json.dumps({"question": FACTS["young_of/cow"]["question"], "answer": "calf"}))
     assert forgotten(FACTS, {"forget": str(path)}) == ({"young_of/cow"}, {"cow"})
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"forget": ["young_of/cow"], "retain": ["capital_of/france"]}))
+    assert forgotten(FACTS, {"split": str(path)}) == ({"young_of/cow"}, {"cow"})
 
 
 def test_both_ends():
@@ -457,6 +460,10 @@ def test_the_shipped_parts_are_lm_evals(tiny, tokenizer, monkeypatch):
                 compared.add(name)
     assert len(compared) == 2 + 2 + 2 + 1 + 1 + 2 + 3 + 1
     assert report(result, TASK)["mmlu_acc"]["n"] == 2 * 57
+    fixed, _ = utility(lm, OWN | {"parts": ["truthfulqa_mc1", "arc_easy"], "num_fewshot": 3}, **options)
+    described = fixed["configs"][TASK]["metadata"]["borrowed"]
+    assert described["truthfulqa_mc1"]["truthfulqa_mc1"]["num_fewshot"] == 0  # as lm-eval: 0 in a task's file stays
+    assert described["arc_easy"]["arc_easy"]["num_fewshot"] == 3
     _, quick = utility(lm, {"n_per_bin": 1}, task=f"{TASK}_quick", **options)
     assert quick["arc_easy_acc"] == found["arc_easy_acc"]
     assert quick["mmlu_slice_acc"] is not None
