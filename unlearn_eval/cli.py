@@ -1,4 +1,4 @@
-"""The command line: `unlearn-eval demo | edit | finetune | targets | inspect | export | eval | ls | tasks-path | env`.
+"""The command line: `unlearn-eval demo | edit | finetune | targets | inspect | export | eval | compare | ls | ...`.
 
 Exit codes: 0 done, 1 a user's mistake or a failed run (two lines on stderr), 2 wrong usage, 130 interrupted.
 Data goes to stdout, everything else to stderr. Heavy imports happen inside the commands.
@@ -346,6 +346,31 @@ def eval_(
 
 
 @app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="Result file of the first model, as `eval` writes it.")],
+    after: Annotated[str, typer.Argument(help="Result file of the second, on the same tasks and items.")],
+) -> None:
+    """Compare two results item by item, with paired tests."""
+    from rich.console import Console
+
+    from unlearn_eval.report.table import comparison_tables, reasons, unpaired
+    from unlearn_eval.results import read_result
+
+    first, second = read_result(before), read_result(after)
+    if not first.metrics.keys() & second.metrics.keys():
+        raise UserError(
+            f"{before} and {after} share no task ({', '.join(first.metrics)}; {', '.join(second.metrics)})",
+            "evaluate both models on the same --tasks",
+        )
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for table in comparison_tables(first, second, tests=True):
+        console.print(table)
+    for line in (*reasons([first, second]), *unpaired(first, second)):
+        console.print(line)
+    console.print("↑ higher is better, ↓ lower is better; ± standard error; p of each change by itself, two-sided")
+
+
+@app.command()
 def ls(
     what: Annotated[str, typer.Argument(help="tasks, editors, models, or sets.")] = "tasks",
 ) -> None:
@@ -376,13 +401,13 @@ def env() -> None:
 
 @app.command("fetch-model")
 def fetch_model() -> None:
-    """Get the default small model; print its folder."""
+    """Get the default model (fetch-encoder: the encoder)."""
     from unlearn_eval.models import fetch_default_model
 
     print(fetch_default_model())
 
 
-@app.command("fetch-encoder")
+@app.command("fetch-encoder", hidden=True)  # the list of commands fits on a screen; fetch-model names it
 def fetch_encoder() -> None:
     """Get the default sentence encoder; print its folder."""
     from unlearn_eval.embedding import fetch_default_encoder

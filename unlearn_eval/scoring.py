@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -167,6 +169,52 @@ def score_answers(
     return scores  # type: ignore[return-value]
 
 
+@torch.no_grad()
+def answer_divergences(
+    model: Any,
+    unedited: Callable[[], AbstractContextManager[Any]],
+    queries: Sequence[Query],
+    progress: Callable[[int], Any] = lambda n: None,
+) -> list[list[float]]:
+    """KL(unedited || model) in nats of the distributions that predict each label, T numbers for each query, in order.
+
+    At most `MAX_LOGITS` logits are kept of one model while the other is run (or those of one query, if more).
+
+    Args:
+        model: a Hugging Face causal language model, in eval mode.
+        unedited: gives the unedited model, with the same vocabulary, for the length of a `with` block; it may be
+            `model` itself with its edit taken off.
+        queries: what is read.
+        progress: called with the number of queries done since the last call.
+    """
+    found: list[list[float]] = [[] for _ in queries]
+    longest_first = sorted(range(len(queries)), key=lambda row: -len(queries[row]))
+    start = 0
+    while start < len(queries):
+        n = max(1, MAX_LOGITS // (len(queries[longest_first[start]]) * model.config.get_text_config().vocab_size))
+        rows = longest_first[start : start + n]
+        batch = [queries[row] for row in rows]
+        own = _label_logp(model, batch)
+        with unedited() as base:
+            reference = _label_logp(base, batch)
+        for row, p, q in zip(rows, reference, own, strict=True):
+            each = (p.exp() * (p - q)).nan_to_num(0.0, posinf=math.inf).sum(-1)  # 0 ln 0 = 0
+            found[row] = each.clamp(min=0).tolist()
+        progress(len(rows))
+        start += len(rows)
+    return found
+
+
+def _label_logp(model: Any, queries: Sequence[Query]) -> list[Tensor]:
+    """For each query (T, V): ln p over the vocabulary in float32, where its T labels are predicted."""
+    logits = _flat_logits(model, queries)
+    starts = [len(query.prompt_ids) - 1 for query in queries]
+    return [
+        logits[row, start : start + len(query.label_ids)].float().log_softmax(-1)
+        for row, (start, query) in enumerate(zip(starts, queries, strict=True))
+    ]
+
+
 def _units(queries: Sequence[Query], size: Callable[[int], int], shared: bool) -> Iterator[list[list[int]]]:
     """Groups of rows that share a question, gathered into units of about one batch, longest first."""
     groups: dict[Any, list[int]] = {}
@@ -248,16 +296,22 @@ def _score_flat(
     """Run each prompt with its labels as one right-padded sequence: any causal model can do this."""
     rows = [row for group in unit for row in group]
     for batch in _chunks(rows, batch_size):
-        masked = queries[batch[0]].masked_token
-        inputs = [(*queries[row].prompt_ids, *queries[row].label_ids[:-1]) for row in batch]
-        ids, mask = pad(inputs, "right", model.device, filler=masked or 0)
-        options = {} if masked is None else {"attention_mask": (ids != masked).long()}
-        ends = [max(1, sum(token != masked for token in queries[row].prompt_ids)) for row in batch]
-        with prompt_lengths(ends):
-            logits = model(input_ids=ids, use_cache=False, **options).logits
+        logits = _flat_logits(model, [queries[row] for row in batch])
         starts = [len(queries[row].prompt_ids) - 1 for row in batch]
         labels = [queries[row].label_ids for row in batch]
         yield from zip(batch, _read(logits, starts, labels, moments), strict=True)
+
+
+def _flat_logits(model: Any, queries: Sequence[Query]) -> Tensor:
+    """Logits (R, L, V) of right-padded sequences, each a prompt with its labels but the last."""
+    masked = queries[0].masked_token
+    inputs = [(*query.prompt_ids, *query.label_ids[:-1]) for query in queries]
+    ids, mask = pad(inputs, "right", model.device, filler=masked or 0)
+    options = {} if masked is None else {"attention_mask": (ids != masked).long()}
+    ends = [max(1, sum(token != masked for token in query.prompt_ids)) for query in queries]
+    with prompt_lengths(ends):
+        logits: Tensor = model(input_ids=ids, use_cache=False, **options).logits
+    return logits
 
 
 def _read(

@@ -93,7 +93,7 @@ class FactsTask(UnlearningTask):
             **contrast_scores(own, wrong),
             "paraphrase_probability": float(np.mean(known)) if known else None,
             "rouge": m.rouge(document["answer"], generated["question"])["rougeL_recall"],
-            "cloze_probability": _answer_only(answers["cloze"]),
+            "cloze_probability": answer_only(answers["cloze"]),
             "accuracy": float(m.contains_answer(generated["question"], accepted)),
             "refusal_rate": float(m.is_refusal(generated["question"], question, accepted)),
             "fluency": m.ngram_entropy(generated["question"]),
@@ -205,7 +205,7 @@ def _document(fact: Mapping[str, Any], key: str) -> Document:
     }
 
 
-def _answer_only(response: Scores) -> float | None:
+def answer_only(response: Scores) -> float | None:
     """The probability of an answer within a sentence: of its own tokens, since the sentence may go on after it."""
     if "token_nll" not in response:
         return None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
+from unlearn_eval.dense_edits import DenseEdit
 from unlearn_eval.edits import DESCRIPTION, check_base, load_edit
 from unlearn_eval.errors import UserError
 from unlearn_eval.harness.requests import score_tokens
@@ -38,7 +40,25 @@ class EditedLM(HFLM):  # type: ignore[misc]
         check_base(loaded.info, self.model, str(pretrained))
         self.edit_folder, self.edit_info = edit, loaded.info
         self._routed = isinstance(loaded, MemoryEdit)
-        loaded.apply(self.model)
+        handle = loaded.apply(self.model)
+        # To undo it, an edit keeps what it has changed: of whole tensors that may be as much as the model itself.
+        self._undo = None if isinstance(loaded, DenseEdit) else (loaded, handle)
+
+    @property
+    def can_be_undone(self) -> bool:
+        """Whether `without_edit` has what it needs."""
+        return self._undo is not None
+
+    @contextmanager
+    def without_edit(self) -> Iterator[Any]:
+        """The unedited model, bit for bit, within a `with` block; the edit is put back afterwards."""
+        assert self._undo is not None
+        edit, handle = self._undo
+        handle.restore()
+        try:
+            yield self.model
+        finally:
+            self._undo = (edit, edit.apply(self.model))
 
     @property
     def answers_hash(self) -> str:

@@ -73,9 +73,9 @@ def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False
 
     for i, request in enumerate(requests):
         context, answer, asked = request.args
-        query, labels = _query(self, context, answer, asked, encode)
+        query, labels = make_query(self, context, answer, asked, encode)
         responses[i] = {"n_answer": labels.n_answer, "text": labels.text}
-        reason = _cannot_score(query, labels, self.max_length)
+        reason = cannot_score(query, labels, self.max_length)
         if reason:
             responses[i] = {"unscored": reason}
         else:
@@ -84,7 +84,7 @@ def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False
 
     moments = any(request.args[2]["moments"] for request in requests)
     bar = tqdm(total=len(queries), desc=f"Running {KIND} requests", disable=disable_tqdm or self.rank != 0)
-    with bar, _autocast(self):
+    with bar, autocast(self):
         scores = score_answers(self.model, queries, _batch_size(self, queries), moments, bar.update)
         _add_free_running(self, requests, queries, owners, responses)
     for owner, score in zip(owners, scores, strict=True):
@@ -93,7 +93,8 @@ def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False
     return responses
 
 
-def _autocast(lm: Any) -> Any:
+def autocast(lm: Any) -> Any:
+    """The mixed precision that the model was asked to run in."""
     import torch
 
     if lm.mixed_precision_dtype is None:
@@ -118,7 +119,7 @@ def score_tokens(
         kept = context[-max(1, lm.max_length + 1 - len(continuation)) :]
         queries.append(Query(tuple(kept), tuple(continuation)))
     bar = tqdm(total=len(queries), desc="Running loglikelihood requests", disable=disable_tqdm or lm.rank != 0)
-    with bar, _autocast(lm):
+    with bar, autocast(lm):
         scores = score_answers(lm.model, queries, size or _batch_size(lm, queries), progress=bar.update)
     found = [(-sum(score.token_nll), all(score.hits)) for score in scores]
     for (name, _, _), answer in zip(requests, found, strict=True):
@@ -145,7 +146,8 @@ def _add_free_running(
         responses[owner] |= {"free_ranks": own.ranks, "prompt_confidence": own.prompt_confidence}
 
 
-def _query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode: Any) -> tuple[Any, prompts.Labels]:
+def make_query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode: Any) -> tuple[Any, prompts.Labels]:
+    """A request's tokens, and which of them are its answer's labels."""
     from unlearn_eval.scoring import Query
 
     template = lm.chat_template_args if opts["chat"] else {}
@@ -159,7 +161,8 @@ def _query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode: Any
     return Query(tuple(prompt_ids), labels.ids), labels
 
 
-def _cannot_score(query: Any, labels: prompts.Labels, max_length: int) -> str | None:
+def cannot_score(query: Any, labels: prompts.Labels, max_length: int) -> str | None:
+    """Why a query has no scores, or None."""
     if query.masked_token is None and labels.n_answer == 0:
         return "the answer has no tokens"
     if not labels.ids:

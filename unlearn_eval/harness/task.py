@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, zip_longest
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 from lm_eval.api.instance import Instance
@@ -114,7 +114,34 @@ class OverAll:
         return self.function(sorted(items, key=lambda item: str(item["id"])))
 
 
-Metric = Mean | OverAll
+@dataclass(frozen=True)
+class Absent:
+    """A metric that no document can contribute to.
+
+    Attributes:
+        reason: why.
+        higher_is_better: its direction.
+    """
+
+    reason: str
+    higher_is_better: bool | None = None
+
+    def pick(self, document: Document, scores: Scores, reason: str) -> None:
+        """Nothing (see `Aggregation`)."""
+
+    def aggregate(self, items: Sequence[Any]) -> tuple[None, None, str]:
+        """(value, standard error, reason why there is no value)."""
+        return None, None, self.reason
+
+
+Metric = Mean | OverAll | Absent
+
+
+class Aggregated(Protocol):
+    """What turns contributions into a number."""
+
+    def aggregate(self, items: Sequence[Any]) -> tuple[float | None, float | None, str | None]:
+        """(value, standard error, reason why there is no value)."""
 
 
 class Aggregation:
@@ -124,7 +151,7 @@ class Aggregation:
     reason) for one that it concerns but that could not be scored.
     """
 
-    def __init__(self, name: str, metric: Metric, reports: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, name: str, metric: Aggregated, reports: dict[str, dict[str, Any]]) -> None:
         self.__name__, self.metric, self.reports = name, metric, reports
         self._result: tuple[float | None, float | None, str | None] = (None, None, None)
 
@@ -135,7 +162,10 @@ class Aggregation:
         report: dict[str, Any] = {"n": len(own) - reasons.total(), "n_unscored": reasons.total()}
         if reasons:
             report["unscored_reasons"] = dict(reasons)
-        self._result = self.metric.aggregate(own) if own else (None, None, "no document concerns this metric")
+        if own or isinstance(self.metric, Absent):
+            self._result = self.metric.aggregate(own)
+        else:
+            self._result = (None, None, "no document concerns this metric")
         value, _, reason = self._result
         if value is None:
             report["reason"] = reason or "; ".join(reasons) or "undefined"
@@ -186,6 +216,10 @@ class UnlearningTask(ConfigurableTask):
     def metrics(self) -> dict[str, Metric]:
         """The metrics, by name, in the order of the table."""
         raise NotImplementedError
+
+    def request(self, name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The kind of request by which the answer of this name is scored, and its options."""
+        return requests.KIND, options
 
     def needs_free_running(self, name: str) -> bool:
         """Whether the answer of this name is also compared with what the model says by itself."""
@@ -268,7 +302,8 @@ class UnlearningTask(ConfigurableTask):
             before = context(question)
             if sentence:
                 before += ("" if chat else PLAIN_DELIMITER) + sentence[0]
-            asked.append((requests.KIND, (before, f" {answer}" if opened else answer, options)))
+            kind, options = self.request(name, options)
+            asked.append((kind, (before, f" {answer}" if opened else answer, options)))
         return [
             Instance(request_type=kind, doc=doc, arguments=arguments, idx=i, **kwargs)
             for i, (kind, arguments) in enumerate(asked)

@@ -18,6 +18,9 @@ _EXACT_UP_TO = 12
 _SIGN_FLIPS = 9_999
 _FLIPS_AT_ONCE = 500
 
+# Of 0/1 scores; of others with few non-zero differences, and with many.
+TESTS = ("exact McNemar", "exact sign flips", "sign flips")
+
 
 class MeanAndStderr(NamedTuple):
     """A mean, its standard error, and the number of values behind it."""
@@ -55,8 +58,9 @@ class PairedComparison:
         stderr: its standard error, sample standard deviation over sqrt(n).
         low: lower end of the 95 % bootstrap interval.
         high: upper end.
-        p_value: two-sided sign-flip permutation test of no difference.
+        p_value: two-sided test of no difference.
         n: items scored in both.
+        test: the test that gave it, one of `TESTS`.
     """
 
     difference: float | None
@@ -65,6 +69,7 @@ class PairedComparison:
     high: float | None
     p_value: float | None
     n: int
+    test: str | None = None
 
 
 def mean_and_stderr(values: Iterable[float | None]) -> MeanAndStderr:
@@ -136,7 +141,8 @@ def paired_comparison(
 ) -> PairedComparison:
     """The mean change of a score from one model to another on the same items, with interval and p-value.
 
-    Items undefined in either are left out. The p-value flips the signs of the differences: all 2^n ways for
+    Items undefined in either are left out. The p-value flips the signs of the differences. Of 0/1 scores that is
+    McNemar's exact test: of the items that changed, were as many gained as lost? Of others it takes all 2^n ways for
     up to 12 non-zero differences, else 9999 seeded ways, with the observed one counted (so p >= 1e-4). It
     takes items as independent, which questions about one author are not quite.
 
@@ -148,7 +154,8 @@ def paired_comparison(
     Raises:
         UserError: the lengths differ.
 
-    Source: Fisher's sign-flip test; `scipy.stats.permutation_test(permutation_type="samples")`.
+    Source: McNemar 1947 with the binomial distribution, `scipy.stats.binomtest`; Fisher's sign-flip test,
+    `scipy.stats.permutation_test(permutation_type="samples")`.
     """
     if len(before) != len(after):
         raise UserError(
@@ -162,12 +169,23 @@ def paired_comparison(
     generator = np.random.default_rng(seed)
     mean, stderr, n = mean_and_stderr(differences)
     interval = bootstrap(np.mean, differences, seed=generator)
-    p_value = _sign_flip_p(differences, generator)
-    return PairedComparison(mean, stderr, interval.low, interval.high, p_value, n)
-
-
-def _sign_flip_p(differences: FloatArray, generator: np.random.Generator) -> float:
     moved = differences[differences != 0]
+    if np.all(np.abs(moved) == 1):
+        p_value, test = _mcnemar_p(int((moved > 0).sum()), int((moved < 0).sum())), TESTS[0]
+    else:
+        p_value, test = _sign_flip_p(moved, generator), TESTS[1 if moved.size <= _EXACT_UP_TO else 2]
+    return PairedComparison(mean, stderr, interval.low, interval.high, p_value, n, test)
+
+
+def _mcnemar_p(n_gained: int, n_lost: int) -> float:
+    """The probability of a split at least as uneven, were gains and losses equally likely; 1 without any."""
+    from scipy.stats import binomtest
+
+    n = n_gained + n_lost
+    return float(binomtest(n_gained, n).pvalue) if n else 1.0
+
+
+def _sign_flip_p(moved: FloatArray, generator: np.random.Generator) -> float:
     n = int(moved.size)
     # Sums in another order differ in the last bits; a tie must still count as one.
     threshold = abs(moved.sum()) - 1e-12 * np.abs(moved).sum()

@@ -32,12 +32,17 @@ def evaluation_tables(result: Result) -> list[Table]:
     return tables
 
 
-def comparison_tables(before: Result, after: Result, names: tuple[str, str] = ("before", "after")) -> list[Table]:
-    """One table per task of two results; the change is the mean over the same items where there are samples."""
+def comparison_tables(
+    before: Result, after: Result, names: tuple[str, str] = ("before", "after"), tests: bool = False
+) -> list[Table]:
+    """One table per task of two results; the change is the mean over the same items where there are samples.
+
+    With `tests` also the p-value of each change, and the paired test that gave it.
+    """
     rows = compare(before, after)
     tables = []
     for task in dict.fromkeys(row.task for row in rows):
-        table = _table(task, "metric", *names, "change", "n")
+        table = _table(task, "metric", *names, "change", *(("p", "paired test") if tests else ()), "n")
         for row in rows:
             if row.task == task:
                 table.add_row(
@@ -45,6 +50,7 @@ def comparison_tables(before: Result, after: Result, names: tuple[str, str] = ("
                     value_text(row.before),
                     value_text(row.after),
                     _change(row),
+                    *(_test(row) if tests else ()),
                     _count(row.after or row.before),
                 )
         tables.append(table)
@@ -73,6 +79,23 @@ def _count(metric: Metric | None) -> str:
     if metric is None:
         return ""
     return f"{metric.n}" + (f" (+{metric.n_unscored} unscored)" if metric.n_unscored else "")
+
+
+def _test(row: Comparison) -> tuple[str, str]:
+    """P and the test's name; dashes where items could not be paired."""
+    if row.paired is None or row.paired.p_value is None:
+        return "–", "–"
+    p = row.paired.p_value
+    return f"{p:.3f}" if p >= 1e-3 else f"{p:.0e}", str(row.paired.test)
+
+
+def unpaired(before: Result, after: Result) -> list[str]:
+    """Why changes have no test, one line for each reason."""
+    found: dict[str, list[str]] = {}
+    for row in compare(before, after):
+        if row.difference is not None and row.paired is None:
+            found.setdefault(str(row.reason), []).append(row.metric)
+    return [f"no test of {', '.join(names)}: {reason}" for reason, names in found.items()]
 
 
 def _change(row: Comparison) -> str:

@@ -1,0 +1,354 @@
+"""lm-eval's own tasks inside one of ours: what is there is asked, what is not there is missing with the reason.
+
+lm-eval ends a run when the data of one of its tasks cannot be had. A `Bundle` is one lm-eval task made of a task of
+ours and of lm-eval's own task objects, which build their requests, filter the answers and score them as in any run:
+the numbers are lm-eval's. All stand in one table and one file of samples, so that two results are compared by item.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean, stderr_for_metric
+from lm_eval.api.task import Task
+
+from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.harness.task import Absent, Aggregation, Document, UnlearningTask
+
+PARTS_HINT = 'for example {"parts": ["arc_easy"]}, {"parts": {"mine": "mine.yaml"}}, or {"parts": []} for none'
+RESAMPLES = 1000
+# lm-eval's perplexities are of all documents together. This loss is the mean over documents, so it can be paired.
+BITS, NATS = "bits_per_byte", "nats_per_byte"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One or more of lm-eval's tasks, whose documents count as one set.
+
+    Attributes:
+        name: what its metrics' names begin with.
+        tasks: lm-eval's task objects, by their names.
+        reason: why there are none, or None.
+    """
+
+    name: str
+    tasks: Mapping[str, Any]
+    reason: str | None = None
+
+    def metrics(self) -> dict[str, BorrowedMetric | Absent]:
+        """Every metric of every filter; of several tasks, over all of their documents."""
+        if self.reason is not None:
+            return {self.name: Absent(self.reason)}
+        table: dict[str, BorrowedMetric | Absent] = {
+            metric_name(self.name, key, ensemble.name): BorrowedMetric(function, task.higher_is_better().get(key))
+            for task in self.tasks.values()
+            for ensemble in task._filters
+            for key, function in task.aggregation().items()
+        }
+        if any(BITS in task.aggregation() for task in self.tasks.values()):
+            table[f"{self.name}_{NATS}"] = BorrowedMetric(mean, False)
+        return table
+
+    def scores(self, task: Any, doc: Any, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What a document contributes to each metric, from its answers by filter."""
+        found: dict[str, Any] = {}
+        for ensemble in task._filters:
+            own = task.process_results(doc, [by_filter[ensemble.name] for by_filter in answers])
+            found |= {metric_name(self.name, key, ensemble.name): value for key, value in own.items()}
+            if BITS in own:
+                log_likelihood, n_bytes = own[BITS]
+                found[f"{self.name}_{NATS}"] = -log_likelihood / n_bytes
+        return found
+
+
+@dataclass(frozen=True)
+class BorrowedMetric:
+    """A metric as lm-eval aggregates it.
+
+    Attributes:
+        function: of the contributions of all documents.
+        higher_is_better: its direction.
+    """
+
+    function: Callable[[list[Any]], Any]
+    higher_is_better: bool | None
+
+    def aggregate(self, items: Sequence[Any]) -> tuple[float | None, float | None, str | None]:
+        """(value, standard error, None)."""
+        own = list(items)
+        spread = stderr_for_metric(self.function, RESAMPLES) if len(own) > 1 else None
+        return float(self.function(own)), float(spread(own)) if spread else None, None
+
+
+def metric_name(part: str, metric: str, filter_name: str) -> str:
+    """`arc_easy_acc_norm`; of a named filter also that: `gsm8k_exact_match_strict_match`."""
+    name = f"{part}_{metric}" + ("" if filter_name == "none" else f"_{filter_name}")
+    return re.sub(r"\W+", "_", name)
+
+
+# Loading ---------------------------------------------------------------------------------------------------
+
+
+def load_parts(wanted: Any, shots: Any = None) -> list[Part]:
+    """The parts that a run's metadata names, each whole or missing.
+
+    Args:
+        wanted: names of lm-eval's tasks or groups, or paths of YAML files; or a mapping, part -> one or several.
+        shots: examples in the prompt, for all parts or by part; None leaves what each task says.
+
+    Raises:
+        UserError: it is no list or mapping, a name is unknown, or a task runs code or reads images.
+    """
+    if isinstance(wanted, str):
+        wanted = [wanted]
+    named = dict(wanted) if isinstance(wanted, Mapping) else {_stem(name): name for name in _texts(wanted)}
+    counts = shots if isinstance(shots, Mapping) else dict.fromkeys(named, shots)
+    if unknown := [name for name in counts if name not in named]:
+        raise unknown_name("part", str(unknown[0]), named)
+    return [_load(str(name), _texts(tasks), counts.get(name)) for name, tasks in named.items()]
+
+
+def _texts(value: Any) -> list[str]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, Sequence) or not all(isinstance(text, str) and text for text in values):
+        raise UserError(f"parts holds {value!r}, which names no task of lm-eval", PARTS_HINT)
+    return list(values)
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem if _is_file(name) else name
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix in (".yaml", ".yml")
+
+
+def _load(name: str, tasks: Sequence[str], shots: Any) -> Part:
+    if shots is not None and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 0):
+        raise UserError(f"num_fewshot of {name} is {shots!r}", "give a whole number, or leave it out")
+    found: dict[str, Any] = {}
+    for task in tasks:
+        manager = _manager(task)
+        try:
+            found |= manager.load([task])["tasks"]
+        except Exception as error:  # datasets, the hub and the tasks' own code raise many kinds
+            text = " ".join(str(error).split())[:300]
+            return Part(name, {}, f"{task} could not be loaded: {type(error).__name__}: {text}")
+    for key, task in found.items():
+        _check(name, key, task)
+        _set_shots(task, shots)
+    return Part(name, found)
+
+
+def _manager(name: str) -> Any:
+    """A task manager that knows the task; lm-eval's whole index takes seconds, so its likely folder is tried first.
+
+    Raises:
+        UserError: there is no such task or file.
+    """
+    import lm_eval.tasks as theirs
+    from lm_eval.tasks import TaskManager
+
+    if _is_file(name):
+        if not Path(name).expanduser().is_file():
+            raise UserError(f"there is no task file {name}", PARTS_HINT)
+        return TaskManager(include_defaults=False)
+    folder = Path(theirs.__file__).parent / name.split("_")[0]
+    if folder.is_dir():
+        manager = TaskManager(include_path=str(folder), include_defaults=False)
+        if name in manager.all_tasks:
+            return manager
+    manager = TaskManager()
+    if name not in manager.all_tasks:
+        raise unknown_name("task of lm-eval", name, manager.all_tasks)
+    return manager
+
+
+def _check(part: str, name: str, task: Any) -> None:
+    if isinstance(task, UnlearningTask | Bundle):
+        raise UserError(f"the part {part} is one of our own tasks", f"ask for it beside this one: --tasks ...,{name}")
+    if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+        raise UserError(f"the part {part} runs code that a model writes, or reads images", "run it with lm_eval itself")
+
+
+def _set_shots(task: Any, shots: int | None) -> None:
+    """As lm-eval does: what is 0 in a task's own file stays so."""
+    own = task.get_config("num_fewshot")
+    if own is None or (shots is not None and own != 0):
+        task.set_config(key="num_fewshot", value=shots or 0)
+
+
+# One task of several ---------------------------------------------------------------------------------------
+
+
+class Bundle(Task):  # type: ignore[misc]
+    """An lm-eval task made of one of ours and of parts from lm-eval.
+
+    `--limit N` takes N documents of each split of ours and N of each of lm-eval's tasks, as lm-eval does (a fraction is
+    taken of our own documents, and the number that it makes holds for all).
+
+    Args:
+        own: our task; the configuration, the version and the reports are its own.
+        parts: lm-eval's tasks.
+        limit: at most so many documents of each of lm-eval's tasks.
+
+    Raises:
+        UserError: two metrics have one name, or the limit is no whole number above 0.
+    """
+
+    def __init__(self, own: UnlearningTask, parts: Sequence[Part], limit: Any = None) -> None:
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise UserError(f"part_limit is {limit!r}", "give a whole number above 0, or leave it out")
+        self.own, self.parts, self.limit = own, parts, limit
+        self._config, self.VERSION, self.OUTPUT_TYPE = own.config, own.VERSION, own.OUTPUT_TYPE
+        self._filters = own._filters
+        self._borrowed = {name: (part, task) for part in parts for name, task in part.tasks.items()}
+        if len(self._borrowed) < sum(len(part.tasks) for part in parts):
+            raise UserError("one task of lm-eval is in two parts", "name it once")
+        self._metrics: dict[str, Any] = {}
+        tables: list[Mapping[str, Any]] = [own._metrics, *(part.metrics() for part in parts)]
+        for table in tables:
+            if twice := sorted(set(table) & set(self._metrics)):
+                raise UserError(f"two parts have a metric called {twice[0]}", "give the parts other names")
+            self._metrics |= table
+        self._asked: dict[str, Any] = {}
+        self._first: dict[str, int] = {}  # the number of each borrowed task's first document
+        n = len(own.eval_docs)
+        for name, (_, task) in self._borrowed.items():
+            self._first[name] = n
+            n += len(task.eval_docs)
+
+    def _limits(self, limit: int | None) -> tuple[int | None, int | None]:
+        """How many documents of ours, and of each of lm-eval's tasks."""
+        known = [n for n in (limit, self.limit) if n is not None]
+        ours = limit and sum(min(limit, size) for size in self.own.split_sizes.values())  # splits take turns
+        return ours, min(known, default=None)
+
+    def build_all_requests(self, *, limit: int | None = None, samples: Any = None, **options: Any) -> None:
+        """The requests of all; documents are numbered through."""
+        if samples is not None:
+            raise UserError(f"{self.task_name} takes no --samples", "use --limit")
+        ours, theirs = self._limits(limit)
+        self.own.build_all_requests(limit=ours, **options)
+        self._asked = {
+            "chat": bool(options.get("apply_chat_template")),
+            "system_instruction": options.get("system_instruction"),
+            "fewshot_as_multiturn": bool(options.get("fewshot_as_multiturn")),
+        }
+        instances: list[Instance] = list(self.own.instances)
+        for name, (_, task) in self._borrowed.items():
+            task.build_all_requests(limit=theirs, **options)
+            for instance in task.instances:
+                instance.doc_id += self._first[name]
+            instances += task.instances
+        self._instances = instances
+
+    def doc_iterator(
+        self, *, rank: int = 0, limit: int | None = None, world_size: int = 1, samples: Any = None
+    ) -> Iterator[tuple[int, Document]]:
+        """Number and document of all that is asked; a borrowed one is `{"id", "task", "doc"}`."""
+        ours, theirs = self._limits(limit)
+        yield from self.own.doc_iterator(rank=rank, limit=ours, world_size=world_size)
+        for name, (_, task) in self._borrowed.items():
+            for i, doc in task.doc_iterator(rank=rank, limit=theirs, world_size=world_size):
+                yield self._first[name] + i, {"id": f"{name}/{i}", "task": name, "doc": doc}
+
+    def apply_filters(self) -> None:
+        """Each task's own; the answers of lm-eval's are kept by filter."""
+        self.own.apply_filters()
+        for _, task in self._borrowed.values():
+            if task.instances:  # a process may have none
+                task.apply_filters()
+            for instance in task.instances:
+                instance.filtered_resps = {"none": dict(instance.filtered_resps)}
+
+    def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
+        """Every metric's contribution of one document, None where it has none."""
+        found: dict[str, Any] = dict.fromkeys(self._metrics)
+        if "task" not in doc:
+            return found | self.own.process_results(doc, results)
+        part, task = self._borrowed[doc["task"]]
+        found |= part.scores(task, doc["doc"], results)
+        return {name: found[name] for name in self._metrics}
+
+    def aggregation(self) -> dict[str, Callable[..., Any]]:
+        """One callable per metric, with a `stderr` of its own."""
+        return {name: Aggregation(name, metric, self.own._reports) for name, metric in self._metrics.items()}
+
+    def higher_is_better(self) -> dict[str, bool | None]:
+        """The direction of every metric."""
+        return {name: metric.higher_is_better for name, metric in self._metrics.items()}
+
+    def set_config(self, key: str, value: Any, update: bool = False) -> None:
+        """lm-eval sets how to generate, for all that generate."""
+        for task in (self.own, *(task for _, task in self._borrowed.values())):
+            if key != "generation_kwargs" or task.get_config("output_type") == "generate_until":
+                task.set_config(key=key, value=value, update=update)
+
+    def set_fewshot_seed(self, seed: int | None = None) -> None:
+        """The seed by which examples are chosen."""
+        for task in (self.own, *(task for _, task in self._borrowed.values())):
+            task.set_fewshot_seed(seed=seed)
+
+    def dump_config(self) -> dict[str, Any]:
+        """Our configuration, how everything was asked, and what lm-eval's tasks are or why they are missing."""
+        config: dict[str, Any] = self.own.dump_config()
+        config["metadata"] |= {"asked": self._asked, "borrowed": {part.name: _description(part) for part in self.parts}}
+        return config
+
+    # What lm-eval asks of any task -------------------------------------------------------------------------
+
+    @property
+    def eval_docs(self) -> Any:
+        """Our own documents."""
+        return self.own.eval_docs
+
+    @property
+    def task_name(self) -> str:
+        """The name in the table."""
+        return str(self.own.config.task)
+
+    def doc_to_text(self, doc: Document) -> Any:
+        """The question."""
+        return self._borrowed[doc["task"]][1].doc_to_text(doc["doc"]) if "task" in doc else self.own.doc_to_text(doc)
+
+    def doc_to_target(self, doc: Document) -> Any:
+        """The answer."""
+        if "task" in doc:
+            return self._borrowed[doc["task"]][1].doc_to_target(doc["doc"])
+        return self.own.doc_to_target(doc)
+
+    def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> list[Instance]:
+        """Of our own documents; lm-eval's tasks make theirs themselves."""
+        return self.own.construct_requests(doc, ctx, **kwargs)
+
+    def has_training_docs(self) -> bool:
+        """None."""
+        return False
+
+    def has_validation_docs(self) -> bool:
+        """None."""
+        return False
+
+    def has_test_docs(self) -> bool:
+        """All."""
+        return True
+
+
+def _description(part: Part) -> dict[str, Any]:
+    if part.reason is not None:
+        return {"missing": part.reason}
+    return {
+        name: {
+            "version": task.VERSION,
+            "num_fewshot": task.get_config("num_fewshot"),
+            "dataset": [task.get_config("dataset_path"), task.get_config("dataset_name")],
+            "n_documents": len(task.eval_docs),
+        }
+        for name, task in part.tasks.items()
+    }
