@@ -9,7 +9,8 @@ INSTALLED := $(VENV)/.installed
 MODEL     := $(VENV)/.model
 PYTEST    := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: demo test test-all check format benchmark benchmark-editors benchmark-unlearners benchmark-refusals clean help
+.PHONY: demo test test-all check format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
+        benchmark-refusals clean help
 
 demo: $(INSTALLED)  ## make a small model forget facts, and measure it
 	$(BIN)/unlearn-eval demo
@@ -39,6 +40,10 @@ benchmark-unlearners: $(INSTALLED) $(MODEL)  ## every gradient method on a part 
 
 benchmark-editors: $(INSTALLED) $(MODEL)  ## every editor and recipe on 1, 10 and 50 facts (hours on two cores)
 	$(BIN)/python benchmarks/editors.py
+
+benchmark-memories: $(INSTALLED) $(MODEL)  ## GRACE and WISE on 10, 50 and 100 facts, and what they cost (hours on two cores)
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/memory_editors.py
 
 benchmark-refusals: $(INSTALLED) $(MODEL)  ## refusal alignment against labelled answers, and its calibration
 	$(BIN)/python benchmarks/refusal_alignment.py

@@ -284,17 +284,16 @@ class Prompts:
 
     def activations(self, change: Tensor, which: Sequence[int], pool: str = "mean") -> Tensor:
         """(len(which),) Δact of some of the prompts for ΔW (d_out, d_in)."""
-        used = sorted({t for i in which for t in self.tokens[i]})
+        own = {i: self.tokens[i][-1:] if pool == "last" else self.tokens[i] for i in which}
+        used = sorted({t for tokens in own.values() for t in tokens})
         place = {t: j for j, t in enumerate(used)}
         device = self.inputs.device
         norms = _norms(self.inputs[torch.tensor(used, device=device)] @ change.T)
-        rows = [r for r, i in enumerate(which) for _ in self.tokens[i]]
-        index = torch.tensor([place[t] for i in which for t in self.tokens[i]], device=device)
-        lengths = torch.tensor([len(self.tokens[i]) for i in which], dtype=norms.dtype, device=device)
         if pool == "max":
-            return torch.stack([norms[torch.tensor([place[t] for t in self.tokens[i]])].amax() for i in which])
-        if pool == "last":
-            return norms[torch.tensor([place[self.tokens[i][-1]] for i in which], device=device)]
+            return torch.stack([norms[torch.tensor([place[t] for t in own[i]], device=device)].amax() for i in which])
+        rows = [r for r, i in enumerate(which) for _ in own[i]]
+        index = torch.tensor([place[t] for i in which for t in own[i]], device=device)
+        lengths = torch.tensor([len(own[i]) for i in which], dtype=norms.dtype, device=device)
         sums = norms.new_zeros(len(which)).index_add(0, torch.tensor(rows, device=device), norms[index])
         return sums / lengths
 
