@@ -7,7 +7,10 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import settings
 
+settings.register_profile("fixed", derandomize=True)  # the same examples in every run
+settings.load_profile("fixed")
 os.environ.setdefault("UNLEARN_EVAL_ENCODER", "off")  # tests that judge refusals name one
 
 CHAT_TEMPLATE = (

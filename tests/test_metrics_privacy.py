@@ -101,7 +101,7 @@ def test_min_k_properties(log_p, k):
     score = m.min_k_score(log_p, k)
     assert score == pytest.approx(naive_min_k(log_p, k))
     assert m.min_k_score(log_p[::-1], k) == pytest.approx(score)
-    assert score >= -max(log_p)
+    assert score >= -max(log_p) - 1e-9  # a mean of equal numbers may round
     assert m.min_k_score(log_p, 1.0) <= score + 1e-9  # the smallest are at most the mean
     unit = m.min_k_plus_plus_score(log_p, np.zeros(len(log_p)), np.ones(len(log_p)), k)
     assert unit == pytest.approx(score)  # standardised by 0 and 1, the two agree
