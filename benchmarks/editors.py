@@ -4,6 +4,9 @@ Every row is written to results/editors.json as soon as it is there, and is not 
 results/editors.md is the table. What the editors must leave alone is estimated on the model's own answers to
 facts that no list holds. Options: --sizes, --only (names of rows), --seed, --folder (where its answers are kept).
 
+Queries are merged within a relation (five capitals become one prompt, or share one change of value): these facts'
+own groups, their subjects, hardly ever have two.
+
 Target values are the costly part; they are computed in bfloat16. Where two rows optimise exactly the same ones (MEMIT
 and AlphaEdit do) they are computed once, and their seconds are counted in both rows.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from unlearn_eval.config import Recipe
 from unlearn_eval.editors import locate
 from unlearn_eval.edits import applied
 from unlearn_eval.errors import UserError
+from unlearn_eval.forget_sets import ForgetSet
 from unlearn_eval.harness.run import quiet
 from unlearn_eval.models import load_model
 from unlearn_eval.provenance import hash_json, hash_weights, provenance
@@ -146,7 +150,8 @@ def run(
     shared.saved, start = 0.0, time.process_time()
     found: dict[str, Any] = {"name": row.name, "n": n, "n_retain": len(retain), "n_neighbors": len(neighbors)}
     try:
-        edit = make_edit(loaded, forget, row.editor, options, Recipe(**row.recipe, seed=seed))
+        grouped = _by_relation(forget) if row.recipe.get("merge") else forget
+        edit = make_edit(loaded, grouped, row.editor, options, Recipe(**row.recipe, seed=seed))
     except UserError as error:
         return found | {"error": str(error).splitlines()[0]}
     found |= {
@@ -158,6 +163,10 @@ def run(
     }
     with applied(edit, loaded.model), quiet():
         return found | evaluate(lm, forget, retain, neighbors)
+
+
+def _by_relation(forget: ForgetSet) -> ForgetSet:
+    return ForgetSet(forget.name, tuple(replace(item, group=item.id.split("/")[0]) for item in forget))
 
 
 def table(done: dict[str, Any]) -> str:
