@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,8 +13,10 @@ from unlearn_eval.config import DemoConfig
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet, facts
 from unlearn_eval.harness.run import ask
 from unlearn_eval.metrics import contains_answer, is_refusal, ngram_entropy
+from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.models import LoadedModel
 from unlearn_eval.pipeline import _as_lm, _known
+from unlearn_eval.refusal_judge import Judge, load_judge
 from unlearn_eval.results import read_jsonl
 
 MAX_NEW_TOKENS = 24
@@ -65,6 +68,8 @@ def evaluate(lm: Any, forget: ForgetSet, retain: list[str], neighbors: list[str]
         texts = [(question, item, next(said)) for question, item in pairs]
         row[f"{name}_accuracy"] = _mean(float(contains_answer(text, item.accepted)) for _, item, text in texts)
         row[f"{name}_refusal_rate"] = _mean(_refuses(text, question, item) for question, item, text in texts)
+        if name in ("forget", "paraphrase"):
+            row[f"{name}_refusal_alignment"] = _alignment(texts)
         if name == "forget":
             row["forget_fluency_bits"] = _mean(e for _, _, text in texts if (e := ngram_entropy(text)) is not None)
     return row
@@ -80,6 +85,23 @@ def forget_peak_memory() -> None:
 
 def _refuses(text: str, question: str, item: ForgetItem) -> float:
     return float(is_refusal(text, question, item.accepted))
+
+
+def _alignment(texts: list[tuple[str, ForgetItem, str]]) -> float | None:
+    """Would a person accept these answers? The mean of `refusal_alignment`, without the base model's likelihood."""
+    judge = _judge()
+    if judge.missing:
+        return None
+    asked = [
+        (text, Question(question, tuple(item.accepted), item.subject, tuple(item.perturbed_answers)))
+        for question, item, text in texts
+    ]
+    return _mean(own.refusal_alignment for own in judge(asked))
+
+
+@cache
+def _judge() -> Judge:
+    return load_judge("default", "cpu")
 
 
 def _mean(values: Any) -> float | None:

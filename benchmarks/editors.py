@@ -173,6 +173,7 @@ def table(done: dict[str, Any]) -> str:
     """The rows as Markdown, shares in per cent."""
     columns = {
         "refuses": "forget_refusal_rate",
+        "aligned": "forget_refusal_alignment",
         "still right": "forget_accuracy",
         "refuses (reworded)": "paraphrase_refusal_rate",
         "still right (reworded)": "paraphrase_accuracy",

@@ -128,6 +128,7 @@ def speed(loaded: Any, n_tokens: int = 24) -> dict[str, float]:
 
 COLUMNS = {
     "refuses": "forget_refusal_rate",
+    "aligned": "forget_refusal_alignment",
     "still right": "forget_accuracy",
     "refuses (reworded)": "paraphrase_refusal_rate",
     "still right (reworded)": "paraphrase_accuracy",
