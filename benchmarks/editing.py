@@ -96,7 +96,7 @@ def _alignment(texts: list[tuple[str, ForgetItem, str]]) -> float | None:
         (text, Question(question, tuple(item.accepted), item.subject, tuple(item.perturbed_answers)))
         for question, item, text in texts
     ]
-    return _mean(own.refusal_alignment for own in judge(asked))
+    return _mean(own.refusal_alignment for own in judge(asked) if own.refusal_alignment is not None)
 
 
 @cache
