@@ -181,6 +181,7 @@ def table(done: dict[str, Any]) -> str:
         "others right": "retain_accuracy",
         "others refused": "retain_refusal_rate",
     }
+    columns = {name: key for name, key in columns.items() if any(key in row for row in done["rows"].values())}
     lines = []
     for n in sorted({row["n"] for row in done["rows"].values()}):
         rows = [row for row in done["rows"].values() if row["n"] == n]
