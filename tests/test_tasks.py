@@ -16,6 +16,7 @@ import torch
 from conftest import TASKS, evaluate, hf, make_tiny, report, tofu_data, values, write_tofu
 from lm_eval.api.model import LM, TemplateLM
 from plain_loop import answer_numbers, our_ids, prompt_text, token_scores
+from saying import SayingLM
 
 from unlearn_eval.edits import EditInfo, LowRankEdit, describe_base
 from unlearn_eval.errors import UserError
@@ -165,22 +166,6 @@ def test_facts(tiny, tokenizer):
         assert report(result, "unlearn_facts")["forget_accuracy"] == {"n": 2, "n_unscored": 0}
         assert result["configs"]["unlearn_facts"]["metadata"]["split_sizes"]["retain"] == 2
         assert "neighbors_accuracy" in values(result, "unlearn_facts")
-
-
-class SayingLM(LM):
-    """A model that only writes: what `says` gives for a document and the question it was asked."""
-
-    def __init__(self, says):
-        super().__init__()
-        self.says = says
-
-    def loglikelihood(self, requests):
-        raise NotImplementedError
-
-    loglikelihood_rolling = loglikelihood
-
-    def generate_until(self, requests):
-        return [self.says(request.doc, request.args[0]) for request in requests]
 
 
 CHOSEN = {"forget": ["capital_of/france", "capital_of/japan"], "retain": ["capital_of/italy", "capital_of/kenya"]}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from benchmark_data import benchmark_files, write_benchmarks
 from conftest import TASKS, evaluate, hf, report, values
-from lm_eval.api.model import LM
 from plain_loop import prompt_text, token_scores
+from saying import SayingLM
 from scipy.stats import binom
 
 from unlearn_eval import metrics as m
@@ -25,20 +25,12 @@ def close(got, expected):
     assert got == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
-class Told(LM):
+class Told(SayingLM):
     """A model that says what `says(document, prompt)` gives, and believes what `believes` says of an answer."""
 
     def __init__(self, says, believes=None):
-        super().__init__()
-        self.says, self.believes = says, believes
-
-    def loglikelihood(self, requests):
-        raise NotImplementedError
-
-    loglikelihood_rolling = loglikelihood
-
-    def generate_until(self, requests):
-        return [self.says(request.doc, request.args[0]) for request in requests]
+        super().__init__(says)
+        self.believes = believes
 
     def answer_logprobs(self, requests):
         if self.believes is None:
