@@ -43,7 +43,7 @@ def load_source(source: Source, required: Sequence[str], revision: str | None = 
     """
     root = os.environ.get(DATA_VARIABLE)
     if root:
-        return _from_source_folder(Path(root).expanduser(), source, required)
+        return _from_folder(Path(root).expanduser(), source, required)
     if source.hub is None:
         raise UserError(
             f"no {source.folder} data: {DATA_VARIABLE} is not set, and it is not read from the hub",
@@ -52,11 +52,13 @@ def load_source(source: Source, required: Sequence[str], revision: str | None = 
     return _from_hub(source.hub, source.config, required, revision, source.split)
 
 
-def _from_source_folder(root: Path, source: Source, required: Sequence[str]) -> list[dict[str, Any]]:
+def _from_folder(root: Path, source: Source, required: Sequence[str]) -> list[dict[str, Any]]:
     wanted = f"{source.folder}/{source.file}"
+    or_hub = f", or unset {DATA_VARIABLE} to read from the hub" if source.hub else ""
     if not root.is_dir():
         raise UserError(
-            f"{DATA_VARIABLE} names {root}, which is not a folder", f"set it to a folder that holds {wanted}.json"
+            f"{DATA_VARIABLE} names {root}, which is not a folder",
+            f"set it to a folder that holds {wanted}.json{or_hub}",
         )
     stem = root / source.folder / source.file
     found = [path for ending in ENDINGS if (path := stem.with_name(stem.name + ending)).is_file()]
@@ -65,9 +67,8 @@ def _from_source_folder(root: Path, source: Source, required: Sequence[str]) -> 
         near = sorted(path.name for path in stem.parent.glob("*"))[:6] if stem.parent.is_dir() else []
         there = f"; there is: {', '.join(near)}" if near else ""
         raise UserError(
-            f"no {wanted}{'|'.join(ENDINGS)} in the data folder {root}{there}",
-            f"put it there{f', or unset {DATA_VARIABLE} to read from the hub' if source.hub else ''}. "
-            f"{source.obtain}".strip(),
+            f"no {wanted}.json in the data folder {root}{there}",
+            f"put it there ({', '.join(ENDINGS)}){or_hub}. {source.obtain}".strip(),
         )
     return [record for path in found for record in _records(path, required)]
 
@@ -107,28 +108,7 @@ def load_split(
         UserError: no such folder or file, a malformed line (file and line are named), a field is missing,
             or the hub cannot be reached.
     """
-    root = os.environ.get(DATA_VARIABLE)
-    if root:
-        return _from_folder(Path(root).expanduser(), folder, name, required)
-    return _from_hub(hub_id, name, required, revision)
-
-
-def _from_folder(root: Path, folder: str, name: str, required: Sequence[str]) -> list[dict[str, Any]]:
-    from unlearn_eval.results import read_jsonl
-
-    if not root.is_dir():
-        raise UserError(
-            f"{DATA_VARIABLE} names {root}, which is not a folder",
-            f"set it to a folder that holds {folder}/{name}.json, or unset it to read from the hub",
-        )
-    for ending in (".json", ".jsonl"):
-        path = root / folder / (name + ending)
-        if path.is_file():
-            return read_jsonl(path, required_fields=required)
-    raise UserError(
-        f"no {folder}/{name}.json in the data folder {root}",
-        f"put it there, or unset {DATA_VARIABLE} to read from the hub",
-    )
+    return load_source(Source(folder, name, hub_id, config=name), required, revision)
 
 
 def _from_hub(
