@@ -59,6 +59,7 @@ def demo(
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.pipeline import demo_samples, run_demo
     from unlearn_eval.report.table import comparison_tables, reasons
+    from unlearn_eval.results import compare as compare_results
 
     config = DemoConfig(
         model=model,
@@ -73,7 +74,7 @@ def demo(
     with quiet():
         before, after = run_demo(config, _say, _progress())
     console = Console(width=None if sys.stdout.isatty() else 100)
-    for table in comparison_tables(before, after):
+    for table in comparison_tables(compare_results(before, after)):
         console.print(table)
     for line in reasons([after]):
         console.print(line)
@@ -354,6 +355,7 @@ def compare(
     from rich.console import Console
 
     from unlearn_eval.report.table import comparison_tables, reasons, unpaired
+    from unlearn_eval.results import compare as compare_results
     from unlearn_eval.results import read_result
 
     first, second = read_result(before), read_result(after)
@@ -363,9 +365,10 @@ def compare(
             "evaluate both models on the same --tasks",
         )
     console = Console(width=None if sys.stdout.isatty() else 140)
-    for table in comparison_tables(first, second, tests=True):
+    rows = compare_results(first, second)
+    for table in comparison_tables(rows, tests=True):
         console.print(table)
-    for line in (*reasons([first, second]), *unpaired(first, second)):
+    for line in (*reasons([first, second]), *unpaired(rows)):
         console.print(line)
     console.print("↑ higher is better, ↓ lower is better; ± standard error; p of each change by itself, two-sided")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from unlearn_eval.results import Comparison, Metric, Result, compare
+from unlearn_eval.results import Comparison, Metric, Result
 
 DIRECTIONS = {True: "↑", False: "↓", None: " "}
 
@@ -33,13 +33,12 @@ def evaluation_tables(result: Result) -> list[Table]:
 
 
 def comparison_tables(
-    before: Result, after: Result, names: tuple[str, str] = ("before", "after"), tests: bool = False
+    rows: Sequence[Comparison], names: tuple[str, str] = ("before", "after"), tests: bool = False
 ) -> list[Table]:
-    """One table per task of two results; the change is the mean over the same items where there are samples.
+    """One table per task of what `compare` found; the change is the mean over the same items where there are samples.
 
     With `tests` also the p-value of each change, and the paired test that gave it.
     """
-    rows = compare(before, after)
     tables = []
     for task in dict.fromkeys(row.task for row in rows):
         table = _table(task, "metric", *names, "change", *(("p", "paired test") if tests else ()), "n")
@@ -89,10 +88,10 @@ def _test(row: Comparison) -> tuple[str, str]:
     return f"{p:.3f}" if p >= 1e-3 else f"{p:.0e}", str(row.paired.test)
 
 
-def unpaired(before: Result, after: Result) -> list[str]:
+def unpaired(rows: Sequence[Comparison]) -> list[str]:
     """Why changes have no test, one line for each reason."""
     found: dict[str, list[str]] = {}
-    for row in compare(before, after):
+    for row in rows:
         if row.difference is not None and row.paired is None:
             found.setdefault(str(row.reason), []).append(row.metric)
     return [f"no test of {', '.join(names)}: {reason}" for reason, names in found.items()]
