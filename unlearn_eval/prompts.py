@@ -108,6 +108,12 @@ def _after_answer(tokenizer: Any, template_options: dict[str, Any]) -> str:
     return text.partition(_SENTINEL)[2]
 
 
+def after(prompt: str, answer: str, chat: bool) -> str:
+    """The answer as it follows the prompt: after one space, unless there is no need of one."""
+    joined = chat or not prompt or prompt[-1:].isspace() or answer[:1].isspace()
+    return answer if joined else PLAIN_DELIMITER + answer
+
+
 def answer_labels(
     prompt: str,
     prompt_ids: Sequence[int],
@@ -123,8 +129,7 @@ def answer_labels(
     answers follow the prompt after one space, unless the prompt already ends in white space.
     """
     encode = encode or (lambda text: encode_prompt(text, tokenizer))
-    joined = chat or not prompt or prompt[-1:].isspace() or answer[:1].isspace()
-    spaced = answer if joined else PLAIN_DELIMITER + answer
+    spaced = after(prompt, answer, chat)
     ids = encode_answer(prompt, prompt_ids, spaced, tokenizer, encode) if answer.strip() else []
     end = end_of_turn(tokenizer, **template_options)[1] if chat else int(tokenizer.eos_token_id)
     return Labels((*ids, end), len(ids), answer)

@@ -203,8 +203,7 @@ def from_loglikelihood(self: Any, requests: list[Any], disable_tqdm: bool = Fals
     plain, counts = [], []
     for request in requests:
         context, answer, opts = request.args
-        joined = opts["chat"] or not context or context[-1:].isspace() or answer[:1].isspace()
-        spaced = answer if joined else prompts.PLAIN_DELIMITER + answer
+        spaced = prompts.after(context, answer, opts["chat"])
         n = _count_tokens(self, context, spaced) if answer.strip() else 0
         if n:
             clone = copy.copy(request)
