@@ -114,9 +114,7 @@ def run(
 def speed(loaded: Any, n_tokens: int = 24) -> dict[str, float]:
     """Tokens per CPU second when eight questions that are not edited are answered."""
     tokenizer = loaded.tokenizer
-    rows = [prompt_ids(item.cloze if hasattr(item, "cloze") else item.question, tokenizer, True) for item in facts()][
-        -8:
-    ]
+    rows = [prompt_ids(item.question, tokenizer, True) for item in list(facts())[-8:]]
     ids, mask = pad(rows, "left", loaded.model.device, filler=tokenizer.pad_token_id)
     start = time.process_time()
     loaded.model.generate(

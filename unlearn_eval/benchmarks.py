@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.forget_sets import PISTOL_FILES, check_disjoint, pistol_edges
 from unlearn_eval.harness.data import Source, load_source
 from unlearn_eval.metrics.refusal import content_words
 
@@ -126,11 +127,7 @@ def choose(documents: Sequence[Document], metadata: Metadata, default: Any, what
     rest = [own for own in documents if own["id"] not in taken]
     kept = metadata.get("retain")
     retain = rest if kept is None else _pick(rest if isinstance(kept, int) else documents, kept, what)
-    both = [own["id"] for own in retain if own["id"] in taken]
-    if both:
-        raise UserError(
-            f"{len(both)} items are both in forget and in retain, e.g. {both[0]!r}", "take them out of one of the two"
-        )
+    check_disjoint(taken, (own["id"] for own in retain))
     limit = metadata.get("n_retain")
     return forget, retain[: int(limit)] if limit and kept is None else retain
 
@@ -224,8 +221,6 @@ def question_key(question: str) -> str:
 
 def pistol(metadata: Metadata) -> Splits:
     """PISTOL's contracts: the edges to forget, those that share a company with them, and the others."""
-    from unlearn_eval.forget_sets import PISTOL_FILES, pistol_edges
-
     file = str(metadata.get("file", PISTOL_FILES[0]))
     documents = [
         document(f"{edge}/{i}", record["question"], record["answer"], group=edge)

@@ -24,6 +24,8 @@ PARTS = (
     "answer_similarity",
     "topic_similarity",
 )
+# What stands beside the scores of a document: key -> why it is undefined for this one.
+REASONS = "reasons"
 _FIELDS = {"leak": "leaks", "fabrication": "fabricates"}
 REFUSES = 0.5
 MOST_SENTENCES_FOR_CUT = 100
@@ -90,7 +92,7 @@ class AlignmentRoom:
         if refuses is None:
             reasons["over_refusal"] = reasons["refusal_probability"]
         named = {f"{prefix}{key}": value for key, value in (values | {"over_refusal": refuses}).items()}
-        return {**named, "reasons": {f"{prefix}{key}": reason for key, reason in reasons.items()}}
+        return {**named, REASONS: {f"{prefix}{key}": reason for key, reason in reasons.items()}}
 
     def _likelihoods(
         self, answers: Sequence[tuple[str, Question]], good: Sequence[tuple[str, str]], chat: bool

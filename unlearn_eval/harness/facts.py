@@ -17,9 +17,9 @@ import numpy as np
 
 from unlearn_eval import metrics as m
 from unlearn_eval.errors import UserError, unknown_name
-from unlearn_eval.forget_sets import FACTS_FILE, check_disjoint
+from unlearn_eval.forget_sets import FACTS_FILE, check_disjoint, set_names
 from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
-from unlearn_eval.harness.task import Document, Mean, Metric, Scores, UnlearningTask
+from unlearn_eval.harness.task import Document, Mean, Metric, Scores, UnlearningTask, merge_scores
 from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.results import read_jsonl
 
@@ -102,10 +102,9 @@ class FactsTask(UnlearningTask):
             said, asked = generated["paraphrase"], document["paraphrases"][0]
             scores["paraphrase_accuracy"] = float(m.contains_answer(said, accepted))
             scores["paraphrase_refusal_rate"] = float(m.is_refusal(said, asked, accepted))
-        judged = self.alignment.scores(document)
-        reworded_judged = self.alignment.scores(document, "paraphrase", "paraphrase_")
-        reasons = judged.pop("reasons", {}) | reworded_judged.pop("reasons", {})
-        return scores | judged | reworded_judged | {"reasons": reasons}
+        merge_scores(scores, self.alignment.scores(document))
+        merge_scores(scores, self.alignment.scores(document, "paraphrase", "paraphrase_"))
+        return scores
 
     def metrics(self) -> dict[str, Metric]:
         """The table of one model."""
@@ -163,6 +162,20 @@ def choose(facts: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, Any]) 
 def _others(facts: Iterable[str], forget: list[str]) -> list[str]:
     taken = set(forget)
     return [key for key in facts if key not in taken]
+
+
+def names_a_set(facts: Mapping[str, Mapping[str, Any]], wanted: Any) -> bool:
+    """Whether `wanted` names a forget set, and not shipped facts (a relation, an id, a list of ids).
+
+    Raises:
+        UserError: it can be neither.
+    """
+    relations = {str(fact["relation"]) for fact in facts.values()}
+    if not isinstance(wanted, str) or wanted in facts or wanted in relations:
+        return False
+    if ":" not in wanted and wanted != "facts" and Path(wanted).suffix not in (".jsonl", ".json", ".csv"):
+        raise unknown_name("relation, fact or forget set", wanted, [*relations, *set_names(), *facts])
+    return True
 
 
 def fact_ids(facts: Mapping[str, Mapping[str, Any]], wanted: Any) -> list[str]:

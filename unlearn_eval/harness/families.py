@@ -7,7 +7,7 @@ which answers are scored follows from that. A task's YAML names its row: `metada
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from unlearn_eval.harness.task import (
     Prompt,
     Scores,
     UnlearningTask,
+    merge_scores,
 )
 from unlearn_eval.harness.tofu import auc, privleak_of
 
@@ -180,13 +181,13 @@ class Overall:
     """A metric over several splits.
 
     Attributes:
-        function: takes the items that `OverAll` gives, and the run's metadata.
+        function: takes the items that `OverAll` gives, and the run's metadata as `metadata`.
         keys: the scores that it needs.
         splits: names or beginnings of names of the splits that count.
         higher_is_better: its direction.
     """
 
-    function: Callable[[list[Scores], Mapping[str, Any]], SetMetric]
+    function: Callable[..., SetMetric]
     keys: tuple[str, ...]
     splits: tuple[str, ...]
     higher_is_better: bool | None
@@ -207,6 +208,10 @@ class Family:
     overall: Mapping[str, Overall] = field(default_factory=dict)
     n_paraphrases: int = 1
 
+    def covers(self, column: str, split: str) -> bool:
+        """Whether a split's documents have the scores of a column."""
+        return split == column or split.startswith(f"{column}_") and split not in self.columns
+
 
 def combined(items: list[Scores], metadata: Mapping[str, Any], key: str) -> SetMetric:
     """1 - ROUGE-1 on forget + ROUGE-1 on retain (arXiv 2505.19855)."""
@@ -225,10 +230,15 @@ def worst_group(items: list[Scores], metadata: Mapping[str, Any], key: str) -> S
     for item in items:
         if item[key] is not None:
             groups.setdefault(item["group"], []).append(item[key])
+    return largest_mean(groups, "no question could be scored")
+
+
+def largest_mean(groups: Mapping[str, Sequence[float]], nothing: str) -> SetMetric:
+    """The largest mean of some groups with its standard error; without any group `nothing` is the reason."""
     if not groups:
-        return None, None, "no question could be scored"
-    worst = max(groups.values(), key=lambda values: float(np.mean(values)))
-    return float(np.mean(worst)), m.mean_and_stderr(worst).stderr, None
+        return None, None, nothing
+    mean, stderr, _ = max((m.mean_and_stderr([*own]) for own in groups.values()), key=lambda found: found.mean or 0.0)
+    return mean, stderr, None
 
 
 def lume_aggregate(items: list[Scores], metadata: Mapping[str, Any]) -> SetMetric:
@@ -369,12 +379,7 @@ class BenchmarkTask(UnlearningTask):
             for own in documents:
                 own["paraphrases"] = own["paraphrases"][: self.family.n_paraphrases]
         for split in splits:
-            keys = [
-                key
-                for name, own in self.family.columns.items()
-                if split == name or split.startswith(f"{name}_") and split not in self.family.columns
-                for key in own
-            ]
+            keys = [key for name, own in self.family.columns.items() if self.family.covers(name, split) for key in own]
             keys += [
                 key
                 for metric in self.family.overall.values()
@@ -424,10 +429,10 @@ class BenchmarkTask(UnlearningTask):
         for name, (text, _, _) in self._views(document).items():
             own: Scores = {REASONS: {}}
             if f"{name}generated" in generated:
-                _merge(own, generated_scores(document, text, generated[f"{name}generated"]))
+                merge_scores(own, generated_scores(document, text, generated[f"{name}generated"]))
             if f"{name}answer" in answers:
                 wrong = [answers[key] for key in answers if key.startswith(f"{name}wrong_")]
-                _merge(own, scored(document, answers[f"{name}answer"], wrong, self.compat))
+                merge_scores(own, scored(document, answers[f"{name}answer"], wrong, self.compat))
             views.append(own)
         first, *others = views
         first["group"] = document["group"]
@@ -444,33 +449,17 @@ class BenchmarkTask(UnlearningTask):
         """The columns that the table names, of the splits that are there."""
         table: dict[str, Metric] = {}
         for name, keys in self.family.columns.items():
-            parts = [
-                split
-                for split in self.split_sizes
-                if split == name or split.startswith(f"{name}_") and split not in self.family.columns
-            ]
+            parts = [split for split in self.split_sizes if self.family.covers(name, split)]
             for key in keys if parts else ():
                 table[f"{name}_{key}"] = Mean(tuple(parts), key, direction(name, key))
             for split in parts if parts != [name] else ():
                 table |= {f"{split}_{key}": Mean(split, key, direction(split, key)) for key in keys}
         for name, own in self.family.overall.items():
             splits = tuple(split for split in self.split_sizes if _among(split, own.splits))
-            function = partial(_with_metadata, function=own.function, metadata=self.config.metadata or {})
+            function = partial(own.function, metadata=self.config.metadata or {})
             table[name] = OverAll(splits, own.keys, function, own.higher_is_better)
         return table
 
 
-def _with_metadata(
-    items: list[Scores], function: Callable[[list[Scores], Mapping[str, Any]], SetMetric], metadata: Mapping[str, Any]
-) -> SetMetric:
-    return function(items, metadata)
-
-
 def _among(split: str, names: tuple[str, ...]) -> bool:
     return any(split == name or split.startswith(f"{name}_") for name in names)
-
-
-def _merge(own: Scores, more: Scores) -> None:
-    reasons = {**own[REASONS], **more.get(REASONS, {})}
-    own |= more
-    own[REASONS] = reasons

@@ -17,17 +17,16 @@ import numpy as np
 
 from unlearn_eval import metrics as m
 from unlearn_eval.benchmarks import check_aliases
-from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import (
     FACTS_FILE,
     ForgetItem,
     item_from_record,
     load_forget_set,
-    set_names,
 )
 from unlearn_eval.harness.choices import SURE, choice_answers, choice_scores, log_probability
-from unlearn_eval.harness.facts import choose, fact_ids
-from unlearn_eval.harness.families import COMPLETE, ECHO
+from unlearn_eval.harness.facts import choose, fact_ids, names_a_set
+from unlearn_eval.harness.families import COMPLETE, ECHO, largest_mean
 from unlearn_eval.harness.task import REASONS, Asked, Document, Mean, Metric, OverAll, Prompt, Scores, UnlearningTask
 from unlearn_eval.results import read_jsonl
 
@@ -251,11 +250,7 @@ def _largest_form(items: list[Scores]) -> tuple[float | None, float | None, str 
     for item in items:
         for form, value in (item["forms"] or {}).items():
             columns.setdefault(form, []).append(value)
-    if not columns:
-        return None, None, "no form could be asked"
-    most = max(columns, key=lambda form: sum(columns[form]) / len(columns[form]))
-    worst = m.mean_and_stderr([*columns[most]])
-    return worst.mean, worst.stderr, None
+    return largest_mean(columns, "no form could be asked")
 
 
 # Sets ------------------------------------------------------------------------------------------------------
@@ -303,12 +298,9 @@ def forget_and_retain(metadata: Mapping[str, Any]) -> tuple[list[_Fact], list[_F
 
 def _facts(records: Mapping[str, Mapping[str, Any]], wanted: Any) -> list[_Fact]:
     """The shipped facts of a relation or of some ids, or the items of a forget set."""
-    relations = {record["relation"] for record in records.values()}
-    if not isinstance(wanted, str) or wanted in records or wanted in relations:
-        return [_from_record(records[key]) for key in fact_ids(records, wanted)]
-    if ":" not in wanted and wanted != "facts" and Path(wanted).suffix not in (".jsonl", ".json", ".csv"):
-        raise unknown_name("relation, fact or forget set", wanted, [*relations, *set_names(), *records])
-    return _from_set(wanted)
+    if names_a_set(records, wanted):
+        return _from_set(wanted)
+    return [_from_record(records[key]) for key in fact_ids(records, wanted)]
 
 
 def _from_record(record: Mapping[str, Any]) -> _Fact:

@@ -21,6 +21,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from unlearn_eval.errors import UserError
 from unlearn_eval.harness import requests
+from unlearn_eval.harness.alignment import REASONS as REASONS
 from unlearn_eval.harness.alignment import AlignmentRoom
 from unlearn_eval.metrics import mean_and_stderr
 from unlearn_eval.metrics.alignment import Question
@@ -28,8 +29,6 @@ from unlearn_eval.prompts import PLAIN_DELIMITER
 
 Document = dict[str, Any]
 Scores = dict[str, Any]
-# What `score` may put beside its scores: key -> why it is undefined for this document.
-REASONS = "reasons"
 
 
 @dataclass(frozen=True)
@@ -317,10 +316,10 @@ class UnlearningTask(ConfigurableTask):
         for instance in self.instances:
             if instance.request_type != "generate_until":
                 continue
-            names = list(self.questions(instance.doc))
-            asked = self.judged_questions(instance.doc).get(names[instance.idx])
-            if asked is not None:
-                answers[instance.doc["id"], names[instance.idx]] = (str(instance.resps[0]), asked)
+            if judged := self.judged_questions(instance.doc):
+                name = list(self.questions(instance.doc))[instance.idx]
+                if name in judged:
+                    answers[instance.doc["id"], name] = (str(instance.resps[0]), judged[name])
             if instance.idx == 0 and (sentence := self.good_text(instance.doc)):
                 good.append((instance.doc["question"], sentence))
         if answers:
@@ -390,6 +389,13 @@ class UnlearningTask(ConfigurableTask):
         }
         config.pop("dataset_kwargs", None)
         return config
+
+
+def merge_scores(own: Scores, more: Scores) -> None:
+    """Put more scores of the same document beside its own, with their reasons beside those that are there."""
+    reasons = {**own.get(REASONS, {}), **more.get(REASONS, {})}
+    own |= more
+    own[REASONS] = reasons
 
 
 def _reworded(context: str, document: Document, question: str) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.errors import UserError, unknown_name
-from unlearn_eval.forget_sets import FACTS_FILE, load_forget_set, set_names
+from unlearn_eval.errors import UserError
+from unlearn_eval.forget_sets import FACTS_FILE, load_forget_set
 from unlearn_eval.harness import divergence
 from unlearn_eval.harness.borrowed import Bundle, load_parts
-from unlearn_eval.harness.facts import answer_only, choose
+from unlearn_eval.harness.facts import answer_only, choose, names_a_set
 from unlearn_eval.harness.task import REASONS, Absent, Asked, Document, Mean, Metric, Prompt, Scores, UnlearningTask
 from unlearn_eval.results import read_jsonl
 
@@ -138,11 +138,8 @@ def forgotten(facts: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, Any
         UserError: an unknown fact, relation or forget set.
     """
     wanted = metadata.get("forget")
-    relations = {str(fact["relation"]) for fact in facts.values()}
-    if isinstance(wanted, str) and wanted not in relations and wanted not in facts:
-        if ":" not in wanted and wanted != "facts" and Path(wanted).suffix not in (".jsonl", ".json", ".csv"):
-            raise unknown_name("relation, fact or forget set", wanted, [*relations, *set_names(), *facts])
-        items = load_forget_set(wanted)
+    if names_a_set(facts, wanted):
+        items = load_forget_set(str(wanted))
         asked = {item.question for item in items}
         ids = {key for key, fact in facts.items() if fact["question"] in asked}
         return ids, {item.subject for item in items if item.subject} | {str(facts[key]["subject"]) for key in ids}
