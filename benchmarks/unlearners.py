@@ -48,6 +48,7 @@ COLUMNS = {
     "forget_refusal_rate": "refuses forget",
     "retain_refusal_rate": "refuses retain",
     "seconds": "seconds",
+    "cpu_seconds": "CPU seconds",
     "peak_memory_gigabytes": "peak GB",
 }
 
@@ -160,6 +161,7 @@ def one(method: str, target: LoadedModel, study: Study, a: Any) -> dict[str, Any
     rate = float(preset.settings["learning_rate"]) * (1 if method == "ft_m" else a.rate_factor)
     options = {"batch_size": a.batch_size, "learning_rate": str(rate), "precision": a.precision}
     forget_peak_memory()
+    started = time.process_time()
     try:
         with quiet():
             recipe = Recipe(seed=a.seed, chat=study.chat)
@@ -173,6 +175,7 @@ def one(method: str, target: LoadedModel, study: Study, a: Any) -> dict[str, Any
         "self_check": edit.info.notes["self_check"],
         "curve": [json.loads(line) for line in edit.texts["training.jsonl"].splitlines()],
         "seconds": edit.info.seconds,
+        "cpu_seconds": round(time.process_time() - started, 1),
         **memory(edit.info),
     }
     with applied(edit, target.model):
