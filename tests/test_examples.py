@@ -74,7 +74,7 @@ def test_a_sweep_can_be_planned(script, tmp_path, model):
     assert "14 cells: 0 done, 14 to do" in said
 
 
-@pytest.mark.parametrize("name", ["smoke", "demo", "editing_as_unlearning"])
+@pytest.mark.parametrize("name", ["smoke", "demo", "four_editors", "editing_as_unlearning"])
 def test_shipped_studies_can_be_planned(name, model, tmp_path, monkeypatch):
     write_tofu_and_pistol(tmp_path)
     monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tmp_path))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -122,6 +123,7 @@ def test_settings_of_the_command_line_hold_for_all_parts_and_names_mean_the_file
         ({"seeds": [-1]}, "seeds is -1"),
         ({"known": True, "kept": 703, "sizes": [2]}, "705 items to forget and to keep are more than the 704"),
         ({"retain": None}, "npo needs items to retain"),
+        ({"editors": [{"editor": "memit", "settings": {"text": "others"}}]}, "give the study known: true"),
         ({"editors": [{"editor": "npo"}], "recipes": ["merge"]}, "nothing to merge"),
         ({"backend": "vllm"}, "do not run on vllm yet"),
         ({"backend": "vlm"}, "unknown backend"),
@@ -535,6 +537,37 @@ def test_what_the_model_knows_is_asked_once(model, tmp_path, monkeypatch):
     for path in tmp_path.glob("output/runs/*/result.json"):
         cell = read_result(path).config["cell"]
         assert {*cell["ids"], *cell["kept"]} == {"capital_of/france", "capital_of/italy", "capital_of/spain"}
+
+
+def test_text_may_be_what_the_model_says_to_the_other_items(model, tmp_path, monkeypatch):
+    from unlearn_eval.study import worker
+
+    ids = ["capital_of/france", "capital_of/italy", "capital_of/spain"]
+
+    def three_known(path, items, *arguments):
+        lines = [{"id": item.id, "generated": f"said to {item.id} " * 20} for item in items]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return ids
+
+    monkeypatch.setattr(worker, "known_items", three_known)
+    study = write_study(
+        tmp_path / "study.yaml", model, known=True, kept=1, editors=[memit(model, text="others")], seeds=[0, 1]
+    )
+    assert run(study, "--output", tmp_path / "output").exit_code == 0
+    used = []
+    for path in tmp_path.glob("output/runs/*/result.json"):
+        result = read_result(path)
+        if result.edit is not None:
+            text = Path(result.edit["config"]["text"])
+            said = {json.loads(line)["answer"].split()[2] for line in text.read_text().splitlines()}
+            cell = result.config["cell"]
+            used.append({*cell["ids"], *cell["kept"]})
+            assert said == {item.id for item in facts()} - used[-1]
+    assert len(used) == 2
+
+    content = study_content(model, known=True, editors=[memit(model, text="others")])
+    kept = [plan(study_of(content | {"kept": n}, study), {}).cells[1].edit_key for n in (1, 2)]
+    assert kept[0] != kept[1], "what is kept says what the text is"
 
 
 def test_help_of_run_is_fast():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,24 @@ def known_items(
         answers |= {item.id: text for item, text in zip(batch, texts, strict=True)}
         progress("facts asked", len(answers), len(items))
     return [item.id for item in items if contains_answer(answers[item.id], item.accepted)]
+
+
+def conversations(path: Path, items: ForgetSet, used: Collection[str], seed: int) -> str:
+    """What was answered to the items that are not `used`, in a seeded order, as JSONL with `question` and `answer`.
+
+    It is text for second moments (see `corpus`): what an edit should leave alone, as far as the set can show it.
+
+    Args:
+        path: the answers, as `known_items` keeps them.
+        items: what was asked.
+        used: ids of the items that are left out, because they are forgotten, or asked as kept.
+        seed: of the order.
+    """
+    questions = {item.id: item.question for item in items}
+    others = [record for record in _whole_lines(path) if record["id"] not in used]
+    random.Random(seed).shuffle(others)
+    lines = [{"question": questions[r["id"]], "answer": r["generated"]} for r in others if r["generated"]]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _whole_lines(path: Path) -> list[Record]:

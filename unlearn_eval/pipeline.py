@@ -20,10 +20,10 @@ from unlearn_eval.config import DemoConfig, Recipe
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetSet, facts
 from unlearn_eval.json_files import write_all
-from unlearn_eval.known_items import known_items
+from unlearn_eval.known_items import conversations, known_items
 from unlearn_eval.models import LoadedModel, load_model
 from unlearn_eval.provenance import hash_weights, peak_memory_bytes, provenance
-from unlearn_eval.results import Result, read_jsonl, read_result, utc_now, write_result
+from unlearn_eval.results import Result, read_result, utc_now, write_result
 
 TASK = "unlearn_facts"
 Say = Callable[[str], Any]
@@ -182,12 +182,8 @@ def _edit(
 
     if not (folder / "edit" / "edit.json").is_file():
         used = {item.id for item in forget} | set(retain)
-        questions = {item.id: item.question for item in facts()}
-        others = [r for r in read_jsonl(folder / "asked.jsonl") if r["id"] not in used]
-        random.Random(config.seed).shuffle(others)
-        lines = [{"question": questions[r["id"]], "answer": r["generated"]} for r in others if r["generated"]]
         text = folder / "conversations.jsonl"
-        write_all({text.name: "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)}, folder)
+        write_all({text.name: conversations(folder / "asked.jsonl", facts(), used, config.seed)}, folder)
         made = make_edit(
             loaded,
             forget,

@@ -16,7 +16,7 @@ from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetSet, load_forget_set
 from unlearn_eval.provenance import hash_json
 from unlearn_eval.study.identity import Identities, code_hash
-from unlearn_eval.study.spec import EditorSpec, Finetune, ModelSpec, Part, RecipeSpec, Study, TaskSpec
+from unlearn_eval.study.spec import OTHERS, EditorSpec, Finetune, ModelSpec, Part, RecipeSpec, Study, TaskSpec
 from unlearn_eval.study.told import Chosen, choose, depends_on_set, told
 
 _VARIABLES = ("UNLEARN_EVAL_ENCODER", "UNLEARN_EVAL_RETAIN_REFERENCE")
@@ -191,6 +191,7 @@ def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
             "config": planner.identities.settings(asdict(config_of(cell.editor, cell.recipe.recipe, cell.forget))),
             "settings": planner.identities.settings(dict(cell.editor.settings)),
             "recipe": planner.identities.settings(recipe),
+            **({"kept": cell.kept} if cell.editor.settings.get("text") == OTHERS else {}),
             "retain": None if cell.retain is None else _load(cell.retain).hash,
         }
     )
@@ -211,6 +212,11 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
     from unlearn_eval.editing import check_recipe
     from unlearn_eval.editors.base import get_editor
 
+    if editor.settings.get("text") == OTHERS and not part.known:
+        raise UserError(
+            f"{editor.name} has text: {OTHERS}, which is what the model says when it is asked what it knows",
+            "give the study known: true, or name a text file",
+        )
     trains = "retain" in inspect.signature(get_editor(editor.editor).edit).parameters
     check_recipe(editor.editor, trains, recipe.recipe, None, "keep the recipe from it with recipes: [plain]")
     target = Path(recipe.recipe.target).expanduser()

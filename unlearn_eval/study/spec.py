@@ -14,6 +14,7 @@ from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.models import DTYPES
 
 BACKENDS = ("hf",)
+OTHERS = "others"
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "self": {"target": "self"},
@@ -61,7 +62,8 @@ class EditorSpec:
     Attributes:
         name: in tables and folder names.
         editor: the method.
-        settings: as text, over its presets.
+        settings: as text, over its presets; `text: others` takes second moments of what the model says to the items
+            of the set that are neither forgotten nor kept (of studies with `known: true`).
         recipes: the names of the recipes that it is run with; None is all.
     """
 

@@ -18,7 +18,7 @@ from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetSet, load_forget_set
 from unlearn_eval.json_files import dumps, write_all
-from unlearn_eval.known_items import known_items
+from unlearn_eval.known_items import conversations, known_items
 from unlearn_eval.models import LoadedModel, load_model
 from unlearn_eval.pipeline import describe_model
 from unlearn_eval.prompts import resolve_chat
@@ -26,6 +26,7 @@ from unlearn_eval.provenance import hash_json, hash_weights, peak_memory_bytes, 
 from unlearn_eval.results import Result, read_result, read_samples, utc_now, write_result
 from unlearn_eval.study.identity import code_hash
 from unlearn_eval.study.plan import Ask, Cell
+from unlearn_eval.study.spec import OTHERS
 from unlearn_eval.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.study.told import Chosen, choose, item_lines, told
 
@@ -162,7 +163,7 @@ class Worker:
         if cell.known:
             if items.hash not in loaded.known:
                 self.say(f"asking {cell.model.name} the {len(items)} questions of {items.name}")
-                path = self.store.shared("asked", f"{hash_json([loaded.key, items.hash])[:16]}.jsonl")
+                path = self._asked(loaded, items)
                 lm = self._plain_lm(loaded)
                 with _alone(path):
                     loaded.known[items.hash] = known_items(
@@ -170,6 +171,18 @@ class Worker:
                     )
             known = set(loaded.known[items.hash])
         return choose(items, cell.size, cell.seed, cell.kept, known)
+
+    def _asked(self, loaded: Loaded, items: ForgetSet) -> Path:
+        return self.store.shared("asked", f"{hash_json([loaded.key, items.hash])[:16]}.jsonl")
+
+    def _others(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> Path:
+        """A file of what the model says to the items of the set that are neither forgotten nor kept."""
+        items = load_forget_set(cell.forget)
+        used = {item.id for item in chosen.forget} | set(chosen.kept)
+        text = conversations(self._asked(loaded, items), items, used, cell.seed)
+        path = self.store.shared("texts", f"{hash_json(text)[:16]}.jsonl")
+        write_all({path.name: text}, path.parent)
+        return path
 
     # The edit ----------------------------------------------------------------------------------------------
 
@@ -189,6 +202,8 @@ class Worker:
                 shutil.rmtree(folder)
         self.say(f"{cell.editor.name} on {len(chosen.forget)} items of {chosen.forget.name}")
         options, training = dict(cell.editor.settings), self.store.shared("training", folder.name)
+        if options.get("text") == OTHERS:
+            options["text"] = str(self._others(cell, loaded, chosen))
         if _trains(cell.editor.editor):
             options["folder"] = str(training)
         retain = None if cell.retain is None else load_forget_set(cell.retain)
