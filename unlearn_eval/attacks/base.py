@@ -29,7 +29,7 @@ from unlearn_eval.errors import unknown_name
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.models import LoadedModel
 
-NOT_ATTACKS = {"asking", "base", "changed_weights", "folds", "hidden_states", "retraining", "run", "summary"}
+NOT_ATTACKS = {"asking", "base", "changed_weights", "depth", "folds", "hidden_states", "retraining", "run", "summary"}
 UNLEARNED, FULL, REFERENCE = "unlearned", "full", "reference"
 ATTACK = "attack"  # the condition of an observation that is no control
 LOW_RANK, DENSE, MEMORY = "low_rank", "dense", "memory"
