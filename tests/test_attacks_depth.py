@@ -209,7 +209,7 @@ def towns(tokenizer):
 
 def test_a_probe_reads_what_is_hidden_not_what_was_never_known_and_shuffled_labels_stay_at_chance(towns):
     before = weights_of(towns.loaded.model)
-    settings = configure(probe.Config, {"seeds": "0,1,2"})
+    settings = configure(probe.Config, {"n_controls": "20"})
     attacked = attack_case(probe, "probe", towns, settings)
     assert_untouched(towns.loaded.model, before)
     assert attacked.notes == ("probes read answers",)
@@ -217,7 +217,7 @@ def test_a_probe_reads_what_is_hidden_not_what_was_never_known_and_shuffled_labe
     assert metrics["forget_unedited_probe_accuracy"].value >= 0.9
     assert metrics["forget_probe_accuracy"].value == metrics["forget_unedited_probe_accuracy"].value
     assert metrics["forget_reference_probe_accuracy"].value <= 0.6
-    assert metrics["forget_random_labels_probe_accuracy"].value <= 0.6
+    assert metrics["forget_random_labels_probe_accuracy"].value <= 0.5
     assert metrics["forget_probe_recovery"].value == pytest.approx(1)
     control = metrics["forget_random_labels_probe_accuracy"].value
     assert metrics["forget_probe_selectivity"].value == pytest.approx(metrics["forget_probe_accuracy"].value - control)
@@ -265,7 +265,7 @@ def test_choosing_the_layer_does_not_inflate():
 def test_what_readers_are_shown(case, towns):
     assert probe.kind_of_labels(FORGET, OTHERS) == "truth"
     assert probe.kind_of_labels(towns.items, towns.others) == "answers"
-    rows = probe.statements(case.loaded, tuple(FORGET), "truth", False, 0)
+    rows = probe.statements(case.loaded, FORGET, "truth", False, 0)
     assert [row.label for row in rows[:4]] == ["true", "false", "true", "false"]
     said = [case.loaded.tokenizer.decode(row.ids[row.end :]).strip() for row in rows]
     for true, false, item in zip(said[::2], said[1::2], FORGET, strict=True):
@@ -275,7 +275,7 @@ def test_what_readers_are_shown(case, towns):
         attack_case(probe, "probe", case, probe.Config())
     with pytest.raises(UserError, match="did you mean truth"):
         probe.Config(labels="thruth")
-    lonely = (ForgetItem("a", "Q?", "Paris"), ForgetItem("b", "R?", "Paris"))
+    lonely = ForgetSet("s", (ForgetItem("a", "Q?", "Paris"), ForgetItem("b", "R?", "Paris")))
     with pytest.raises(UserError, match="no wrong answer"):
         probe.statements(case.loaded, lonely, "truth", False, 0)
 

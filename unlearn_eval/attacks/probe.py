@@ -59,16 +59,25 @@ class Config:
     Attributes:
         labels: answers, truth, or auto: answers where at least five other entities share each forgotten one.
         penalty: inverse strength of the readers' L2 penalty.
-        seeds: of wrong answers and of shuffled labels; the control is the mean over them.
+        n_train: on how many other items at most, chosen by the seed.
+        n_controls: how many readers with shuffled labels; the control is their mean.
+        seed: of the items to train on, of wrong answers and of shuffled labels.
     """
 
     labels: str = "auto"
     penalty: float = 0.1
-    seeds: tuple[int, ...] = (0,)
+    n_train: int = 300
+    n_controls: int = 10
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.labels not in LABELS:
             raise unknown_name("kind of labels", self.labels, LABELS)
+        if self.n_train < _LEAST or self.n_controls < 1 or self.penalty <= 0:
+            raise UserError(
+                f"n_train {self.n_train}, n_controls {self.n_controls}, penalty {self.penalty} do not make sense",
+                f"train on at least {_LEAST}, and give a control and a penalty above 0",
+            )
 
 
 @dataclass(frozen=True)
@@ -96,19 +105,20 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
         )
     kind = kind_of_labels(case.items, case.others) if config.labels == "auto" else config.labels
     case.notes.append(f"probes read {kind}")
+    others = case.others.sample(config.n_train, config.seed)
     for name in case.names:
         with case.model(name) as loaded:
-            for seed in config.seeds:
-                shown = statements(loaded, tuple(case.others), kind, case.chat, seed)
-                tested = statements(loaded, tuple(case.items), kind, case.chat, seed)
-                x, y = (_states(case, loaded, part) for part in (shown, tested))
-                labels = np.array([one.label for one in shown])
-                shuffled = np.random.default_rng(seed).permutation(labels)
-                for layer in range(len(x)):
-                    case.progress(f"probes, {name} model", layer, len(x))
-                    for condition, own in ((ATTACK, labels), (RANDOM, shuffled)):
-                        scores = read(x[layer], own, y[layer], tested, config.penalty)
-                        yield Observation(name, layer, scores, seed=seed, condition=condition)
+            shown, tested = (statements(loaded, part, kind, case.chat, config.seed) for part in (others, case.items))
+            x, y = (_states(case, loaded, part) for part in (shown, tested))
+            labels = np.array([one.label for one in shown])
+            generator = np.random.default_rng(config.seed)  # the same shuffles for every model
+            shuffled = [generator.permutation(labels) for _ in range(config.n_controls)]
+            for layer in range(len(x)):
+                case.progress(f"probes, {name} model", layer, len(x))
+                yield Observation(name, layer, read(x[layer], labels, y[layer], tested, config.penalty))
+                for i, own in enumerate(shuffled):
+                    scores = read(x[layer], own, y[layer], tested, config.penalty)
+                    yield Observation(name, layer, scores, seed=i, condition=RANDOM)
 
 
 def _states(case: Case, loaded: LoadedModel, rows: Sequence[Statement]) -> Any:
@@ -123,7 +133,7 @@ def kind_of_labels(items: ForgetSet, others: ForgetSet) -> str:
     return "answers" if shared and len(known) > 1 else "truth"
 
 
-def statements(loaded: LoadedModel, items: Sequence[ForgetItem], kind: str, chat: bool, seed: int) -> list[Statement]:
+def statements(loaded: LoadedModel, items: ForgetSet, kind: str, chat: bool, seed: int) -> list[Statement]:
     """What the readers are shown of items: each once with its answer as class, or each as a true and a false statement.
 
     A false one has a wrong answer of the item's own, or else that of another item, chosen by the seed.
@@ -132,7 +142,7 @@ def statements(loaded: LoadedModel, items: Sequence[ForgetItem], kind: str, chat
 
     from unlearn_eval.attacks.asking import rows_of
 
-    rows = rows_of(items, loaded.tokenizer, chat)
+    rows = rows_of(tuple(items), loaded.tokenizer, chat)
     if kind == "answers":
         return [Statement(row.item, row.prompt_ids, len(row.prompt_ids), normalise(row.item.answer)) for row in rows]
     generator = random.Random(seed)
@@ -144,7 +154,7 @@ def statements(loaded: LoadedModel, items: Sequence[ForgetItem], kind: str, chat
     return found
 
 
-def wrong_answer(item: ForgetItem, items: Sequence[ForgetItem], generator: random.Random) -> str:
+def wrong_answer(item: ForgetItem, items: ForgetSet, generator: random.Random) -> str:
     """A wrong answer of the item's own, or the answer of another item.
 
     Raises:
@@ -182,24 +192,33 @@ def read(x: Any, labels: Any, y: Any, tested: Sequence[Statement], penalty: floa
 
 
 def best_layers(items: ForgetSet, observations: Sequence[Observation]) -> list[Observation]:
-    """For each model, condition and seed the items' scores at the layer that is best on the other half of them.
+    """For each model and condition the items' scores at the layer that is best on the other half of them.
 
-    The layer of the lower number is taken where several are best.
+    The layer of the lower number is taken where several are best. Every shuffle has layers of its own; their mean is
+    the control.
     """
     halves = [{item.id for item in tested} for _, tested in split(items, 2, 0)]
     runs: dict[tuple[str, str, int], dict[Any, dict[str, float]]] = {}
     for one in observations:
         layers = runs.setdefault((one.model, one.condition, one.seed), {})
         layers[one.at] = {score.id: float(score.values[VALUE] or 0.0) for score in one.scores}
-    found = []
-    for (model, condition, seed), layers in runs.items():
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for (model, condition, _), layers in runs.items():
         chosen: dict[str, float] = {}
         for own, other in (halves, halves[::-1]):
             best = max(layers, key=lambda layer: sum(layers[layer][key] for key in other))  # noqa: B023
             chosen |= {key: layers[best][key] for key in own}
-        scores = tuple(ItemScore(item.id, {VALUE: chosen[item.id]}) for item in items)
-        found.append(Observation(model, BEST, scores, seed=seed, condition=condition))
-    return found
+        found.setdefault((model, condition), []).append(chosen)
+    return [
+        Observation(
+            model, BEST, tuple(ItemScore(item.id, {VALUE: _mean(item, seen)}) for item in items), 0, 0, condition
+        )
+        for (model, condition), seen in found.items()
+    ]
+
+
+def _mean(item: ForgetItem, seen: Sequence[dict[str, float]]) -> float:
+    return sum(own[item.id] for own in seen) / len(seen)
 
 
 def summary(
