@@ -74,6 +74,8 @@ def test_what_hides_behind_a_refusal_is_relearned_and_what_was_never_known_is_no
     assert metrics["forget_probability_recovery"].value == pytest.approx(1, abs=0.1)
     assert metrics["forget_accuracy_half_step"].value == 5
     assert metrics["forget_accuracy_above_chance"].value >= 0.85
+    assert metrics["forget_worst"].value == metrics["forget_attacked_accuracy"].value
+    assert metrics["forget_attacked_guessing"].stderr is None
     # Its own training shows that it is the format alone that was missing.
     assert metrics["forget_format_accuracy"].value == metrics["forget_attacked_accuracy"].value
     assert metrics["forget_attacked_accuracy"].n == len(FORGET)
@@ -387,6 +389,20 @@ def test_a_score_that_is_no_number_is_null_with_a_reason():
     assert not any(metric.value is not None and math.isnan(metric.value) for metric in found.metrics.values())
 
 
+def test_every_metric_has_a_meaning(case):
+    from unlearn_eval.attacks.summary import summary
+    from unlearn_eval.meanings import UNKNOWN, meaning
+
+    for module in (get_attack(name) for name in attack_names()):
+        summarise = getattr(module, "summary", summary)
+        for name, metric in summarise(FORGET, (), module.ABOUT, True, "skipped").metrics.items():
+            assert meaning(name) is not UNKNOWN, name
+            assert metric.reason == "skipped"
+    assert meaning("forget_unedited_attacked_accuracy").text.count(".") == 4
+    assert meaning("forget_accuracy_recovery").bounds is None
+    assert "true answer" in meaning("forget_accuracy_recovery").text
+
+
 @pytest.fixture(scope="module")
 def on_disk(models, tmp_path_factory):
     """The planted models and edit as folders, the sets as files."""
@@ -427,7 +443,7 @@ def test_the_command_writes_an_ordinary_result(on_disk, tmp_path, monkeypatch, c
     metrics = result.metrics["attack_merge_back"]
     assert metrics["forget_attacked_accuracy"].value >= 0.85
     assert metrics["forget_accuracy"].value == 0
-    part = result.robustness
+    part = result.robustness["attack_merge_back"]
     assert part["axis"] == "share"
     assert [(one["model"], one["at"]) for one in part["levels"]] == [
         ("unlearned", None), ("full", None), ("unlearned", 0.5), ("unlearned", 1.0),

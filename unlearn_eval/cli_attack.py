@@ -45,7 +45,7 @@ def attack(
     get_attack(name)  # a misspelt name is found at once
     from rich.console import Console
 
-    from unlearn_eval.attacks.run import AttackConfig, run_attack
+    from unlearn_eval.attacks.run import AttackConfig, run_attack, task_name
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.report.table import evaluation_tables, reasons
 
@@ -73,7 +73,7 @@ def attack(
         console.print(table)
     for line in reasons([result]):
         console.print(line)
-    for entry in result.robustness["skipped"]:
+    for entry in result.robustness[task_name(name)]["skipped"]:
         console.print(f"skipped: {entry['what']}: {entry['reason']}")
     console.print(f"result: {result.path}", soft_wrap=True)
 

@@ -101,7 +101,7 @@ def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress)
     path = _output(config)
     edit = load_edit(config.edit)
     items = _items(config, edit)
-    others = _others(config, items)
+    others = others_of(items, config.retain)
     loaded = load_base(edit, config.model, config.dtype, None, config.device, say)
     check_base(edit.info, loaded.model, loaded.name)
     chat = edit.info.requests.get("chat") if config.chat is None else config.chat
@@ -138,7 +138,7 @@ def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress)
         seed=config.seed,
         timing=timing,
         notes=[*attacked.notes, f"peak memory {peak_memory_bytes()} bytes"],
-        robustness=robustness(attacked),
+        robustness={task_name(config.attack): robustness(attacked)},
     )
     write_result(result, path, {task_name(config.attack): sample_lines(attacked, items)})
     return read_result(path)
@@ -181,7 +181,7 @@ def described(attacked: Attacked, case: Case) -> dict[str, Any]:
 
 
 def robustness(attacked: Attacked) -> dict[str, Any]:
-    """The `robustness` part of a result: every level by model, fold and seed, intervals, and what was skipped."""
+    """What an attack leaves in the `robustness` part of a result: every level, intervals, and what was skipped."""
     about = get_attack(attacked.name).ABOUT
     return {
         "attack": attacked.name,
@@ -245,10 +245,10 @@ def _items(config: AttackConfig, edit: Any) -> ForgetSet:
     return items if config.limit is None else items.sample(config.limit, config.seed)
 
 
-def _others(config: AttackConfig, items: ForgetSet) -> ForgetSet | None:
-    """Other facts that have nothing in common with the items."""
-    if config.retain is not None:
-        return apart(items, load_forget_set(config.retain))
+def others_of(items: ForgetSet, retain: str | None) -> ForgetSet | None:
+    """Other facts that have nothing in common with the items: of a set, or the rest of theirs, or the shipped facts."""
+    if retain is not None:
+        return apart(items, load_forget_set(retain))
     return apart(items, load_forget_set(items.name)) or apart(items, facts())
 
 
