@@ -29,6 +29,8 @@ from unlearn_eval.editing import configure
 from unlearn_eval.edits import EditInfo
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.memories.codebook import Codebook
+from unlearn_eval.memory_edits import MemoryEdit, read_inputs
 from unlearn_eval.models import LoadedModel
 from unlearn_eval.scoring import Query, score_answers
 from unlearn_eval.tracing import patched, read_out
@@ -359,3 +361,46 @@ def test_soft_prompts_are_tried_on_the_other_half(case):
     metrics = attacked.summary.metrics
     assert metrics["forget_reference_attacked_accuracy"].value == 0
     assert metrics["forget_attacked_probability"].value > metrics["forget_reference_attacked_probability"].value
+
+
+# Memories, and models without blocks -----------------------------------------------------------------------
+
+
+def test_memories_are_attacked_with_their_decisions_at_the_prompts_end(case):
+    """A codebook edit: it answers the plain question, so that state and answer are its own, and leaves no trace."""
+    model = case.loaded.model
+    rows = case.rows(case.loaded, FORGET)
+    name = anatomy(model).projection_name(1)
+    keys = torch.stack([inputs[-1] for inputs in read_inputs(model, name, [rows[i].prompt_ids for i in (0, 2, 4)])])
+    values = 6 * torch.randn(3, 32, generator=torch.Generator().manual_seed(2))
+    owners = tuple((rows[i].item.id,) for i in (0, 2, 4))
+    book = Codebook(keys, values, torch.full((3,), 1e-3), torch.arange(3), ((5,), (6,), (7,)), owners, "onward")
+    edit = MemoryEdit(name, book, EditInfo("grace", {}))
+    before = weights_of(model)
+    memory = replace(case, edit=edit, skipped={}, notes=[])
+    with memory.model("unlearned") as loaded:
+        own = answer_states(loaded, rows, 3)
+        alone = [answer_states(loaded, [row], 1)[0] for row in rows]
+    with memory.model("full") as loaded:
+        plain = answer_states(loaded, rows, 3)
+    for i, (a, b, c) in enumerate(zip(own, alone, plain, strict=True)):
+        assert torch.allclose(a, b, atol=1e-4)
+        assert torch.allclose(a[0], c[0], atol=1e-4)  # below the memory nothing changes
+        assert torch.allclose(a[1], c[1], atol=1e-4) == (i not in (0, 2, 4))
+    asked = attack_case(prefix, "prefix", memory, configure(prefix.Config, {"prompts": "exam"}))
+    said = {o.at: [s.values["accuracy"] for s in o.scores] for o in asked.observations if o.model == "unlearned"}
+    assert said[None][0] == said[None][2] == said[None][4] == 0
+    assert attack_case(uds, "uds", memory, uds.Config()).summary.metrics["forget_uds"].value is not None
+    settings = soft_prompt.Config(n_tokens=1, steps=2)
+    assert attack_case(soft_prompt, "soft_prompt", memory, settings).observations
+    assert_untouched(model, before)
+
+
+def test_a_model_whose_blocks_are_not_found_is_refused_and_left_alone():
+    from unlearn_eval.attacks.changed_weights import changed_maps
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3))
+    before = weights_of(model)
+    with pytest.raises(UserError, match="no list of blocks"), changed_maps(model, lambda weight: weight * 0):
+        pass
+    assert_untouched(model, before)

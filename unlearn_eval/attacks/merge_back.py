@@ -73,5 +73,6 @@ def without_share(edit: Any, model: Any, share: float) -> Any:
     for name, tensor in edit.tensors.items():
         wide = torch.promote_types(tensor.dtype, torch.float32)
         own, new = parameters[name].detach().to("cpu", wide), tensor.to(wide)
-        tensors[name] = own if share == 1 else new if share == 0 else own + (1 - share) * (new - own)
+        mixed = own if share == 1 else new if share == 0 else own + (1 - share) * (new - own)
+        tensors[name] = mixed.to(parameters[name].dtype)  # to which applying would round it
     return replace(edit, tensors=tensors)

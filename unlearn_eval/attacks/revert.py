@@ -83,7 +83,7 @@ def without_directions(edit: Any, model: Any, k: int, seed: int = 0) -> Any:
         wide = torch.promote_types(own.dtype, torch.float32)
         new = tensor.to(own.device, wide)
         top = _largest(new - own.to(wide), k, seed)
-        tensors[name] = (new - top).cpu()
+        tensors[name] = (new - top).to("cpu", own.dtype)  # to which applying would round it
     return replace(edit, tensors=tensors)
 
 
