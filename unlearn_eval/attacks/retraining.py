@@ -27,8 +27,9 @@ WHY_NO_MEMORY = (
 class RetrainingConfig(TrainingConfig):
     """How an attacker fine-tunes; the defaults are those of Guo et al. 2024 (arXiv 2410.12949), appendix on relearning.
 
-    LoRA of high rank on every linear map of the blocks, so that it fits wherever the model does; `lora_rank=0` trains
-    all weights, for which a learning rate of about 1e-5 is usual.
+    LoRA on every linear map of the blocks, so that it fits wherever the model does; `lora_rank=0` trains all weights, for
+    which a learning rate of about 1e-5 is usual. Differs from them in the rank, 64 instead of 512, at the same alpha: to
+    first order an update of Adam's is as strong, and a small model's factors are not larger than the model.
 
     Attributes:
         seeds: one run for each.
@@ -43,7 +44,7 @@ class RetrainingConfig(TrainingConfig):
     weight_decay: float = 0.0
     warmup_epochs: float = 0.0
     schedule: str = "cosine"
-    lora_rank: int = 512
+    lora_rank: int = 64
     lora_alpha: float = 32.0
     lora_dropout: float = 0.05
 
