@@ -25,11 +25,12 @@ WHY_NO_MEMORY = (
 
 @dataclass(frozen=True)
 class RetrainingConfig(TrainingConfig):
-    """How an attacker fine-tunes; the defaults are those of Guo et al. 2024 (arXiv 2410.12949), appendix on relearning.
+    """How an attacker fine-tunes; the defaults are those of Guo et al. 2024 (arXiv 2410.12949).
 
-    LoRA on every linear map of the blocks, so that it fits wherever the model does; `lora_rank=0` trains all weights, for
-    which a learning rate of about 1e-5 is usual. Differs from them in the rank, 64 instead of 512, at the same alpha: to
-    first order an update of Adam's is as strong, and a small model's factors are not larger than the model.
+    LoRA on every linear map of the blocks, so that it fits wherever the model does; `lora_rank=0` trains all weights,
+    for which a learning rate of about 1e-5 is usual. Differs from them in the rank, 64 instead of 512 at the same alpha
+    (to first order Adam's updates are as strong, and a small model's factors are not larger than the model), and in
+    training on the facts alone, without their losses on kept facts and on text.
 
     Attributes:
         seeds: one run for each.
