@@ -39,7 +39,7 @@ def test_help_is_short_and_fast():
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["ls", "taks"], 1, "did you mean tasks?"),
+        (["ls", "taks"], 1, "did you mean tasks"),
         (["edit", "--output", "x", "--editor", "memti"], 1, "did you mean memit"),
         (["edit", "--output", "x", "--forget", "fact"], 1, "did you mean facts"),
         (["edit", "--output", "x", "--forget", "nowhere.jsonl"], 1, "nowhere.jsonl"),

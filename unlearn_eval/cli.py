@@ -13,9 +13,12 @@ from typing import Annotated, Any
 
 import typer
 
-from unlearn_eval import cli_report, cli_study
+from unlearn_eval import cli_attack, cli_report, cli_study
 from unlearn_eval.config import DemoConfig, Recipe
 from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.terminal import pair as _pair
+from unlearn_eval.terminal import progress as _progress
+from unlearn_eval.terminal import say as _say
 
 app = typer.Typer(
     name="unlearn-eval",
@@ -381,22 +384,24 @@ def compare(
     console.print("↑ higher is better, ↓ lower is better; ± standard error; p of each change by itself, two-sided")
 
 
+app.command()(cli_attack.attack)
 app.command()(cli_study.run)
 app.command()(cli_report.report)
-app.command()(cli_report.view)
+app.command(hidden=True)(cli_report.view)  # the list of commands fits on a screen; report names it
 app.command()(cli_report.check)
 
 
 @app.command()
 def ls(
-    what: Annotated[str, typer.Argument(help="tasks, editors, models, sets, or studies.")] = "tasks",
+    what: Annotated[str, typer.Argument(help="tasks, editors, attacks, models, sets, or studies.")] = "tasks",
 ) -> None:
-    """List tasks, editors, models, forget sets, or studies."""
+    """List tasks, editors, attacks, models, sets, studies."""
     from unlearn_eval.forget_sets import set_names
 
     kinds = {
         "tasks": _tasks,
         "editors": _editors,
+        "attacks": cli_attack.attack_lines,
         "models": _models,
         "sets": set_names,
         "studies": cli_study.study_names,
@@ -477,38 +482,6 @@ def _models() -> list[str]:
     return model_names()
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _progress() -> Any:
-    """A progress callback: a bar on a terminal, a line every ten seconds elsewhere."""
-    import time
-
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        bars: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            bar = bars.setdefault(what, tqdm(total=total, desc=f"     {what}", file=sys.stderr, leave=False))
-            bar.total = max(total, bar.total or 0)
-            bar.n = min(done, total) if total > 1 else bar.total
-            bar.refresh()
-            if bar.n >= bar.total:
-                bar.close()
-
-        return show
-    last = {"at": 0.0}
-
-    def tell(what: str, done: int, total: int) -> None:
-        if time.monotonic() - last["at"] > 10 and total > 1:
-            last["at"] = time.monotonic()
-            _say(f"     {what}: {done} of {total}")
-
-    return tell
-
-
 def _forget_set(name: str, ids: str | None, limit: int | None, seed: int) -> Any:
     from unlearn_eval.forget_sets import load_forget_set
 
@@ -566,13 +539,6 @@ def _is_first_process() -> bool:
     import os
 
     return os.environ.get("RANK", "0") == "0"
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set takes NAME=VALUE, not '{text}'", "for example --set preservation=2")
-    return name.strip(), value.strip()
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def report(
         str | None, typer.Option(help="A folder for frontier and bars as SVG and PDF; needs matplotlib.")
     ] = None,
 ) -> None:
-    """Write one page about all results of a folder."""
+    """Write one page about all results (view: serve it)."""
     from unlearn_eval.report.page import write_page
     from unlearn_eval.result_files import read_runs
 

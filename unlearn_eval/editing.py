@@ -270,7 +270,8 @@ def _parse(name: str, text: str, current: Any) -> Any:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         if kind is tuple:
-            return tuple(int(part) for part in text.strip("[]() ").split(",") if part.strip())
+            element = type(current[0]) if current else int
+            return tuple(element(part.strip()) for part in text.strip("[]() ").split(",") if part.strip())
         if kind in (int, float):
             return kind(json.loads(text))
         if kind is str:

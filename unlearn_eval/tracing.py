@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -214,6 +214,75 @@ class Tail:
             stack.callback(self.model.get_output_embeddings().register_forward_pre_hook(gather).remove)
             logits: Tensor = self._call(**options).logits
         return logits[0] if places else logits[rows, logits.shape[1] - back]  # a head that is no module's call
+
+
+@torch.no_grad()
+def block_outputs(model: Any, anatomy: Anatomy, rows: Sequence[Sequence[int]]) -> Tensor:
+    """(L, R, T, d): what every block hands on at every token of some rows, padded on the right.
+
+    The last block's is what the final norm reads. Nothing here says where prompts end: do it around the call
+    (`routing.prompt_lengths`) where a memory edit is in the model.
+    """
+    names = [f"{anatomy.blocks}.{layer}" for layer in range(anatomy.n_layers)]
+    ids, mask = pad(rows, "right", model.device)
+    with trace(model, outputs=names) as seen:
+        model(input_ids=ids, attention_mask=mask, use_cache=False, **positions(model, mask))
+    return torch.stack([seen.outputs[name] for name in names])
+
+
+@torch.no_grad()
+def read_out(model: Any, anatomy: Anatomy, states: Tensor) -> Tensor:
+    """Logits (R, T, V) of states (R, T, d) by the model's own final norm and head: all blocks are told to hand on.
+
+    Embeddings are run for nothing, so that this holds for every architecture, whatever comes after its head.
+    """
+    ids = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
+    last, wrapped = anatomy.n_layers - 1, _gives_tuple(model, anatomy)
+    with ExitStack() as stack:
+        for layer in range(anatomy.n_layers):
+            block = anatomy.block(model, layer)
+            stack.callback(_hand_on(block, states if layer == last else None, wrapped))
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+@contextmanager
+def patched(block: nn.Module, states: Tensor, places: Tensor) -> Iterator[None]:
+    """A block that hands on other states at some places, within a `with` block.
+
+    Args:
+        block: one of the model's blocks.
+        states: (R, T, d) what it hands on there.
+        places: (R, T) where; elsewhere it hands on its own.
+    """
+
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+        own = first(output)
+        new = torch.where(places[..., None], states.to(own.device, own.dtype), own)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    handle = block.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _gives_tuple(model: Any, anatomy: Anatomy) -> bool:
+    """Whether the model's blocks wrap what they hand on in a tuple: seen at the first, in a pass of one token."""
+    found: list[bool] = []
+
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        found.append(isinstance(output, tuple))
+        raise _Stop
+
+    handle = anatomy.block(model, 0).register_forward_hook(hook)
+    try:
+        with suppress(_Stop):
+            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
+    finally:
+        handle.remove()
+    return found[0]
 
 
 def _hand_on(block: nn.Module, value: Tensor | None, as_tuple: bool) -> Any:

@@ -16,7 +16,17 @@ from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetSet, load_forget_set
 from unlearn_eval.provenance import hash_json
 from unlearn_eval.study.identity import Identities, code_hash
-from unlearn_eval.study.spec import OTHERS, EditorSpec, Finetune, ModelSpec, Part, RecipeSpec, Study, TaskSpec
+from unlearn_eval.study.spec import (
+    OTHERS,
+    AttackSpec,
+    EditorSpec,
+    Finetune,
+    ModelSpec,
+    Part,
+    RecipeSpec,
+    Study,
+    TaskSpec,
+)
 from unlearn_eval.study.told import Chosen, choose, depends_on_set, told
 
 _VARIABLES = ("UNLEARN_EVAL_ENCODER", "UNLEARN_EVAL_RETAIN_REFERENCE")
@@ -38,6 +48,14 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Try:
+    """One attack on a cell's edit, and the key of everything that its result depends on."""
+
+    attack: AttackSpec
+    key: str
+
+
+@dataclass(frozen=True)
 class Cell:
     """One result: a model, unedited or edited, asked some tasks.
 
@@ -50,6 +68,7 @@ class Cell:
         forget, size, seed, kept, known: what is forgotten, as in `Part`.
         retain, finetune, chat: as in `Part`; retain only of methods that use it.
         asks: the tasks.
+        tries: the attacks; none without an edit.
         edit_key: of everything that the edit depends on; None without one.
         key: of everything that the result depends on.
     """
@@ -71,6 +90,7 @@ class Cell:
     asks: tuple[Ask, ...]
     edit_key: str | None
     key: str
+    tries: tuple[Try, ...] = ()
 
     @property
     def name(self) -> str:
@@ -152,7 +172,8 @@ def _cells(part: Part, planner: _Planner) -> Iterator[Cell]:
                     for (editor, recipe), retain in zip(editors, checked, strict=True):
                         own = replace(base, editor=editor, recipe=recipe, retain=retain)
                         own = replace(own, edit_key=_edit_key(own, common, planner))
-                        yield _asked(own, tasks, chosen, common, planner)
+                        tries = _tries(own, part.attacks, chosen, planner)
+                        yield _tried(_asked(own, tasks, chosen, common, planner), tries)
 
 
 def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[str, Any], planner: _Planner) -> Cell:
@@ -179,6 +200,39 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
         asks.append(Ask(task, hash_json(inputs), n))
     key = hash_json([cell.edit_key, common["selection"], cell.kept, [ask.key for ask in asks]])
     return replace(cell, asks=tuple(asks), key=key)
+
+
+def _tries(cell: Cell, attacks: tuple[AttackSpec, ...], chosen: Chosen, planner: _Planner) -> tuple[Try, ...]:
+    """The attacks on a cell's edit, checked and keyed."""
+    from unlearn_eval.attacks.base import get_attack
+    from unlearn_eval.editing import configure
+
+    found = []
+    for attack in attacks:
+        config = configure(get_attack(attack.attack).Config, attack.settings)
+        if attack.retain is not None:
+            _load(attack.retain)
+        reference = None
+        if attack.reference is not None:
+            reference = planner.identities.model(ModelSpec(attack.reference, attack.reference, cell.model.dtype))[0]
+        inputs = {
+            "edit": cell.edit_key,
+            "selection": [chosen.forget.hash, cell.seed, cell.known],
+            "attack": attack.attack,
+            "name": attack.name,
+            "config": asdict(config),
+            "retain": None if attack.retain is None else _load(attack.retain).hash,
+            "reference": reference,
+        }
+        found.append(Try(attack, hash_json(inputs)))
+    return tuple(found)
+
+
+def _tried(cell: Cell, tries: tuple[Try, ...]) -> Cell:
+    """The cell with its attacks; without any its key is what it was."""
+    if not tries:
+        return cell
+    return replace(cell, tries=tries, key=hash_json([cell.key, [own.key for own in tries]]))
 
 
 def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:

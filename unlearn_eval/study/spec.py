@@ -100,6 +100,25 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
+class AttackSpec:
+    """An attack on every edit, with its settings.
+
+    Attributes:
+        name: in results; two of one attack need two.
+        attack: its name.
+        settings: as text.
+        retain: other facts, for controls and training; None is the rest of the forget set, or the shipped facts.
+        reference: a model that never knew the items.
+    """
+
+    name: str
+    attack: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    retain: str | None = None
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
 class Part:
     """One product of axes; a study without `parts` has one.
 
@@ -111,6 +130,7 @@ class Part:
         known: whether only what the unedited model answers rightly is to be forgotten, and kept.
         kept: how many other items of the set are asked as kept, of tasks that ask such.
         chat: whether questions go through the chat template; None does if there is one.
+        attacks: what is tried on every edit after its tasks.
     """
 
     name: str
@@ -126,6 +146,7 @@ class Part:
     known: bool = False
     kept: int | None = 48
     chat: bool | None = None
+    attacks: tuple[AttackSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -204,6 +225,7 @@ def _part(name: str, own: Mapping[str, Any]) -> Part:
         known=_bool(own.get("known", False), "known"),
         kept=None if own.get("kept", 48) is None else _whole(own.get("kept", 48), "kept", 0),
         chat=None if own.get("chat") is None else _bool(own["chat"], "chat"),
+        attacks=_distinct([_attack(entry) for entry in _list(own.get("attacks") or [])], "attack"),
     )
 
 
@@ -253,6 +275,16 @@ def _recipe(entry: Any) -> RecipeSpec:
                 f"the recipe '{entry['name']}' has {key}: {value!r}", f"its default is {getattr(defaults, key)!r}"
             )
     return RecipeSpec(_slug(str(entry["name"])), replace(defaults, **own))
+
+
+def _attack(entry: Any) -> AttackSpec:
+    table = _table(entry, "attack", tuple(f.name for f in dataclasses.fields(AttackSpec)))
+    attack = _text(table["attack"], "attack")
+    retain, reference = (
+        None if table.get(key) is None else _text(table[key], f"{key} of {attack}") for key in ("retain", "reference")
+    )
+    name = _slug(_text(table.get("name", attack), "name of an attack"))
+    return AttackSpec(name, attack, settings_as_text(table.get("settings"), attack), retain, reference)
 
 
 def _task(entry: Any) -> TaskSpec:

@@ -25,7 +25,7 @@ from unlearn_eval.prompts import resolve_chat
 from unlearn_eval.provenance import hash_json, hash_weights, peak_memory_bytes, provenance
 from unlearn_eval.results import Result, read_result, read_samples, utc_now, write_result
 from unlearn_eval.study.identity import code_hash
-from unlearn_eval.study.plan import Ask, Cell
+from unlearn_eval.study.plan import Ask, Cell, Try
 from unlearn_eval.study.spec import OTHERS
 from unlearn_eval.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.study.told import Chosen, choose, item_lines, told
@@ -89,6 +89,7 @@ class Worker:
             folder = None if cell.editor is None else self._edit(cell, loaded, chosen)
             edited_seconds = time.monotonic() - started - loaded_seconds
             parts = self._evaluate(cell, loaded, chosen, folder)
+            parts += self._attack(cell, loaded, chosen, folder)
         except Exception:
             self._forget_if_changed()
             raise
@@ -280,6 +281,56 @@ class Worker:
                 metadata[key] = str(path)
         return metadata
 
+    # Attacks -----------------------------------------------------------------------------------------------
+
+    def _attack(self, cell: Cell, loaded: Loaded, chosen: Chosen, folder: Path | None) -> list[Result]:
+        """One result for each attack; those that are there are read."""
+        found = []
+        for own in cell.tries:
+            path = self.store.shared("attacks", f"{own.attack.name}-{own.key[:16]}.json")
+            done = read_if_whole(path)
+            found.append(done if done is not None else self._try(own, path, loaded, chosen, folder))
+        return found
+
+    def _try(self, own: Try, path: Path, loaded: Loaded, chosen: Chosen, folder: Path | None) -> Result:
+        from unlearn_eval.attacks.base import Case, get_attack
+        from unlearn_eval.attacks.run import attack_case, described, others_of, robustness, sample_lines, task_name
+        from unlearn_eval.editing import configure
+        from unlearn_eval.edits import load_edit
+
+        assert folder is not None
+        attack, created, started = own.attack, utc_now(), time.monotonic()
+        self.say(f"attack: {attack.name}")
+        reference, dtype = attack.reference, str(loaded.model.model.dtype).removeprefix("torch.")
+        case = Case(
+            loaded=loaded.model,
+            edit=load_edit(folder),
+            items=chosen.forget,
+            others=others_of(chosen.forget, attack.retain),
+            chat=loaded.chat,
+            batch_size=self.batch_size,
+            max_new_tokens=_MAX_NEW_TOKENS,
+            open_reference=None if reference is None else lambda: self._read(str(reference), dtype, None),
+            progress=self.progress,
+        )
+        module = get_attack(attack.attack)
+        made = attack_case(module, attack.attack, case, configure(module.Config, attack.settings))
+        task, items = task_name(attack.name), chosen.forget
+        result = Result(
+            kind="attack",
+            status="complete",
+            created=created,
+            config={"tasks": {task: described(made, case)}},
+            model=describe_model(loaded.model, loaded.weights),
+            data={task: {"hash": items.hash, "n": len(items)}},
+            metrics={task: made.summary.metrics},
+            robustness={task: robustness(made)},
+            timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
+            notes=list(made.notes),
+        )
+        write_result(result, path, {task: sample_lines(made, items)})
+        return read_result(path)
+
     # The result --------------------------------------------------------------------------------------------
 
     def _write(
@@ -321,6 +372,8 @@ class Worker:
             provenance=provenance(loaded.model.model.device),
             seed=cell.seed,
             timing=seconds,
+            robustness={task: own for part in parts for task, own in part.robustness.items()},
+            notes=[note for part in parts for note in part.notes],
         )
         assert all(part.path is not None for part in parts)
         samples = {task: read_samples(str(part.path), task) for part in parts for task in part.samples}
@@ -348,7 +401,7 @@ def describe_cell(cell: Cell) -> dict[str, Any]:
         "retain": cell.retain,
         "finetune": None if cell.finetune is None else asdict(cell.finetune),
         "tasks": [ask.task.task for ask in cell.asks],
-    }
+    } | ({"attacks": [asdict(own.attack) for own in cell.tries]} if cell.tries else {})
 
 
 def failed_result(cell: Cell, error: BaseException, trace: str, created: str, command: list[str]) -> Result:
