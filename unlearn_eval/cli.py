@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unlearn_eval import cli_report, cli_study
+from unlearn_eval import cli_localization, cli_report, cli_study
 from unlearn_eval.config import DemoConfig, Recipe
 from unlearn_eval.errors import UserError, unknown_name
 
@@ -114,6 +114,10 @@ def edit(
     contexts: Annotated[int, typer.Option(help="Sampled openings before each question.")] = RECIPE.n_contexts,
     preset: Annotated[bool, typer.Option(help="Use the model's published settings.")] = RECIPE.preset,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, NAME=VALUE.")] = None,
+    components: Annotated[
+        str | None,
+        typer.Option(help="Where: a localization, as in 'fact_lookup(budget=4)', its file, or names of modules."),
+    ] = None,
     dtype: DtypeOption = "float32",
     seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
@@ -123,6 +127,7 @@ def edit(
     from unlearn_eval.editors.base import get_editor
     from unlearn_eval.edits import load_edit
     from unlearn_eval.harness.run import quiet
+    from unlearn_eval.localization.locate import checked_settings
     from unlearn_eval.models import load_model
 
     state = load_edit(continue_) if continue_ else None
@@ -130,7 +135,8 @@ def edit(
     get_editor(editor)
     recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
     forget_set = _forget_set(forget, ids, limit, seed)
-    options = dict(_pair(text) for text in set_ or [])
+    options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
+    checked_settings(get_editor(editor).Config, options)
     retain_set = None if retain is None else _forget_set(retain, None, None, seed)
     training = _training_folder(editor, output, options)
     with quiet():
@@ -381,6 +387,7 @@ def compare(
     console.print("↑ higher is better, ↓ lower is better; ± standard error; p of each change by itself, two-sided")
 
 
+app.command()(cli_localization.localize)
 app.command()(cli_study.run)
 app.command()(cli_report.report)
 app.command()(cli_report.view)
@@ -389,14 +396,15 @@ app.command()(cli_report.check)
 
 @app.command()
 def ls(
-    what: Annotated[str, typer.Argument(help="tasks, editors, models, sets, or studies.")] = "tasks",
+    what: Annotated[str, typer.Argument(help="tasks, editors, localizations, models, sets, or studies.")] = "tasks",
 ) -> None:
-    """List tasks, editors, models, forget sets, or studies."""
+    """List tasks, editors, localizations, models, sets, studies."""
     from unlearn_eval.forget_sets import set_names
 
     kinds = {
         "tasks": _tasks,
         "editors": _editors,
+        "localizations": cli_localization.localization_names,
         "models": _models,
         "sets": set_names,
         "studies": cli_study.study_names,
@@ -422,15 +430,15 @@ def env() -> None:
     print(json.dumps(provenance(), indent=2))
 
 
-@app.command("fetch-model")
+@app.command("fetch-model", hidden=True)
 def fetch_model() -> None:
-    """Get the default model (fetch-encoder: the encoder)."""
+    """Get the default model; print its folder."""
     from unlearn_eval.models import fetch_default_model
 
     print(fetch_default_model())
 
 
-@app.command("fetch-encoder", hidden=True)  # the list of commands fits on a screen; fetch-model names it
+@app.command("fetch-encoder", hidden=True)  # the list of commands fits on a screen
 def fetch_encoder() -> None:
     """Get the default sentence encoder; print its folder."""
     from unlearn_eval.embedding import fetch_default_encoder

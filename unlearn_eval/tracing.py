@@ -175,6 +175,17 @@ class Tail:
         """(R, d): the output of the block (or of the module `also`) at the look-up tokens."""
         return self.hidden[torch.arange(len(self.columns)), self.columns] if self._also is None else self._also
 
+    def above(self, layer: int) -> Tail:
+        """The same above another block, `layer` >= this one's; nothing is computed again.
+
+        Its `hidden` is still this block's: give `logits` what that other block is to output. Of a tail above block 0
+        there is also one above -1, the embeddings, which runs every block on the tail's tokens.
+        """
+        assert layer >= self.layer or (layer, self.layer) == (-1, 0), (layer, self.layer)
+        other = copy.copy(self)
+        other.layer = layer
+        return other
+
     def select(self, rows: Tensor) -> Tail:
         """The same for some rows only, by their indices; nothing is computed again."""
         other = copy.copy(self)
