@@ -38,7 +38,7 @@ def traced(run: Run, config: NoiseConfig, kinds: tuple[str, ...]) -> Ranking:
         tally.begin(batch.facts, batch.total)
         for index, unit in enumerate(tally.units):
             effects = batch.restored(unit, rows, where, run.rows) - batch.baseline[rows]
-            table = torch.zeros(len(batch.facts), where.shape[1], device=effects.device)
+            table = torch.zeros(len(batch.facts), where.shape[1], device=effects.device, dtype=effects.dtype)
             single = places >= 0
             table[rows[single], places[single]] = effects[single]
             tally.add(index, batch.facts, effects[~single], table)
