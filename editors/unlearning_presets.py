@@ -26,6 +26,7 @@ GRADIENT_METHODS = (
     "ceu",
     "altpo",
     "pdu",
+    "unlikelihood",
     "ft_m",
 )
 
@@ -76,6 +77,7 @@ _TOFU: dict[str, tuple[str, Settings]] = {
         _TEN | {"retain_weight": "100", "bound": "0.3", "dual_step": "5", "dual_warmup_epochs": "5"},
     ),
 }
+_OWN = {"unlikelihood": ("arXiv 2410.12949 (its settings for athletes and Gemma-7B)", {"batch_size": "64"})}
 _PISTOL = {
     "batch_size": "4",
     "epochs": "20",
@@ -97,6 +99,8 @@ def unlearning_preset(method: str, forget_set: str) -> UnlearningPreset | None:
         return None
     if method == "ft_m":
         return UnlearningPreset("single facts", *_FTM)
+    if method in _OWN:
+        return UnlearningPreset("athletes", *_OWN[method])
     if benchmark == "tofu" and forget_set != "tofu:factual":
         return UnlearningPreset("TOFU", *_TOFU[method])
     if benchmark == "pistol":

@@ -35,7 +35,10 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default:
 SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
 ForgetOption = Annotated[str, typer.Option("--forget", "-f", help="facts, tofu:forget01, pistol:A_B, ... or a file.")]
 TargetOption = Annotated[
-    str, typer.Option(help="What to say instead: idk, pool, self (its own refusals), a .jsonl of targets, a sentence.")
+    str,
+    typer.Option(
+        help="What to say instead: idk, pool, self (its own), wrong (a wrong answer), a .jsonl file, a sentence."
+    ),
 ]
 IdsOption = Annotated[str | None, typer.Option(help="Only these items, separated by commas.")]
 LimitOption = Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")]

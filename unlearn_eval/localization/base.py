@@ -24,9 +24,9 @@ class Fact:
 
     Attributes:
         id: of the forget item.
-        prompt_ids: the whole prompt, up to where the answer starts.
+        prompt_ids: the whole prompt, up to where the true answer and a wrong one differ.
         subject: where in `prompt_ids` the subject begins, and the place after its last token.
-        true_id, false_id: the first tokens of the answer and of a wrong one, which differ.
+        true_id, false_id: the tokens in which they differ.
         answer: as text: the class that a probe predicts.
         subject_ids: the bare subject after whatever token begins a text.
     """

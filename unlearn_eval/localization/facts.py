@@ -19,8 +19,9 @@ def facts_of(
     r"""The facts of those items of which there is one, and of each other item why there is none.
 
     A question is asked as `Question: ...\nAnswer:` (or as a chat), so that the answer's first token comes next; what is
-    no question but the beginning of a sentence (CounterFact, the athletes) is left as it is. The wrong answer is the
-    item's own first one, else another item's of its group, else of the set.
+    no question but the beginning of a sentence (CounterFact, the athletes) is left as it is. The wrong answer is one of
+    the item's own, else another item's of its group, else of the set: that which differs earliest. What the two begin
+    with alike is part of the prompt.
 
     Args:
         items: what is looked for.
@@ -61,21 +62,31 @@ def _fact(
     span = subject_span(text, question, item.subject, ids, tokenizer)
     if span is None:
         return "its subject does not stand in the question"
-    if longest and len(ids) > longest:
-        return f"it does not fit the model's context of {longest} tokens"
 
-    def first_token(answer: str) -> int:
-        return prompts.answer_labels(text, ids, answer, tokenizer, chat).ids[0]
+    def labels(answer: str) -> tuple[int, ...]:
+        return prompts.answer_labels(text, ids, answer, tokenizer, chat).ids
 
-    true = first_token(item.answer)
+    true, found = labels(item.answer), None
     others = [other for other in items if other.answer != item.answer]
     rng.shuffle(others)
     others.sort(key=lambda other: other.group is None or other.group != item.group)
-    wrong = [*item.perturbed_answers, *(other.answer for other in others)]
-    false = next((token for answer in wrong if (token := first_token(answer)) != true), None)
-    if false is None:
-        return "no wrong answer begins otherwise than the right one"
-    return Fact(item.id, tuple(ids), span, true, false, item.answer, tuple(bare(item.subject, tokenizer)))
+    for answers in (item.perturbed_answers, [other.answer for other in others]):
+        wrong = [own for answer in answers if answer.strip() and (own := labels(answer)) != true]
+        if wrong:
+            found = min(wrong, key=lambda own: _n_shared(own, true))  # of several the first
+            break
+    if found is None:
+        return "it has no wrong answer, and neither has another item another answer"
+    n = _n_shared(found, true)
+    if longest and len(ids) + n > longest:
+        return f"it does not fit the model's context of {longest} tokens"
+    subject_ids = tuple(bare(item.subject, tokenizer))
+    return Fact(item.id, (*ids, *true[:n]), span, true[n], found[n], item.answer, subject_ids)
+
+
+def _n_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two answers begin with alike; both end in the same end token, so neither is all of the other."""
+    return next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
 
 
 def bare(subject: str, tokenizer: Any) -> list[int]:

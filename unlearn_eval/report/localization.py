@@ -117,7 +117,7 @@ def write_component_figures(content: Content, folder: str | Path) -> list[Path]:
         effects, probes = content["tables"].get("effects"), content["tables"].get("probe_accuracy")
         if effects:
             kinds = [kind for kind in KINDS if kind in effects]
-            figure, grid = _figure(3.4 * len(kinds) + 1, 1.2 + 0.16 * content["n_layers"], 1, len(kinds))
+            figure, grid = _figure(3.4 * len(kinds) + 1, 2.4 + 0.12 * content["n_layers"], 1, len(kinds))
             for kind, plot in zip(kinds, grid[0], strict=True):
                 figure.colorbar(_heat_map(plot, effects[kind], effects["roles"], KINDS[kind]), ax=plot, shrink=0.7)
         else:
