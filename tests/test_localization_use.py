@@ -26,6 +26,7 @@ from unlearn_eval.localization.locate import Wanted, localize, wanted_of
 from unlearn_eval.localization.sites import KINDS, MLP, Unit, sites
 from unlearn_eval.models import LoadedModel, load_model
 from unlearn_eval.report.localization import component_tables, write_component_figures
+from unlearn_eval.results import read_result
 from unlearn_eval.study.plan import plan
 from unlearn_eval.study.read import read_study
 from unlearn_eval.study.spec import study_of
@@ -411,19 +412,37 @@ def test_a_study_s_editors_say_where(model, tmp_path):
     Path(file).write_text(Path(file).read_text().replace('"seed": 0', '"seed": 1'))
     again = keys(planned(model, tmp_path, editors=editors))
     assert {name for name in found if found[name] != again[name]} == {"file"}, "a file counts by its content"
+    several = {**npo, "components": ["fact_lookup(budget=1)", "random_mlps", "random_mlps(budget=2)", str(file)]}
+    names = {
+        cell.editor.name: cell.editor.settings
+        for cell in planned(model, tmp_path, editors=[several]).cells
+        if cell.editor
+    }
+    assert names == {
+        "npo-fact_lookup": {"steps": "2", "components": "fact_lookup(budget=1)"},
+        "npo-random_mlps": {"steps": "2", "components": "random_mlps"},
+        "npo-random_mlps-budget-2": {"steps": "2", "components": "random_mlps(budget=2)"},
+        "npo-c": {"steps": "2", "components": str(file)},
+    }
     for wrong, says in (("causal_tracing(noize=1)", "did you mean noise"), ("fact_lokup(budget=1)", "fact_lookup")):
         with pytest.raises(UserError, match=says):
             planned(model, tmp_path, editors=[{**npo, "settings": {"components": wrong}}])
 
 
-def test_the_paper_s_study_can_be_read(monkeypatch, tmp_path):
-    from unlearn_eval.study.read import study_file
-
-    study = study_of(read_study(study_file("mechanistic_unlearning"), ()), study_file("mechanistic_unlearning"))
-    for part in study.parts:
-        where = {editor.settings.get("components", "").partition("(")[0] for editor in part.editors}
-        assert {"fact_lookup", "causal_tracing", "attribution_patching", "random_mlps", "all_mlps", "none"} <= where
-        others = [
-            {key: value for key, value in editor.settings.items() if key != "components"} for editor in part.editors
-        ]
-        assert all(own == others[0] for own in others), "the same training everywhere"
+def test_a_study_runs_where_it_is_told(model, tmp_path, cache):
+    """Two cells with the same training in two places; the localization is remembered in the cache and in the result."""
+    where = ["attribution_patching_mlps(budget=1,samples=1)", "random_mlps(budget=1)"]
+    npo = {"editor": "npo", "settings": {"steps": 1, "learning_rate": 1e-3, "retain_term": "none"}, "components": where}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study_content(model, editors=[npo], retain=None)))
+    done = command("run", path, "--output", tmp_path / "out")
+    assert done.exit_code == 0
+    assert len(list(cache.glob("*.json"))) == 2
+    results = [read_result(own) for own in sorted((tmp_path / "out" / "runs").glob("*/result.json"))]
+    found = {r.edit["notes"]["components"]["method"]: r for r in results if r.edit}
+    assert set(found) == {"attribution_patching_mlps", "random_mlps"}
+    for result in found.values():
+        source = result.edit["notes"]["components"]
+        assert len(source["mlp_layers"]) == 1
+        assert f".{source['mlp_layers'][0]}." in result.edit["config"]["components"]
+    assert found["random_mlps"].config["cell"]["settings"]["components"] == "random_mlps(budget=1)"

@@ -87,7 +87,8 @@ def make_targets(
 
     Args:
         target: `idk` (one fixed sentence), `pool` (a choice of twenty), `self` (the model writes its own, see
-            `self_refusals`), `wrong` (no refusal: the item's first wrong answer), the path of a .jsonl or .json file (see `read_targets`), or a sentence for all.
+            `self_refusals`), `wrong` (no refusal: the item's first wrong answer), the path of a .jsonl or .json file
+            (see `read_targets`), or a sentence for all.
         items: what is to be refused.
         generator: chooses from the pool.
         loaded: of `self`: the model, not yet edited.
