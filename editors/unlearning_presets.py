@@ -72,12 +72,12 @@ _TOFU: dict[str, tuple[str, Settings]] = {
     ),
     "ceu": (f"{_OPEN}, community/methods/CEU", _TEN | {"skip": "1"}),
     "altpo": (f"{_OPEN}, community/methods/AltPO (the middle of its grid)", _TRAINING | {"epochs": "2", "beta": "0.1"}),
+    "unlikelihood": ("arXiv 2410.12949, its settings for athletes and Gemma-7B", {"batch_size": "64"}),
     "pdu": (
         f"{_OPEN}, community/methods/PDU",
         _TEN | {"retain_weight": "100", "bound": "0.3", "dual_step": "5", "dual_warmup_epochs": "5"},
     ),
 }
-_OWN = {"unlikelihood": ("arXiv 2410.12949 (its settings for athletes and Gemma-7B)", {"batch_size": "64"})}
 _PISTOL = {
     "batch_size": "4",
     "epochs": "20",
@@ -99,8 +99,6 @@ def unlearning_preset(method: str, forget_set: str) -> UnlearningPreset | None:
         return None
     if method == "ft_m":
         return UnlearningPreset("single facts", *_FTM)
-    if method in _OWN:
-        return UnlearningPreset("athletes", *_OWN[method])
     if benchmark == "tofu" and forget_set != "tofu:factual":
         return UnlearningPreset("TOFU", *_TOFU[method])
     if benchmark == "pistol":

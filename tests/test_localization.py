@@ -363,6 +363,8 @@ def test_others_serve_the_probe_as_well():
         fact_lookup.localize(the_run(tiny_model("llama"), own[::2]), fact_lookup.Config(way="probe"))
     run = the_run(tiny_model("llama"), own[::2], others=own[1::2])
     assert fact_lookup.localize(run, fact_lookup.Config()).notes["classes"] == {"tennis": 15, "chess": 15}
+    fewer = fact_lookup.localize(run, fact_lookup.Config(probe_facts=22)).notes
+    assert fewer["classes"] == {"tennis": 15, "chess": 7}
 
 
 def test_too_few_facts_of_a_class_are_refused():

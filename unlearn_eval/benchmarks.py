@@ -183,7 +183,8 @@ def items_to_forget(name: str, which: str) -> list[Document]:
     return [
         own
         for split, documents in splits.items()
-        if split.startswith("forget") and not split.startswith(("forget_attack", "forget_generation"))
+        if split.startswith("forget")
+        and not split.startswith(("forget_attack", "forget_generation"))
         or (whole and split == "retain")
         for own in documents
     ]

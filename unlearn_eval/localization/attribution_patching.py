@@ -40,7 +40,7 @@ def attributed(run: Run, config: NoiseConfig, kinds: tuple[str, ...]) -> Ranking
         total = answer_metric(clean.logits, facts, config.metric)[of_fact] - value.detach()
         tally.begin(repeated, total)
         for index, (unit, gradient) in enumerate(zip(tally.units, gradients, strict=True)):
-            change = clean.output(unit)[of_fact] - noisy.output(unit).detach()
-            effects = (change * gradient).to(value.dtype)[:, -kept:].sum(-1)  # (R, S)
+            change = clean.output(unit)[of_fact].to(value.dtype) - noisy.output(unit).detach()
+            effects = (change * gradient)[:, -kept:].sum(-1)  # (R, S), in at least float32
             tally.add(index, repeated, effects.sum(-1), effects)
     return tally.ranking(metric=config.metric)

@@ -23,6 +23,7 @@ nearly 0; and MLPs are kept by signed effect, not by its size.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class Config:
         rise: of the probe's accuracy over a kept MLP's layer.
         folds: of the probe's cross-validation.
         max_classes: with more answers than this, `auto` takes path patching.
+        probe_facts: how many facts at most probes see: those of the set, and a sample of the others.
         regularization: the probe's, 1/C of scikit-learn.
     """
 
@@ -63,6 +65,7 @@ class Config:
     rise: float = 0.02
     folds: int = 5
     max_classes: int = 20
+    probe_facts: int = 500
     regularization: float = 1.0
 
     def __post_init__(self) -> None:
@@ -83,14 +86,14 @@ def localize(run: Run, config: Config) -> Ranking:
     """
     way = config.way
     if way == "auto":
-        counts = Counter(fact.answer for fact in (*run.facts, *run.others))
+        counts = Counter(fact.answer for fact in _probed(run, config))
         few = 2 <= len(counts) <= config.max_classes and min(counts.values()) >= config.folds
         way = "probe" if few else "path_patching"
     return _by_probe(run, config) if way == "probe" else _by_paths(run, config)
 
 
 def _by_probe(run: Run, config: Config) -> Ranking:
-    facts: list[Fact] = [*run.facts, *run.others]
+    facts = _probed(run, config)
     labels = [fact.answer for fact in facts]
     check_classes(labels, config.folds)
     parts = run.sites.parts
@@ -114,6 +117,13 @@ def _by_probe(run: Run, config: Config) -> Ranking:
         tables={"probe_accuracy": curves},
         notes={"way": "probe", "n_facts": len(facts), "classes": dict(counts.most_common())},
     )
+
+
+def _probed(run: Run, config: Config) -> list[Fact]:
+    """The facts that probes see."""
+    own = list(run.facts)
+    n = max(0, config.probe_facts - len(own))
+    return own + random.Random(run.seed).sample(list(run.others), min(n, len(run.others)))
 
 
 def _by_paths(run: Run, config: Config) -> Ranking:
