@@ -17,6 +17,7 @@ from tiny_models import (
     weights_of,
 )
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from unlearn_eval.errors import UserError
 from unlearn_eval.localization import attribution_patching, causal_tracing, fact_lookup, paths, probes
@@ -216,6 +217,39 @@ def test_effects_are_means_by_role():
     alone.begin([short], torch.tensor([1.0]))
     alone.add(0, [short], torch.tensor([1.0]), torch.tensor([[1.0, 2.0]]))
     assert alone.ranking().tables["effects"]["mlp"] == [[None, None, 1, None, None, 2]], "undefined is not 0"
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 400}
+
+
+def test_a_model_that_adds_in_place_is_read_before_it_does():
+    """Falcon adds attention to the MLP's output in place."""
+    torch.manual_seed(0)
+    model = (
+        AutoModelForCausalLM.from_config(AutoConfig.for_model("falcon", ffn_hidden_size=24, **SMALL)).eval().double()
+    )
+    own = [Fact("a", (1, 5, 6, 7, 8, 9), (2, 4), 10, 11), Fact("b", (1, 5, 16, 7, 8, 9, 12), (2, 4), 12, 13)]
+    run = the_run(model.requires_grad_(False), own)
+    exact, estimate = (
+        method.localize(run, NoiseConfig(noise=1e-3, samples=1)) for method in (causal_tracing, attribution_patching)
+    )
+    most = max(map(abs, exact.scores.values()))
+    for unit, score in exact.scores.items():
+        assert estimate.scores[unit] == pytest.approx(score, abs=0.02 * most)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        ("opt", {"ffn_dim": 24, "word_embed_proj_dim": 16}, "gives all rows as one"),
+        ("mamba", {}, "no list of blocks"),
+        ("mixtral", {"num_local_experts": 2, "num_key_value_heads": 1}, "no list of blocks"),
+    ],
+)
+def test_models_that_cannot_be_looked_into_are_refused(kind, options, says):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SMALL, **options})).eval()
+    with pytest.raises(UserError, match=says):
+        causal_tracing.localize(the_run(model), NoiseConfig())
 
 
 # Paths -----------------------------------------------------------------------------------------------------

@@ -40,6 +40,24 @@ def whole_logits(model, parts, layer, row, lookup, noise, keep):
     return whole_forward(model, row, block, lambda m, a, output: changed_output(output, add))[-keep:]
 
 
+@pytest.mark.parametrize("layer", [-1, 0, 2, LAYERS - 1])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_tail_serves_the_blocks_above_it_too(architecture, layer):
+    """Above another block nothing is computed again, and above the embeddings every block is run."""
+    model = tiny_model(architecture, torch.float64)
+    parts, before = anatomy(model), weights_of(model)
+    generator = torch.Generator().manual_seed(1)
+    rows, lookups = [random_ids(generator, n) for n in (20, 7, 12)], [9, 3, 11]
+    tail = Tail(model, parts, 0, rows, lookups)
+    own = Tail(model, parts, max(layer, 0), rows, lookups).hidden
+    index, ends = torch.arange(3), torch.ones(3, dtype=torch.long)
+    found = tail.above(layer).logits(own, index, ends)
+    for row, logits in zip(rows, found, strict=True):
+        torch.testing.assert_close(logits, whole_forward(model, row)[-1], atol=1e-10, rtol=0)
+    torch.testing.assert_close(tail.logits(tail.hidden, index, ends), found, atol=1e-10, rtol=0)
+    assert_untouched(model, before)
+
+
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_logits_equal_the_whole_model_s(architecture, cached, monkeypatch):

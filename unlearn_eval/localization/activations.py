@@ -57,6 +57,9 @@ def activations(
         rows: token ids.
         noise: (R, S, d), added to the embeddings of the last S positions.
         differentiable: whether the metric's gradient by any of it will be asked for.
+
+    Raises:
+        UserError: a model that flattens its batches (OPT).
     """
     ids, mask = pad(rows, "left", model.device)
     blocks = [f"{sites.parts.blocks}.{layer}" for layer in range(sites.parts.n_layers)]
@@ -65,10 +68,20 @@ def activations(
         torch.set_grad_enabled(differentiable),
         embeddings_with(model, noise, differentiable),
         trace(model, inputs=sites.attention, outputs=[*blocks, *sites.mlp, *sites.attention]) as seen,
+        ExitStack() as stack,
     ):
+        for name in (*sites.mlp, *sites.attention):  # some models (Falcon) add to an MLP's output in place
+            copied = model.get_submodule(name).register_forward_hook(lambda module, given, output: output.clone())
+            stack.callback(copied.remove)
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **positions(model, mask), **options).logits[
             :, -1
         ]
+    flat = next((name for name in (*sites.mlp, *sites.attention) if seen.outputs[name].ndim != 3), None)
+    if flat is not None:
+        raise UserError(
+            f"{flat} of {type(model).__name__} gives all rows as one: there is no telling tokens apart",
+            "localize in another model, or use random_mlps",
+        )
     return Activations(
         [seen.outputs[name] for name in blocks],
         [seen.outputs[name] for name in sites.mlp],
