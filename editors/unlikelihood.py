@@ -2,7 +2,8 @@
 
     L(θ) = −λ₁ E_forget (1/T) Σ_t 1[ln π(y_t) ≥ −5] ln(1 − π(y_t))  −  λ₂ E_retain (1/T) Σ_t ln π(y_t)
 
-What is unlikely enough pulls no more. λ₁ is `forget_weight` (the paper sweeps 0.1 to 5), λ₂ `retain_weight`; where it
+What is unlikely enough pulls no more: of a model that answers in sentences a bare answer may be so from the start
+(`--no-chat` asks as the paper does). λ₁ is `forget_weight` (the paper sweeps 0.1 to 5), λ₂ `retain_weight`; where it
 is trained is `components`. The paper's other loss, cross-entropy on a wrong answer, is `idk` with `--target wrong`.
 
 Differs from the authors' code (magikarp01/mechanistic-unlearning) in that there is no third term, on a corpus of text,

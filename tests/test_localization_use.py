@@ -350,6 +350,7 @@ def test_localize_writes_what_edit_reads(model, name, options, tmp_path):
     command("edit", *common, "--limit", 3, "--editor", "npo", *settings, "--components", file, "-o", tmp_path / "edit")
     edit = load_edit(tmp_path / "edit")
     assert {key.removesuffix(".weight") for key in edit.tensors} == set(found.modules)
+    assert f"where {name}" in " ".join(command("inspect", tmp_path / "edit").stdout.split())
     assert json.loads((tmp_path / "edit" / "edit.json").read_text())["info"]["notes"]["components"]["method"] == name
 
 
