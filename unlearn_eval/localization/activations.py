@@ -133,6 +133,21 @@ def answer_metric(logits: Tensor, facts: Sequence[Fact], metric: str) -> Tensor:
     return logits[index, true] - logits[index, false]
 
 
+def tail_metric(tail: Tail, hidden: Tensor, facts: Sequence[Fact], metric: str) -> Tensor:
+    """(n,): the metric at the ends of a tail's rows, one for each fact, when its block gives `hidden` (n, S, d).
+
+    For a difference of two logits the head computes only these.
+    """
+    index = torch.arange(len(facts), device=hidden.device)
+    ends = torch.ones_like(index)
+    if metric != "logit_difference":
+        return answer_metric(tail.logits(hidden, index, ends), facts, metric)
+    pairs = torch.tensor([(fact.true_id, fact.false_id) for fact in facts], device=hidden.device)
+    logits = tail.logits(hidden, index, ends, pairs)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits[:, 0] - logits[:, 1]
+
+
 # Corruption by noise ---------------------------------------------------------------------------------------
 
 
@@ -252,11 +267,9 @@ class Corrupted:
 
         tail = self.tail.above(unit.layer - 1).select(own)
         below = self.corrupt.blocks[max(0, unit.layer - 1)][rows, -tail.hidden.shape[1] :]
-        ends = torch.ones(len(rows), dtype=torch.long, device=rows.device)
         with ExitStack() as stack:
             module = self.model.get_submodule(self.sites.output(unit))
             stack.callback(module.register_forward_hook(restore).remove)
             if unit.layer == 0:
                 stack.enter_context(embeddings_with(self.model, self.noise[rows]))
-            logits = tail.logits(below, torch.arange(len(rows), device=rows.device), ends)
-        return answer_metric(logits, [self.facts[i] for i in rows.tolist()], self.metric)
+            return tail_metric(tail, below, [self.facts[i] for i in rows.tolist()], self.metric)

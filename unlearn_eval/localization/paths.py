@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unlearn_eval.errors import UserError
-from unlearn_eval.localization.activations import Activations, activations, answer_metric
+from unlearn_eval.localization.activations import Activations, activations, answer_metric, tail_metric
 from unlearn_eval.localization.base import Fact, Run
 from unlearn_eval.localization.sites import ATTENTION, MLP, Unit, written
 from unlearn_eval.tracing import Tail
@@ -125,8 +125,6 @@ def _values(tail: Tail, owner: Tensor, hidden: Tensor, facts: Sequence[Fact], at
     found = []
     for start in range(0, len(owner), at_once):
         rows = owner[start : start + at_once]
-        ends = torch.ones(len(rows), dtype=torch.long, device=rows.device)
-        index = torch.arange(len(rows), device=rows.device)
-        logits = tail.select(rows).logits(hidden[start : start + at_once], index, ends)
-        found.append(answer_metric(logits, [facts[i] for i in rows.tolist()], METRIC))
+        own = [facts[i] for i in rows.tolist()]
+        found.append(tail_metric(tail.select(rows), hidden[start : start + at_once], own, METRIC))
     return torch.cat(found)
