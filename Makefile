@@ -31,10 +31,11 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-benchmark: $(INSTALLED) $(MODEL)  ## start-up cost, evaluation throughput, target values, into results/
+benchmark: $(INSTALLED) $(MODEL)  ## start-up cost, throughput, target values, localization, into results/
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/target_values.py --curve
+	$(BIN)/python benchmarks/localization.py
 
 benchmark-unlearners: $(INSTALLED) $(MODEL)  ## every gradient method on a part of TOFU (hours on two cores)
 	$(BIN)/python benchmarks/unlearners.py

@@ -61,6 +61,7 @@ def _metric(d: Content, name: str) -> Any:
     return d["metrics"]["unlearn_facts"][name]
 
 
+WHERE = "results/localization_speed.json"
 EASY, TARGETS, DEMO = "results/easyedit.json", "results/target_values.json", "results/demo/after.json"
 MEMORIES = "results/memory_editors.json"
 CLAIMS = (
@@ -121,6 +122,16 @@ CLAIMS = (
         lambda d: (f"{max(row['peak_bytes'] for row in d['curve']) / 1e9:.1f}", f"{d['curve'][-1]['n']:,}"),
     ),
     Claim(
+        "Tracing takes {} times less CPU time",
+        WHERE,
+        lambda d: (f"{d['ratio']:.1f}",),
+    ),
+    Claim(
+        "estimate takes {} times less than that",
+        WHERE,
+        lambda d: (f"{d['estimate']['ratio']:.0f}",),
+    ),
+    Claim(
         "an edit takes MEMIT {} CPU seconds against {}, AlphaEdit {} against {} (with one context; {} with three), "
         "ROME {} against {}",
         EASY,
@@ -145,6 +156,7 @@ CLAIMS = (
 )
 # Numbers that are no measurements: versions, sizes of published things, settings, codes.
 PLAIN = (
+    r"`40M` weights, `10%`",
     r"\b2\d{3}\.\d{5}\b",  # arXiv
     r"Python 3\.11\+",
     r"4-bit-rounded",

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unlearn_eval import cli_attack, cli_report, cli_study
+from unlearn_eval import cli_attack, cli_localization, cli_report, cli_study
 from unlearn_eval.config import DemoConfig, Recipe
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.terminal import pair as _pair
@@ -38,7 +38,10 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default:
 SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
 ForgetOption = Annotated[str, typer.Option("--forget", "-f", help="facts, tofu:forget01, pistol:A_B, ... or a file.")]
 TargetOption = Annotated[
-    str, typer.Option(help="What to say instead: idk, pool, self (its own refusals), a .jsonl of targets, a sentence.")
+    str,
+    typer.Option(
+        help="What to say instead: idk, pool, self (its own), wrong (a wrong answer), a .jsonl file, a sentence."
+    ),
 ]
 IdsOption = Annotated[str | None, typer.Option(help="Only these items, separated by commas.")]
 LimitOption = Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")]
@@ -117,6 +120,10 @@ def edit(
     contexts: Annotated[int, typer.Option(help="Sampled openings before each question.")] = RECIPE.n_contexts,
     preset: Annotated[bool, typer.Option(help="Use the model's published settings.")] = RECIPE.preset,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, NAME=VALUE.")] = None,
+    components: Annotated[
+        str | None,
+        typer.Option(help="Where: a localization, as in 'fact_lookup(budget=4)', its file, or names of modules."),
+    ] = None,
     dtype: DtypeOption = "float32",
     seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
@@ -126,6 +133,7 @@ def edit(
     from unlearn_eval.editors.base import get_editor
     from unlearn_eval.edits import load_edit
     from unlearn_eval.harness.run import quiet
+    from unlearn_eval.localization.locate import checked_settings
     from unlearn_eval.models import load_model
 
     state = load_edit(continue_) if continue_ else None
@@ -133,7 +141,8 @@ def edit(
     get_editor(editor)
     recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
     forget_set = _forget_set(forget, ids, limit, seed)
-    options = dict(_pair(text) for text in set_ or [])
+    options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
+    checked_settings(get_editor(editor).Config, options)
     retain_set = None if retain is None else _forget_set(retain, None, None, seed)
     training = _training_folder(editor, output, options)
     with quiet():
@@ -385,6 +394,7 @@ def compare(
 
 
 app.command()(cli_attack.attack)
+app.command()(cli_localization.localize)
 app.command()(cli_study.run)
 app.command()(cli_report.report)
 app.command(hidden=True)(cli_report.view)  # the list of commands fits on a screen; report names it
@@ -393,15 +403,18 @@ app.command()(cli_report.check)
 
 @app.command()
 def ls(
-    what: Annotated[str, typer.Argument(help="tasks, editors, attacks, models, sets, or studies.")] = "tasks",
+    what: Annotated[
+        str, typer.Argument(help="tasks, editors, attacks, localizations, models, sets, or studies.")
+    ] = "tasks",
 ) -> None:
-    """List tasks, editors, attacks, models, sets, studies."""
+    """List tasks, editors, attacks, localizations, models, sets, studies."""
     from unlearn_eval.forget_sets import set_names
 
     kinds = {
         "tasks": _tasks,
         "editors": _editors,
         "attacks": cli_attack.attack_lines,
+        "localizations": cli_localization.localization_names,
         "models": _models,
         "sets": set_names,
         "studies": cli_study.study_names,
@@ -427,15 +440,15 @@ def env() -> None:
     print(json.dumps(provenance(), indent=2))
 
 
-@app.command("fetch-model")
+@app.command("fetch-model", hidden=True)
 def fetch_model() -> None:
-    """Get the default model (fetch-encoder: the encoder)."""
+    """Get the default model; print its folder."""
     from unlearn_eval.models import fetch_default_model
 
     print(fetch_default_model())
 
 
-@app.command("fetch-encoder", hidden=True)  # the list of commands fits on a screen; fetch-model names it
+@app.command("fetch-encoder", hidden=True)  # the list of commands fits on a screen
 def fetch_encoder() -> None:
     """Get the default sentence encoder; print its folder."""
     from unlearn_eval.embedding import fetch_default_encoder

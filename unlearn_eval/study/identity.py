@@ -22,6 +22,7 @@ _NO_NUMBERS = (
     "studies",
     "serving",
     "cli.py",
+    "cli_localization.py",
     "cli_report.py",
     "cli_study.py",
     "result_files.py",

@@ -256,9 +256,12 @@ def config_of(editor: EditorSpec, recipe: Recipe, forget: str) -> Any:
     from unlearn_eval.editing import configure
     from unlearn_eval.editors.base import get_editor
     from unlearn_eval.editors.unlearning_presets import unlearning_preset
+    from unlearn_eval.localization.locate import checked_settings
 
     preset = unlearning_preset(editor.editor, forget) if recipe.preset else None
-    return configure(get_editor(editor.editor).Config, {**(preset.settings if preset else {}), **editor.settings})
+    config_class = get_editor(editor.editor).Config
+    own = checked_settings(config_class, editor.settings)
+    return configure(config_class, {**(preset.settings if preset else {}), **own})
 
 
 def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:

@@ -210,7 +210,7 @@ def _part(name: str, own: Mapping[str, Any]) -> Part:
             )
     dtype = _text(own.get("dtype", "float32"), "dtype")
     recipes = _distinct([_recipe(entry) for entry in _list(own.get("recipes", "plain"))], "recipe")
-    editors = _distinct([_editor(entry) for entry in _list(own.get("editors", []))], "editor")
+    editors = _distinct([spec for entry in _list(own.get("editors", [])) for spec in _editors(entry)], "editor")
     return Part(
         name=name,
         models=_distinct([_model(entry, dtype) for entry in _list(own.get("models", "default"))], "model"),
@@ -244,6 +244,22 @@ def _finetune(entry: Any) -> Finetune:
     return Finetune(
         _text(table["on"], "finetune"), table.get("preset"), settings_as_text(table.get("settings"), "finetune")
     )
+
+
+def _editors(entry: Any) -> list[EditorSpec]:
+    """An editor, once for each of its `components` if it has some: where it trains or edits, with the same settings."""
+    if not isinstance(entry, dict) or "components" not in entry:
+        return [_editor(entry)]
+    plain = _editor({key: value for key, value in entry.items() if key != "components"})
+    found: list[EditorSpec] = []
+    for where in _list(entry["components"]):
+        text = _text(where, f"components of {plain.name}")
+        short = Path(text).stem if text.endswith(".json") else text.partition("(")[0] or text
+        name = _slug(f"{plain.name}-{short}")
+        if name in [spec.name for spec in found]:  # the same method with other settings
+            name = _slug(f"{plain.name}-{text}")
+        found.append(replace(plain, name=name, settings={**plain.settings, "components": text}))
+    return found
 
 
 def _editor(entry: Any) -> EditorSpec:
