@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from contextlib import contextmanager
 
 import pytest
@@ -90,7 +89,9 @@ def edits(tmp_path_factory):
             base = root / architecture
             if not base.is_dir():
                 write_base(base, architecture)
-            folder = write_edit(root / "-".join(map(str, key)).replace("'", ""), base, architecture, kind, prompts, **more)
+            folder = write_edit(
+                root / "-".join(map(str, key)).replace("'", ""), base, architecture, kind, prompts, **more
+            )
             model = model_of(architecture)
             plain = greedy(model, prompts, NEW)
             with applied(load_edit(folder), model):

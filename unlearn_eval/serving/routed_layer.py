@@ -1,7 +1,7 @@
 """A memory edit in a continuous-batching engine: which tokens are whose, and one operation at the edited layer.
 
-An engine runs tokens of many requests in one flat batch. Before each step the host says which slot each token belongs to
-and where prompts end (`Step`); the operation at the layer then does what `routing.py` does for batches of rows: it
+An engine runs tokens of many requests in one flat batch. Before each step the host says which slot each token belongs
+to and where prompts end (`Step`); the operation at the layer then does what `routing.py` does for batches of rows: it
 gathers from prompts, decides at their ends, and changes the tokens whose request has a memory. What was decided stays
 in buffers of fixed size, one entry for each slot, so that the operation has static shapes and asks the host nothing.
 
@@ -10,7 +10,7 @@ This knows nothing of vLLM; `routed_model.py` puts it there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,9 @@ class Slots:
                 raise RuntimeError(f"{len(self._of)} requests are under way, and the memory edit has no slot for more")
             self._of[name] = self._free.pop()
         return self._of[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._of))
 
     def free(self, names: Sequence[str]) -> None:
         """Give the slots of these requests back, if they have any."""

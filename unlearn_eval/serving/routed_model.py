@@ -94,12 +94,13 @@ def _put_in(model: Any, edit: MemoryEdit, vllm_config: Any) -> None:
     model.__dict__["unlearn_eval_progress"] = Progress()
     model.__dict__["get_model_state_cls"] = _model_state_cls
     module.unlearn_eval_number = number
-    module.__class__ = _routed(type(module))
+    kind: Any = type(module)
+    module.__class__ = _routed(kind)
     _watch_v1()
 
 
 @functools.cache
-def _routed(linear: Any) -> Any:
+def _routed(linear: type[Any]) -> Any:
     def forward(self: Any, input_: Tensor) -> Any:
         found = linear.forward(self, input_)
         output, *rest = found if isinstance(found, tuple) else (found,)
@@ -112,7 +113,9 @@ def _routed(linear: Any) -> Any:
     return type(f"Routed{linear.__name__}", (linear,), {"forward": forward, "__module__": __name__})
 
 
-_library = torch.library.Library("unlearn_eval", "FRAGMENT")
+_library: Any = torch.library.Library(  # type: ignore[no-untyped-call]
+    "unlearn_eval", "FRAGMENT"
+)
 
 
 def _route(inputs: Tensor, output: Tensor, number: int) -> Tensor:
@@ -158,7 +161,9 @@ def _watch_v1() -> None:
 def _tell_v1(model: Any, runner: Any, scheduler_output: Any, scheduled: Any) -> None:
     own = vars(model)
     slots, progress, layer = own["unlearn_eval_slots"], own["unlearn_eval_progress"], own[_LAYER]
-    gone = [*scheduler_output.finished_req_ids, *(getattr(scheduler_output, "preempted_req_ids", None) or ())]
+    # Which have finished is said in steps that may run nothing, and then come not by here.
+    gone = [name for name in slots if name not in runner.requests]
+    gone += [*scheduler_output.finished_req_ids, *(getattr(scheduler_output, "preempted_req_ids", None) or ())]
     slots.free(gone)
     progress.forget(gone)
     batch = runner.input_batch
