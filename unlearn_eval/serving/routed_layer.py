@@ -228,4 +228,4 @@ class RoutedLayer:
         if self.memory.reduction == "sum":
             self._pooled.index_add_(0, slot, own)
         else:
-            self._pooled.index_reduce_(0, slot, own, "amax")
+            self._pooled.scatter_reduce_(0, slot[:, None].expand_as(own), own, "amax")
