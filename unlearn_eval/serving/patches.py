@@ -7,10 +7,12 @@ right for every parallelism and every layout of kernels.
 from __future__ import annotations
 
 import itertools
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -188,3 +190,41 @@ def _compare(digests: Mapping[str, bytes], wanted: set[str], expected: str, edit
             f"weights ({found[:12]})",
             _HINT,
         )
+
+
+def check_checkpoint(edit: Edit, place: str, revision: str | None = None) -> None:
+    """Refuse a base checkpoint that is not the one an edit was made on; nothing of it is kept in memory.
+
+    Args:
+        edit: whose base it should be.
+        place: a folder with safetensors, or a hub id.
+        revision: of the hub's model.
+
+    Raises:
+        UserError: other weights, or files that this cannot read.
+    """
+    from huggingface_hub import snapshot_download
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    patterns = ["*.safetensors", "*.json"]
+    own = place if Path(place).is_dir() else snapshot_download(place, revision=revision, allow_patterns=patterns)
+    folder = Path(own)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = [path.name for path in sorted(folder.glob("*.safetensors"))]
+    if not names:
+        raise UserError(f"{place} has no safetensors, so that its weights cannot be compared with the edit's", _HINT)
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            with safe_open(str(folder / name), framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 (not a mapping)
+                    yield key, opened.get_tensor(key)
+
+    layout = layout_of(AutoConfig.from_pretrained(folder), edit.info.base.get("architecture"))
+    untouched = LowRankEdit({}, edit.info)
+    for _ in patched(stream(), untouched, layout, torch.float32, base=place):
+        pass
