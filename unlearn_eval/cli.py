@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unlearn_eval import cli_attack, cli_localization, cli_report, cli_study
+from unlearn_eval import cli_attack, cli_localization, cli_report, cli_serve, cli_study
 from unlearn_eval.config import DemoConfig, Recipe
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.terminal import pair as _pair
@@ -303,14 +303,19 @@ def export(
         print(export_merged(folder, merged, model=model, dtype=dtype, device=device, say=_say))
 
 
-@app.command("eval")
+@app.command("eval", context_settings={"allow_extra_args": True})
 def eval_(
+    context: typer.Context,
     tasks: Annotated[str, typer.Option("--tasks", "-t", help="Names or patterns, separated by commas.")],
     model: Annotated[
         str, typer.Option("--model", "-m", help="A base model, or an lm-eval model type with --model_args.")
     ] = "default",
     model_args: Annotated[str, typer.Option("--model_args", "-a", help="As for lm_eval: NAME=VALUE,...")] = "",
     edit: Annotated[str | None, typer.Option("--edit", help="Folder of an edit to apply.")] = None,
+    edits: Annotated[
+        str | None, typer.Option("--edits", help="Several edits in one vLLM engine: --edits DIR1 DIR2 ...")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="What runs a base model: hf, or vllm.")] = "hf",
     output: Annotated[str | None, typer.Option("--output_path", "--output", "-o", help="Result file (.json).")] = None,
     limit: Annotated[float | None, typer.Option("--limit", "-L", help="Documents per task.")] = None,
     batch_size: Annotated[str, typer.Option("--batch_size", "-b", help="A number, auto, or auto:N.")] = "16",
@@ -325,7 +330,7 @@ def eval_(
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1234,
 ) -> None:
     """Evaluate a model or an edit on lm-eval tasks."""
-    from unlearn_eval.evaluation import EvalConfig, run_evaluation
+    from unlearn_eval.evaluation import EvalConfig, run_evaluation, run_together
     from unlearn_eval.report.table import evaluation_tables, reasons
 
     config = EvalConfig(
@@ -333,6 +338,7 @@ def eval_(
         model=model,
         model_args=model_args,
         edit=edit,
+        backend=backend,
         output=output,
         limit=limit,
         batch_size=int(batch_size) if batch_size.isdigit() else batch_size,
@@ -346,17 +352,22 @@ def eval_(
         use_cache=use_cache,
         seed=seed,
     )
-    result = run_evaluation(config, _say)
-    if result is None:  # a rank that writes nothing
-        return
+    folders = [edits, *context.args] if edits else []
+    if context.args and not edits:
+        raise UserError(f"'{context.args[0]}' is no option", "several edits are --edits DIR1 DIR2 ...")
+    if folders and (edit or backend != "vllm"):
+        raise UserError("--edits are evaluated in one vLLM engine", "give --backend vllm, and no --edit")
+    one = None if folders else run_evaluation(config, _say)
+    results = run_together(config, folders, _say) if folders else [one] if one else []  # a rank may write nothing
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 100)
-    for table in evaluation_tables(result):
-        console.print(table)
-    for line in reasons([result]):
-        console.print(line)
-    console.print(f"result: {result.path}")
+    for result in results:
+        for table in evaluation_tables(result):
+            console.print(table)
+        for line in reasons([result]):
+            console.print(line)
+        console.print(f"result: {result.path}")
 
 
 @app.command()
@@ -399,6 +410,7 @@ app.command()(cli_study.run)
 app.command()(cli_report.report)
 app.command(hidden=True)(cli_report.view)  # the list of commands fits on a screen; report names it
 app.command()(cli_report.check)
+app.command(context_settings={"allow_extra_args": True})(cli_serve.serve)
 
 
 @app.command()

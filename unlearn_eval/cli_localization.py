@@ -33,34 +33,35 @@ def localize(
     """Find where in a model facts are; for edit --components."""
     from rich.console import Console
 
-    from unlearn_eval.cli import _forget_set, _pair, _progress, _say
+    from unlearn_eval.cli import _forget_set
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.localization import locate
     from unlearn_eval.localization.base import get_localizer
     from unlearn_eval.models import load_model
     from unlearn_eval.report.localization import component_tables, write_component_figures
     from unlearn_eval.settings import configure
+    from unlearn_eval.terminal import pair, progress, say
 
-    wanted = locate.Wanted(name, budget, dict(_pair(text) for text in set_ or []))
+    wanted = locate.Wanted(name, budget, dict(pair(text) for text in set_ or []))
     configure(get_localizer(name).Config, wanted.settings)
     facts = _forget_set(forget, ids, limit, seed)
     others = None if retain is None else _forget_set(retain, None, None, seed)
     with quiet():
-        _say(f"loading {model}")
+        say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device)
-        _say(f"{name} on {len(facts)} items of {facts.name}")
-        found = locate.localize(loaded, facts, wanted, seed, others, chat, batch_size, _progress())
+        say(f"{name} on {len(facts)} items of {facts.name}")
+        found = locate.localize(loaded, facts, wanted, seed, others, chat, batch_size, progress())
     path = found.save(output)
     console = Console(width=None if sys.stdout.isatty() else 100)
     for table in component_tables(asdict(found)):
         console.print(table)
     skipped = found.facts.get("skipped", {})
     for reason in sorted(set(skipped.values())):
-        _say(f"left out: {list(skipped.values()).count(reason)} items, because {reason}")
+        say(f"left out: {list(skipped.values()).count(reason)} items, because {reason}")
     for figure in write_component_figures(asdict(found), figures) if figures else ():
         print(figure)
-    _say("train or edit there with:")
-    _say(f"  unlearn-eval edit --model {model} --components {path} ...")
+    say("train or edit there with:")
+    say(f"  unlearn-eval edit --model {model} --components {path} ...")
     print(path)
 
 
