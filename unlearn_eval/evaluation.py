@@ -54,9 +54,10 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     Raises:
         UserError: no such task or model, a mistake in the settings, or the result cannot be written.
     """
-    from unlearn_eval.harness.run import evaluate, load_lm, match_tasks, task_manager
+    from unlearn_eval.harness.run import evaluate, load_lm, names_of
 
-    match_tasks(config.tasks, task_manager(config.include_path))  # a misspelt task is found before a model is loaded
+    for task in config.tasks:  # a misspelt one is found before a model is loaded
+        names_of(task, config.include_path)
     kind, arguments = model_arguments(config)
     path = _output(config, kind, arguments)
     created, started = utc_now(), time.monotonic()
