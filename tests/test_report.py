@@ -221,6 +221,32 @@ def test_runs_find_their_base_by_weights_and_questions(tmp_path):
     assert bases == {"another-model": None, "base": None, "other-questions": None, "edited": "base"}
 
 
+def test_a_base_that_is_not_found_by_itself_is_named(tmp_path):
+    generator = random.Random(0)
+    other = {"id": "other", "canonical_weights_hash": "0" * 64}
+    write_run(tmp_path / "runs", "base", records(4, generator))
+    write_run(tmp_path / "runs", "edited", records(4, generator), "memit")
+    write_run(tmp_path / "runs", "alone", records(4, generator), "rome", model_id="renamed")
+    elsewhere = write_run(tmp_path, "elsewhere", records(4, generator), model=other)
+    write_run(tmp_path, "stranger", records(4, generator), data={TASK: {"hash": "e" * 64}})
+    edits = tmp_path / "runs" / "alone.json"
+    edits.write_text(edits.read_text().replace("b" * 64, "9" * 64))
+
+    def bases(**options):
+        return {run.name.split("/")[-1]: run.base for run in read_runs(tmp_path / "runs", **options).runs}
+
+    assert bases() == {"base": None, "alone": None, "edited": "base"}
+    named = bases(base=elsewhere)
+    assert named == {"base": None, "elsewhere": None, "alone": "elsewhere", "edited": "runs/base"}
+    done = run_cli("report", tmp_path / "runs", "--base", elsewhere, "-o", tmp_path / "r.html")
+    assert done.exit_code == 0
+    summary, _ = parts((tmp_path / "r.html").read_text())
+    assert cells_of(summary, "runs/alone", "forget_accuracy")["change"] is not None
+    for wrong, says in (("stranger.json", "no edited run was asked"), ("nothing.json", "nothing.json")):
+        with pytest.raises(UserError, match=says):
+            read_runs(tmp_path / "runs", base=tmp_path / wrong)
+
+
 def test_forget_sets_of_one_name_and_size_are_told_apart(tmp_path):
     for name, digest in (("a", "1"), ("b", "2"), ("c", "2")):
         result = report_data.result(name, {"m": Metric(0.5, n=1)}, "memit")

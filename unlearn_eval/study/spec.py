@@ -108,7 +108,11 @@ class Part:
 
     Attributes:
         name: of the part; empty if there is only one.
-        models, editors, recipes, forget, sizes, seeds, tasks: the axes; a size of None is the whole set.
+        models, editors, recipes: the base models, the methods, and how a set becomes requests.
+        forget: forget sets, by name or file.
+        sizes: how many items of the set are forgotten; None (`all`) is the whole set.
+        seeds: which ones are drawn, and whatever else is random.
+        tasks: what is asked.
         retain: what methods that are trained keep.
         finetune: what the models are taught first.
         known: whether only what the unedited model answers rightly is to be forgotten, and kept.
