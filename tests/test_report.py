@@ -152,6 +152,10 @@ def test_every_text_of_an_item_is_there_with_what_it_is():
     record["resps"][-1] = ["f"]
     assert texts(record)[-1] == Said("other wording", "Is it so? … No.<end><user>Who?", "f")
     assert [answer_class(record, label) for label in ("direct", "paraphrase", "cloze")] == ["w", "l", "-"]
+    forms = {"doc": doc, "forget_leak_direct": 0.0, "forget_leak_cloze": 1.0, "forget_leak_paraphrase": 0.5}
+    assert [answer_class(forms, label) for label in ("direct", "cloze", "paraphrase")] == ["w", "l", "-"]
+    kept = {"doc": doc | {"split": "retain"}, "retain_known_cloze": 1.0, "retain_known_direct": 0.0}
+    assert [answer_class(kept, label) for label in ("direct", "cloze")] == ["w", "k"]
 
 
 def test_texts_of_an_item_are_rows_that_name_their_item():

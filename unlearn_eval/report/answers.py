@@ -152,10 +152,14 @@ def _label(asked: str, question: str, doc: Record) -> str:
 def answer_class(record: Record, label: str = DIRECT) -> str:
     """A letter of `ANSWER_CLASSES`, from the scores that the run stored: nothing is judged anew.
 
-    Of texts other than the direct question only paraphrases have scores of their own, and of several the first.
+    Of texts other than the direct question paraphrases have scores of their own, and of several the first; forms say
+    whether they leak.
     """
     split = str(document(record).get("split") or "")
     forget = "forget" in split
+    told = _score(record, f"{split}_{'leak' if forget else 'known'}_{label}")
+    if told is not None and label in (DIRECT, "cloze"):  # one text each: the form's score is the text's
+        return ("l" if forget else "k") if told > 0.5 else "w"
     if label not in (DIRECT, "paraphrase"):
         return "-"
     form = "" if label == DIRECT else "paraphrase_"
