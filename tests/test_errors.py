@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import warnings
 
 import pytest
@@ -21,6 +22,7 @@ from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import load_forget_set
 from unlearn_eval.harness.facts import FactsTask
 from unlearn_eval.harness.reference import ABSENT
+from unlearn_eval.harness.run import load_lm
 from unlearn_eval.results import read_result
 from unlearn_eval.study.lock import locked
 from unlearn_eval.study.plan import plan
@@ -105,6 +107,12 @@ def truncated_json(tmp_path, monkeypatch):
 def not_a_study_folder(tmp_path, monkeypatch):
     (tmp_path / "thesis.txt").write_text("mine")
     Store(tmp_path).open()
+
+
+def vllm_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.delitem(sys.modules, "lm_eval.models.vllm_causallms", raising=False)
+    load_lm("vllm", {"pretrained": "nothing"})
 
 
 def lm_eval_traceback(tmp_path, monkeypatch):

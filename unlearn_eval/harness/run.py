@@ -161,7 +161,7 @@ def load_lm(model: str, arguments: Mapping[str, Any], batch_size: Any = 1, devic
     """An lm-eval model; without a device on a GPU if there is one.
 
     Raises:
-        UserError: an unknown type, or the model cannot be loaded.
+        UserError: an unknown type, a package that it needs is not there, or the model cannot be loaded.
     """
     from lm_eval.api.registry import get_model
 
@@ -174,6 +174,11 @@ def load_lm(model: str, arguments: Mapping[str, Any], batch_size: Any = 1, devic
     options = {"batch_size": batch_size, "device": device}
     try:
         return get_model(model).create_from_arg_obj(dict(arguments), options)
+    except ImportError as error:
+        raise UserError(
+            f"the model type '{model}' needs a package that is not there: {error}",
+            f"install {error.name or 'it'} in this environment, or use --model hf or edited",
+        ) from error
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
