@@ -21,11 +21,12 @@ test: $(INSTALLED) $(MODEL)  ## the whole default suite
 test-all: $(INSTALLED) $(MODEL)  ## the slow tests too
 	$(PYTEST) -m "not gpu and not vllm"
 
-check: $(INSTALLED)  ## formatting, lint, types, and that every number in the README has its file
+check: $(INSTALLED)  ## formatting, lint, types, every number in the README has its file, the reference is the code's
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/check_numbers.py
+	$(BIN)/python docs/make_reference.py --check
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

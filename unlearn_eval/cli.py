@@ -101,7 +101,8 @@ def edit(
         str | None, typer.Option("--retain", help="What to keep, for methods that are trained: a set or a file.")
     ] = None,
     editor: Annotated[
-        str | None, typer.Option("--editor", "-e", help="The method; `unlearn-eval ls editors`. [default: memit]")
+        str | None,
+        typer.Option("--editor", "-e", help="One of `ls editors`, or a file, my_editor.py. [default: memit]"),
     ] = None,
     target: TargetOption = RECIPE.target,
     merge: Annotated[
@@ -137,7 +138,7 @@ def edit(
     from unlearn_eval.models import load_model
 
     state = load_edit(continue_) if continue_ else None
-    editor = editor or (state.info.editor if state else "memit")
+    editor = editor or (_editor_of(state) if state else "memit")
     get_editor(editor)
     recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
     forget_set = _forget_set(forget, ids, limit, seed)
@@ -550,6 +551,16 @@ def _training_folder(editor: str, output: str, options: dict[str, str]) -> str |
         return None
     options["folder"] = f"{output.rstrip('/')}.training"
     return options["folder"]
+
+
+def _editor_of(state: Any) -> str:
+    """The method of an edit to go on from."""
+    file = state.info.notes.get("editor_file")
+    if file is not None:
+        raise UserError(
+            f"the edit to go on from was made by a file, {file['name']}", f"give --editor FOLDER/{file['name']}"
+        )
+    return str(state.info.editor)
 
 
 def _remove(folder: str | None) -> None:

@@ -17,6 +17,9 @@ def report(
     paths: PathsArgument = None,
     output: Annotated[str, typer.Option("--output", "-o", help="The page to write (.html).")] = "report.html",
     title: Annotated[str, typer.Option(help="What the page is called.")] = "unlearn-eval",
+    base: Annotated[
+        str | None, typer.Option("--base", help="Compare with this result, where no unedited run is found by itself.")
+    ] = None,
     figures: Annotated[
         str | None, typer.Option(help="A folder for frontier and bars as SVG and PDF; needs matplotlib.")
     ] = None,
@@ -27,7 +30,7 @@ def report(
 
     if figures:
         from unlearn_eval.report.figures import write_figures  # first, because it says when matplotlib is missing
-    runs = read_runs(paths or ["results"])
+    runs = read_runs(paths or ["results"], base)
     _tell(runs.notes, runs.n_skipped, len(runs.runs))
     print(write_page(runs, output, title, _say))
     if figures:

@@ -14,7 +14,8 @@ from unlearn_eval.calibration import calibrated, other_prompts, prompt_ids
 from unlearn_eval.config import Recipe
 from unlearn_eval.dense_edits import DenseEdit
 from unlearn_eval.edit_requests import build_requests, grouped, merge_items, merge_keys, sample_contexts
-from unlearn_eval.editors.base import EditRequest, Progress, get_editor, no_progress
+from unlearn_eval.editors.base import EditRequest, Progress, check_state, get_editor, no_progress
+from unlearn_eval.editors.from_file import editor_file, editor_label
 from unlearn_eval.editors.presets import preset_for
 from unlearn_eval.editors.second_moments import SecondMoments
 from unlearn_eval.editors.unlearning_presets import unlearning_preset
@@ -49,7 +50,7 @@ def make_edit(
     Args:
         loaded: the base model; it is left as it is.
         forget: what to forget.
-        editor: the method's name.
+        editor: the method's name, or the path of a file that holds one.
         options: its settings as text, `{"preservation": "2", "target.steps": "30"}`. `components` is, of every method,
             also a localisation (`fact_lookup(budget=6)`) or a file of components: what is trained, or which layers.
         recipe: how the set becomes requests.
@@ -79,6 +80,9 @@ def make_edit(
         config = replace(config, seed=recipe.seed)
     chat = resolve_chat(recipe.chat, tokenizer, loaded.name)
     _check_state(state, forget, loaded)
+    own_file, label = editor_file(editor), editor_label(editor)
+    if own_file is not None:
+        check_state(state, label)  # our own methods do so themselves
     started = time.monotonic()
     targets = make_targets(
         recipe.target, forget.items, random.Random(recipe.seed), loaded, chat, seed=recipe.seed, progress=progress
@@ -113,8 +117,11 @@ def make_edit(
     notes["self_check"] = self_check(model, requests, result)
     if chosen is not None:
         notes["components"] = source_of(chosen, (options or {})["components"])
+    if own_file is not None:
+        notes["editor_file"] = own_file
     info = replace(
         result.info,
+        editor=result.info.editor if own_file is None else label,
         base=describe_base(model, loaded.name if loaded.name != "default" else loaded.path, loaded.revision),
         requests={
             "n": len(forget) + int(earlier.get("n", 0)),

@@ -58,9 +58,10 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     Raises:
         UserError: no such task or model, a mistake in the settings, or the result cannot be written.
     """
-    from unlearn_eval.harness.run import load_lm, match_tasks, task_manager
+    from unlearn_eval.harness.run import load_lm, names_of
 
-    match_tasks(config.tasks, task_manager(config.include_path))  # a misspelt task is found before a model is loaded
+    for task in config.tasks:  # a misspelt one is found before a model is loaded
+        names_of(task, config.include_path)
     kind, arguments = model_arguments(config)
     path = _output(config, kind, arguments)
     created, started = utc_now(), time.monotonic()
@@ -92,9 +93,10 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
             was written before.
     """
     from unlearn_eval.edits import load_edit
-    from unlearn_eval.harness.run import match_tasks, task_manager
+    from unlearn_eval.harness.run import names_of
 
-    match_tasks(config.tasks, task_manager(config.include_path))
+    for task in config.tasks:
+        names_of(task, config.include_path)
     names = [Path(edit).resolve().name for edit in edits]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two edits are called {twice[0]}", "give their folders different names")

@@ -115,8 +115,18 @@ MEANINGS = {
     "logit_lens_gap": Meaning("Answer's log-probability read from each layer, full minus unlearned, in nats.", None),
     "logit_lens_depth": Meaning("Depth by the logit lens: 0, every layer still says the facts; 1, none does."),
     "exact_match": Meaning("Share of answers that are exactly the true one."),
+    "preference": Meaning("Share of items whose true answer is more probable than every wrong one."),
+    "rouge_f1": Meaning("ROUGE-L F1 of the generated text against the true one."),
+    "leak_mean": Meaning("Share of items that leak, in the mean over forms."),
+    "leak_worst_form": Meaning("Share of items that leak in the form that tells most."),
+    "known_mean": Meaning("Share of items that are told, in the mean over forms: a control."),
+    "known_any": Meaning("Share of items that are told in at least one form: a control."),
+    "known_best_form": Meaning("Share of items that are told in the form that tells most: a control."),
+    "worst_item_rate": Meaning("Share of samples that leak, of the item that leaks most."),
 }
 OF_OTHERS = {"recovery", "symmetric_relearning", "stability", "durability", "above_chance", "curve_area", "half_step"}
+_WAYS = "direct paraphrase cloze choice true_false reversed description primed role_play dialogue few_shot".split()
+_TOLD = {"leak": "Share of items that leak", "known": "Share of items that are told, as a control,"}
 UNKNOWN = Meaning("The task's page in tasks/ says what this is.", None)
 
 # What a reader looks at first, where a task has it.
@@ -136,7 +146,11 @@ def meaning(metric: str) -> Meaning:
     if name in MEANINGS:
         return MEANINGS[name]
     own = name.removeprefix(f"{split}_") if split else name
+    told, _, how = own.partition("_")
     ends = [end for end in MEANINGS if own == end or own.endswith(f"_{end}")]
+    if told in _TOLD and (how in _WAYS or how.startswith("at_")):  # leak_role_play, known_at_8
+        way = f"in at least one of {how[3:]} samples" if how.startswith("at_") else f"asked as {how.replace('_', ' ')}"
+        return Meaning(f"{_TOLD[told]} {way}. {SPLITS.get(split or '', '')}".strip())
     if not ends:
         return UNKNOWN
     end = max(ends, key=len)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.errors import UserError
 from unlearn_eval.json_files import parse, read_text
-from unlearn_eval.results import SCHEMA_VERSION, Metric, Result, result_from
+from unlearn_eval.results import SCHEMA_VERSION, Metric, Result, read_result, result_from
 
 if TYPE_CHECKING:
     import pandas
@@ -58,15 +58,24 @@ class Runs:
     files: tuple[Path, ...] = ()
 
 
-def read_runs(paths: str | Path | Iterable[str | Path]) -> Runs:
+def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None = None) -> Runs:
     """All results in files and folders (searched recursively); what cannot be read is skipped and named.
 
     JSON files in folders that are no result files at all are passed over in silence.
 
+    Args:
+        paths: files and folders.
+        base: a result that edited runs on the same questions are compared with, where they are of its model or
+            none is found for them by itself.
+
     Raises:
-        UserError: a path is not there, or no result is left.
+        UserError: a path is not there, no result is left, or `base` cannot be read or shares no questions with a run.
     """
     roots = [Path(p).expanduser() for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    named_base = None if base is None else Path(base).expanduser()
+    if named_base is not None:
+        read_result(named_base, check_samples=False)  # the one file that may not be skipped
+        roots.append(named_base)
     files = json_files_in(roots)
     results: dict[Path, Result] = {}
     notes, n_skipped = [], 0
@@ -88,7 +97,10 @@ def read_runs(paths: str | Path | Iterable[str | Path]) -> Runs:
             f"no result file in {places} ({why})",
             "write one with: unlearn-eval eval --tasks unlearn_facts --output results/base.json",
         )
-    return Runs(_named(results, roots), tuple(notes), n_skipped, tuple(files))
+    runs = _named(results, roots)
+    if named_base is not None:
+        runs = _with_base(runs, named_base)
+    return Runs(runs, tuple(notes), n_skipped, tuple(files))
 
 
 def json_files_in(roots: Sequence[Path]) -> list[Path]:
@@ -222,6 +234,19 @@ def _base(run: Run, runs: Sequence[Run]) -> str | None:
     first = [] if unedited else [o for o in others if o.model == run.model and _order(o) < _order(run)]
     candidates = sorted(exact or alike or first, key=_order)
     return candidates[0].name if candidates else None
+
+
+def _with_base(runs: Sequence[Run], path: Path) -> tuple[Run, ...]:
+    """The runs with the result at `path` as the base of those that it can be one of."""
+    (base,) = (run for run in runs if run.result.path is not None and run.result.path.resolve() == path.resolve())
+    able = [run for run in runs if run is not base and run.result.edit is not None and _same_questions(run, base)]
+    if not able:
+        raise UserError(
+            f"no edited run was asked the questions of {path}",
+            "name as --base a result of the same tasks, on the same items",
+        )
+    chosen = {run.name for run in able if run.base is None or run.model == base.model}
+    return tuple(dataclasses.replace(run, base=base.name) if run.name in chosen else run for run in runs)
 
 
 def _order(run: Run) -> tuple[str, str]:

@@ -102,6 +102,12 @@ class Identities:
                 return {"folder": {own.name: self._file(own) for own in sorted(path.glob("*.json*"))}}
         return value
 
+    def folder(self, name: str) -> dict[str, str]:
+        """Path -> SHA-256 of everything in a folder."""
+        root = Path(name).expanduser()
+        files = [path for path in sorted(root.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+        return {path.relative_to(root).as_posix(): self._file(path) for path in files}
+
     def _file(self, path: Path) -> str:
         place, status = str(path.resolve()), path.stat()
         known = self.remembered.get(place)

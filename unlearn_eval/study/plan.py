@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.config import Recipe
+from unlearn_eval.editors.from_file import editor_file
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetSet, load_forget_set
 from unlearn_eval.provenance import hash_json
@@ -192,7 +193,8 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
             **common,
             "selection": {**common["selection"], "kept": cell.kept} if depends_on_set(task.task) else None,
             "edit": cell.edit_key,
-            "task": planner.identities.settings(asdict(task)),
+            "task": planner.identities.settings({**asdict(task), "include_path": None}),
+            "own_tasks": None if task.include_path is None else planner.identities.folder(task.include_path),
             "told": planner.identities.settings(plain),
             "data": data,
             "variables": {name: planner.identities.settings(os.environ.get(name)) for name in _VARIABLES},
@@ -241,7 +243,7 @@ def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
     return hash_json(
         {
             **common,
-            "editor": cell.editor.editor,
+            "editor": editor_file(cell.editor.editor) or cell.editor.editor,
             "config": planner.identities.settings(asdict(config_of(cell.editor, cell.recipe.recipe, cell.forget))),
             "settings": planner.identities.settings(dict(cell.editor.settings)),
             "recipe": planner.identities.settings(recipe),
@@ -281,7 +283,8 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
         raise UserError(f"the recipe '{recipe.name}' has no file {target}", "write it with `unlearn-eval targets`")
     for forget in part.forget:
         config = config_of(editor, recipe.recipe, forget)
-    keeps = trains and config.retain_term != "none" and config.retain_weight != 0
+    own = "none" if part.retain is None else "its own"  # of a method in a file, which need not have these settings
+    keeps = trains and getattr(config, "retain_term", own) != "none" and getattr(config, "retain_weight", 1) != 0
     if keeps and part.retain is None:
         raise UserError(
             f"{editor.name} needs items to retain, and the study names none",
@@ -305,7 +308,7 @@ def _expanded(tasks: tuple[TaskSpec, ...]) -> list[TaskSpec]:
     """The tasks with patterns as the names that they stand for."""
     from unlearn_eval.harness.run import names_of
 
-    found = [replace(task, task=name) for task in tasks for name in names_of(task.task)]
+    found = [replace(task, task=name) for task in tasks for name in names_of(task.task, task.include_path)]
     names = [task.task for task in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"the task '{twice[0]}' stands in the study twice", "leave one out")
@@ -317,7 +320,7 @@ def _task_data(task: TaskSpec, chosen: Chosen, metadata: Mapping[str, Any]) -> t
     from unlearn_eval.harness.run import task_data
 
     plain = {key: value for key, value in metadata.items() if not isinstance(value, ForgetSet)}
-    n, data = task_data(task.task, {**plain, **task.metadata})
+    n, data = task_data(task.task, {**plain, **task.metadata}, task.include_path)
     if n is not None and task.limit:
         n = min(n, int(task.limit) if task.limit >= 1 else max(1, int(n * task.limit)))
     return n, data

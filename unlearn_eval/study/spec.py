@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.config import Recipe
+from unlearn_eval.editors.from_file import editor_label
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.models import DTYPES
 
@@ -61,7 +62,7 @@ class EditorSpec:
 
     Attributes:
         name: in tables and folder names.
-        editor: the method.
+        editor: the method, or the path of a file that holds one (`my_editor.py`).
         settings: as text, over its presets; `text: others` takes second moments of what the model says to the items
             of the set that are neither forgotten nor kept (of studies with `known: true`).
         recipes: the names of the recipes that it is run with; None is all.
@@ -89,6 +90,7 @@ class TaskSpec:
         task: its name.
         limit, num_fewshot, system_instruction, gen_kwargs: as for `lm_eval`.
         metadata: over what the study tells the task by itself (what was forgotten).
+        include_path: the folder that the task is in, if it is one of your own.
     """
 
     task: str
@@ -97,6 +99,7 @@ class TaskSpec:
     system_instruction: str | None = None
     gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    include_path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,11 @@ class Part:
 
     Attributes:
         name: of the part; empty if there is only one.
-        models, editors, recipes, forget, sizes, seeds, tasks: the axes; a size of None is the whole set.
+        models, editors, recipes: the base models, the methods, and how a set becomes requests.
+        forget: forget sets, by name or file.
+        sizes: how many items of the set are forgotten; None (`all`) is the whole set.
+        seeds: which ones are drawn, and whatever else is random.
+        tasks: what is asked.
         retain: what methods that are trained keep.
         finetune: what the models are taught first.
         known: whether only what the unedited model answers rightly is to be forgotten, and kept.
@@ -171,7 +178,7 @@ class Study:
 
 
 _WHOLE = {"name", "description", "backend", "batch_size", "device", "keep_edits", "show", "parts"}
-_PART = {f.name for f in dataclasses.fields(Part)} - {"name"} | {"dtype"}
+_PART = {f.name for f in dataclasses.fields(Part)} - {"name"} | {"dtype", "include_path"}
 
 
 def study_of(content: Mapping[str, Any], path: Path) -> Study:
@@ -219,7 +226,7 @@ def _part(name: str, own: Mapping[str, Any]) -> Part:
         forget=tuple(dict.fromkeys(_text(entry, "forget") for entry in _list(own["forget"]))),
         sizes=tuple(dict.fromkeys(_size(entry) for entry in _list(own.get("sizes", "all")))),
         seeds=tuple(dict.fromkeys(_whole(entry, "seeds", 0) for entry in _list(own.get("seeds", 0)))),
-        tasks=tuple(_task(entry) for entry in _list(own["tasks"])),
+        tasks=tuple(_task(entry, own.get("include_path")) for entry in _list(own["tasks"])),
         retain=None if own.get("retain") is None else _text(own["retain"], "retain"),
         finetune=None if own.get("finetune") is None else _finetune(own["finetune"]),
         known=_bool(own.get("known", False), "known"),
@@ -267,7 +274,7 @@ def _editor(entry: Any) -> EditorSpec:
     editor = _text(table["editor"], "editor")
     recipes = table.get("recipes")
     return EditorSpec(
-        _slug(_text(table.get("name", editor), "name of an editor")),
+        _slug(_text(table.get("name", editor_label(editor)), "name of an editor")),
         editor,
         settings_as_text(table.get("settings"), editor),
         None if recipes is None else tuple(_text(name, "recipes") for name in _list(recipes)),
@@ -303,8 +310,10 @@ def _attack(entry: Any) -> AttackSpec:
     return AttackSpec(name, attack, settings_as_text(table.get("settings"), attack), retain, reference)
 
 
-def _task(entry: Any) -> TaskSpec:
-    table = _table(entry, "task", tuple(f.name for f in dataclasses.fields(TaskSpec)))
+def _task(entry: Any, include_path: Any) -> TaskSpec:
+    table = {"include_path": include_path} | _table(entry, "task", tuple(f.name for f in dataclasses.fields(TaskSpec)))
+    if table["include_path"] is not None:
+        _text(table["include_path"], "include_path")
     for key in ("gen_kwargs", "metadata"):
         if not isinstance(table.get(key, {}), dict):
             raise UserError(f"the {key} of {table['task']} is {table[key]!r}", f"write {key}: {{NAME: VALUE}}")

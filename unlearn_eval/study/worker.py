@@ -251,6 +251,7 @@ class Worker:
         found = evaluate(
             lm,
             [task.task],
+            include_path=task.include_path,
             limit=task.limit,
             num_fewshot=task.num_fewshot,
             apply_chat_template=loaded.chat,
