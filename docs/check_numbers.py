@@ -163,6 +163,7 @@ PLAIN = (
     r"`40M` weights, `10%`",
     r"\b2\d{3}\.\d{5}\b",  # arXiv
     r"Python 3\.11\+",
+    r"vLLM \(0\.32 and 0\.33;",
     r"4-bit-rounded",
     r"135-million-parameter",
     r"the 217 real authors and world facts",
