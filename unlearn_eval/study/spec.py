@@ -14,7 +14,7 @@ from unlearn_eval.editors.from_file import editor_label
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.models import DTYPES
 
-BACKENDS = ("hf",)
+BACKENDS = ("hf", "vllm")
 OTHERS = "others"
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -137,6 +137,7 @@ class Part:
         known: whether only what the unedited model answers rightly is to be forgotten, and kept.
         kept: how many other items of the set are asked as kept, of tasks that ask such.
         chat: whether questions go through the chat template; None does if there is one.
+        backends: what answers: "hf", or "vllm", whose engine serves the edit (attacks stay with Hugging Face).
         attacks: what is tried on every edit after its tasks.
     """
 
@@ -154,6 +155,7 @@ class Part:
     kept: int | None = 48
     chat: bool | None = None
     attacks: tuple[AttackSpec, ...] = ()
+    backends: tuple[str, ...] = ("hf",)
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class Study:
     show: tuple[str, ...] = ()
 
 
-_WHOLE = {"name", "description", "backend", "batch_size", "device", "keep_edits", "show", "parts"}
+_WHOLE = {"name", "description", "batch_size", "device", "keep_edits", "show", "parts"}
 _PART = {f.name for f in dataclasses.fields(Part)} - {"name"} | {"dtype", "include_path"}
 
 
@@ -185,14 +187,9 @@ def study_of(content: Mapping[str, Any], path: Path) -> Study:
     """The study that a file's content describes.
 
     Raises:
-        UserError: an unknown key, name or kind of value; what is missing; or a back end that there is not.
+        UserError: an unknown key, name or kind of value; or what is missing.
     """
     _known_keys(content, _WHOLE | _PART, f"key of {path.name}")
-    backend = content.get("backend", "hf")
-    if backend == "vllm":
-        raise UserError("studies do not run on vllm yet", "leave out backend, or set backend: hf")
-    if backend not in BACKENDS:
-        raise unknown_name("backend", str(backend), BACKENDS)
     shared = {key: value for key, value in content.items() if key in _PART}
     given = content.get("parts") or {"": {}}
     for name, own in given.items():
@@ -232,8 +229,15 @@ def _part(name: str, own: Mapping[str, Any]) -> Part:
         known=_bool(own.get("known", False), "known"),
         kept=None if own.get("kept", 48) is None else _whole(own.get("kept", 48), "kept", 0),
         chat=None if own.get("chat") is None else _bool(own["chat"], "chat"),
+        backends=tuple(dict.fromkeys(_backend(entry) for entry in _list(own.get("backends", "hf")))),
         attacks=_distinct([_attack(entry) for entry in _list(own.get("attacks") or [])], "attack"),
     )
+
+
+def _backend(entry: Any) -> str:
+    if entry not in BACKENDS:
+        raise unknown_name("backend", str(entry), BACKENDS)
+    return str(entry)
 
 
 def _model(entry: Any, dtype: str) -> ModelSpec:

@@ -224,14 +224,18 @@ class Worker:
         found = [read_if_whole(path) for path in places]
         left = [i for i, result in enumerate(found) if result is None]
         if left:
-            with self._lm(loaded, folder) as lm:
+            with self._lm(cell, loaded, folder) as lm:
                 weights = hash_weights(loaded.model.model)
                 for i in left:
                     found[i] = self._ask(cell.asks[i], places[i], lm, loaded, chosen, weights)
         return [result for result in found if result is not None]
 
     @contextmanager
-    def _lm(self, loaded: Loaded, folder: Path | None) -> Iterator[Any]:
+    def _lm(self, cell: Cell, loaded: Loaded, folder: Path | None) -> Iterator[Any]:
+        if cell.backend == "vllm":
+            with self._engine(cell, loaded, folder) as lm:
+                yield lm
+            return
         if folder is None:
             yield self._plain_lm(loaded)
             return
@@ -242,6 +246,26 @@ class Worker:
             yield lm
         finally:
             lm.take_off()
+
+    @contextmanager
+    def _engine(self, cell: Cell, loaded: Loaded, folder: Path | None) -> Iterator[Any]:
+        """A vLLM engine with the edit in it; on a GPU the model that was edited makes room for it."""
+        from unlearn_eval.harness.run import load_lm
+
+        self.say("starting vLLM")
+        arguments = {"pretrained": loaded.model.path, "dtype": cell.model.dtype}
+        device = loaded.model.model.device
+        if device.type == "cuda":
+            loaded.model.model.to("cpu")
+            loaded.lm = None
+        lm = load_lm("vllm", arguments, "auto") if folder is None else load_lm(
+            "edited-vllm", {**arguments, "edit": str(folder)}, "auto"
+        )  # fmt: skip
+        try:
+            yield lm
+        finally:
+            lm.model.llm_engine.engine_core.shutdown()
+            loaded.model.model.to(device)
 
     def _ask(self, ask: Ask, path: Path, lm: Any, loaded: Loaded, chosen: Chosen, weights: Any) -> Result:
         from unlearn_eval.harness.run import evaluate
@@ -264,7 +288,7 @@ class Worker:
             status="complete",
             created=created,
             config={"tasks": found.configs},
-            model=describe_model(loaded.model, weights),
+            model=describe_model(loaded.model, weights) | _unseen(lm),
             data=found.data,
             metrics=found.metrics,
             timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
@@ -361,7 +385,7 @@ class Worker:
             command=self.command,
             config_as_passed=describe_cell(cell),
             config={
-                "model_type": "hf" if edit is None else "edited",
+                "model_type": {"hf": ("hf", "edited"), "vllm": ("vllm", "edited-vllm")}[cell.backend][edit is not None],
                 "cell": describe_cell(cell) | {"ids": [item.id for item in chosen.forget], "kept": list(chosen.kept)},
                 "tasks": {name: config for part in parts for name, config in part.config["tasks"].items()},
                 "peak_memory_bytes": _peak(loaded.model.model.device),
@@ -400,6 +424,7 @@ def describe_cell(cell: Cell) -> dict[str, Any]:
         "seed": cell.seed,
         "known": cell.known,
         "retain": cell.retain,
+        "backend": cell.backend,
         "finetune": None if cell.finetune is None else asdict(cell.finetune),
         "tasks": [ask.task.task for ask in cell.asks],
     } | ({"attacks": [asdict(own.attack) for own in cell.tries]} if cell.tries else {})
@@ -419,6 +444,13 @@ def failed_result(cell: Cell, error: BaseException, trace: str, created: str, co
         seed=cell.seed,
         notes=[f"{type(error).__name__}: {error}", trace],
     )
+
+
+def _unseen(lm: Any) -> dict[str, Any]:
+    """What is not known of weights that are in an engine: there the edit's id says what answered."""
+    if not hasattr(lm, "edit_folder") or hasattr(lm, "without_edit"):
+        return {}
+    return {"weights_hash": None, "canonical_weights_hash": None}
 
 
 @contextmanager
