@@ -361,7 +361,7 @@ def test_a_study_asks_both_back_ends(edits, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     results = {path.parent.name: read_result(path) for path in (tmp_path / "out").glob("runs/*/result.json")}
     assert len(results) == 4
-    assert len(list((tmp_path / "out").glob("edits/*/edit.json"))) == 1, "both ask the same edit"
+    assert len(list((tmp_path / "out").glob("shared/edits/*/edit.json"))) == 1, "both ask the same edit"
     for name, result in results.items():
         if "_vllm-" in name:
             same = name.split("_vllm-")[0]

@@ -217,7 +217,7 @@ def finetune(
     print(folder)
 
 
-@app.command()
+@app.command(hidden=True)  # as view is: edit writes them by itself, and docs/reference has it
 def targets(
     output: Annotated[str, typer.Option("--output", "-o", help="JSONL file to write.")],
     model: ModelOption = "default",
@@ -420,7 +420,7 @@ def ls(
         str, typer.Argument(help="tasks, editors, attacks, localizations, models, sets, or studies.")
     ] = "tasks",
 ) -> None:
-    """List tasks, editors, attacks, localizations, models, sets, studies."""
+    """List tasks, editors, attacks, models, sets, studies."""
     from unlearn_eval.forget_sets import set_names
 
     kinds = {

@@ -23,8 +23,9 @@ def serve(
     ] = None,
     name: Annotated[str | None, typer.Option(help="By which clients name it. [default: the folder's name]")] = None,
 ) -> None:
-    """Serve an edit with vLLM: OpenAI's routes, GET /health with the edit's id, POST /v1/edit for another edit.
+    """Serve an edit with vLLM, by OpenAI's routes.
 
+    GET /health says which edit it is; POST /v1/edit takes another one of the same base.
     Whatever stands after -- goes to `vllm serve`, e.g. -- --dtype bfloat16 --max-model-len 2048.
     """
     from unlearn_eval.serving.start import LOCAL, serve, server_command

@@ -30,6 +30,7 @@ from unlearn_eval.study.spec import OTHERS
 from unlearn_eval.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.study.told import Chosen, choose, item_lines, told
 
+_EVERYTHING = 2**20  # requests that vLLM is given at once ("auto" does too, with a bar of its own)
 _MAX_NEW_TOKENS = 24  # of the answers by which it is told what a model knows
 
 
@@ -193,7 +194,8 @@ class Worker:
         from unlearn_eval.edits import DESCRIPTION, read_description
 
         assert cell.editor is not None and cell.recipe is not None and cell.edit_key is not None  # noqa: PT018
-        folder = self.store.shared("edits", f"{cell.name}-{cell.edit_key[:12]}")
+        name = replace(cell, backend="hf").name  # every back end asks the same edit
+        folder = self.store.shared("edits", f"{name}-{cell.edit_key[:12]}")
         if (folder / DESCRIPTION).is_file():
             try:
                 read_description(folder)
@@ -258,8 +260,8 @@ class Worker:
         if device.type == "cuda":
             loaded.model.model.to("cpu")
             loaded.lm = None
-        lm = load_lm("vllm", arguments, "auto") if folder is None else load_lm(
-            "edited-vllm", {**arguments, "edit": str(folder)}, "auto"
+        lm = load_lm("vllm", arguments, _EVERYTHING) if folder is None else load_lm(
+            "edited-vllm", {**arguments, "edit": str(folder)}, _EVERYTHING
         )  # fmt: skip
         try:
             yield lm
