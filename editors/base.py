@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.anatomy import is_transposed
+from unlearn_eval.editors.from_file import editor_from_file, is_editor_file
 from unlearn_eval.edits import Edit
 from unlearn_eval.errors import UserError, unknown_name
 
 Progress = Callable[[str, int, int], Any]  # (what, done, total)
 NOT_METHODS = {
     "base",
+    "from_file",
     "gradient",
     "joint",
     "least_squares",
@@ -108,11 +110,13 @@ def editor_names() -> list[str]:
 
 
 def get_editor(name: str) -> Editor:
-    """The editor called `name`.
+    """The editor called `name`, or in the file of that path (`my_editor.py`).
 
     Raises:
-        UserError: there is none; the nearest names are given.
+        UserError: there is none, and the nearest names are given; or the file holds no editor.
     """
+    if is_editor_file(name):
+        return editor_from_file(name)  # type: ignore[no-any-return]
     if name not in editor_names():
         raise unknown_name("editor", name, editor_names())
     module: Any = importlib.import_module(f"unlearn_eval.editors.{name}")

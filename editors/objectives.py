@@ -35,6 +35,7 @@ __all__ = [
     "steering",
     "steering_direction",
     "sum_over_labels",
+    "unlikelihood",
 ]
 
 
@@ -133,6 +134,17 @@ def avoidance(logits: Tensor, labels: Tensor, mask: Tensor, skip: int = 0) -> Te
     target = logits.detach().scatter(-1, labels[..., None], float("-inf")).softmax(-1)
     later = mask & (mask.cumsum(-1) > skip)
     return mean_over_labels(-(target * logits.log_softmax(-1)).sum(-1), later)
+
+
+def unlikelihood(logits: Tensor, labels: Tensor, mask: Tensor, floor: float) -> Tensor:
+    """−(1/T) Σ_t 1[ln π(y_t) ≥ floor] ln(1 − π(y_t)): arXiv 2410.12949; without floor arXiv 1908.04319.
+
+    1 − π(y_t) is what the other tokens have together, so that the gradient is right where π(y_t) is nearly 1.
+    """
+    whole = logits.logsumexp(-1)
+    others = logits.scatter(-1, labels[..., None], float("-inf")).logsumexp(-1)
+    likely = label_log_probs(logits.detach(), labels) >= floor
+    return mean_over_labels(torch.where(likely, whole - others, 0), mask)
 
 
 def flatness(logits: Tensor, mask: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ GRADIENT_METHODS = (
     "ceu",
     "altpo",
     "pdu",
+    "unlikelihood",
     "ft_m",
 )
 
@@ -71,6 +72,7 @@ _TOFU: dict[str, tuple[str, Settings]] = {
     ),
     "ceu": (f"{_OPEN}, community/methods/CEU", _TEN | {"skip": "1"}),
     "altpo": (f"{_OPEN}, community/methods/AltPO (the middle of its grid)", _TRAINING | {"epochs": "2", "beta": "0.1"}),
+    "unlikelihood": ("arXiv 2410.12949, its settings for athletes and Gemma-7B", {"batch_size": "64"}),
     "pdu": (
         f"{_OPEN}, community/methods/PDU",
         _TEN | {"retain_weight": "100", "bound": "0.3", "dual_step": "5", "dual_warmup_epochs": "5"},

@@ -39,7 +39,7 @@ def test_help_is_short_and_fast():
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["ls", "taks"], 1, "did you mean tasks?"),
+        (["ls", "taks"], 1, "did you mean tasks"),
         (["edit", "--output", "x", "--editor", "memti"], 1, "did you mean memit"),
         (["edit", "--output", "x", "--forget", "fact"], 1, "did you mean facts"),
         (["edit", "--output", "x", "--forget", "nowhere.jsonl"], 1, "nowhere.jsonl"),
@@ -49,6 +49,8 @@ def test_help_is_short_and_fast():
         (["eval", "--tasks", "unlearn_facts", "--model", "/no/such/model"], 1, "/no/such/model"),
         (["eval", "--tasks", "unlearn_fact"], 1, "did you mean unlearn_facts"),
         (["eval", "--tasks", "unlearn_facts", "--metadata", "{"], 1, "not JSON"),
+        (["eval", "--tasks", "my_task", "--include_path", "nowhere"], 1, "no folder nowhere"),
+        (["edit", "--output", "x", "--editor", "nowhere.py"], 1, "there is no editor file nowhere.py"),
         (["edit"], 2, "--output"),
         (["nothing"], 2, "nothing"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from benchmark_data import write_benchmarks
 from study_files import memit, write_model
 
+from unlearn_eval.localization.base import localizer_names
 from unlearn_eval.results import read_result
 from unlearn_eval.study.plan import plan
 from unlearn_eval.study.read import read_study, study_file
@@ -74,18 +75,26 @@ def test_a_sweep_can_be_planned(script, tmp_path, model):
     assert "14 cells: 0 done, 14 to do" in said
 
 
-@pytest.mark.parametrize("name", ["smoke", "demo", "four_editors", "editing_as_unlearning"])
+@pytest.mark.parametrize("name", ["smoke", "demo", "four_editors", "editing_as_unlearning", "mechanistic_unlearning"])
 def test_shipped_studies_can_be_planned(name, model, tmp_path, monkeypatch):
     write_tofu_and_pistol(tmp_path)
     monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tmp_path))
     path = study_file(name)
-    changes = [f"models={model}", "device=cpu", *(["factual.sizes=[2]"] if name.startswith("editing") else [])]
+    small = {"editing_as_unlearning": ["factual.sizes=[2]"], "mechanistic_unlearning": ["sizes=[1]", "kept=1"]}
+    changes = [f"models={model}", "device=cpu", *small.get(name, [])]
     cells = plan(study_of(read_study(path, changes), path), {}).cells
     if name == "editing_as_unlearning":
         methods = {(cell.part, cell.editor.editor, cell.recipe.name) for cell in cells if cell.editor}
         assert {("factual", "alphaedit", "self+merge"), ("tofu", "npo", "plain"), ("pistol", "wise", "self")} <= methods
         assert ("tofu", "npo", "merge") not in methods
         assert len({cell.model_key for cell in cells}) == 3, "the model as it is, and taught TOFU and PISTOL"
+
+    if name == "mechanistic_unlearning":
+        where = {(cell.part, cell.editor.name) for cell in cells if cell.editor}
+        assert {
+            (part, f"unlikelihood-{own}") for part in ("athletes", "counterfact") for own in localizer_names()
+        } == where
+        assert len({cell.edit_key for cell in cells if cell.editor}) == 2 * 3 * len(localizer_names())
 
 
 def write_tofu_and_pistol(root):

@@ -92,6 +92,14 @@ def slow_wga():
     return rows(lambda r, t: math.exp(log_p(LOGITS, r, t)) ** 1.7 * log_p(LOGITS, r, t), "mean")
 
 
+def slow_unlikelihood():
+    def token(r, t):
+        p = math.exp(log_p(LOGITS, r, t))
+        return -math.log(1 - p) if math.log(p) >= -2.0 else 0.0
+
+    return rows(token, "mean")
+
+
 def slow_satimp():
     def token(r, t):
         p = math.exp(log_p(LOGITS, r, t))
@@ -160,6 +168,7 @@ CASES = {
     "simnpo": (lambda z: o.simnpo(own(z), mask, BETA, 0.3), slow_simnpo, (LOGITS,)),
     "wga": (lambda z: o.probability_weighted(own(z), mask, 1.7), slow_wga, (LOGITS,)),
     "satimp": (lambda z: o.importance_weighted(own(z), mask, 2.5, 0.5), slow_satimp, (LOGITS,)),
+    "unlikelihood": (lambda z: o.unlikelihood(z, labels, mask, -2.0), slow_unlikelihood, (LOGITS,)),
     "undial": (lambda z: o.self_distillation(z, reference_logits, labels, mask, 3.0), slow_undial, (LOGITS,)),
     "ceu": (lambda z: o.avoidance(z, labels, mask), lambda: slow_ceu(0), (LOGITS,)),
     "ceu-skip": (lambda z: o.avoidance(z, labels, mask, 1), lambda: slow_ceu(1), (LOGITS,)),
@@ -293,3 +302,16 @@ def test_the_direction_is_a_unit_vector_and_the_seeds():
     assert torch.equal(u, o.steering_direction(64, seed=3))
     assert not torch.equal(u, o.steering_direction(64, seed=4))
     assert (u >= 0).all()
+
+
+def test_unlikelihood_is_right_where_the_label_is_certain_and_stops_where_it_is_unlikely():
+    """−ln(1 − p) of p = 1 − 1e-17 is 39 and not infinite, and its gradient pulls; below the floor there is none."""
+    certain = torch.tensor([[[39.1439, 0.0, -50.0]]], dtype=torch.float64, requires_grad=True)
+    label, one = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+    loss = o.unlikelihood(certain, label, one, -5.0)
+    assert loss.item() == pytest.approx(39.1439)
+    loss.sum().backward()
+    assert certain.grad[0, 0, 0].item() == pytest.approx(1.0)
+    low = torch.tensor([[[-5.1, 0.0, -50.0]]], dtype=torch.float64)
+    assert o.unlikelihood(low, label, one, -5.0).item() == 0
+    assert o.unlikelihood(low, label, one, -6.0).item() > 0

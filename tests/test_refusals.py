@@ -70,6 +70,13 @@ def test_the_pool_is_a_seeded_choice():
     assert {target.fallback for target in make("pool")} == {None}
 
 
+def test_a_wrong_answer_can_be_said_instead():
+    items = [dataclasses.replace(FRANCE, perturbed_answers=("Lyon", "Nice"))]
+    assert [(t.target, t.source) for t in make("wrong", items)] == [("Lyon", "wrong")]
+    with pytest.raises(UserError, match="no wrong answer"):
+        make("wrong", [dataclasses.replace(FRANCE, perturbed_answers=())])
+
+
 @pytest.mark.parametrize("target", ["", " \n"])
 def test_an_empty_target_is_refused(target):
     with pytest.raises(UserError, match="target is empty") as error:

@@ -23,9 +23,10 @@ from typer.testing import CliRunner
 
 from unlearn_eval import cli, meanings
 from unlearn_eval.errors import UserError
+from unlearn_eval.report.answers import Said, answer_class, texts
 from unlearn_eval.report.figures import pareto
 from unlearn_eval.report.page import as_script_json, build_page
-from unlearn_eval.report.page_data import answer_class, generated, page_data
+from unlearn_eval.report.page_data import page_data
 from unlearn_eval.report.serve import server
 from unlearn_eval.result_files import NO_EDIT, read_runs
 from unlearn_eval.results import Metric, compare, read_result, write_result
@@ -89,13 +90,13 @@ def test_the_answers_are_those_of_the_files():
     strings, rows = answers["strings"], answers["questions"][TASK]
     first = [json.loads(line) for line in (DEMO / f"after.{TASK}.samples.jsonl").read_text().splitlines()]
     said = answers["runs"]["after"][TASK]
-    by_id = {strings[row[0]]: i for i, row in enumerate(rows)}
-    assert len(rows) == len(first) == 94
+    by_id = {strings[row[0]]: i for i, row in enumerate(rows) if row[5] == i}
+    assert len(by_id) == len(first) == 94
     for record in first:
         i = by_id[record["id"]]
-        assert [strings[j] for j in rows[i][1:]] == [record["doc"][key] for key in ("split", "question", "answer")]
+        assert [strings[j] for j in rows[i][1:4]] == [record["doc"][key] for key in ("split", "question", "answer")]
         assert strings[said["said"][i]] == record["resps"][0][0].strip()
-    kinds = {strings[row[0]]: said["classes"][i] for i, row in enumerate(rows)}
+    kinds = {name: said["classes"][i] for name, i in by_id.items()}
     assert kinds["forget/currency_of/south_korea"] == "r"
     assert kinds["forget/continent_of/tanzania"] == "g"
     assert kinds["retain/element_symbol/aluminum"] == "k"
@@ -125,9 +126,51 @@ def test_an_answer_is_labelled_by_its_stored_scores(scores, split, letter):
 
 
 def test_only_what_was_generated_is_an_answer():
-    assert generated({"resps": [[[-1.0, True]], [" yes "]]}) == "yes"
-    assert generated({"resps": [[{"n_answer": 1}]]}) is None
-    assert generated({}) is None
+    assert texts({"resps": [[[-1.0, True]], [" yes "]]}) == [Said("direct", "", "yes")]
+    assert texts({"resps": [[{"n_answer": 1}]]}) == []
+    assert texts({}) == []
+
+
+def test_every_text_of_an_item_is_there_with_what_it_is():
+    ask = "<user>{}<end><model>"
+    doc = {"question": "Who?", "paraphrases": ["Which person?"], "cloze": "It was", "split": "forget"}
+    prompts = ["Who?", "Which person?", "Complete: It was", "Who?", "Is it so?<end><model>No.<end><user>Who?"]
+    record = {
+        "doc": doc,
+        "arguments": [[ask.format(text), {}] for text in prompts],
+        "resps": [["a"], ["b"], ["c"], ["d", "e"], [-0.5]],
+        "forget_accuracy": 0.0,
+        "forget_paraphrase_accuracy": 1.0,
+    }
+    assert texts(record) == [
+        Said("direct", "Who?", "a"),
+        Said("paraphrase", "Which person?", "b"),
+        Said("cloze", "Complete: It was", "c"),
+        Said("asked again", "Who?", "d"),
+        Said("asked again", "Who?", "e"),
+    ]
+    record["resps"][-1] = ["f"]
+    assert texts(record)[-1] == Said("other wording", "Is it so? … No.<end><user>Who?", "f")
+    assert [answer_class(record, label) for label in ("direct", "paraphrase", "cloze")] == ["w", "l", "-"]
+    forms = {"doc": doc, "forget_leak_direct": 0.0, "forget_leak_cloze": 1.0, "forget_leak_paraphrase": 0.5}
+    assert [answer_class(forms, label) for label in ("direct", "cloze", "paraphrase")] == ["w", "l", "-"]
+    kept = {"doc": doc | {"split": "retain"}, "retain_known_cloze": 1.0, "retain_known_direct": 0.0}
+    assert [answer_class(kept, label) for label in ("direct", "cloze")] == ["w", "k"]
+
+
+def test_texts_of_an_item_are_rows_that_name_their_item():
+    _, answers = parts(build_page(read_runs(DEMO)))
+    strings, rows = answers["strings"], answers["questions"][TASK]
+    records = {r["id"]: r for r in map(json.loads, (DEMO / f"after.{TASK}.samples.jsonl").read_text().splitlines())}
+    said, reworded = answers["runs"]["after"][TASK], [i for i, row in enumerate(rows) if row[5] != i]
+    assert len(reworded) == 12
+    for i in reworded:
+        record = records[strings[rows[i][0]]]
+        assert rows[rows[i][5]][0] == rows[i][0]
+        assert strings[rows[i][4]] == "paraphrase"
+        assert strings[rows[i][2]] == record["doc"]["paraphrases"][0]
+        assert strings[said["said"][i]] == record["resps"][1][0].strip()
+        assert (said["classes"][i] == "r") == (record["forget_paraphrase_refusal_rate"] == 1)
 
 
 def test_records_of_any_shape_make_a_page(tmp_path):
@@ -138,8 +181,8 @@ def test_records_of_any_shape_make_a_page(tmp_path):
     ]
     write_result(report_data.result("r", {"m": Metric(0.5, n=1)}), tmp_path / "r.json", {TASK: shapes})
     _, answers = parts(build_page(read_runs(tmp_path)))
-    texts = [[answers["strings"][i] for i in row] for row in answers["questions"][TASK]]
-    assert texts == [["1", "", "the prompt", "b / c"], ["2", "", "", ""]]
+    found = [[answers["strings"][i] for i in row[:4]] for row in answers["questions"][TASK]]
+    assert found == [["1", "", "the prompt", "b / c"], ["2", "", "", ""]]
     assert any(text.endswith("(5,000 characters in all)") and len(text) < 2100 for text in answers["strings"])
 
 
@@ -180,6 +223,32 @@ def test_runs_find_their_base_by_weights_and_questions(tmp_path):
     write_run(tmp_path, "edited", records(4, generator), "memit")
     bases = {run.name: run.base for run in read_runs(tmp_path).runs}
     assert bases == {"another-model": None, "base": None, "other-questions": None, "edited": "base"}
+
+
+def test_a_base_that_is_not_found_by_itself_is_named(tmp_path):
+    generator = random.Random(0)
+    other = {"id": "other", "canonical_weights_hash": "0" * 64}
+    write_run(tmp_path / "runs", "base", records(4, generator))
+    write_run(tmp_path / "runs", "edited", records(4, generator), "memit")
+    write_run(tmp_path / "runs", "alone", records(4, generator), "rome", model_id="renamed")
+    elsewhere = write_run(tmp_path, "elsewhere", records(4, generator), model=other)
+    write_run(tmp_path, "stranger", records(4, generator), data={TASK: {"hash": "e" * 64}})
+    edits = tmp_path / "runs" / "alone.json"
+    edits.write_text(edits.read_text().replace("b" * 64, "9" * 64))
+
+    def bases(**options):
+        return {run.name.split("/")[-1]: run.base for run in read_runs(tmp_path / "runs", **options).runs}
+
+    assert bases() == {"base": None, "alone": None, "edited": "base"}
+    named = bases(base=elsewhere)
+    assert named == {"base": None, "elsewhere": None, "alone": "elsewhere", "edited": "runs/base"}
+    done = run_cli("report", tmp_path / "runs", "--base", elsewhere, "-o", tmp_path / "r.html")
+    assert done.exit_code == 0
+    summary, _ = parts((tmp_path / "r.html").read_text())
+    assert cells_of(summary, "runs/alone", "forget_accuracy")["change"] is not None
+    for wrong, says in (("stranger.json", "no edited run was asked"), ("nothing.json", "nothing.json")):
+        with pytest.raises(UserError, match=says):
+            read_runs(tmp_path / "runs", base=tmp_path / wrong)
 
 
 def test_forget_sets_of_one_name_and_size_are_told_apart(tmp_path):

@@ -203,3 +203,57 @@ def test_what_a_model_wrote_is_shown_and_does_nothing(chromium, tmp_path):
     assert "onerror=alert(3)>" in page.inner_text("h1")
     assert "<img src=x onerror=alert(4)>" in page.inner_text("#leaderboard")
     page.close()
+
+
+def several_ways(folder):
+    """Two runs of which each item was asked in five ways; the edited one leaks when it is reworded."""
+    ways = [
+        "Who wrote {}?",
+        "Which writer is the author of {}?",
+        "Complete this sentence: {} was written by ...",
+        "ROLE {}",
+        "SURE {}",
+    ]
+    for name, method in (("before", None), ("after", "memit")):
+        made = records(6, random.Random(0), leak=0.0)
+        for i, record in enumerate(made):
+            asked = [way.format(f"book {i}") for way in ways]
+            record["doc"] |= {"question": asked[0], "paraphrases": [asked[1]], "cloze": f"book {i} was written by"}
+            record["arguments"] = [[f"<user>{text}<model>", {}] for text in asked]
+            record["resps"] = [[f"{name} {j} of {i}"] for j in range(len(asked))]
+            record["forget_paraphrase_accuracy"] = None if i % 2 else float(method is not None)
+        write_run(folder, name, made, method)
+    return write_page(read_runs(folder), folder / "ways.html")
+
+
+def test_every_text_of_an_item_is_shown_with_its_answers(chromium, tmp_path):
+    page = open_page(chromium, several_ways(tmp_path))
+    card = page.locator("#questions > li").first
+    assert card.locator("h3").inner_text() == "Who wrote book 0?"
+    assert card.locator(".asked").count() == 5
+    assert card.locator("details .asked").count() == 2
+    second = card.locator(".asked").nth(1)
+    assert second.locator(".way").inner_text().split() == "paraphrase Which writer is the author of book 0?".split()
+    assert second.locator(".answer p").all_inner_texts() == ["before 1 of 0", "after 1 of 0"]
+    assert second.locator(".answer .tag").all_inner_texts() == ["wrong", "leak"]
+    assert card.locator(".asked").nth(3).locator(".answer .tag").first.text_content() == "not judged"
+
+    page.select_option("#way", "cloze")
+    card = page.locator("#questions > li").first
+    assert card.locator(".asked").count() == 1
+    assert "Complete this sentence" in card.locator(".way").inner_text()
+    assert "4 ways of asking not shown" in card.locator(".truth").inner_text()
+    page.select_option("#way", "")
+    page.select_option("#class", "l")
+    assert page.locator("#questions > li .way").all_inner_texts()[0].startswith("paraphrase")
+    assert page.locator("#questions > li").first.locator(".asked").count() == 1
+    page.select_option("#class", "")
+    page.fill("#search", "ROLE book 2")
+    assert page.inner_text("#found") == "1 of 6 questions"
+    assert page.locator("#questions mark").first.inner_text() == "ROLE book 2"
+    assert page.mistakes == []
+    page.close()
+
+
+def test_one_way_of_asking_needs_no_choice(opened):
+    assert opened.locator("#way").is_hidden()

@@ -104,7 +104,12 @@ def test_a_written_result_reads_back(tmp_path):
 def test_the_file_is_in_schema_order_and_ends_in_a_newline(tmp_path):
     text = write_result(example(), tmp_path / "run.json").read_text()
     keys = [field.name for field in dataclasses.fields(Result) if field.name != "path"]
-    assert list(json.loads(text)) == ["schema_version", *keys]
+    assert list(json.loads(text)) == ["schema_version", *(key for key in keys if key != "robustness")]
+    part = {"levels": [{"at": None, "values": {"accuracy": 0.5}}]}
+    attacked = write_result(dataclasses.replace(example(), robustness=part), tmp_path / "attack.json")
+    assert list(json.loads(attacked.read_text())) == ["schema_version", *keys]
+    assert read_result(attacked).robustness == part
+    assert read_result(tmp_path / "run.json").robustness == {}
     assert text.startswith('{\n  "schema_version": 1,')
     assert text.endswith("}\n")
 

@@ -183,6 +183,7 @@ def test_forget_sets_are_what_the_tasks_ask(tmp_path, monkeypatch):
     first = load_forget_set("counterfact:1").items[0]
     assert (first.answer, first.perturbed_answers, len(first.paraphrases)) == ("Larkhill", ("Imber",), 2)
     assert {item.group for item in load_forget_set("sports:tennis")} == {"tennis"}
+    assert {item.group for item in load_forget_set("sports:all")} == {"tennis", "chess", "rowing"}
     assert len(load_forget_set("lume:all")) == 12
     with pytest.raises(UserError, match="is no number"):
         load_forget_set("counterfact:one")

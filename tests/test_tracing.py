@@ -15,6 +15,7 @@ from tiny_models import (
     weights_of,
     whole_forward,
 )
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from unlearn_eval import tracing
 from unlearn_eval.anatomy import anatomy
@@ -38,6 +39,51 @@ def whole_logits(model, parts, layer, row, lookup, noise, keep):
 
     block = parts.block(model, layer)
     return whole_forward(model, row, block, lambda m, a, output: changed_output(output, add))[-keep:]
+
+
+@pytest.mark.parametrize("layer", [-1, 0, 2, LAYERS - 1])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_tail_serves_the_blocks_above_it_too(architecture, layer):
+    """Above another block nothing is computed again, and above the embeddings every block is run."""
+    model = tiny_model(architecture, torch.float64)
+    parts, before = anatomy(model), weights_of(model)
+    generator = torch.Generator().manual_seed(1)
+    rows, lookups = [random_ids(generator, n) for n in (20, 7, 12)], [9, 3, 11]
+    tail = Tail(model, parts, 0, rows, lookups)
+    own = Tail(model, parts, max(layer, 0), rows, lookups).hidden
+    index, ends = torch.arange(3), torch.ones(3, dtype=torch.long)
+    found = tail.above(layer).logits(own, index, ends)
+    for row, logits in zip(rows, found, strict=True):
+        torch.testing.assert_close(logits, whole_forward(model, row)[-1], atol=1e-10, rtol=0)
+    torch.testing.assert_close(tail.logits(tail.hidden, index, ends), found, atol=1e-10, rtol=0)
+    tokens = torch.tensor([[7, 300], [5, 6], [399, 0]])
+    some = tail.above(layer).logits(own, index, ends, tokens)
+    torch.testing.assert_close(some, found.gather(-1, tokens), atol=1e-10, rtol=0)
+    assert_untouched(model, before)
+
+
+def test_a_capped_logit_is_capped_when_it_is_the_only_one():
+    """Gemma 2's soft cap, and a head with a bias."""
+    config = AutoConfig.for_model(
+        "gemma2",
+        vocab_size=400,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=0.5,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().double()
+    model.lm_head = torch.nn.Linear(16, 400).double()
+    rows, tokens = [(5, 9, 12, 30), (7, 8)], torch.tensor([[3, 4, 5], [6, 7, 8]])
+    tail, ends = Tail(model, anatomy(model), 0, rows, [1, 1]), torch.ones(2, dtype=torch.long)
+    found = tail.logits(tail.hidden, torch.arange(2), ends, tokens)
+    for row, own, logits in zip(rows, tokens, found, strict=True):
+        torch.testing.assert_close(logits, whole_forward(model, row)[-1][own], atol=1e-6, rtol=0)
+    assert found.abs().max() <= 0.5
 
 
 @pytest.mark.parametrize("cached", [True, False])

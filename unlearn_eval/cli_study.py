@@ -98,10 +98,11 @@ def _tell_failed(board: Any, command: str) -> None:
 
 def _costs(planned: Any, store: Any, device: str | None) -> dict[str, Any]:
     """The estimate for each cell."""
+    import torch
+
     from unlearn_eval.forget_sets import load_forget_set
     from unlearn_eval.study.costs import Costs
 
-    torch = sys.modules["torch"]
     costs = Costs(store.results(), device != "cpu" and torch.cuda.is_available())
     sizes = {cell.forget: len(load_forget_set(cell.forget)) for cell in planned.cells if cell.size is None}
     return {cell.key: costs.of(cell, cell.size or sizes[cell.forget]) for cell in planned.cells}

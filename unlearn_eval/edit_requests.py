@@ -147,6 +147,26 @@ def encode_with_lookup(question: str, subject: str | None, tokenizer: Any, chat:
     return ids, _token_at(text, end - 1, ids, tokenizer)
 
 
+def subject_span(text: str, question: str, subject: str, ids: Sequence[int], tokenizer: Any) -> tuple[int, int] | None:
+    """Where the subject's tokens begin and end (the one after the last) in a prompt; None if it is not in it.
+
+    Of several occurrences in the question it is the last, as for the look-up token.
+
+    Args:
+        text: the rendered prompt.
+        question: as it stands in it.
+        subject: as it stands in the question.
+        ids: the prompt's.
+        tokenizer: of the model.
+    """
+    start = text.rfind(question)
+    if not subject or start < 0 or subject not in question:
+        return None
+    start += question.rindex(subject)
+    first = _token_at(text, start, list(ids), tokenizer, first=True)
+    return first, _token_at(text, start + len(subject) - 1, list(ids), tokenizer) + 1
+
+
 def _content_end(question: str, subject: str | None) -> int:
     """Where, in the question, the subject's last occurrence ends, or its last word."""
     if subject:
@@ -162,8 +182,8 @@ def _content_end(question: str, subject: str | None) -> int:
     return end or len(question)
 
 
-def _token_at(text: str, character: int, ids: list[int], tokenizer: Any) -> int:
-    """The index of the token that holds a character."""
+def _token_at(text: str, character: int, ids: list[int], tokenizer: Any, first: bool = False) -> int:
+    """The index of the token that holds a character; of several that share it the last, or the first."""
     if getattr(tokenizer, "is_fast", False):
         bos = str(getattr(tokenizer, "bos_token", None) or "")
         special = not (bool(bos) and text.startswith(bos))
@@ -171,7 +191,7 @@ def _token_at(text: str, character: int, ids: list[int], tokenizer: Any) -> int:
         if list(encoded["input_ids"])[: len(ids)] == ids:
             hits = [i for i, (a, b) in enumerate(encoded["offset_mapping"][: len(ids)]) if a <= character < b]
             if hits:
-                return hits[-1]
+                return hits[0 if first else -1]
     # A slow tokenizer, or one with broken offsets: encode what stands before and including the character.
     return len(prompts.encode_prompt(text[: character + 1], tokenizer)) - 1
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import json
 import math
 import random
 import time
@@ -16,19 +14,23 @@ from unlearn_eval.calibration import calibrated, other_prompts, prompt_ids
 from unlearn_eval.config import Recipe
 from unlearn_eval.dense_edits import DenseEdit
 from unlearn_eval.edit_requests import build_requests, grouped, merge_items, merge_keys, sample_contexts
-from unlearn_eval.editors.base import EditRequest, Progress, get_editor, no_progress
+from unlearn_eval.editors.base import EditRequest, Progress, check_state, get_editor, no_progress
+from unlearn_eval.editors.from_file import editor_file, editor_label
 from unlearn_eval.editors.presets import preset_for
 from unlearn_eval.editors.second_moments import SecondMoments
 from unlearn_eval.editors.unlearning_presets import unlearning_preset
 from unlearn_eval.edits import TARGETS, Edit, LowRankEdit, applied, check_base, describe_base
-from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetSet
+from unlearn_eval.localization.components import Components
+from unlearn_eval.localization.locate import checked_settings, resolve, settings_for, source_of
 from unlearn_eval.memory_edits import MemoryEdit
 from unlearn_eval.models import LoadedModel
 from unlearn_eval.prompts import resolve_chat
 from unlearn_eval.provenance import hash_json, peak_memory_bytes, provenance
 from unlearn_eval.refusals import Target, make_targets, targets_jsonl
 from unlearn_eval.scoring import Query, score_answers
+from unlearn_eval.settings import configure as configure
 
 AnyEdit = LowRankEdit | DenseEdit | MemoryEdit
 
@@ -48,8 +50,9 @@ def make_edit(
     Args:
         loaded: the base model; it is left as it is.
         forget: what to forget.
-        editor: the method's name.
-        options: its settings as text, `{"preservation": "2", "target.steps": "30"}`.
+        editor: the method's name, or the path of a file that holds one.
+        options: its settings as text, `{"preservation": "2", "target.steps": "30"}`. `components` is, of every method,
+            also a localisation (`fact_lookup(budget=6)`) or a file of components: what is trained, or which layers.
         recipe: how the set becomes requests.
         state: an earlier edit of this model by this method, to go on from.
         progress: told of the editor's steps.
@@ -71,11 +74,15 @@ def make_edit(
     trains = "retain" in takes
     check_recipe(editor, trains, recipe, retain)
     preset, own = _preset(model, editor, trains, forget.name) if recipe.preset else (None, {})
-    config = configure(method.Config, {**own, **(options or {})})
+    chosen, asked = _located(loaded, forget, editor, method.Config, dict(options or {}), recipe.seed, retain, progress)
+    config = configure(method.Config, {**own, **asked})
     if hasattr(config, "seed") and "seed" not in (options or {}):
         config = replace(config, seed=recipe.seed)
     chat = resolve_chat(recipe.chat, tokenizer, loaded.name)
     _check_state(state, forget, loaded)
+    own_file, label = editor_file(editor), editor_label(editor)
+    if own_file is not None:
+        check_state(state, label)  # our own methods do so themselves
     started = time.monotonic()
     targets = make_targets(
         recipe.target, forget.items, random.Random(recipe.seed), loaded, chat, seed=recipe.seed, progress=progress
@@ -108,8 +115,13 @@ def make_edit(
         result = _calibrated(result, loaded, forget, requests, others[2 * getattr(config, "n_others", 0) :], chat)
     notes = {**result.info.notes, "preset": None if preset is None else asdict(preset)}
     notes["self_check"] = self_check(model, requests, result)
+    if chosen is not None:
+        notes["components"] = source_of(chosen, (options or {})["components"])
+    if own_file is not None:
+        notes["editor_file"] = own_file
     info = replace(
         result.info,
+        editor=result.info.editor if own_file is None else label,
         base=describe_base(model, loaded.name if loaded.name != "default" else loaded.path, loaded.revision),
         requests={
             "n": len(forget) + int(earlier.get("n", 0)),
@@ -135,6 +147,22 @@ def make_edit(
     )
     earlier_texts = state.texts.get(TARGETS, "") if state is not None else ""
     return replace(result, info=info, texts={**result.texts, TARGETS: earlier_texts + targets_jsonl(targets)})
+
+
+def _located(
+    loaded: LoadedModel,
+    forget: ForgetSet,
+    editor: str,
+    config_class: Any,
+    options: dict[str, str],
+    seed: int,
+    retain: ForgetSet | None,
+    progress: Progress,
+) -> tuple[Components | None, dict[str, str]]:
+    """The components that the options name by a localisation or a file, if they do, and the options with these."""
+    rest = checked_settings(config_class, options)
+    found = resolve(options.get("components", ""), loaded, forget, seed, retain, progress)
+    return found, rest if found is None else rest | settings_for(editor, config_class, found)
 
 
 def _calibrated(
@@ -238,43 +266,3 @@ def self_check(model: Any, requests: Sequence[EditRequest], edit: Edit) -> dict[
             "answer_probability_after": probability(after[n:]),
         }
     return found
-
-
-def configure(config_class: type[Any], options: Mapping[str, str]) -> Any:
-    """A method's settings with some of them set from text; `target.steps` names a nested one.
-
-    Raises:
-        UserError: no such setting (the nearest are named), or a value of the wrong type.
-    """
-    config = config_class()
-    for name, text in options.items():
-        config = _set(config, name, name.split("."), text)
-    return config
-
-
-def _set(config: Any, name: str, path: Sequence[str], text: str) -> Any:
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    if path[0] not in fields:
-        raise unknown_name("setting", name, fields)
-    current = fields[path[0]]
-    if len(path) > 1:
-        if not dataclasses.is_dataclass(current):
-            raise unknown_name("setting", name, fields)
-        return replace(config, **{path[0]: _set(current, name, path[1:], text)})
-    return replace(config, **{path[0]: _parse(name, text, current)})
-
-
-def _parse(name: str, text: str, current: Any) -> Any:
-    kind = type(current)
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if kind is tuple:
-            return tuple(int(part) for part in text.strip("[]() ").split(",") if part.strip())
-        if kind in (int, float):
-            return kind(json.loads(text))
-        if kind is str:
-            return text
-    except (KeyError, ValueError) as error:
-        raise UserError(f"the setting {name} cannot be '{text}'", f"it is now {current!r}; give another") from error
-    raise UserError(f"the setting {name} cannot be set from text", "name one of its parts, as in target.steps=30")

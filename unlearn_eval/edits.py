@@ -33,6 +33,7 @@ from unlearn_eval.errors import UserError
 from unlearn_eval.provenance import hash_weights, sha256_of_file
 
 SCHEMA_VERSION = 1
+EDITED = "Edited"  # before the names of architectures in an edit's config.json; vLLM knows them by our plug-in
 DESCRIPTION = "edit.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 STATE, TARGETS = "state.safetensors", "targets.jsonl"
@@ -158,10 +159,7 @@ class LowRankEdit:
                 if u.shape[1] == 0:  # even adding zero changes a bit: -0.0 becomes 0.0
                     continue
                 handle.keep(weight)
-                wide = torch.promote_types(weight.dtype, torch.float32)
-                delta = u.to(weight.device, wide) @ v.to(weight.device, wide)
-                delta = delta.T if is_transposed(model.get_submodule(name)) else delta
-                weight.copy_(weight.to(wide) + delta)
+                weight.copy_(added(weight, u, v, is_transposed(model.get_submodule(name))))
         except BaseException:
             handle.restore()
             raise
@@ -233,6 +231,7 @@ def write_edit(
         fill(target)
         if model_config is not None:
             model_config.save_pretrained(target)
+            _name_architecture(target / "config.json", info.base.get("architecture"))
         if tokenizer is not None:
             tokenizer.save_pretrained(target)
         for name, text in texts.items():
@@ -243,6 +242,28 @@ def write_edit(
         _write_json(target / DESCRIPTION, description | {"texts": sorted(texts), "files": files})
 
     return write_whole(folder, "edit", DESCRIPTION, fill_all)
+
+
+def _name_architecture(path: Path, own: str | None) -> None:
+    """Call the architecture edited, so that a server that does not know edits refuses the folder."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    names = config.get("architectures") or ([own] if own else [])
+    config["architectures"] = [EDITED + name.removeprefix(EDITED) for name in names]
+    _write_json(path, config)
+
+
+def check_architecture(folder: Path) -> None:
+    """Refuse a folder that a server would take for a model of its own.
+
+    Raises:
+        UserError: its config.json is missing, or names the base's architecture.
+    """
+    path = folder / "config.json"
+    names = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path.is_file() else None
+    if not names or not all(name.startswith(EDITED) for name in names):
+        raise UserError(
+            f"{path} does not name the architecture of an edited model", "make the edit again, or export it (--merged)"
+        )
 
 
 def load_edit(folder: str | Path) -> Any:
@@ -285,6 +306,14 @@ def _read_low_rank(
     adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     state = load_file(str(folder / STATE)) if STATE in description["files"] else {}
     return LowRankEdit(factors, info, bool(adapter["fan_in_fan_out"]), state, texts)
+
+
+@torch.no_grad()
+def added(weight: Tensor, u: Tensor, v: Tensor, transposed: bool) -> Tensor:
+    """W + U V in float32 (float64 of such a weight), rounded once to the weight's type."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    delta = u.to(weight.device, wide) @ v.to(weight.device, wide)
+    return (weight.to(wide) + (delta.T if transposed else delta)).to(weight.dtype)
 
 
 def concatenate(first: Factors, second: Factors) -> dict[str, tuple[Tensor, Tensor]]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.errors import UserError
+from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.models import model_source, resolve_model
 from unlearn_eval.provenance import hash_weights, peak_memory_bytes, provenance
 from unlearn_eval.results import Result, read_result, utc_now, write_result
+
+BACKENDS = ("hf", "vllm")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class EvalConfig:
         model: a base model (hub id, folder, `default`), or one of lm-eval's model types.
         model_args: further arguments of the model, `NAME=VALUE,...`.
         edit: the folder of an edit to apply.
+        backend: what runs a base model: "hf", or "vllm".
         output: the result file; None makes one under `results/scratch`.
         limit, batch_size, device, num_fewshot, apply_chat_template, system_instruction, gen_kwargs, metadata,
             include_path, use_cache: as for `lm_eval`.
@@ -34,6 +37,7 @@ class EvalConfig:
     model: str = "default"
     model_args: str = ""
     edit: str | None = None
+    backend: str = "hf"
     output: str | None = None
     limit: float | None = None
     batch_size: int | str = 16
@@ -54,20 +58,79 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     Raises:
         UserError: no such task or model, a mistake in the settings, or the result cannot be written.
     """
-    from unlearn_eval.harness.run import evaluate, load_lm, match_tasks, task_manager
+    from unlearn_eval.harness.run import load_lm, names_of
 
-    match_tasks(config.tasks, task_manager(config.include_path))  # a misspelt task is found before a model is loaded
+    for task in config.tasks:  # a misspelt one is found before a model is loaded
+        names_of(task, config.include_path)
     kind, arguments = model_arguments(config)
     path = _output(config, kind, arguments)
     created, started = utc_now(), time.monotonic()
     say(f"loading {arguments.get('pretrained', kind)}" + (f" with the edit {config.edit}" if config.edit else ""))
-    lm = load_lm(kind, arguments, config.batch_size, config.device)
+    size = "auto" if kind.endswith("vllm") else config.batch_size  # vLLM makes its batches by itself
+    lm = load_lm(kind, arguments, size, config.device)
     weights = _hash(lm)
     cache = config.use_cache
     if cache and weights:  # lm-eval's cache does not know whose answers it holds
         cache = f"{cache}-{getattr(lm, 'answers_hash', weights['weights_hash'])[:16]}"
     loaded = time.monotonic()
-    found = evaluate(
+    found = _ask(config, lm, cache)
+    if not found.metrics:
+        return None
+    timing = {"loading_seconds": round(loaded - started, 2), "evaluation_seconds": round(time.monotonic() - loaded, 2)}
+    return _written(config, path, kind, arguments, lm, weights, found, created, timing)
+
+
+def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], Any]) -> list[Result]:
+    """Evaluate several low-rank edits of one base model in one vLLM engine, and write a result for each.
+
+    Args:
+        config: with `output` a folder (or None), and without `edit`.
+        edits: their folders.
+        say: told what is done.
+
+    Raises:
+        UserError: as `run_evaluation`, and an edit that is no LoRA or was made on another base; no result is lost that
+            was written before.
+    """
+    from unlearn_eval.edits import load_edit
+    from unlearn_eval.harness.run import names_of
+
+    for task in config.tasks:
+        names_of(task, config.include_path)
+    names = [Path(edit).resolve().name for edit in edits]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two edits are called {twice[0]}", "give their folders different names")
+    if config.output and Path(config.output).suffix == ".json":
+        raise UserError(f"{len(edits)} results do not fit into {config.output}", "give --output a folder")
+    kind, arguments = model_arguments(replace(config, backend="vllm"))
+    if kind != "vllm":
+        raise UserError(f"the model type '{kind}' cannot share an engine between edits", "give a base model")
+    from unlearn_eval.harness.together import Engine, rank_for
+    from unlearn_eval.serving.patches import check_checkpoint
+
+    rank_for(edits)
+    hashes = {load_edit(edit).info.base.get("canonical_hash"): edit for edit in edits}
+    for edit in hashes.values():  # one of each base; there should be one
+        check_checkpoint(load_edit(edit), arguments["pretrained"], arguments.get("revision"))
+    created, started = utc_now(), time.monotonic()
+    say(f"loading {arguments['pretrained']} with {len(edits)} edits")
+    engine = Engine(arguments.pop("pretrained"), edits, **arguments)
+    arguments = {"pretrained": engine.own.model_args["model"], **arguments}
+    loaded = time.monotonic()
+    found = engine.run(lambda lm: _ask(config, lm, None))
+    timing = {"loading_seconds": round(loaded - started, 2), "evaluation_seconds": round(time.monotonic() - loaded, 2)}
+    results = []
+    for edit, lm, own in zip(edits, engine.views, found, strict=True):
+        one = replace(config, edit=edit)
+        path = _output(one, kind, arguments)
+        results.append(_written(one, path, kind, arguments, lm, {}, own, created, timing))
+    return results
+
+
+def _ask(config: EvalConfig, lm: Any, cache: str | None) -> Any:
+    from unlearn_eval.harness.run import evaluate
+
+    return evaluate(
         lm,
         config.tasks,
         include_path=config.include_path,
@@ -80,8 +143,19 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
         use_cache=cache,
         seed=config.seed,
     )
-    if not found.metrics:
-        return None
+
+
+def _written(
+    config: EvalConfig,
+    path: Path,
+    kind: str,
+    arguments: dict[str, Any],
+    lm: Any,
+    weights: dict[str, Any],
+    found: Any,
+    created: str,
+    timing: dict[str, float],
+) -> Result:
     result = Result(
         kind="evaluation",
         status="complete",
@@ -95,10 +169,7 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
         metrics=found.metrics,
         provenance=provenance(getattr(lm, "device", None)),
         seed=config.seed,
-        timing={
-            "loading_seconds": round(loaded - started, 2),
-            "evaluation_seconds": round(time.monotonic() - loaded, 2),
-        },
+        timing=timing,
         notes=[f"peak memory {peak_memory_bytes()} bytes"],
     )
     write_result(result, path, found.samples)
@@ -113,16 +184,21 @@ def model_arguments(config: EvalConfig) -> tuple[str, dict[str, Any]]:
     """
     from unlearn_eval.harness.run import model_names
 
+    if config.backend not in BACKENDS:
+        raise unknown_name("backend", config.backend, BACKENDS)
     arguments = _parsed(config.model_args)
     kind = config.model
     if kind not in model_names():
         arguments = {"pretrained": resolve_model(kind), **arguments}
-        kind = "edited" if config.edit or "edit" in arguments else "hf"
+        edited = bool(config.edit or "edit" in arguments)
+        kind = {"hf": ("hf", "edited"), "vllm": ("vllm", "edited-vllm")}[config.backend][edited]
     elif arguments.get("pretrained") == "default":
         arguments["pretrained"] = resolve_model("default")
     if config.edit:
         if kind in ("hf", "huggingface", "hf-auto"):
             kind = "edited"
+        if kind == "vllm":
+            kind = "edited-vllm"
         if not kind.startswith("edited"):
             raise UserError(f"the model type '{kind}' cannot apply an edit", "use --model edited, or a base model")
         arguments["edit"] = config.edit

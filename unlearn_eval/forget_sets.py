@@ -109,8 +109,8 @@ def load_forget_set(name: str) -> ForgetSet:
             `tofu:retain99` (the whole without what is to be forgotten), `pistol:A_B` (the contract A_B of PISTOL;
             several are joined with `+`, as in `pistol:A_B+A_C2`), `pistol:all` (its first sample), `rwku:PERSON`,
             `lume:creative|personal|biography|all`, `knowundo:all`, `counterfact:100`, `zsre:100` (so many from the
-            start), `sports:SPORT`, or the path of a JSONL or CSV file with the columns of `ForgetItem` (`question`
-            and `answer` are needed; lists in a CSV are separated by `|`).
+            start), `sports:SPORT` or `sports:all`, or the path of a JSONL or CSV file with the columns of `ForgetItem`
+            (`question` and `answer` are needed; lists in a CSV are separated by `|`).
 
     Raises:
         UserError: an unknown name, a missing or malformed file (with its line), or an empty set.

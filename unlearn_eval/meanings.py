@@ -42,6 +42,12 @@ FORMS = {
     "legacy": "As PISTOL's and LUNAR's released evaluation computes it.",
     "reversed": "Asked the other way round.",
     "open": "As a free answer.",
+    "attacked": "After the attack, at the level that stands for it.",
+    "unedited": "By the model before unlearning.",
+    "reference": "By a model that never knew.",
+    "format": "After training on unrelated facts: what the format alone brings back.",
+    "random_labels": "By readers trained on shuffled labels: the control.",
+    "last": "At the last layer.",
 }
 MEANINGS = {
     "accuracy": Meaning("Share of answers in which the true answer, or an alias, stands."),
@@ -92,8 +98,35 @@ MEANINGS = {
     "word_perplexity": Meaning("Perplexity per word.", None),
     "byte_perplexity": Meaning("Perplexity per byte.", None),
     "bits_per_byte": Meaning("Bits per byte.", None),
+    "recovery": Meaning(
+        "How far it comes back under the attack: 0 is a model that never knew, 1 the one before unlearning.", None
+    ),
+    "symmetric_relearning": Meaning("How alike the unlearned model and one that never knew learn under the attack."),
+    "stability": Meaning("How little the attack changes: 1 − |a − b| / (|a| + |b|), before and after."),
+    "durability": Meaning("Share of what was forgotten that stays so under the attack.", (-float("inf"), 1.0)),
+    "above_chance": Meaning("Accuracy after the attack where guessing is 0 and knowing everything 1.", None),
+    "guessing": Meaning("Share of answers that would be right if they were dealt to the questions at random."),
+    "curve_area": Meaning("Mean height of the curve of relearning."),
+    "half_step": Meaning("The step at which half of what the model before unlearning knew is back.", None),
+    "probe_accuracy": Meaning("Share of facts that a linear reader of the states reads, at its best layer."),
+    "probe_selectivity": Meaning("Probe accuracy minus that of readers trained on shuffled labels.", (-1.0, 1.0)),
+    "uds": Meaning("Depth by patching: 0, every layer still holds the facts; 1, as if they had never been known."),
+    "patched_drop": Meaning("Loss of the answer's log-probability with the unlearned model's states, in nats.", None),
+    "logit_lens_gap": Meaning("Answer's log-probability read from each layer, full minus unlearned, in nats.", None),
+    "logit_lens_depth": Meaning("Depth by the logit lens: 0, every layer still says the facts; 1, none does."),
     "exact_match": Meaning("Share of answers that are exactly the true one."),
+    "preference": Meaning("Share of items whose true answer is more probable than every wrong one."),
+    "rouge_f1": Meaning("ROUGE-L F1 of the generated text against the true one."),
+    "leak_mean": Meaning("Share of items that leak, in the mean over forms."),
+    "leak_worst_form": Meaning("Share of items that leak in the form that tells most."),
+    "known_mean": Meaning("Share of items that are told, in the mean over forms: a control."),
+    "known_any": Meaning("Share of items that are told in at least one form: a control."),
+    "known_best_form": Meaning("Share of items that are told in the form that tells most: a control."),
+    "worst_item_rate": Meaning("Share of samples that leak, of the item that leaks most."),
 }
+OF_OTHERS = {"recovery", "symmetric_relearning", "stability", "durability", "above_chance", "curve_area", "half_step"}
+_WAYS = "direct paraphrase cloze choice true_false reversed description primed role_play dialogue few_shot".split()
+_TOLD = {"leak": "Share of items that leak", "known": "Share of items that are told, as a control,"}
 UNKNOWN = Meaning("The task's page in tasks/ says what this is.", None)
 
 # What a reader looks at first, where a task has it.
@@ -113,13 +146,19 @@ def meaning(metric: str) -> Meaning:
     if name in MEANINGS:
         return MEANINGS[name]
     own = name.removeprefix(f"{split}_") if split else name
+    told, _, how = own.partition("_")
     ends = [end for end in MEANINGS if own == end or own.endswith(f"_{end}")]
+    if told in _TOLD and (how in _WAYS or how.startswith("at_")):  # leak_role_play, known_at_8
+        way = f"in at least one of {how[3:]} samples" if how.startswith("at_") else f"asked as {how.replace('_', ' ')}"
+        return Meaning(f"{_TOLD[told]} {way}. {SPLITS.get(split or '', '')}".strip())
     if not ends:
         return UNKNOWN
     end = max(ends, key=len)
     between = own.removesuffix(end).strip("_")
-    form = next((text for key, text in FORMS.items() if key in between.split("_")), "")
+    form = " ".join(text for key, text in FORMS.items() if f"_{key}_" in f"_{between}_")
     found = MEANINGS[end]
+    if end in OF_OTHERS and (of := MEANINGS.get(between)):
+        form = f"Of this: {of.text}"
     return Meaning(" ".join(part for part in (found.text, form, SPLITS.get(split or "", "")) if part), found.bounds)
 
 

@@ -13,7 +13,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,8 +186,18 @@ def hash_weights(model: torch.nn.Module) -> WeightsHash:
     parameters = set(_base_names(dict(model.named_parameters(remove_duplicate=False))))
     with ThreadPoolExecutor(min(8, _usable_cores() or 1)) as pool:  # hashlib frees the lock
         digests = list(pool.map(lambda item: _tensor_digests(*item), tensors))
-    canonical = [digest for (name, _), (_, digest) in zip(tensors, digests, strict=True) if name in parameters]
-    return WeightsHash(_combine([exact for exact, _ in digests]), _combine(canonical))
+    canonical = {name: own for (name, _), (_, own) in zip(tensors, digests, strict=True) if name in parameters}
+    return WeightsHash(_combine([exact for exact, _ in digests]), canonical_hash(canonical))
+
+
+def canonical_digest(name: str, tensor: torch.Tensor) -> bytes:
+    """One parameter's part of the canonical hash."""
+    return _tensor_digests(name, tensor)[1]
+
+
+def canonical_hash(digests: Mapping[str, bytes]) -> str:
+    """The canonical hash of a model, from the digests of its parameters (tied ones once, under their first name)."""
+    return _combine([digests[name] for name in sorted(digests)])
 
 
 def _combine(digests: list[bytes]) -> str:

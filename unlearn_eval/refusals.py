@@ -60,7 +60,7 @@ class Target:
     Attributes:
         id, question: the item's.
         target: the refusal.
-        source: where it is from: `idk`, `pool`, `text`, `self` or `file`.
+        source: where it is from: `idk`, `pool`, `text`, `self`, `wrong` or `file`.
         candidates: of `self`: what the model wrote.
         fallback: of `self`: why the pool was used instead, if it was.
     """
@@ -87,7 +87,8 @@ def make_targets(
 
     Args:
         target: `idk` (one fixed sentence), `pool` (a choice of twenty), `self` (the model writes its own, see
-            `self_refusals`), the path of a .jsonl or .json file (see `read_targets`), or a sentence for all.
+            `self_refusals`), `wrong` (no refusal: the item's first wrong answer), the path of a .jsonl or .json file
+            (see `read_targets`), or a sentence for all.
         items: what is to be refused.
         generator: chooses from the pool.
         loaded: of `self`: the model, not yet edited.
@@ -97,7 +98,8 @@ def make_targets(
         progress: of `self`: told after each batch.
 
     Raises:
-        UserError: the text is empty, the file is not as it should be, or `self` has no model or no candidates.
+        UserError: the text is empty, the file is not as it should be, `self` has no model or no candidates, or `wrong`
+            an item without wrong answers.
     """
     if not target.strip():
         raise UserError("the refusal target is empty", "give idk, pool, self, a .jsonl file, or a sentence")
@@ -105,11 +107,19 @@ def make_targets(
         return _own_targets(items, loaded, chat, n_candidates, seed, progress)
     if target.endswith((".jsonl", ".json")):
         return read_targets(target, items)
+    if target == "wrong":
+        return [Target(item.id, item.question, _wrong_answer(item), "wrong") for item in items]
     if target == "idk":
         return [Target(item.id, item.question, IDK, "idk") for item in items]
     if target == "pool":
         return [Target(item.id, item.question, generator.choice(POOL), "pool") for item in items]
     return [Target(item.id, item.question, target, "text") for item in items]
+
+
+def _wrong_answer(item: ForgetItem) -> str:
+    if not item.perturbed_answers:
+        raise UserError(f"item {item.id} has no wrong answer to say instead", "give it wrong_answers, or --target idk")
+    return item.perturbed_answers[0]
 
 
 def targets_jsonl(targets: Sequence[Target]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.errors import UserError
 from unlearn_eval.json_files import parse, read_text
-from unlearn_eval.results import SCHEMA_VERSION, Metric, Result, result_from
+from unlearn_eval.results import SCHEMA_VERSION, Metric, Result, read_result, result_from
 
 if TYPE_CHECKING:
     import pandas
 
 NO_EDIT = "no edit"
+_CELL = re.compile(r"(?:.*/)?([^/]+)-[0-9a-f]{12}/result")
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,11 @@ class Run:
     """One result and what it is, in a reader's words.
 
     Attributes:
-        name: its path below the folder that all were read from, without `.json`; unique.
+        name: its path below the folder that all were read from, without `.json`; of a study's cell the cell's name,
+            if no other has it; unique.
         result: what the file holds.
         model: the base model.
-        method: the editor, or `NO_EDIT`.
+        method: the editor, with a study's recipe if it is not the plain one, or `NO_EDIT`.
         forget_set: what was to be forgotten, with the number of requests; None without an edit.
         base: the name of the run that it is compared with, or None.
     """
@@ -58,15 +61,24 @@ class Runs:
     files: tuple[Path, ...] = ()
 
 
-def read_runs(paths: str | Path | Iterable[str | Path]) -> Runs:
+def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None = None) -> Runs:
     """All results in files and folders (searched recursively); what cannot be read is skipped and named.
 
     JSON files in folders that are no result files at all are passed over in silence.
 
+    Args:
+        paths: files and folders.
+        base: a result that edited runs on the same questions are compared with, where they are of its model or
+            none is found for them by itself.
+
     Raises:
-        UserError: a path is not there, or no result is left.
+        UserError: a path is not there, no result is left, or `base` cannot be read or shares no questions with a run.
     """
     roots = [Path(p).expanduser() for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    named_base = None if base is None else Path(base).expanduser()
+    if named_base is not None:
+        read_result(named_base, check_samples=False)  # the one file that may not be skipped
+        roots.append(named_base)
     files = json_files_in(roots)
     results: dict[Path, Result] = {}
     notes, n_skipped = [], 0
@@ -88,7 +100,10 @@ def read_runs(paths: str | Path | Iterable[str | Path]) -> Runs:
             f"no result file in {places} ({why})",
             "write one with: unlearn-eval eval --tasks unlearn_facts --output results/base.json",
         )
-    return Runs(_named(results, roots), tuple(notes), n_skipped, tuple(files))
+    runs = _named(results, roots)
+    if named_base is not None:
+        runs = _with_base(runs, named_base)
+    return Runs(runs, tuple(notes), n_skipped, tuple(files))
 
 
 def json_files_in(roots: Sequence[Path]) -> list[Path]:
@@ -167,14 +182,35 @@ def _named(results: dict[Path, Result], roots: Sequence[Path]) -> tuple[Run, ...
             name=path.resolve().relative_to(top).with_suffix("").as_posix(),
             result=result,
             model=model_name(result),
-            method=str((result.edit or {}).get("editor") or NO_EDIT),
+            method=_method(result),
             forget_set=_forget_set(result),
         )
         for path, result in results.items()
     ]
-    runs = _told_apart(runs)
+    runs = _told_apart(_shortened(runs))
     runs.sort(key=lambda run: (run.result.edit is not None, run.name))
     return tuple(dataclasses.replace(run, base=_base(run, runs)) for run in runs)
+
+
+def _shortened(runs: list[Run]) -> list[Run]:
+    """A study's cells by the names of their folders, without the key, where that tells them apart."""
+    short = [_CELL.sub(r"\1", run.name) if "cell" in run.result.config else run.name for run in runs]
+    times = Counter(short)
+    return [
+        dataclasses.replace(run, name=name) if times[name] == 1 else run for run, name in zip(runs, short, strict=True)
+    ]
+
+
+def _method(result: Result) -> str:
+    """The editor, and the recipe that a study ran it with if that is not the plain one."""
+    editor = (result.edit or {}).get("editor")
+    if not editor:
+        return NO_EDIT
+    cell = result.config.get("cell")
+    named = cell if isinstance(cell, dict) else {}
+    recipe = named.get("recipe")
+    name = str(named.get("editor") or editor)
+    return name if recipe in (None, "plain") else f"{name}, {recipe}"
 
 
 def model_name(result: Result) -> str:
@@ -222,6 +258,19 @@ def _base(run: Run, runs: Sequence[Run]) -> str | None:
     first = [] if unedited else [o for o in others if o.model == run.model and _order(o) < _order(run)]
     candidates = sorted(exact or alike or first, key=_order)
     return candidates[0].name if candidates else None
+
+
+def _with_base(runs: Sequence[Run], path: Path) -> tuple[Run, ...]:
+    """The runs with the result at `path` as the base of those that it can be one of."""
+    (base,) = (run for run in runs if run.result.path is not None and run.result.path.resolve() == path.resolve())
+    able = [run for run in runs if run is not base and run.result.edit is not None and _same_questions(run, base)]
+    if not able:
+        raise UserError(
+            f"no edited run was asked the questions of {path}",
+            "name as --base a result of the same tasks, on the same items",
+        )
+    chosen = {run.name for run in able if run.base is None or run.model == base.model}
+    return tuple(dataclasses.replace(run, base=base.name) if run.name in chosen else run for run in runs)
 
 
 def _order(run: Run) -> tuple[str, str]:

@@ -94,6 +94,7 @@ class Result:
         seed: the run's seed, or None.
         timing: names end in `_seconds`.
         notes: sentences for the reader.
+        robustness: by attack: what was measured at each level, intervals, what was skipped; not written if empty.
         path: the file that it was read from; not written.
     """
 
@@ -112,6 +113,7 @@ class Result:
     seed: int | None = None
     timing: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    robustness: dict[str, Any] = field(default_factory=dict)
     path: Path | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -124,7 +126,8 @@ class Result:
 
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(Result) if f.name != "path")
-_MEASURED = {"metrics", "samples"}  # numbers and hashes of ours, in which there is nothing to redact
+_OPTIONAL = {"robustness"}  # results of other kinds are written without them
+_MEASURED = {"metrics", "samples", "robustness"}  # numbers and hashes of ours, in which there is nothing to redact
 
 
 def utc_now() -> str:
@@ -177,6 +180,8 @@ def _files(result: Result, name: str, samples: Mapping[str, Sequence[Mapping[str
     content: Record = {"schema_version": SCHEMA_VERSION}
     for key in _FIELDS:
         value = plain(getattr(result, key), key)
+        if key in _OPTIONAL and not value:
+            continue
         content[key] = value if key in _MEASURED else redact(value)
     return files | {name: dumps(content, indent=2) + "\n"}
 
@@ -241,7 +246,7 @@ def result_from(content: Any, path: Path, check_samples: bool = True) -> Result:
             f"{path} has schema version {version!r}; this unlearn-eval reads {SCHEMA_VERSION}",
             "read it with the version of unlearn-eval that wrote it (see its provenance)",
         )
-    _same_fields(content, _FIELDS, str(path))
+    _same_fields(content, _FIELDS, str(path), _OPTIONAL)
     try:
         content["metrics"] = {
             task: {name: _metric(m, f"{path}: metrics.{task}.{name}") for name, m in metrics.items()}
@@ -262,8 +267,8 @@ def _metric(content: Any, where: str) -> Metric:
     return Metric(**content)
 
 
-def _same_fields(content: Any, names: Iterable[str], where: str) -> None:
-    got, wanted = set(content), set(names)
+def _same_fields(content: Any, names: Iterable[str], where: str, optional: Iterable[str] = ()) -> None:
+    got, wanted = set(content) | set(optional), set(names)
     hint = "it was edited, or written by another version of unlearn-eval"
     if missing := sorted(wanted - got):
         raise UserError(f"{where} lacks the field {', '.join(missing)}", hint)

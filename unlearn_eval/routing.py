@@ -123,6 +123,13 @@ class Memory(Protocol):
     def change(self, inputs: Tensor, output: Tensor, choice: Tensor, columns: Tensor) -> Tensor:
         """The module's output (B, W, d_out) with each row's memory in the marked columns (B, W)."""
 
+    @property
+    def reduction(self) -> str:
+        """How what is gathered from several parts of a prompt becomes one: "sum" or "amax"."""
+
+    def change_each(self, inputs: Tensor, output: Tensor, choice: Tensor) -> Tensor:
+        """The same for T tokens, each with a choice (T,) of its own or a negative one; shapes depend on no value."""
+
 
 class _Pass:
     """One forward pass: which of its columns are tokens, and where the rows' prompts end."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -175,6 +175,17 @@ class Tail:
         """(R, d): the output of the block (or of the module `also`) at the look-up tokens."""
         return self.hidden[torch.arange(len(self.columns)), self.columns] if self._also is None else self._also
 
+    def above(self, layer: int) -> Tail:
+        """The same above another block, `layer` >= this one's; nothing is computed again.
+
+        Its `hidden` is still this block's: give `logits` what that other block is to output. Of a tail above block 0
+        there is also one above -1, the embeddings, which runs every block on the tail's tokens.
+        """
+        assert layer >= self.layer or (layer, self.layer) == (-1, 0), (layer, self.layer)
+        other = copy.copy(self)
+        other.layer = layer
+        return other
+
     def select(self, rows: Tensor) -> Tail:
         """The same for some rows only, by their indices; nothing is computed again."""
         other = copy.copy(self)
@@ -190,13 +201,14 @@ class Tail:
             other._cache.batch_select_indices(rows)
         return other
 
-    def logits(self, hidden: Tensor, rows: Tensor, back: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, rows: Tensor, back: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Logits (n, V) when block `layer` outputs `hidden` (R, S, d), at n places only.
 
         Args:
             hidden: what stands in for the block's output.
             rows: (n,) of which row.
             back: (n,) at which position from the row's end; 1 is the last.
+            tokens: (n, k), if only the logits (n, k) of these are wanted; the head then computes no others.
         """
         options = {"logits_to_keep": int(back.max())} if accepts(self.model, "logits_to_keep") else {}
 
@@ -211,25 +223,116 @@ class Tail:
             for layer in range(self.layer + 1):
                 block = self.anatomy.block(self.model, layer)
                 stack.callback(_hand_on(block, hidden if layer == self.layer else None, self._tuple))
-            stack.callback(self.model.get_output_embeddings().register_forward_pre_hook(gather).remove)
+            head = self.model.get_output_embeddings()
+            stack.callback(head.register_forward_pre_hook(gather).remove)
+            only = tokens is not None and type(head) is nn.Linear
+            if only:
+                stack.callback(_give_only(head, tokens))
             logits: Tensor = self._call(**options).logits
-        return logits[0] if places else logits[rows, logits.shape[1] - back]  # a head that is no module's call
+        found = logits[0] if places else logits[rows, logits.shape[1] - back]  # a head that is no module's call
+        return found if tokens is None or (only and places) else found.gather(-1, tokens)
+
+
+def _give_only(head: Any, tokens: Tensor | None) -> Any:
+    """Make a linear head give (1, n, k) for states (1, n, d), of `tokens` (n, k) only; returns what undoes it.
+
+    What a model does with its logits after (a scale, a soft cap) it does to each by itself.
+    """
+
+    def forward(states: Tensor) -> Tensor:
+        logits = torch.einsum("nkd,nd->nk", head.weight[tokens], states[0])
+        return (logits if head.bias is None else logits + head.bias[tokens])[None]
+
+    return _replace_forward(head, forward)
+
+
+@torch.no_grad()
+def block_outputs(model: Any, anatomy: Anatomy, rows: Sequence[Sequence[int]]) -> Tensor:
+    """(L, R, T, d): what every block hands on at every token of some rows, padded on the right.
+
+    The last block's is what the final norm reads. Nothing here says where prompts end: do it around the call
+    (`routing.prompt_lengths`) where a memory edit is in the model.
+    """
+    names = [f"{anatomy.blocks}.{layer}" for layer in range(anatomy.n_layers)]
+    ids, mask = pad(rows, "right", model.device)
+    with trace(model, outputs=names) as seen:
+        model(input_ids=ids, attention_mask=mask, use_cache=False, **positions(model, mask))
+    return torch.stack([seen.outputs[name] for name in names])
+
+
+@torch.no_grad()
+def read_out(model: Any, anatomy: Anatomy, states: Tensor) -> Tensor:
+    """Logits (R, T, V) of states (R, T, d) by the model's own final norm and head: all blocks are told to hand on.
+
+    Embeddings are run for nothing, so that this holds for every architecture, whatever comes after its head.
+    """
+    ids = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
+    last, wrapped = anatomy.n_layers - 1, _gives_tuple(model, anatomy)
+    with ExitStack() as stack:
+        for layer in range(anatomy.n_layers):
+            block = anatomy.block(model, layer)
+            stack.callback(_hand_on(block, states if layer == last else None, wrapped))
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+@contextmanager
+def patched(block: nn.Module, states: Tensor, places: Tensor) -> Iterator[None]:
+    """A block that hands on other states at some places, within a `with` block.
+
+    Args:
+        block: one of the model's blocks.
+        states: (R, T, d) what it hands on there.
+        places: (R, T) where; elsewhere it hands on its own.
+    """
+
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+        own = first(output)
+        new = torch.where(places[..., None], states.to(own.device, own.dtype), own)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    handle = block.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _gives_tuple(model: Any, anatomy: Anatomy) -> bool:
+    """Whether the model's blocks wrap what they hand on in a tuple: seen at the first, in a pass of one token."""
+    found: list[bool] = []
+
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        found.append(isinstance(output, tuple))
+        raise _Stop
+
+    handle = anatomy.block(model, 0).register_forward_hook(hook)
+    try:
+        with suppress(_Stop):
+            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
+    finally:
+        handle.remove()
+    return found[0]
 
 
 def _hand_on(block: nn.Module, value: Tensor | None, as_tuple: bool) -> Any:
     """Make a block return `value` (or its input); returns the function that undoes it."""
-    had = block.__dict__.get("forward")
 
     def forward(hidden_states: Tensor | None = None, *arguments: Any, **options: Any) -> Any:
         output = value if value is not None else hidden_states
         return (output, None) if as_tuple else output
 
-    block.__dict__["forward"] = forward
+    return _replace_forward(block, forward)
+
+
+def _replace_forward(module: nn.Module, forward: Any) -> Any:
+    had = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
 
     def undo() -> None:
         if had is None:
-            block.__dict__.pop("forward", None)
+            module.__dict__.pop("forward", None)
         else:
-            block.__dict__["forward"] = had
+            module.__dict__["forward"] = had
 
     return undo

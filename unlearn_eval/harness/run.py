@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from unlearn_eval.autoload import MODELS, TASKS_FOLDER
@@ -56,9 +57,14 @@ def model_names() -> list[str]:
 
 
 def task_manager(include_path: str | None = None, metadata: Mapping[str, Any] | None = None) -> Any:
-    """lm-eval's task manager, which knows our tasks."""
+    """lm-eval's task manager, which knows our tasks and those in the folder `include_path`.
+
+    Raises:
+        UserError: there is no such folder.
+    """
     from lm_eval.tasks import TaskManager
 
+    _check_folder(include_path)
     paths = [TASKS_FOLDER, *([include_path] if include_path else [])]
     return TaskManager(include_path=paths, metadata=dict(metadata or {}))
 
@@ -75,37 +81,53 @@ def _own_names() -> frozenset[str]:
     return frozenset(task_names())
 
 
+def _check_folder(include_path: str | None) -> None:
+    if include_path is not None and not Path(include_path).expanduser().is_dir():
+        raise UserError(f"there is no folder {include_path} of tasks", "give --include_path a folder of YAML files")
+
+
 @functools.cache
-def _everything(metadata: str) -> Any:
-    return task_manager(None, json.loads(metadata))
+def _everything(include_path: str | None, metadata: str) -> Any:
+    return task_manager(include_path, json.loads(metadata))
 
 
-def _manager_for(names: Sequence[str], metadata: Mapping[str, Any] | None = None) -> Any:
+def _manager_for(names: Sequence[str], metadata: Mapping[str, Any], include_path: str | None) -> Any:
     """A task manager that knows these names; lm-eval's thousands of files are read only if one of them is there."""
+    small = _small_manager(names, metadata, include_path)
+    return small or _everything(include_path, json.dumps(dict(metadata), sort_keys=True))
+
+
+def _small_manager(names: Sequence[str], metadata: Mapping[str, Any], include_path: str | None) -> Any:
+    """A task manager of our own tasks and of those in a folder, or None if they are not all the names."""
     from lm_eval.tasks import TaskManager
 
-    if set(names) <= _own_names():
-        return TaskManager(include_path=TASKS_FOLDER, include_defaults=False, metadata=dict(metadata or {}))
-    return _everything(json.dumps(dict(metadata or {}), sort_keys=True))
+    _check_folder(include_path)
+    known = _own_names() if include_path is None else _own_names() | set(task_names(include_path))
+    if not set(names) <= known:
+        return None
+    paths = [TASKS_FOLDER, *([include_path] if include_path else [])]
+    return TaskManager(include_path=paths, include_defaults=False, metadata=dict(metadata))
 
 
-def names_of(task: str) -> list[str]:
-    """The tasks that a name or a pattern stands for.
+def names_of(task: str, include_path: str | None = None) -> list[str]:
+    """The tasks that a name or a pattern stands for, those in the folder `include_path` among them.
 
     Raises:
         UserError: nothing is called so; the nearest names are given.
     """
-    return [task] if task in _own_names() else match_tasks([task], _manager_for([task]))
+    if include_path is None and task in _own_names():
+        return [task]
+    return match_tasks([task], _manager_for([task], {}, include_path))
 
 
-def task_data(task: str, metadata: Mapping[str, Any]) -> tuple[int | None, str]:
+def task_data(task: str, metadata: Mapping[str, Any], include_path: str | None = None) -> tuple[int | None, str]:
     """How many documents a task has, None if it does not say, and a hash of them.
 
     Raises:
         UserError: its data is not to be had, or it refuses the metadata.
     """
     try:
-        loaded = _manager_for([task], metadata).load([task])["tasks"].values()
+        loaded = _manager_for([task], metadata, include_path).load([task])["tasks"].values()
         documents = [(own, list(own.eval_docs)) for own in loaded]
     except UserError:
         raise
@@ -139,7 +161,7 @@ def load_lm(model: str, arguments: Mapping[str, Any], batch_size: Any = 1, devic
     """An lm-eval model; without a device on a GPU if there is one.
 
     Raises:
-        UserError: an unknown type, or the model cannot be loaded.
+        UserError: an unknown type, a package that it needs is not there, or the model cannot be loaded.
     """
     from lm_eval.api.registry import get_model
 
@@ -152,6 +174,11 @@ def load_lm(model: str, arguments: Mapping[str, Any], batch_size: Any = 1, devic
     options = {"batch_size": batch_size, "device": device}
     try:
         return get_model(model).create_from_arg_obj(dict(arguments), options)
+    except ImportError as error:
+        raise UserError(
+            f"the model type '{model}' needs a package that is not there: {error}",
+            f"install {error.name or 'it'} in this environment, or use --model hf or edited",
+        ) from error
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -183,10 +210,7 @@ def evaluate(
     """
     from lm_eval import simple_evaluate
 
-    if include_path is None and set(tasks) <= _own_names():
-        manager = _manager_for(tasks, metadata)
-    else:
-        manager = task_manager(include_path, metadata)
+    manager = _small_manager(tasks, metadata or {}, include_path) or task_manager(include_path, metadata)
     names = match_tasks(tasks, manager)
     results = simple_evaluate(
         model=lm,

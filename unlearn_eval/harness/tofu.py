@@ -145,17 +145,21 @@ class TofuPrivacyTask(UnlearningTask):
 
 
 def membership_scores(response: Mapping[str, Any]) -> Scores:
-    """The membership scores of one response; none where its moments are not known."""
-    if "means" not in response:
+    """The membership scores of one response; min-k++ only where its moments are known."""
+    if "token_nll" not in response:
         return {}
     nll, n = response["token_nll"], response["n_answer"]
     logp = [-value for value in nll[:n]]
-    return {
+    scores: Scores = {
         "mia_loss": m.loss_score(nll),
         "mia_zlib": m.zlib_score(nll, response["text"]),
         "mia_min_k": m.min_k_score(logp),
-        "mia_min_k_plus_plus": m.min_k_plus_plus_score(logp, response["means"][:n], response["variances"][:n]),
+        "mia_min_k_plus_plus": None,
     }
+    if "means" in response:
+        own = m.min_k_plus_plus_score(logp, response["means"][:n], response["variances"][:n])
+        scores["mia_min_k_plus_plus"] = own
+    return scores
 
 
 # Sets ------------------------------------------------------------------------------------------------------

@@ -132,6 +132,8 @@ def nearest_key(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _CodebookAtWork:
+    reduction = "sum"
+
     def __init__(self, keys: Tensor, values: Tensor, radii: Tensor, value_of: Tensor, positions: Positions) -> None:
         self.keys, self.values, self.radii, self.value_of = keys, values, radii, value_of
         self.before, self.after = positions.before, positions.after
@@ -151,6 +153,13 @@ class _CodebookAtWork:
         """The value in place of the output."""
         values = self.values[self.value_of[choice.clamp(min=0)]][:, None].to(output.dtype)
         return torch.where(columns[..., None], values, output)
+
+    def change_each(self, inputs: Tensor, output: Tensor, choice: Tensor) -> Tensor:
+        """The same token by token."""
+        if not len(self.keys):
+            return output.clone()
+        values = self.values[self.value_of[choice.clamp(min=0)]].to(output.dtype)
+        return torch.where((choice >= 0)[:, None], values, output)
 
 
 def read_codebook(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Codebook:

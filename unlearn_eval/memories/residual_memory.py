@@ -179,6 +179,8 @@ def pooled(inputs: Tensor, pool: str) -> Tensor:
 
 
 class _ResidualMemoryAtWork:
+    reduction = "sum"
+
     def __init__(
         self, weight: Tensor, masks: Tensor, top_hash: TopHash, threshold: float, positions: Positions, pool: str
     ) -> None:
@@ -210,6 +212,13 @@ class _ResidualMemoryAtWork:
         moved = output.clone()
         moved[rows] = torch.where(columns[rows][..., None], output[rows] + more, output[rows])
         return moved
+
+    def change_each(self, inputs: Tensor, output: Tensor, choice: Tensor) -> Tensor:
+        """The same token by token."""
+        if not len(self.masks):
+            return output.clone()
+        more = ((inputs * self.masks[choice.clamp(min=0)]) @ self.weight.T).to(output.dtype)
+        return torch.where((choice >= 0)[:, None], output + more, output)
 
 
 def packed(masks: Tensor) -> Tensor:

@@ -225,6 +225,19 @@ class _SideMemoriesAtWork:
                 moved[rows] = torch.where(columns[rows][..., None], output[rows] + more, output[rows])
         return moved
 
+    @property
+    def reduction(self) -> str:
+        """Sums for means, else the largest."""
+        return "sum" if self.pool == "mean" else "amax"
+
+    def change_each(self, inputs: Tensor, output: Tensor, choice: Tensor) -> Tensor:
+        """The same token by token."""
+        moved = output.clone()
+        for i, change in enumerate(self.changes):
+            more = (inputs @ change.T).to(output.dtype)
+            moved = torch.where((choice == i)[:, None], output + more, moved)
+        return moved
+
 
 def read_side_memories(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SideMemories:
     """From `memory.json` and `memory.safetensors` (KeyError, TypeError or ValueError if they do not fit each other)."""

@@ -48,6 +48,7 @@ def _overview(d: Mapping[str, Any]) -> Table:
             _tagged("merged by", requests.get("merge") if requests.get("merge") != "none" else None),
         ),
         "target": _value(requests["target"]) if requests.get("target") is not None else "",
+        "where": _where((d.get("notes") or {}).get("components")),
         "changes": "no weights" if d.get("memory") else _changes_in_words(total),
         "memory": _memory_line(d["memory"]) if d.get("memory") else "",
         "self-check": _self_check(d["self_check"] or {}),
@@ -64,6 +65,14 @@ def _overview(d: Mapping[str, Any]) -> Table:
         if text:
             table.add_row(name, Text(text))
     return table
+
+
+def _where(source: Mapping[str, Any] | None) -> str:
+    """The localisation that an edit's components come from."""
+    if not source:
+        return ""
+    layers = ", ".join(map(str, sorted(source["mlp_layers"])))
+    return _joined(source["method"], f"as {source['given']}", _tagged("MLPs", layers or None), f"seed {source['seed']}")
 
 
 def _changes_in_words(total: Mapping[str, Any]) -> str:

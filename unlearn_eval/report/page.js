@@ -403,6 +403,14 @@ async function decode() {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   browser.content = JSON.parse(await new Response(stream).text());
   browser.lower = browser.content.strings.map((text) => text.toLowerCase());
+  browser.items = new Map(Object.entries(browser.content.questions).map(([task, rows]) => [task, itemsOf(rows)]));
+}
+
+/** Item -> the rows of all texts by which it was asked, its own question first. */
+function itemsOf(rows) {
+  const items = new Map();
+  rows.forEach((row, i) => { items.has(row[5]) ? items.get(row[5]).push(i) : items.set(row[5], [i]); });
+  return items;
 }
 
 const hasAnswers = (run) => browser.content.runs[run.name]?.[state.task] !== undefined;
@@ -420,6 +428,9 @@ function answersControls() {
   const rows = browser.content.questions[state.task] ?? [];
   const splits = [...new Set(rows.map((row) => browser.content.strings[row[1]]))].filter(Boolean);
   options($("#split"), [["", "all"], ...splits.map((split) => [split, split])], splits.includes("forget") ? "forget" : "");
+  const ways = [...new Set(rows.map((row) => browser.content.strings[row[4]]))];
+  options($("#way"), [["", "all ways"], ...ways.map((way) => [way, way])], "");
+  $("#way").parentNode.hidden = ways.length < 2;
   options($("#class"), [["", "all"], ...Object.entries(browser.content.classes).map(([key, text]) => [key, `any ${text}`])], "");
   runChooser();
 }
@@ -445,11 +456,14 @@ function answers() {
   const compared = comparedRuns(), said = compared.map((run) => browser.content.runs[run.name][state.task]);
   const needle = $("#search").value.trim().toLowerCase(), split = $("#split").value, kind = $("#class").value;
   const after = said.filter((_, i) => compared[i].method !== NO_EDIT);
+  const way = $("#way").value, items = browser.items.get(state.task) ?? new Map();
   const holds = (index) => index >= 0 && browser.lower[index].includes(needle);
-  browser.rows = rows.map((_, i) => i).filter((i) => (!split || strings[rows[i][1]] === split)
+  const fits = (i) => (!way || strings[rows[i][4]] === way)
     && (!kind || (after.length ? after : said).some((one) => one.said[i] >= 0 && one.classes[i] === kind))
-    && (!needle || holds(rows[i][2]) || holds(rows[i][3]) || said.some((one) => holds(one.said[i] ?? -1))));
-  $("#found").textContent = rows.length ? `${browser.rows.length} of ${rows.length} questions` : "These runs have no samples of this task.";
+    && (!needle || holds(rows[i][2]) || holds(rows[i][3]) || said.some((one) => holds(one.said[i] ?? -1)));
+  browser.rows = [...items].filter(([item, texts]) => (!split || strings[rows[item][1]] === split) && texts.some(fits))
+    .map(([item, texts]) => ({ item, fitting: way || kind || needle ? texts.filter(fits) : texts, n: texts.length }));
+  $("#found").textContent = rows.length ? `${browser.rows.length} of ${items.size} questions` : "These runs have no samples of this task.";
   browser.drawn = 0;
   $("#questions").replaceChildren();
   moreQuestions();
@@ -457,17 +471,31 @@ function answers() {
 
 function moreQuestions() {
   const compared = comparedRuns(), next = browser.rows.slice(browser.drawn, browser.drawn + CARDS);
-  $("#questions").append(...next.map((i) => card(i, compared)));
+  $("#questions").append(...next.map((one) => card(one, compared)));
   browser.drawn += next.length;
   $("#more").hidden = browser.drawn >= browser.rows.length;
 }
 
-function card(i, compared) {
-  const { strings } = browser.content, [id, split, question, truth] = browser.content.questions[state.task][i];
+const FIRST_TEXTS = 3;
+
+/** An item with the texts that fit what is looked for; beyond a few, those that are left fold away. */
+function card({ item, fitting, n }, compared) {
+  const { strings } = browser.content, [id, split, question, truth] = browser.content.questions[state.task][item];
+  const asked = fitting.map((i) => askedBy(i, item, compared));
+  const rest = asked.slice(FIRST_TEXTS), left = n - fitting.length;
   return element("li", {},
     element("h3", {}, ...marked(strings[question])),
     element("p", { class: "truth" }, "true answer: ", element("b", {}, ...marked(strings[truth] || "–")),
-      `  ·  ${strings[split] ? `${strings[split]}  ·  ` : ""}${strings[id]}`),
+      `  ·  ${strings[split] ? `${strings[split]}  ·  ` : ""}${strings[id]}${left ? `  ·  ${plural(left, "way")} of asking not shown` : ""}`),
+    ...asked.slice(0, FIRST_TEXTS),
+    rest.length ? element("details", { class: "ways" }, element("summary", {}, `${rest.length} more ways of asking`), ...rest) : null);
+}
+
+/** One text of an item and its answers; the item's own question stands above all of them already. */
+function askedBy(i, item, compared) {
+  const { strings } = browser.content, [, , question, , label] = browser.content.questions[state.task][i];
+  return element("div", { class: "asked" },
+    i === item ? null : element("p", { class: "way" }, element("span", { class: "tag" }, strings[label]), " ", ...marked(strings[question])),
     element("div", { class: "said" }, ...compared.map((run) => answer(run, i))));
 }
 
@@ -614,7 +642,7 @@ function start() {
   for (const select of document.querySelectorAll("#frontier select")) select.addEventListener("change", frontier);
   for (const select of document.querySelectorAll("#cost select")) select.addEventListener("change", costs);
   $("#metric").addEventListener("change", bars);
-  for (const id of ["search", "split", "class"]) $(`#${id}`).addEventListener("input", answers);
+  for (const id of ["search", "split", "way", "class"]) $(`#${id}`).addEventListener("input", answers);
   $("#more").addEventListener("click", () => {
     const next = browser.drawn;
     moreQuestions();

@@ -8,134 +8,15 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from unlearn_eval.errors import UserError
 from unlearn_eval.meanings import axes, headline, interval, meaning
+from unlearn_eval.report.answers import Answers, Record
 from unlearn_eval.result_files import Run, Runs, cost, same_data
 from unlearn_eval.results import Comparison, Result, compare, samples_of
 
-Record = dict[str, Any]
-MOST_CHARACTERS = 2000
 Say = Callable[[str], Any]
-ANSWER_CLASSES = {
-    "l": "leak",
-    "r": "refusal",
-    "g": "gibberish",
-    "k": "right",
-    "w": "wrong",
-    "-": "not judged",
-}
-
-
-@dataclass
-class Answers:
-    """Every question once, and what each run answered, as indices into a pool of strings.
-
-    Attributes:
-        strings: each different text once.
-        questions: by task, a row (id, split, question, true answer) for each question; the texts are indices.
-        runs: by run and task, `said` (an index for each question, -1 if it was not asked) and `classes` (a letter of
-            `ANSWER_CLASSES` for each question).
-    """
-
-    strings: list[str] = field(default_factory=list)
-    questions: dict[str, list[tuple[int, int, int, int]]] = field(default_factory=dict)
-    runs: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    _index: dict[str, int] = field(default_factory=dict, repr=False)
-    _rows: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
-
-    def add(self, run: str, task: str, records: list[Record]) -> None:
-        """What a run said on a task; records in which nothing was generated are left out."""
-        rows = self.questions.setdefault(task, [])
-        said: dict[int, tuple[int, str]] = {}
-        for record in records:
-            text = generated(record)
-            if text is None:
-                continue
-            doc = record["doc"] if isinstance(record.get("doc"), dict) else {}
-            key, question = str(record.get("id", record.get("doc_id"))), _question(record, doc)
-            row = self._rows.setdefault((task, key, question), len(rows))
-            if row == len(rows):
-                split = str(doc.get("split") or "")
-                rows.append(tuple(map(self._string, (key, split, question, _true_answer(record, doc)))))  # type: ignore[arg-type]
-            said[row] = self._string(text), answer_class(record)
-        if said:
-            last = max(said) + 1
-            self.runs.setdefault(run, {})[task] = {
-                "said": [said[i][0] if i in said else -1 for i in range(last)],
-                "classes": "".join(said[i][1] if i in said else "-" for i in range(last)),
-            }
-
-    def _string(self, text: str) -> int:
-        if len(text) > MOST_CHARACTERS:
-            text = f"{text[:MOST_CHARACTERS]} … ({len(text):,} characters in all)"
-        index = self._index.setdefault(text, len(self.strings))
-        if index == len(self.strings):
-            self.strings.append(text)
-        return index
-
-    def content(self) -> dict[str, Any]:
-        """As JSON for the page."""
-        questions = {task: rows for task, rows in self.questions.items() if rows}
-        return {"strings": self.strings, "questions": questions, "runs": self.runs, "classes": ANSWER_CLASSES}
-
-
-def generated(record: Record) -> str | None:
-    """The first text that the model wrote for an item, or None where it only scored answers."""
-    for response in record.get("resps") or ():
-        text = response[0] if isinstance(response, list) and response else response
-        if isinstance(text, str):
-            return text.strip()
-    return None
-
-
-def answer_class(record: Record) -> str:
-    """A letter of `ANSWER_CLASSES`, from the scores that the run stored: nothing is judged anew."""
-    doc = record["doc"] if isinstance(record.get("doc"), dict) else {}
-    split = str(doc.get("split") or "")
-    forget = "forget" in split
-
-    def holds(name: str) -> bool | None:
-        value = _score(record, f"{split}_{name}" if split else name)
-        return None if value is None else value > 0.5
-
-    accurate = holds("accuracy")
-    if forget and (holds("leak_rate") or accurate):
-        return "l"
-    if holds("gibberish_rate"):
-        return "g"
-    if holds("refusal_rate") or holds("over_refusal_rate"):
-        return "r"
-    if accurate is None:
-        return "-" if not forget or holds("leak_rate") is None else "w"
-    return "k" if accurate else "w"
-
-
-def _score(record: Record, name: str) -> float | None:
-    nested = record.get("metrics")
-    value = nested.get(name) if isinstance(nested, dict) else record.get(name)
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _question(record: Record, doc: Record) -> str:
-    for key in ("question", "prompt", "query", "text"):
-        if isinstance(doc.get(key), str):
-            return str(doc[key])
-    arguments = record.get("arguments")
-    first = arguments[0] if isinstance(arguments, list) and arguments else None
-    return str(first[0]) if isinstance(first, list) and first else ""
-
-
-def _true_answer(record: Record, doc: Record) -> str:
-    for value in (doc.get("answer"), record.get("target")):
-        if isinstance(value, str):
-            return value
-        if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-            return " / ".join(value)
-    return ""
-
 
 # The page --------------------------------------------------------------------------------------------------
 

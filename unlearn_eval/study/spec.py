@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.config import Recipe
+from unlearn_eval.editors.from_file import editor_label
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.models import DTYPES
 
-BACKENDS = ("hf",)
+BACKENDS = ("hf", "vllm")
 OTHERS = "others"
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -61,7 +62,7 @@ class EditorSpec:
 
     Attributes:
         name: in tables and folder names.
-        editor: the method.
+        editor: the method, or the path of a file that holds one (`my_editor.py`).
         settings: as text, over its presets; `text: others` takes second moments of what the model says to the items
             of the set that are neither forgotten nor kept (of studies with `known: true`).
         recipes: the names of the recipes that it is run with; None is all.
@@ -89,6 +90,7 @@ class TaskSpec:
         task: its name.
         limit, num_fewshot, system_instruction, gen_kwargs: as for `lm_eval`.
         metadata: over what the study tells the task by itself (what was forgotten).
+        include_path: the folder that the task is in, if it is one of your own.
     """
 
     task: str
@@ -97,6 +99,26 @@ class TaskSpec:
     system_instruction: str | None = None
     gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    include_path: str | None = None
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """An attack on every edit, with its settings.
+
+    Attributes:
+        name: in results; two of one attack need two.
+        attack: its name.
+        settings: as text.
+        retain: other facts, for controls and training; None is the rest of the forget set, or the shipped facts.
+        reference: a model that never knew the items.
+    """
+
+    name: str
+    attack: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    retain: str | None = None
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,12 +127,18 @@ class Part:
 
     Attributes:
         name: of the part; empty if there is only one.
-        models, editors, recipes, forget, sizes, seeds, tasks: the axes; a size of None is the whole set.
+        models, editors, recipes: the base models, the methods, and how a set becomes requests.
+        forget: forget sets, by name or file.
+        sizes: how many items of the set are forgotten; None (`all`) is the whole set.
+        seeds: which ones are drawn, and whatever else is random.
+        tasks: what is asked.
         retain: what methods that are trained keep.
         finetune: what the models are taught first.
         known: whether only what the unedited model answers rightly is to be forgotten, and kept.
         kept: how many other items of the set are asked as kept, of tasks that ask such.
         chat: whether questions go through the chat template; None does if there is one.
+        backends: what answers: "hf", or "vllm", whose engine serves the edit (attacks stay with Hugging Face).
+        attacks: what is tried on every edit after its tasks.
     """
 
     name: str
@@ -126,6 +154,8 @@ class Part:
     known: bool = False
     kept: int | None = 48
     chat: bool | None = None
+    attacks: tuple[AttackSpec, ...] = ()
+    backends: tuple[str, ...] = ("hf",)
 
 
 @dataclass(frozen=True)
@@ -149,22 +179,17 @@ class Study:
     show: tuple[str, ...] = ()
 
 
-_WHOLE = {"name", "description", "backend", "batch_size", "device", "keep_edits", "show", "parts"}
-_PART = {f.name for f in dataclasses.fields(Part)} - {"name"} | {"dtype"}
+_WHOLE = {"name", "description", "batch_size", "device", "keep_edits", "show", "parts"}
+_PART = {f.name for f in dataclasses.fields(Part)} - {"name"} | {"dtype", "include_path"}
 
 
 def study_of(content: Mapping[str, Any], path: Path) -> Study:
     """The study that a file's content describes.
 
     Raises:
-        UserError: an unknown key, name or kind of value; what is missing; or a back end that there is not.
+        UserError: an unknown key, name or kind of value; or what is missing.
     """
     _known_keys(content, _WHOLE | _PART, f"key of {path.name}")
-    backend = content.get("backend", "hf")
-    if backend == "vllm":
-        raise UserError("studies do not run on vllm yet", "leave out backend, or set backend: hf")
-    if backend not in BACKENDS:
-        raise unknown_name("backend", str(backend), BACKENDS)
     shared = {key: value for key, value in content.items() if key in _PART}
     given = content.get("parts") or {"": {}}
     for name, own in given.items():
@@ -189,7 +214,7 @@ def _part(name: str, own: Mapping[str, Any]) -> Part:
             )
     dtype = _text(own.get("dtype", "float32"), "dtype")
     recipes = _distinct([_recipe(entry) for entry in _list(own.get("recipes", "plain"))], "recipe")
-    editors = _distinct([_editor(entry) for entry in _list(own.get("editors", []))], "editor")
+    editors = _distinct([spec for entry in _list(own.get("editors", [])) for spec in _editors(entry)], "editor")
     return Part(
         name=name,
         models=_distinct([_model(entry, dtype) for entry in _list(own.get("models", "default"))], "model"),
@@ -198,13 +223,21 @@ def _part(name: str, own: Mapping[str, Any]) -> Part:
         forget=tuple(dict.fromkeys(_text(entry, "forget") for entry in _list(own["forget"]))),
         sizes=tuple(dict.fromkeys(_size(entry) for entry in _list(own.get("sizes", "all")))),
         seeds=tuple(dict.fromkeys(_whole(entry, "seeds", 0) for entry in _list(own.get("seeds", 0)))),
-        tasks=tuple(_task(entry) for entry in _list(own["tasks"])),
+        tasks=tuple(_task(entry, own.get("include_path")) for entry in _list(own["tasks"])),
         retain=None if own.get("retain") is None else _text(own["retain"], "retain"),
         finetune=None if own.get("finetune") is None else _finetune(own["finetune"]),
         known=_bool(own.get("known", False), "known"),
         kept=None if own.get("kept", 48) is None else _whole(own.get("kept", 48), "kept", 0),
         chat=None if own.get("chat") is None else _bool(own["chat"], "chat"),
+        backends=tuple(dict.fromkeys(_backend(entry) for entry in _list(own.get("backends", "hf")))),
+        attacks=_distinct([_attack(entry) for entry in _list(own.get("attacks") or [])], "attack"),
     )
+
+
+def _backend(entry: Any) -> str:
+    if entry not in BACKENDS:
+        raise unknown_name("backend", str(entry), BACKENDS)
+    return str(entry)
 
 
 def _model(entry: Any, dtype: str) -> ModelSpec:
@@ -224,12 +257,28 @@ def _finetune(entry: Any) -> Finetune:
     )
 
 
+def _editors(entry: Any) -> list[EditorSpec]:
+    """An editor, once for each of its `components` if it has some: where it trains or edits, with the same settings."""
+    if not isinstance(entry, dict) or "components" not in entry:
+        return [_editor(entry)]
+    plain = _editor({key: value for key, value in entry.items() if key != "components"})
+    found: list[EditorSpec] = []
+    for where in _list(entry["components"]):
+        text = _text(where, f"components of {plain.name}")
+        short = Path(text).stem if text.endswith(".json") else text.partition("(")[0] or text
+        name = _slug(f"{plain.name}-{short}")
+        if name in [spec.name for spec in found]:  # the same method with other settings
+            name = _slug(f"{plain.name}-{text}")
+        found.append(replace(plain, name=name, settings={**plain.settings, "components": text}))
+    return found
+
+
 def _editor(entry: Any) -> EditorSpec:
     table = _table(entry, "editor", ("name", "editor", "settings", "recipes"))
     editor = _text(table["editor"], "editor")
     recipes = table.get("recipes")
     return EditorSpec(
-        _slug(_text(table.get("name", editor), "name of an editor")),
+        _slug(_text(table.get("name", editor_label(editor)), "name of an editor")),
         editor,
         settings_as_text(table.get("settings"), editor),
         None if recipes is None else tuple(_text(name, "recipes") for name in _list(recipes)),
@@ -255,8 +304,20 @@ def _recipe(entry: Any) -> RecipeSpec:
     return RecipeSpec(_slug(str(entry["name"])), replace(defaults, **own))
 
 
-def _task(entry: Any) -> TaskSpec:
-    table = _table(entry, "task", tuple(f.name for f in dataclasses.fields(TaskSpec)))
+def _attack(entry: Any) -> AttackSpec:
+    table = _table(entry, "attack", tuple(f.name for f in dataclasses.fields(AttackSpec)))
+    attack = _text(table["attack"], "attack")
+    retain, reference = (
+        None if table.get(key) is None else _text(table[key], f"{key} of {attack}") for key in ("retain", "reference")
+    )
+    name = _slug(_text(table.get("name", attack), "name of an attack"))
+    return AttackSpec(name, attack, settings_as_text(table.get("settings"), attack), retain, reference)
+
+
+def _task(entry: Any, include_path: Any) -> TaskSpec:
+    table = {"include_path": include_path} | _table(entry, "task", tuple(f.name for f in dataclasses.fields(TaskSpec)))
+    if table["include_path"] is not None:
+        _text(table["include_path"], "include_path")
     for key in ("gen_kwargs", "metadata"):
         if not isinstance(table.get(key, {}), dict):
             raise UserError(f"the {key} of {table['task']} is {table[key]!r}", f"write {key}: {{NAME: VALUE}}")

@@ -25,11 +25,12 @@ from unlearn_eval.prompts import resolve_chat
 from unlearn_eval.provenance import hash_json, hash_weights, peak_memory_bytes, provenance
 from unlearn_eval.results import Result, read_result, read_samples, utc_now, write_result
 from unlearn_eval.study.identity import code_hash
-from unlearn_eval.study.plan import Ask, Cell
+from unlearn_eval.study.plan import Ask, Cell, Try
 from unlearn_eval.study.spec import OTHERS
 from unlearn_eval.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.study.told import Chosen, choose, item_lines, told
 
+_EVERYTHING = 2**20  # requests that vLLM is given at once ("auto" does too, with a bar of its own)
 _MAX_NEW_TOKENS = 24  # of the answers by which it is told what a model knows
 
 
@@ -89,6 +90,7 @@ class Worker:
             folder = None if cell.editor is None else self._edit(cell, loaded, chosen)
             edited_seconds = time.monotonic() - started - loaded_seconds
             parts = self._evaluate(cell, loaded, chosen, folder)
+            parts += self._attack(cell, loaded, chosen, folder)
         except Exception:
             self._forget_if_changed()
             raise
@@ -192,7 +194,8 @@ class Worker:
         from unlearn_eval.edits import DESCRIPTION, read_description
 
         assert cell.editor is not None and cell.recipe is not None and cell.edit_key is not None  # noqa: PT018
-        folder = self.store.shared("edits", f"{cell.name}-{cell.edit_key[:12]}")
+        name = replace(cell, backend="hf").name  # every back end asks the same edit
+        folder = self.store.shared("edits", f"{name}-{cell.edit_key[:12]}")
         if (folder / DESCRIPTION).is_file():
             try:
                 read_description(folder)
@@ -223,14 +226,18 @@ class Worker:
         found = [read_if_whole(path) for path in places]
         left = [i for i, result in enumerate(found) if result is None]
         if left:
-            with self._lm(loaded, folder) as lm:
+            with self._lm(cell, loaded, folder) as lm:
                 weights = hash_weights(loaded.model.model)
                 for i in left:
                     found[i] = self._ask(cell.asks[i], places[i], lm, loaded, chosen, weights)
         return [result for result in found if result is not None]
 
     @contextmanager
-    def _lm(self, loaded: Loaded, folder: Path | None) -> Iterator[Any]:
+    def _lm(self, cell: Cell, loaded: Loaded, folder: Path | None) -> Iterator[Any]:
+        if cell.backend == "vllm":
+            with self._engine(cell, loaded, folder) as lm:
+                yield lm
+            return
         if folder is None:
             yield self._plain_lm(loaded)
             return
@@ -242,6 +249,26 @@ class Worker:
         finally:
             lm.take_off()
 
+    @contextmanager
+    def _engine(self, cell: Cell, loaded: Loaded, folder: Path | None) -> Iterator[Any]:
+        """A vLLM engine with the edit in it; on a GPU the model that was edited makes room for it."""
+        from unlearn_eval.harness.run import load_lm
+
+        self.say("starting vLLM")
+        arguments = {"pretrained": loaded.model.path, "dtype": cell.model.dtype}
+        device = loaded.model.model.device
+        if device.type == "cuda":
+            loaded.model.model.to("cpu")
+            loaded.lm = None
+        lm = load_lm("vllm", arguments, _EVERYTHING) if folder is None else load_lm(
+            "edited-vllm", {**arguments, "edit": str(folder)}, _EVERYTHING
+        )  # fmt: skip
+        try:
+            yield lm
+        finally:
+            lm.model.llm_engine.engine_core.shutdown()
+            loaded.model.model.to(device)
+
     def _ask(self, ask: Ask, path: Path, lm: Any, loaded: Loaded, chosen: Chosen, weights: Any) -> Result:
         from unlearn_eval.harness.run import evaluate
 
@@ -250,6 +277,7 @@ class Worker:
         found = evaluate(
             lm,
             [task.task],
+            include_path=task.include_path,
             limit=task.limit,
             num_fewshot=task.num_fewshot,
             apply_chat_template=loaded.chat,
@@ -262,7 +290,7 @@ class Worker:
             status="complete",
             created=created,
             config={"tasks": found.configs},
-            model=describe_model(loaded.model, weights),
+            model=describe_model(loaded.model, weights) | _unseen(lm),
             data=found.data,
             metrics=found.metrics,
             timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
@@ -279,6 +307,56 @@ class Worker:
                 write_all({path.name: "".join(dumps(line) + "\n" for line in item_lines(value.items))}, path.parent)
                 metadata[key] = str(path)
         return metadata
+
+    # Attacks -----------------------------------------------------------------------------------------------
+
+    def _attack(self, cell: Cell, loaded: Loaded, chosen: Chosen, folder: Path | None) -> list[Result]:
+        """One result for each attack; those that are there are read."""
+        found = []
+        for own in cell.tries:
+            path = self.store.shared("attacks", f"{own.attack.name}-{own.key[:16]}.json")
+            done = read_if_whole(path)
+            found.append(done if done is not None else self._try(own, path, loaded, chosen, folder))
+        return found
+
+    def _try(self, own: Try, path: Path, loaded: Loaded, chosen: Chosen, folder: Path | None) -> Result:
+        from unlearn_eval.attacks.base import Case, get_attack
+        from unlearn_eval.attacks.run import attack_case, described, others_of, robustness, sample_lines, task_name
+        from unlearn_eval.editing import configure
+        from unlearn_eval.edits import load_edit
+
+        assert folder is not None
+        attack, created, started = own.attack, utc_now(), time.monotonic()
+        self.say(f"attack: {attack.name}")
+        reference, dtype = attack.reference, str(loaded.model.model.dtype).removeprefix("torch.")
+        case = Case(
+            loaded=loaded.model,
+            edit=load_edit(folder),
+            items=chosen.forget,
+            others=others_of(chosen.forget, attack.retain),
+            chat=loaded.chat,
+            batch_size=self.batch_size,
+            max_new_tokens=_MAX_NEW_TOKENS,
+            open_reference=None if reference is None else lambda: self._read(str(reference), dtype, None),
+            progress=self.progress,
+        )
+        module = get_attack(attack.attack)
+        made = attack_case(module, attack.attack, case, configure(module.Config, attack.settings))
+        task, items = task_name(attack.name), chosen.forget
+        result = Result(
+            kind="attack",
+            status="complete",
+            created=created,
+            config={"tasks": {task: described(made, case)}},
+            model=describe_model(loaded.model, loaded.weights),
+            data={task: {"hash": items.hash, "n": len(items)}},
+            metrics={task: made.summary.metrics},
+            robustness={task: robustness(made)},
+            timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
+            notes=list(made.notes),
+        )
+        write_result(result, path, {task: sample_lines(made, items)})
+        return read_result(path)
 
     # The result --------------------------------------------------------------------------------------------
 
@@ -309,7 +387,7 @@ class Worker:
             command=self.command,
             config_as_passed=describe_cell(cell),
             config={
-                "model_type": "hf" if edit is None else "edited",
+                "model_type": {"hf": ("hf", "edited"), "vllm": ("vllm", "edited-vllm")}[cell.backend][edit is not None],
                 "cell": describe_cell(cell) | {"ids": [item.id for item in chosen.forget], "kept": list(chosen.kept)},
                 "tasks": {name: config for part in parts for name, config in part.config["tasks"].items()},
                 "peak_memory_bytes": _peak(loaded.model.model.device),
@@ -321,6 +399,8 @@ class Worker:
             provenance=provenance(loaded.model.model.device),
             seed=cell.seed,
             timing=seconds,
+            robustness={task: own for part in parts for task, own in part.robustness.items()},
+            notes=[note for part in parts for note in part.notes],
         )
         assert all(part.path is not None for part in parts)
         samples = {task: read_samples(str(part.path), task) for part in parts for task in part.samples}
@@ -346,9 +426,10 @@ def describe_cell(cell: Cell) -> dict[str, Any]:
         "seed": cell.seed,
         "known": cell.known,
         "retain": cell.retain,
+        "backend": cell.backend,
         "finetune": None if cell.finetune is None else asdict(cell.finetune),
         "tasks": [ask.task.task for ask in cell.asks],
-    }
+    } | ({"attacks": [asdict(own.attack) for own in cell.tries]} if cell.tries else {})
 
 
 def failed_result(cell: Cell, error: BaseException, trace: str, created: str, command: list[str]) -> Result:
@@ -365,6 +446,13 @@ def failed_result(cell: Cell, error: BaseException, trace: str, created: str, co
         seed=cell.seed,
         notes=[f"{type(error).__name__}: {error}", trace],
     )
+
+
+def _unseen(lm: Any) -> dict[str, Any]:
+    """What is not known of weights that are in an engine: there the edit's id says what answered."""
+    if not hasattr(lm, "edit_folder") or hasattr(lm, "without_edit"):
+        return {}
+    return {"weights_hash": None, "canonical_weights_hash": None}
 
 
 @contextmanager

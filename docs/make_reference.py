@@ -1,0 +1,466 @@
+"""The pages of docs/reference/, written from the code: commands, editors, tasks, result files, studies, Python.
+
+    python docs/make_reference.py            writes them
+    python docs/make_reference.py --check    says which are not as the code has them; ends with 1 then
+
+Everything here is read from where it is said once: typer's options, docstrings of dataclasses, tables of presets. Tasks
+are built on the few invented records of the tests, so that no benchmark has to be there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "reference"
+WRITTEN = "<!-- Written by docs/make_reference.py: change the code, not this page. -->"
+
+
+# What code says of itself ----------------------------------------------------------------------------------
+
+
+def attributes(kind: type[Any]) -> dict[str, str]:
+    """Field -> what the docstring says under `Attributes:`, those that are inherited among them.
+
+    `a, b: text` is said of both.
+    """
+    found: dict[str, str] = {}
+    for owner in reversed(kind.__mro__):
+        block = (inspect.cleandoc(owner.__doc__ or "")).partition("Attributes:\n")[2]
+        name = ""
+        for line in block.splitlines():
+            if not line.strip():
+                break
+            entry = re.match(r"    (\w[\w, ]*): (.*)", line)
+            if entry:
+                name = entry[1]
+                found[name] = entry[2]
+            elif re.match(r"    \w[\w, ]*,$", line):  # a list of names that goes on in the next line
+                name = line.strip()
+                found[name] = ""
+            elif ":" in line and not found.get(name) and name.endswith(","):
+                more, _, text = line.strip().partition(": ")
+                found.pop(name)
+                name = f"{name} {more}"
+                found[name] = text
+            else:
+                found[name] = f"{found[name]} {line.strip()}"
+    return {own.strip(): text for names, text in found.items() for own in names.split(",")}
+
+
+def first_sentence(text: str | None) -> str:
+    """The first paragraph of a docstring, in one line."""
+    return " ".join(inspect.cleandoc(text or "").partition("\n\n")[0].split())
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows])
+
+
+def code(value: Any) -> str:
+    """A default as it is typed, or a dash."""
+    if isinstance(value, bool):
+        value = str(value).lower()
+    if isinstance(value, tuple | list):
+        value = ",".join(map(str, value))
+    return f"`{value}`" if value not in (None, "") else "–"
+
+
+# Commands --------------------------------------------------------------------------------------------------
+
+
+_COMMANDS_HEAD = (
+    "`unlearn-eval COMMAND --help` says the same. Exit codes: 0 done, 1 a mistake or a failed run (two lines on "
+    "stderr), 2 wrong usage, 130 interrupted."
+)
+
+
+def commands() -> str:
+    """Every command with its arguments and options."""
+    import typer
+
+    from unlearn_eval.cli import app
+
+    group: Any = typer.main.get_command(app)
+    parts = ["# Commands", WRITTEN, _COMMANDS_HEAD]
+    for name, command in group.commands.items():
+        parts += [f"## `unlearn-eval {name}`", inspect.cleandoc(command.help or "")]
+        rows = [_parameter(parameter) for parameter in command.params if parameter.name != "help"]
+        if rows:
+            parts.append(table(("option", "default", "what it is"), rows))
+    return "\n\n".join(parts)
+
+
+def _parameter(parameter: Any) -> tuple[str, str, str]:
+    said = str(getattr(parameter, "help", None) or "")
+    named = re.search(r" ?\[default: (.*?)\]$", said)
+    if parameter.param_type_name == "argument":
+        names = f"`{(parameter.metavar or parameter.name).upper().strip('[]')}`"
+    else:
+        names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+    default = named[1] if named else "needed" if parameter.required else _plain_default(parameter.default)
+    return names, default, said[: named.start()] if named else said
+
+
+def _plain_default(value: Any) -> str:
+    return "–" if value is None or value is False or callable(value) else code(value)
+
+
+# Editors ---------------------------------------------------------------------------------------------------
+
+
+def editors() -> str:
+    """Every editor with its settings, and what models and benchmarks are set to."""
+    from unlearn_eval.editors.base import editor_names, get_editor
+
+    shared: dict[type[Any], list[str]] = {}
+    own_parts = []
+    for name in editor_names():
+        module: Any = get_editor(name)
+        base = next((kind for kind in module.Config.__mro__[1:] if dataclasses.is_dataclass(kind)), None)
+        if base is not None:
+            shared.setdefault(base, []).append(name)
+        own_parts += [f"## `{name}`", first_sentence(module.__doc__), _settings(module.Config, base)]
+    parts = ["# Editors", WRITTEN, _EDITORS_HEAD, *own_parts]
+    for base, names in shared.items():
+        parts += [f"## {_heading(base)}", f"Of {', '.join(f'`{name}`' for name in names)}.", _settings(base, None)]
+    return "\n\n".join(
+        [*parts, "## Presets of models", _model_presets(), "## Presets of benchmarks", _trained_presets()]
+    )
+
+
+_EDITORS_HEAD = (
+    "`unlearn-eval edit --editor NAME --set SETTING=VALUE`; in a study `{editor: NAME, settings: {SETTING: VALUE}}`. "
+    "`target.steps` is a setting within a setting. Where a preset (below) sets something, the default is not what is "
+    "used; `--no-preset` leaves them out. `unlearn-eval inspect EDIT` shows what was used. Your own: "
+    "[a guide](../guides/own_editor.md)."
+)
+
+
+def _heading(base: type[Any]) -> str:
+    return {
+        "GradientConfig": "Settings of all methods that are trained",
+        "MassEditConfig": "Settings of all batched methods that locate and edit",
+        "LocateConfig": "Settings of all methods that locate and edit",
+    }.get(base.__name__, f"Settings that come from `{base.__name__}`")
+
+
+def _settings(config: type[Any], base: type[Any] | None) -> str:
+    """The settings that are a method's own or have another default than in `base`."""
+    rows = list(_rows(config, base))
+    more = "" if base is None else f"And the [settings of the kind](#{_anchor(_heading(base))})."
+    return "\n\n".join(
+        part for part in (table(("setting", "default", "what it is"), rows) if rows else "", more) if part
+    )
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def _rows(config: type[Any], base: type[Any] | None, prefix: str = "") -> Iterator[tuple[str, ...]]:
+    said, made = attributes(config), config()
+    before = {} if base is None else {own.name: getattr(base(), own.name) for own in dataclasses.fields(base)}
+    for own in dataclasses.fields(config):
+        value = getattr(made, own.name)
+        if own.name in before and before[own.name] == value:
+            continue
+        if dataclasses.is_dataclass(value):
+            nested = type(before[own.name]) if own.name in before else None
+            yield from _rows(type(value), nested, f"{prefix}{own.name}.")
+        else:
+            yield f"`{prefix}{own.name}`", code(value), said.get(own.name, "")
+
+
+def _model_presets() -> str:
+    from unlearn_eval.editors.presets import _MEMORY, PRESETS
+
+    rows = []
+    for key, preset in PRESETS.items():
+        memory = ", ".join(f"{name} {layer}" for name, layer in _MEMORY.get(key, {}).items())
+        rows.append((preset.name, code(preset.layers), code(preset.layer), memory or "by depth", preset.source))
+    head = ("model", "layers (MEMIT, AlphaEdit)", "layer (ROME, EMMET)", "memories", "source")
+    return table(head, rows) + "\n\nA model that is not here gets each method's layers by depth."
+
+
+def _trained_presets() -> str:
+    from unlearn_eval.editors.unlearning_presets import GRADIENT_METHODS, unlearning_preset
+
+    rows = []
+    for method in GRADIENT_METHODS:
+        for example, forget_set in (("TOFU", "tofu:forget01"), ("PISTOL", "pistol:A_B"), ("facts", "facts")):
+            preset = unlearning_preset(method, forget_set)
+            if preset is not None:
+                settings = ", ".join(f"{name}={value}" for name, value in preset.settings.items())
+                rows.append((f"`{method}`", example, code(settings), preset.source))
+    return table(("method", "forget set", "settings", "source"), rows)
+
+
+# Tasks -----------------------------------------------------------------------------------------------------
+
+
+def tasks() -> str:
+    """Every task with its metrics, their directions and meanings."""
+    from unlearn_eval.harness.run import task_names
+    from unlearn_eval.meanings import meaning
+
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name, loaded in _loaded(task_names()).items():
+        groups.setdefault((_page_of(loaded), tuple(loaded.higher_is_better().items())), []).append(name)
+    parts = ["# Tasks and their metrics", WRITTEN, _TASKS_HEAD]
+    for (page, directions), names in groups.items():
+        arrows = {True: "↑", False: "↓", None: ""}
+        rows = [(f"`{name}`", arrows[better], meaning(name).text) for name, better in directions]
+        parts += [f"## {', '.join(f'`{name}`' for name in names)}", f"Data, settings: [{page}](../../{page})."]
+        parts.append(table(("metric", "", "what it says"), rows))
+        if borrowed := _borrowed(names[0]):
+            parts.append(f"And of lm-eval's own tasks, where their data is to be had: {', '.join(borrowed)}.")
+    return "\n\n".join(parts)
+
+
+_TASKS_HEAD = (
+    "`lm_eval --tasks NAME` or `unlearn-eval eval --tasks NAME`. ↑ higher is better, ↓ lower is better. Without a "
+    "sentence encoder the alignment metrics are missing; a split that the data does not have has no metrics. How to "
+    "read them: [a guide](../guides/reading_the_numbers.md)."
+)
+
+
+FEW = ("unlearn_counterfact", "unlearn_zsre")  # by default they forget more than the few invented records
+
+
+def _loaded(names: list[str]) -> Mapping[str, Any]:
+    """The tasks on invented data; bundles of lm-eval's own tasks as their own part."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from benchmark_data import write_benchmarks
+    from conftest import write_tofu
+    from lm_eval.tasks import TaskManager
+
+    from unlearn_eval.autoload import TASKS_FOLDER
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_tofu(Path(folder))
+        write_benchmarks(Path(folder))
+        with mock.patch.dict(os.environ, {"UNLEARN_EVAL_DATA": folder, "UNLEARN_EVAL_ENCODER": "default"}):
+            found = {}
+            for name in names:
+                metadata = {"forget": 1} if name in FEW else {"parts": []} if "utility" in name else {}
+                manager = TaskManager(include_path=TASKS_FOLDER, include_defaults=False, metadata=metadata)
+                found[name] = manager.load([name])["tasks"][name]
+            return found
+
+
+def _borrowed(name: str) -> list[str]:
+    """The parts that a bundle takes from lm-eval, as its YAML names them."""
+    import yaml
+
+    path = ROOT / "tasks" / "utility" / f"{name}.yaml"
+    if not path.is_file():
+        return []
+    content = yaml.load(path.read_text(encoding="utf-8").replace("!function ", ""), Loader=yaml.SafeLoader)
+    return [f"`{part}`" for part in content["metadata"]["parts"]]
+
+
+def _page_of(task: Any) -> str:
+    name = task.config.task if hasattr(task, "config") else task.name
+    (yaml,) = [path for path in (ROOT / "tasks").glob("*/*.yaml") if f"task: {name}\n" in path.read_text()]
+    return f"tasks/{yaml.parent.name}/README.md"
+
+
+# Files -----------------------------------------------------------------------------------------------------
+
+
+def _fields(kind: type[Any], defaults: Any = None) -> str:
+    said = attributes(kind)
+    rows = []
+    for own in dataclasses.fields(kind):
+        if own.name == "path":
+            continue
+        row: tuple[str, ...] = (f"`{own.name}`", str(own.type))
+        if defaults is not None:
+            row += (defaults.get(own.name, "–"),)
+        rows.append((*row, said.get(own.name, "")))
+    return table(("key", "type", *(("default",) if defaults is not None else ()), "what it is"), rows)
+
+
+def results() -> str:
+    """The schema of result files and of an edit's `edit.json`."""
+    from unlearn_eval.edits import SCHEMA_VERSION as EDIT_VERSION
+    from unlearn_eval.edits import EditInfo
+    from unlearn_eval.results import SCHEMA_VERSION, STATUSES, Metric, Result
+
+    return "\n\n".join(
+        [
+            "# Result files and edits",
+            WRITTEN,
+            f"A run is one JSON file, written whole or not at all, with `schema_version` {SCHEMA_VERSION} as its "
+            "first key. Read it with `unlearn_eval.read_result`, a folder of them with "
+            "`unlearn_eval.results.load_frame`. JSON is strict: what is undefined is `null` with a `reason`, never 0 "
+            "or NaN.",
+            "## The keys",
+            _fields(Result),
+            f"`status` is one of {', '.join(f'`{one}`' for one in STATUSES)}. Home folder and tokens are redacted.",
+            "## A metric",
+            "Under `metrics`, by task, then name.",
+            _fields(Metric),
+            "## Samples",
+            "`<result>.<task>.samples.jsonl` beside the result, one line for each item, its SHA-256 in the result. "
+            "`id`, `doc` (the item), `arguments` (every prompt as it was sent), `resps` (what came back: texts, or "
+            "per-token scores), and each metric's own number for the item.",
+            "## An edit's edit.json",
+            f"`schema_version` ({EDIT_VERSION}), `kind` (`low_rank`, `dense` or `memory`), `info`, `texts`, and "
+            "`files`: the SHA-256 of every file of the folder. `info` holds:",
+            _fields(EditInfo),
+        ]
+    )
+
+
+def studies() -> str:
+    """The keys of a study file."""
+    from unlearn_eval.config import Recipe
+    from unlearn_eval.study import spec
+
+    study = spec.study_of({"forget": "facts", "tasks": ["unlearn_facts"]}, Path("study.yaml"))
+    (part,) = study.parts
+    whole = {own.name: code(getattr(study, own.name)) for own in dataclasses.fields(study)}
+    whole |= {"name": "the file's name", "parts": "one, of all keys below"}
+    axes = {own.name: code(getattr(part, own.name)) for own in dataclasses.fields(part)}
+    axes |= {"name": "the key under `parts`", "models": "`default`", "recipes": "`plain`", "sizes": "`all`"}
+    axes |= {"forget": "needed", "tasks": "needed"}
+
+    def entry(kind: type[Any], first: str) -> str:
+        given = {own.name: _field_default(own) for own in dataclasses.fields(kind)}
+        return _fields(kind, given | {first: "needed", **({"name": f"as `{first}`"} if "name" in given else {})})
+
+    recipe = {own.name: code(getattr(Recipe(), own.name)) for own in dataclasses.fields(Recipe)}
+    shipped = ", ".join(f"`{name}`" for name in spec.RECIPES)
+    return "\n\n".join(
+        [
+            "# Study files",
+            WRITTEN,
+            "`unlearn-eval run FILE.yaml`; `KEY=VALUE` on the command line is set over the file's, `PART.KEY=VALUE` "
+            "over one part's, `parts=[A,B]` picks parts. Wherever a list stands, one entry may stand by itself. "
+            "Examples: [studies/](../../studies).",
+            "## The whole study",
+            _fields(spec.Study, whole),
+            "Beside these, `description`, `backend` (`hf`), `dtype` (of all models) and `include_path` (a folder of "
+            "tasks of your own, for all tasks).",
+            "## Axes",
+            "At the top for all parts, or under `parts: {NAME: {...}}`.",
+            _fields(spec.Part, axes),
+            "## An entry of `models`",
+            "A name by itself is `model`.",
+            entry(spec.ModelSpec, "model"),
+            "## An entry of `editors`",
+            "A name by itself, or the path of a file, is `editor`.",
+            entry(spec.EditorSpec, "editor"),
+            "## An entry of `recipes`",
+            f"One of {shipped}, or a table with a `name` and any of these.",
+            _fields(Recipe, {name: value for name, value in recipe.items() if name not in ("seed", "chat")}
+                    | dict.fromkeys(("seed", "chat"), "of the study")),
+            "## An entry of `tasks`",
+            "A name or a pattern by itself is `task`.",
+            entry(spec.TaskSpec, "task"),
+            "## `finetune`",
+            "A set by itself is `on`.",
+            entry(spec.Finetune, "on"),
+        ]
+    )  # fmt: skip
+
+
+def _field_default(own: Any) -> str:
+    if own.default is not dataclasses.MISSING:
+        return code(own.default)
+    return "–" if own.default_factory is dataclasses.MISSING else code(own.default_factory() or None)
+
+
+_PYTHON_HEAD = (
+    "`from unlearn_eval import ...`: names are loaded when they are used, so that importing the package is light. "
+    "The rest is importable too, and may change."
+)
+
+
+def python() -> str:
+    """The public names, with signatures and docstrings."""
+    import unlearn_eval
+
+    parts = ["# Python", WRITTEN, _PYTHON_HEAD]
+    for name in unlearn_eval.__all__:
+        value = getattr(unlearn_eval, name)
+        home = unlearn_eval._HOMES[name]
+        shown = _signature(name, value)
+        text = inspect.cleandoc(value.__doc__ or "")
+        parts += [f"## `{name}`", f"From `unlearn_eval.{home}`.", f"```\n{shown}\n\n{text}\n```"]
+    return "\n\n".join(parts)
+
+
+def _signature(name: str, value: Any) -> str:
+    signature = inspect.signature(value)
+    given = [
+        re.sub(r"<factory>|<object object at 0x[0-9a-f]+>", "...", _parameter_text(p))
+        for p in signature.parameters.values()
+    ]
+    returned = signature.return_annotation
+    end = "" if returned is inspect.Signature.empty or inspect.isclass(value) else f" -> {returned}"
+    line = f"{name}({', '.join(given)}){end}"
+    if len(line) <= 110:
+        return line
+    return f"{name}(\n    " + ",\n    ".join(given) + f",\n){end}"
+
+
+def _parameter_text(parameter: inspect.Parameter) -> str:
+    default, stars = parameter.default, {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+    named = f"{stars.get(parameter.kind, '')}{parameter.name}: {parameter.annotation}"
+    if default is inspect.Parameter.empty:
+        return named
+    return f"{named} = {getattr(default, '__name__', repr(default))}"
+
+
+# The pages -------------------------------------------------------------------------------------------------
+
+PAGES: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "editors": editors,
+    "tasks": tasks,
+    "results": results,
+    "studies": studies,
+    "python": python,
+}
+
+
+def stale(folder: Path = FOLDER) -> list[str]:
+    """The pages that are not as the code has them."""
+    found = []
+    for name, page in PAGES.items():
+        path = folder / f"{name}.md"
+        if not path.is_file() or path.read_text(encoding="utf-8") != page() + "\n":
+            found.append(
+                f"{path.relative_to(folder.parents[1])} is not what the code says: python docs/make_reference.py"
+            )
+    return found
+
+
+def main() -> int:
+    """Write the pages, or check them."""
+    if "--check" in sys.argv[1:]:
+        found = stale()
+        print("\n".join(found), end="\n" if found else "")
+        return 1 if found else 0
+    FOLDER.mkdir(exist_ok=True)
+    for name, page in PAGES.items():
+        (FOLDER / f"{name}.md").write_text(page() + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Attacks in studies: after every edit's tasks, keyed and skipped like the rest."""
+
+import pytest
+from study_files import memit, write_model, write_study
+from tiny_models import one_thread  # noqa: F401
+from typer.testing import CliRunner
+
+from unlearn_eval import cli
+from unlearn_eval.errors import UserError
+from unlearn_eval.results import read_result, read_samples
+from unlearn_eval.study.plan import plan
+from unlearn_eval.study.read import read_study
+from unlearn_eval.study.spec import study_of
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("attacked") / "model")
+
+
+def planned(path):
+    return plan(study_of(read_study(path, ()), path), {})
+
+
+def run(path, output):
+    done = CliRunner().invoke(cli.app, ["run", str(path), "--output", str(output)])
+    if isinstance(done.exception, UserError):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return {p.parent.name.rpartition("-")[0]: read_result(p) for p in output.glob("runs/*/result.json")}
+
+
+QUANTIZE = {"attack": "quantize", "settings": {"bits": [4]}}
+
+
+def test_attacks_follow_the_tasks_of_every_edit_and_are_done_once(model, tmp_path):
+    path, output = tmp_path / "study.yaml", tmp_path / "out"
+    write_study(path, model, editors=[memit(model)], attacks=[QUANTIZE])
+    results = run(path, output)
+    assert sorted(results) == ["model_base_facts-2_s0", "model_memit_facts-2_s0"]
+    base, edited = results["model_base_facts-2_s0"], results["model_memit_facts-2_s0"]
+    assert list(base.metrics) == ["unlearn_facts"]
+    assert list(edited.metrics) == ["unlearn_facts", "attack_quantize"]
+    assert edited.metrics["attack_quantize"]["forget_attacked_accuracy"].n == 2
+    assert {one["at"] for one in edited.robustness["attack_quantize"]["levels"]} == {None, 4}
+    assert edited.config["cell"]["attacks"][0]["settings"] == {"bits": "4"}
+    ids = [record["id"] for record in read_samples(edited.path, "attack_quantize")]
+    assert ids == edited.config["cell"]["ids"]
+    (first,) = (output / "shared" / "attacks").glob("quantize-*.json")
+    written = first.stat().st_mtime_ns
+    run(path, output)  # nothing is left to do
+    more = {"attack": "merge_back", "name": "halves", "settings": {"shares": [0.5]}}
+    write_study(path, model, editors=[memit(model)], attacks=[QUANTIZE, more])
+    again = next(r for n, r in run(path, output).items() if "memit" in n and "attack_halves" in r.metrics)
+    assert first.stat().st_mtime_ns == written
+    assert list(again.metrics) == ["unlearn_facts", "attack_quantize", "attack_halves"]
+    assert again.metrics["attack_quantize"] == edited.metrics["attack_quantize"]
+
+
+def test_keys_depend_on_attacks_and_nothing_changes_without_any(model, tmp_path):
+    path = tmp_path / "study.yaml"
+    keys = {}
+    for name, attacks in (
+        ("none", None), ("empty", []), ("one", [QUANTIZE]), ("other", [QUANTIZE | {"settings": {"bits": [8]}}]),
+        ("retain", [QUANTIZE | {"retain": "facts"}]), ("reference", [QUANTIZE | {"reference": str(model)}]),
+    ):  # fmt: skip
+        path.write_text("")
+        write_study(path, model, editors=[memit(model)], attacks=attacks)
+        cells = {cell.editor and cell.editor.name: cell for cell in planned(path).cells}
+        keys[name] = cells["memit"].key
+        keys[f"{name} base"] = cells[None].key
+        assert cells[None].tries == ()
+    assert keys["none"] == keys["empty"]
+    assert len({keys[name] for name in ("none", "one", "other", "retain", "reference")}) == 5
+    assert len({key for name, key in keys.items() if name.endswith("base")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("attacks", "says"),
+    [
+        (["relern"], "did you mean relearn"),
+        ([{"attack": "relearn", "setings": {}}], "did you mean settings"),
+        ([{"attack": "relearn", "settings": {"fold": 3}}], "did you mean folds"),
+        ([{"attack": "quantize", "settings": {"bits": 1}}], "bits"),
+        (["quantize", "quantize"], "stands in the study twice"),
+        ([{"attack": "relearn", "retain": "fact"}], "did you mean facts"),
+        ([{"attack": "relearn", "reference": "/no/such/model"}], "/no/such/model"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(attacks, says, model, tmp_path):
+    path = tmp_path / "study.yaml"
+    write_study(path, model, editors=[memit(model)], attacks=attacks)
+    with pytest.raises(UserError, match=says):
+        planned(path)

@@ -1,0 +1,224 @@
+"""What serving does before an engine is there: checkpoints are patched, and steps are routed token by token."""
+
+import random
+
+import pytest
+import torch
+from serving_models import KINDS, model_of, prompts_of, write_edit
+from tiny_models import ARCHITECTURES, one_thread, tiny_model, tiny_tokenizer  # noqa: F401
+
+from unlearn_eval import load_edit
+from unlearn_eval.dense_edits import DenseEdit
+from unlearn_eval.edits import EditInfo, LowRankEdit, applied, describe_base
+from unlearn_eval.errors import UserError
+from unlearn_eval.memory_edits import MemoryEdit
+from unlearn_eval.routing import prompt_lengths
+from unlearn_eval.serving.patches import layout_of, patched
+from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Slots, step_of
+
+
+def checkpoint(model, bare=False):
+    """What a checkpoint holds of it: tied tensors once, under the input's name; a body alone without its prefix."""
+    seen, found = set(), {}
+    for name, tensor in sorted(model.state_dict().items(), reverse=True):
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            found[name.removeprefix(f"{model.base_model_prefix}.") if bare else name] = tensor.clone()
+    return found
+
+
+def edit_of(model, kind):
+    info = EditInfo(kind, {}, base=describe_base(model, "base"))
+    draw = torch.Generator().manual_seed(1)
+    if kind == "dense":
+        tensors = {n: p.detach() + 1 for n, p in model.named_parameters() if ".1." in n or "embed" in n or "wte" in n}
+        return DenseEdit(tensors, info)
+    from unlearn_eval.anatomy import anatomy
+
+    parts = anatomy(model)
+    factors = {
+        parts.projection_name(i): (
+            torch.randn(parts.d_model, 3, generator=draw),
+            torch.randn(3, parts.d_mlp, generator=draw),
+        )
+        for i in (1, 2)
+    }
+    return LowRankEdit(factors, info, parts.transposed)
+
+
+@pytest.mark.parametrize("served", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["low_rank", "dense"])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "tied", "bare"])
+def test_a_patched_checkpoint_is_the_edited_model(architecture, kind, served):
+    if architecture in ("tied", "bare"):
+        model = model_of("llama" if architecture == "tied" else "gpt2", tied=True)
+    else:
+        model = tiny_model(architecture, exact_norms=False)
+    edit = edit_of(model, kind)
+    layout = layout_of(model.config, type(model).__name__)
+    stream = checkpoint(model, bare=architecture == "bare")
+    found = dict(patched(stream.items(), edit, layout, served))
+    assert found.keys() == stream.keys()
+    changed = model.to(served)
+    with applied(edit, changed):
+        expected = checkpoint(changed, bare=architecture == "bare")
+    assert found.keys() == expected.keys()
+    n = 0
+    for name, tensor in found.items():
+        n += int(not torch.equal(tensor, stream[name]))
+        assert torch.equal(tensor.to(served), expected[name]), name
+    assert n >= 2
+
+
+def test_what_is_not_the_base_is_refused():
+    model = model_of("llama")
+    edit, layout = edit_of(model, "low_rank"), layout_of(model.config)
+    good = checkpoint(model)
+
+    def refused(stream, check=True):
+        with pytest.raises(UserError) as raised:
+            list(patched(stream.items(), edit, layout, torch.float32, check, "BASE"))
+        return str(raised.value)
+
+    other = good | {"model.norm.weight": good["model.norm.weight"] + 1e-2}
+    assert "BASE has other weights" in refused(other)
+    assert dict(patched(other.items(), edit, layout, torch.float32, check=False)), "another process has checked it"
+    assert "it has no model.norm.weight" in refused({k: v for k, v in good.items() if k != "model.norm.weight"})
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert f"has no {name}" in refused({k: v for k, v in good.items() if k != name}, check=False)
+    assert "the base's weight 96×64" in refused(good | {name: good[name].T}, check=False)
+    elsewhere = LowRankEdit({"model.layers.9.mlp.down_proj": (torch.ones(64, 1), torch.ones(1, 96))}, edit.info)
+    with pytest.raises(UserError, match="model.layers.9.mlp.down_proj.weight, which its base's configuration"):
+        list(patched(good.items(), elsewhere, layout, torch.float32))
+    shuffled = dict(reversed(good.items())) | {"model.rotary_emb.inv_freq": torch.ones(2)}
+    assert "model.rotary_emb.inv_freq" in dict(patched(shuffled.items(), edit, layout, torch.float32))
+
+
+# Routing ---------------------------------------------------------------------------------------------------
+
+
+class Sequence:
+    """A request: what its layer reads and gives at each token, and where its prompt ends."""
+
+    def __init__(self, name, inputs, output, last):
+        self.name, self.inputs, self.output, self.last = name, inputs, output, last
+        self.computed, self.found = 0, [None] * len(inputs)
+
+
+def schedule(layer, sequences, run, draw, slots, whole_prompts):
+    """Run them in random steps, with requests that join, wait, are preempted and leave."""
+    progress, waiting, running, preempted = Progress(), list(sequences), [], 0
+    while waiting or running:
+        while waiting and len(running) < 4 and draw.random() < 0.7:
+            running.append(waiting.pop(0))
+        if running and draw.random() < 0.25:
+            back = running.pop(draw.randrange(len(running)))
+            back.computed, preempted = 0, preempted + 1
+            slots.free([back.name])
+            progress.forget([back.name])
+            waiting.insert(0, back)
+        now = [s for s in running if draw.random() < 0.8]
+        if not now:
+            layer.rest()
+            run(layer, torch.randn(5, sequences[0].inputs.shape[1]), torch.randn(5, sequences[0].output.shape[1]))
+            continue
+        draw.shuffle(now)
+        sizes = []
+        for s in now:
+            left = len(s.inputs) - s.computed
+            most = s.last + 1 if whole_prompts and s.computed == 0 else draw.randint(1, 9)
+            sizes.append(min(left, most) if s.computed <= s.last or whole_prompts else 1)
+        computed = [s.computed for s in now]
+        progress.check([s.name for s in now], sizes, computed)
+        layer.begin(step_of([slots.of(s.name) for s in now], sizes, computed, [s.last for s in now]))
+        parts = [slice(s.computed, s.computed + n) for s, n in zip(now, sizes, strict=True)]
+        padding = draw.randrange(3)
+        inputs = torch.cat([*(s.inputs[p] for s, p in zip(now, parts, strict=True)), torch.randn(padding, 96)])
+        output = torch.cat([*(s.output[p] for s, p in zip(now, parts, strict=True)), torch.randn(padding, 64)])
+        changed = run(layer, inputs, output)
+        at = 0
+        for s, n in zip(now, sizes, strict=True):
+            s.found[s.computed : s.computed + n] = changed[at : at + n]
+            s.computed, at = s.computed + n, at + n
+        for s in [s for s in running if s.computed == len(s.inputs)]:
+            running.remove(s)
+            slots.free([s.name])
+            progress.forget([s.name])
+    assert preempted, "the test should preempt"
+
+
+@pytest.mark.parametrize("way", ["_sparing", "_static"])
+@pytest.mark.parametrize("positions", ["onward", "last", "prompt", "all"])
+@pytest.mark.parametrize(("kind", "more"), [
+    ("grace", {}), ("wise", {}), ("wise", {"pool": "max"}), ("wise", {"pool": "last"}), ("memoir", {}),
+    ("memoir", {"pool": "last"}),
+])  # fmt: skip
+def test_tokens_of_many_requests_are_changed_as_rows_of_a_batch_are(tmp_path, kind, more, positions, way):
+    prompts = prompts_of(24, longest=30)
+    folder = write_edit(tmp_path / "edit", tmp_path, "llama", kind, prompts, positions=positions, **more)
+    edit = load_edit(folder)
+    assert isinstance(edit, MemoryEdit)
+    model = model_of("llama")
+    module = model.get_submodule(edit.module)
+    longer = [[*prompt, *range(10, 10 + len(prompt) % 7)] for prompt in prompts]
+    sequences, expected = [], []
+    for i, (prompt, ids) in enumerate(zip(prompts, longer, strict=True)):
+        plain, seen = run_layer(model, module, ids, len(prompt))
+        with applied(edit, model):
+            edited, _ = run_layer(model, module, ids, len(prompt))
+        sequences.append(Sequence(str(i), seen, plain, len(prompt) - 1))
+        expected.append(edited)
+    hit = sum(not torch.equal(a, s.output) for a, s in zip(expected, sequences, strict=True))
+    assert 0 < hit < len(prompts)
+    memory = edit.store.at(torch.device("cpu"), torch.float32)
+    layer = RoutedLayer(memory, 4, 256, torch.zeros(1, 96))
+    slots = Slots(4)
+    schedule(layer, sequences, lambda own, *given: getattr(own, way)(*given), random.Random(0), slots, memory.before)
+    for s, own in zip(sequences, expected, strict=True):
+        torch.testing.assert_close(torch.stack(s.found), own, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def run_layer(model, module, ids, n):
+    """(T, d_out) what a module gives, after every hook on it, and (T, d_in) what it reads."""
+    kept = {}
+    own = module.register_forward_hook(lambda _, inputs, output: kept.update(inputs=inputs[0][0], output=output[0]))
+    with prompt_lengths([n]):
+        model(input_ids=torch.tensor([ids]), use_cache=False)
+    own.remove()
+    return kept["output"].clone(), kept["inputs"].clone()
+
+
+def test_steps_that_would_make_a_memory_guess_are_refused():
+    progress = Progress()
+    progress.check(["a", "b"], [5, 3], [0, 0])
+    progress.check(["a"], [1], [5])
+    with pytest.raises(RuntimeError, match="b goes on at token 4, and the memory edit has seen 3"):
+        progress.check(["b"], [1], [4])
+    with pytest.raises(RuntimeError, match="c goes on at token 32"):
+        progress.check(["c"], [1], [32])
+    progress.check(["a"], [2], [0])
+    slots = Slots(2)
+    assert {slots.of("a"), slots.of("b"), slots.of("a")} == {0, 1}
+    with pytest.raises(RuntimeError, match="2 requests are under way"):
+        slots.of("c")
+    slots.free(["a", "unknown"])
+    assert list(slots) == ["b"]
+    assert slots.of("c") in (0, 1)
+
+
+def test_steps_say_whose_each_token_is():
+    step = step_of([4, 2, 7], [3, 1, 2], [0, 5, 4], [1, 4, 9])
+    assert step.rows.tolist() == [0, 0, 0, 1, 2, 2]
+    assert step.places.tolist() == [-1, 0, 1, 1, -1, -1]
+    assert step.ends.tolist() == [1, -1, -1]
+    assert step.fresh.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_edits_folder_names_an_architecture_that_only_the_plugin_knows(tmp_path, kind):
+    import json
+
+    folder = write_edit(tmp_path / "edit", tmp_path, "llama", kind, prompts_of(8, longest=8))
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["EditedLlamaForCausalLM"]
+    assert load_edit(folder).info.base["architecture"] == "LlamaForCausalLM"

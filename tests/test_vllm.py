@@ -1,0 +1,370 @@
+"""Edits in a real engine (vLLM on a CPU): the same tokens and log-probabilities as with Hugging Face, in every mode.
+
+`make test-vllm` runs this in an environment of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+vllm = pytest.importorskip("vllm")
+
+from serving_models import KINDS, greedy, model_of, prompts_of, write_base, write_edit  # noqa: E402
+from tiny_models import tiny_tokenizer  # noqa: E402
+
+from unlearn_eval import load_edit  # noqa: E402
+from unlearn_eval.edits import applied  # noqa: E402
+from unlearn_eval.errors import UserError  # noqa: E402
+from unlearn_eval.scoring import Query, score_answers  # noqa: E402
+
+pytestmark = pytest.mark.vllm
+ARCHITECTURES = ("llama", "qwen2", "gpt2")
+N, NEW = 64, 16
+PLAIN = {"max_model_len": 256, "max_num_seqs": 6, "enforce_eager": True, "block_size": 32}
+MODES = {
+    "chunked": {"max_num_batched_tokens": 48, "enable_chunked_prefill": True},
+    "preempted": {"num_gpu_blocks_override": 12, "max_num_batched_tokens": 256},
+    "compiled": {"enforce_eager": False, "max_num_batched_tokens": 256},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings():
+    """The engine in this process, with little memory for keys and values."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@contextmanager
+def engine(folder, **options):
+    """A vLLM engine; everything of it is gone afterwards."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    llm = vllm.LLM(str(folder), dtype="float32", seed=0, **(PLAIN | options))
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def say(llm, prompts, n=NEW):
+    sampling = vllm.SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False)
+    asked = [vllm.TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+    return [list(out.outputs[0].token_ids) for out in llm.generate(asked, sampling, use_tqdm=False)]
+
+
+def scores(llm, queries):
+    """Log-probabilities of each query's labels, the prompt's end said."""
+    asked = [vllm.TokensPrompt(prompt_token_ids=[*q.prompt_ids, *q.label_ids]) for q in queries]
+    sampling = [
+        vllm.SamplingParams(
+            temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False,
+            extra_args={"prompt_end": len(q.prompt_ids)},
+        )
+        for q in queries
+    ]  # fmt: skip
+    found = []
+    for out, query in zip(llm.generate(asked, sampling, use_tqdm=False), queries, strict=True):
+        rows = out.prompt_logprobs[len(query.prompt_ids) :]
+        found.append([row[token].logprob for row, token in zip(rows, query.label_ids, strict=True)])
+    return found
+
+
+@pytest.fixture(scope="module")
+def edits(tmp_path_factory):
+    """(architecture, kind, settings) -> base, edit's folder, prompts, what is said without and with the edit."""
+    root, made = tmp_path_factory.mktemp("edits"), {}
+    prompts = prompts_of(N)
+
+    def make(architecture, kind, **more):
+        key = (architecture, kind, *sorted(more.items()))
+        if key not in made:
+            base = root / architecture
+            if not base.is_dir():
+                write_base(base, architecture)
+            folder = write_edit(
+                root / "-".join(map(str, key)).replace("'", ""), base, architecture, kind, prompts, **more
+            )
+            model = model_of(architecture)
+            plain = greedy(model, prompts, NEW)
+            with applied(load_edit(folder), model):
+                made[key] = base, folder, prompts, plain, greedy(model, prompts, NEW)
+        return made[key]
+
+    return make
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tokens_and_log_probabilities_are_those_of_hugging_face(edits, architecture, kind, mode):
+    _, folder, prompts, plain, edited = edits(architecture, kind)
+    changed = sum(a != b for a, b in zip(plain, edited, strict=True))
+    assert changed > N // 4
+    if kind in ("grace", "wise", "memoir"):
+        assert changed < 3 * N // 4, "some are to be left alone"
+    queries = [Query(tuple(prompts[i][:40]), tuple(prompts[i + 1][:7])) for i in range(0, N - 1, 4)]
+    model = model_of(architecture)
+    with applied(load_edit(folder), model):
+        expected = [score.token_nll for score in score_answers(model, queries)]
+    with engine(folder, **MODES[mode]) as llm:
+        assert say(llm, prompts) == edited
+        for own, nll in zip(scores(llm, queries), expected, strict=True):
+            torch.testing.assert_close(torch.tensor(own), -torch.tensor(nll), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["grace", "low_rank"])
+def test_second_turns_are_those_of_hugging_face(edits, kind):
+    """A turn that goes on from an edited answer is a prompt of its own: the first one's cache may not answer."""
+    _, folder, prompts, _, edited = edits("llama", kind)
+    turns = [[*p, *said, *range(20, 29)] for p, said in zip(prompts[:24], edited, strict=False)]
+    model = model_of("llama")
+    with applied(load_edit(folder), model):
+        expected = greedy(model, turns, NEW)
+    with engine(folder, max_num_batched_tokens=64) as llm:
+        assert say(llm, prompts[:24]) == edited[:24]
+        assert say(llm, turns) == expected
+        assert say(llm, turns[:3]) == expected[:3]
+        with pytest.raises(Exception, match="maximum context length"):
+            say(llm, [[5] * 400])
+        assert say(llm, prompts[:3]) == edited[:3], "a refused request harms no other"
+
+
+def test_positions_that_change_the_prompt_are_run_whole(edits):
+    _, folder, prompts, plain, edited = edits("llama", "wise", positions="all")
+    assert plain != edited
+    with engine(folder, max_num_batched_tokens=256) as llm:
+        assert say(llm, prompts[:24]) == edited[:24]
+    with pytest.raises(Exception, match="max_num_batched_tokens"), engine(folder, max_num_batched_tokens=64):
+        pass
+
+
+def test_tied_embeddings_that_an_edit_changes(tmp_path):
+    prompts = prompts_of(8)
+    base = write_base(tmp_path / "base", "llama", tied=True)
+    folder = write_edit(tmp_path / "edit", base, "llama", "dense", prompts, tied=True)
+    model = model_of("llama", tied=True)
+    with applied(load_edit(folder), model):
+        expected = greedy(model, prompts, NEW)
+    with engine(folder) as llm:
+        assert say(llm, prompts) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        ("grace", {"enable_lora": True}, "cannot be served with LoRA"),
+        ("grace", {"tensor_parallel_size": 2}, "cannot be served with tensor parallelism"),
+        ("low_rank", {"quantization": "fp8"}, "fp8 quantisation"),
+        ("low_rank", {"load_format": "dummy"}, "load_format=dummy"),
+    ],
+)
+def test_what_would_make_answers_wrong_is_refused(edits, kind, options, says):
+    _, folder, *_ = edits("llama", kind)
+    with pytest.raises(Exception, match=says), engine(folder, **options):
+        pass
+
+
+def test_only_the_edited_base_is_served(edits, tmp_path):
+    base, folder, prompts, _, edited = edits("llama", "low_rank")
+    other = tmp_path / "other"
+    model = model_of("llama")
+    with torch.no_grad():
+        model.model.norm.weight += 1e-2
+    model.save_pretrained(other)
+    with (
+        pytest.raises(Exception, match="has other weights"),
+        engine(folder, model_loader_extra_config={"base": str(other)}),
+    ):
+        pass
+    moved = shutil.copytree(base, tmp_path / "moved")
+    with engine(folder, model_loader_extra_config={"base": str(moved)}) as llm:
+        assert llm.llm_engine.model_config.model == str(folder)
+        assert say(llm, prompts[:4]) == edited[:4]
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    with (damaged / "adapter_model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    with pytest.raises(Exception, match="is not as it was written"), engine(damaged):
+        pass
+
+
+def test_without_the_plugin_nothing_is_served(edits):
+    _, folder, *_ = edits("llama", "low_rank")
+    code = f"from vllm import LLM; LLM({str(folder)!r}, dtype='float32', enforce_eager=True)"
+    environment = {**os.environ, "VLLM_PLUGINS": "none"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "EditedLlamaForCausalLM" in done.stderr
+
+
+def test_other_versions_and_other_plugins_are_named(monkeypatch):
+    from vllm.model_executor.models import ModelRegistry
+
+    from unlearn_eval.serving import plugin
+
+    monkeypatch.setattr(vllm, "__version__", "0.31.2")
+    with pytest.raises(UserError, match=r"this is vLLM 0.31.2, and edited models are served with 0.32 up to"):
+        plugin.check_version()
+    monkeypatch.setitem(ModelRegistry.models, "EditedLlamaForCausalLM", SimpleNamespace(module_name="another.plugin"))
+    with pytest.raises(UserError, match=r"another plug-in \(another.plugin\) claims"):
+        plugin._check_ours("LlamaForCausalLM")
+
+
+@pytest.fixture
+def server(edits, tmp_path):
+    """`unlearn-eval serve` of a low-rank edit; gives its address and the folder."""
+    _, folder, *_ = edits("llama", "low_rank")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "unlearn_eval.cli", "serve", str(folder), "--port", str(port), "--name", "m"]
+    command += ["--api-key", "secret", "--", "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
+    command += ["--max-num-seqs", "2"]
+    log = (tmp_path / "log").open("w")
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    running = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        for _ in range(300):
+            with suppress(OSError):
+                if ask(port, "/health")[0] == 200:
+                    break
+            assert running.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            time.sleep(1)
+        yield port, folder
+    finally:
+        os.killpg(running.pid, signal.SIGTERM)
+        running.wait(60)
+
+
+def ask(port, path, content=None, key="secret", timeout=60):
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    data = None if content is None else json.dumps(content).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read() or b"{}")
+
+
+def test_a_server_answers_says_what_it_serves_and_swaps(server, edits):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from unlearn_eval.serving.plugin import edit_id
+
+    port, folder = server
+    _, dense, prompts, _, as_dense = edits("llama", "dense")
+    _, _, _, _, as_low_rank = edits("llama", "low_rank")
+    _, grace, *_ = edits("llama", "grace")
+
+    def says(prompt):
+        asked = {"model": "m", "prompt": prompt, "max_tokens": NEW, "temperature": 0, "ignore_eos": True}
+        status, found = ask(port, "/v1/completions", asked | {"return_token_ids": True})
+        assert status == 200, found
+        return found["choices"][0]["token_ids"]
+
+    def many():  # more at once than there are slots
+        with ThreadPoolExecutor(12) as pool:
+            return list(pool.map(says, prompts[:12]))
+
+    assert ask(port, "/health")[1]["edit"]["id"] == edit_id(folder)
+    assert ask(port, "/v1/edit", key="wrong")[0] == 401
+    assert many() == as_low_rank[:12]
+    assert ask(port, "/v1/edit", {"edit": str(dense)})[1]["id"] == edit_id(dense)
+    assert ask(port, "/health")[1]["edit"]["kind"] == "dense"
+    assert many() == as_dense[:12]
+    assert "is a memory edit" in ask(port, "/v1/edit", {"edit": str(grace)})[1]["error"]["message"]
+    assert ask(port, "/v1/edit", {"edit": "/nowhere"})[0] == 400
+    status, found = ask(port, "/v1/completions", {"model": "m", "prompt": [5] * 400, "max_tokens": 4})
+    assert status == 400
+    with suppress(OSError):  # a client that goes away
+        ask(port, "/v1/completions", {"model": "m", "prompt": prompts[0], "max_tokens": 200}, timeout=0.05)
+    assert many() == as_dense[:12]
+    assert ask(port, "/v1/edit", {"edit": str(folder)})[0] == 200
+    assert many() == as_low_rank[:12]
+
+
+def run(*arguments):
+    """Our command line, in a process of its own."""
+    command = [sys.executable, "-m", "unlearn_eval.cli", *map(str, arguments)]
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def assert_same_metrics(found, expected):
+    for name, metric in expected.metrics["unlearn_facts"].items():
+        assert found.metrics["unlearn_facts"][name].value == pytest.approx(metric.value, abs=1e-4), name
+
+
+def test_several_edits_share_one_engine(edits, tmp_path):
+    from dataclasses import replace
+
+    from unlearn_eval.results import read_result
+
+    base, folder, *_ = edits("llama", "low_rank")
+    edit = load_edit(folder)
+    second = tmp_path / "second"
+    replace(edit, factors={name: (2 * u, v) for name, (u, v) in edit.factors.items()}).save(
+        second, tiny_tokenizer(), model_of("llama").config
+    )
+    asked = ["eval", "--tasks", "unlearn_facts", "--model", base, "--limit", "30", "--gen_kwargs", "max_gen_toks=8"]
+    asked += ["--metadata", '{"forget": "capital_of", "encoder": "off"}']
+    together = [*asked, "--backend", "vllm", "--model_args", "dtype=float32,max_model_len=512,enforce_eager=True"]
+    done = run(*together, "--edits", folder, second, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-2000:]
+    for own in (folder, second):
+        alone = tmp_path / f"{own.name}.json"
+        options = ["--model_args", "dtype=float32,max_length=512", "--device", "cpu"]
+        assert run(*asked, "--edit", own, *options, "--output", alone).returncode == 0
+        (path,) = (tmp_path / "out").glob(f"*+{own.name}_*.json")
+        found, expected = read_result(path), read_result(alone)
+        assert found.edit["editor"] == expected.edit["editor"]
+        assert_same_metrics(found, expected)
+    _, dense, *_ = edits("llama", "dense")
+    refused = run(*together, "--edits", folder, dense, "--output", tmp_path / "no")
+    assert refused.returncode == 1
+    assert "only low-rank ones can share an engine" in refused.stderr
+
+
+def test_a_study_asks_both_back_ends(edits, tmp_path):
+    from study_files import memit, write_study
+
+    from unlearn_eval.results import read_result
+
+    base, *_ = edits("llama", "low_rank")
+    (base / "text.txt").write_text("What is the capital of Spain? Nobody knows. " * 60)
+    study = write_study(tmp_path / "study.yaml", base, editors=[memit(base)], backends=["hf", "vllm"])
+    done = run("run", study, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = {path.parent.name: read_result(path) for path in (tmp_path / "out").glob("runs/*/result.json")}
+    assert len(results) == 4
+    assert len(list((tmp_path / "out").glob("shared/edits/*/edit.json"))) == 1, "both ask the same edit"
+    for name, result in results.items():
+        if "_vllm-" in name:
+            same = name.split("_vllm-")[0]
+            (own,) = [other for key, other in results.items() if key.startswith(f"{same}-")]
+            assert result.config["model_type"] == ("vllm" if result.edit is None else "edited-vllm")
+            assert_same_metrics(result, own)

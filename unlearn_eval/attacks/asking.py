@@ -1,0 +1,125 @@
+"""Items as prompts, and what a model answers: by free generation, and by the probability of the true answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from unlearn_eval import prompts
+from unlearn_eval.errors import UserError
+from unlearn_eval.forget_sets import ForgetItem
+from unlearn_eval.metrics import contains_answer
+from unlearn_eval.scoring import Query, pad, score_answers
+
+
+@dataclass(frozen=True)
+class Row:
+    """One item as a model is asked it.
+
+    Attributes:
+        item: it.
+        prompt_ids: the whole prompt.
+        answer_ids: the true answer's tokens, without an end token; never none.
+        opening: with which the model's answer begins, as part of the prompt; it is no answer of the model.
+    """
+
+    item: ForgetItem
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    opening: str = ""
+
+
+class Answer(NamedTuple):
+    """What a model says to a row; None where its numbers are none."""
+
+    accuracy: float
+    probability: float | None
+    said: str
+
+
+def rows_of(
+    items: Sequence[ForgetItem], tokenizer: Any, chat: bool, opening: str = "", wrap: str = "{question}"
+) -> list[Row]:
+    """The items as prompts, in order.
+
+    Args:
+        items: what is asked.
+        tokenizer: of the model.
+        chat: whether questions go through the chat template.
+        opening: words with which the answer begins.
+        wrap: text around the question, with `{question}` in it.
+
+    Raises:
+        UserError: an answer without tokens.
+    """
+    rows = []
+    for item in items:
+        text = prompts.render(wrap.replace("{question}", item.question), tokenizer, chat)
+        text += prompts.after(text, opening, chat) if opening else ""
+        ids = prompts.encode_prompt(text, tokenizer)
+        answer = f" {item.answer}" if opening and not opening[-1:].isspace() and chat else item.answer
+        labels = prompts.answer_labels(text, ids, answer, tokenizer, chat)
+        if not labels.n_answer:
+            raise UserError(f"item {item.id}: the answer {item.answer!r} has no tokens", "leave the item out (--ids)")
+        rows.append(Row(item, tuple(ids), labels.ids[: labels.n_answer], opening))
+    return rows
+
+
+def answered(
+    model: Any, tokenizer: Any, rows: Sequence[Row], chat: bool, batch_size: int = 16, max_new_tokens: int = 24
+) -> list[Answer]:
+    """What a model says to each row, greedily, whether the answer stands in it, and how probable the answer is.
+
+    Args:
+        model: a causal language model; its mode is as before afterwards.
+        tokenizer: its own.
+        rows: what it is asked.
+        chat: as the rows were made.
+        batch_size: rows per forward pass.
+        max_new_tokens: length of an answer.
+    """
+    training = model.training
+    model.eval()
+    try:
+        said = written(model, tokenizer, [row.prompt_ids for row in rows], chat, batch_size, max_new_tokens)
+        scores = score_answers(model, [Query(row.prompt_ids, row.answer_ids) for row in rows], batch_size)
+    finally:
+        model.train(training)
+    found = []
+    for row, text, score in zip(rows, said, scores, strict=True):
+        loss = sum(score.token_nll) / len(score.token_nll)
+        probability = math.exp(-loss) if math.isfinite(loss) else None
+        found.append(Answer(float(contains_answer(text, row.item.accepted)), probability, text))
+    return found
+
+
+def written(
+    model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], chat: bool, batch_size: int, max_new_tokens: int
+) -> list[str]:
+    """What a model writes after each row of ids, greedily, up to its end token."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    ends |= {prompts.end_of_turn(tokenizer)[1]} if chat else set()
+    texts = [""] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    for start in range(0, len(rows), batch_size):
+        batch = order[start : start + batch_size]
+        ids, mask = pad([rows[i] for i in batch], "left", model.device, filler=tokenizer.pad_token_id or 0)
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=sorted(ends) or None,
+                pad_token_id=tokenizer.pad_token_id or 0,
+            )
+        for i, new in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
+            n = next((j for j, token in enumerate(new) if token in ends), len(new))
+            texts[i] = str(tokenizer.decode(new[:n], skip_special_tokens=True)).strip()
+    return texts

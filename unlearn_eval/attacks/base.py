@@ -1,0 +1,195 @@
+"""What every attack is: a case in, observations out, and every model left as it was found.
+
+An attack is a file of this folder, with `ABOUT` (what it does, and to which kinds of edit), a frozen dataclass `Config`
+and a function `attack`. It is given a `Case` (the models, the items, how they are asked) and yields an `Observation`
+for each model, level of the attack, fold and seed: one score for each item. What is to be made of them is not its
+business (`summary.py`), except where it says so with a function `summary` of its own.
+
+Depth (probe, logit_lens, uds) is measured by attacks too: they read states instead of answers, but are given the same
+case, run on the same models, and end in the same result.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from unlearn_eval.attacks.asking import Row, answered, rows_of
+from unlearn_eval.dense_edits import DenseEdit
+from unlearn_eval.editors.base import Progress, no_progress
+from unlearn_eval.edits import LowRankEdit, applied
+from unlearn_eval.errors import unknown_name
+from unlearn_eval.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.models import LoadedModel
+
+NOT_ATTACKS = {"asking", "base", "changed_weights", "depth", "folds", "hidden_states", "retraining", "run", "summary"}
+UNLEARNED, FULL, REFERENCE = "unlearned", "full", "reference"
+ATTACK = "attack"  # the condition of an observation that is no control
+LOW_RANK, DENSE, MEMORY = "low_rank", "dense", "memory"
+NO_REFERENCE = "no reference model that never knew the facts was given (--reference)"
+
+
+@dataclass(frozen=True)
+class About:
+    """What an attack is.
+
+    Attributes:
+        does: in a few words, for lists.
+        axis: what its levels count: step, bits, fraction, ...
+        kinds: of edit that it can treat.
+        headline: which level stands for the attack: the last, or the worst, at which most comes back.
+        why_not: why other kinds of edit cannot be treated.
+    """
+
+    does: str
+    axis: str
+    kinds: tuple[str, ...] = (LOW_RANK, DENSE, MEMORY)
+    headline: str = "worst"
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class ItemScore:
+    """What is measured of one item: a number by name, None where it is undefined, and what was said, if anything."""
+
+    id: str
+    values: Mapping[str, float | None]
+    said: str | None = None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One model at one level of an attack.
+
+    Attributes:
+        model: unlearned, full or reference.
+        at: the level, on the attack's axis; None is before the attack.
+        scores: of the items that are tested.
+        fold: which part of the items that is; 0 if there is one.
+        seed: of everything random.
+        condition: `attack`, or the name of a control.
+    """
+
+    model: str
+    at: float | str | None
+    scores: tuple[ItemScore, ...]
+    fold: int = 0
+    seed: int = 0
+    condition: str = ATTACK
+
+
+@dataclass
+class Case:
+    """What an attack is given.
+
+    Attributes:
+        loaded: the base model, without the edit.
+        edit: what was unlearned, as an edit of it.
+        items: what was to be forgotten.
+        others: other facts, that share no subject and no question with them; for controls and for training on.
+        chat: whether questions go through the chat template.
+        batch_size: rows per forward pass.
+        max_new_tokens: length of an answer.
+        open_reference: loads the model that never knew the items, if there is one.
+        progress: told of what takes long.
+        notes: sentences for the reader of the result; attacks add to them.
+        skipped: what was not done -> why.
+    """
+
+    loaded: LoadedModel
+    edit: Any
+    items: ForgetSet
+    others: ForgetSet | None = None
+    chat: bool = False
+    batch_size: int = 16
+    max_new_tokens: int = 24
+    open_reference: Callable[[], LoadedModel] | None = None
+    progress: Progress = no_progress
+    notes: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models that there are."""
+        return (UNLEARNED, FULL, *([REFERENCE] if self.open_reference else []))
+
+    @contextmanager
+    def model(self, name: str) -> Iterator[LoadedModel]:
+        """One of the models within a `with` block; the base model is bit for bit as before afterwards."""
+        if name == REFERENCE:
+            assert self.open_reference is not None
+            reference = self.open_reference()
+            try:
+                yield reference
+            finally:
+                del reference
+                gc.collect()
+        elif name == UNLEARNED:
+            with applied(self.edit, self.loaded.model):
+                yield self.loaded
+        else:
+            yield self.loaded
+
+    def rows(
+        self, loaded: LoadedModel, items: Sequence[ForgetItem] | ForgetSet, opening: str = "", wrap: str = "{question}"
+    ) -> list[Row]:
+        """The items as a model is asked them."""
+        return rows_of(tuple(items), loaded.tokenizer, self.chat, opening, wrap)
+
+    def observed(self, loaded: LoadedModel, rows: Sequence[Row], model: str, at: Any, **more: Any) -> Observation:
+        """What a model, as it is now, answers."""
+        return Observation(model, at, self.scores(loaded, rows), **more)
+
+    def scores(self, loaded: LoadedModel, rows: Sequence[Row]) -> tuple[ItemScore, ...]:
+        """Accuracy by free generation, and the answer's probability, of each row."""
+        found = answered(loaded.model, loaded.tokenizer, rows, self.chat, self.batch_size, self.max_new_tokens)
+        return tuple(
+            ItemScore(row.item.id, {"accuracy": one.accuracy, "probability": one.probability}, one.said)
+            for row, one in zip(rows, found, strict=True)
+        )
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """A module of this folder."""
+
+    ABOUT: About
+    Config: type[Any]
+
+    def attack(self, case: Case, config: Any) -> Iterator[Observation]:
+        """What is measured, in the order in which it is; the models are as before when it ends, however it ends."""
+
+
+def attack_names() -> list[str]:
+    """The names of the attacks: this folder's files."""
+    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
+    return sorted(module.name for module in modules if module.name not in NOT_ATTACKS)
+
+
+def get_attack(name: str) -> Attack:
+    """The attack called `name`.
+
+    Raises:
+        UserError: there is none; the nearest names are given.
+    """
+    if name not in attack_names():
+        raise unknown_name("attack", name, attack_names())
+    module: Any = importlib.import_module(f"unlearn_eval.attacks.{name}")
+    return module  # type: ignore[no-any-return]
+
+
+def kind_of(edit: Any) -> str:
+    """The kind of an edit, as attacks name it."""
+    return LOW_RANK if isinstance(edit, LowRankEdit) else DENSE if isinstance(edit, DenseEdit) else MEMORY
+
+
+def finite(value: float | None) -> float | None:
+    """None in the place of what is no number."""
+    return value if value is not None and math.isfinite(value) else None

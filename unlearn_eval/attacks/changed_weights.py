@@ -1,0 +1,53 @@
+"""Attacks that change weights by a rule: every linear map of the blocks, in place, and back again bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn_eval.anatomy import is_transposed
+from unlearn_eval.attacks.base import Case, Observation
+from unlearn_eval.trained_weights import linear_maps
+
+Change = Callable[[Tensor], Tensor]  # a weight (d_out, d_in), at least float32, to another; it may not change its input
+
+
+@contextmanager
+def changed_maps(model: Any, change: Change) -> Iterator[None]:
+    """The model with every linear map of its blocks changed, within a `with` block.
+
+    Originals wait in the CPU's memory, so that a GPU that holds the model holds this too. What is computed in float32
+    is rounded once to the weight's own type. Embeddings, norms, biases and head stay.
+    """
+    originals: list[tuple[Tensor, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for name in linear_maps(model):
+                module = model.get_submodule(name)
+                weight: Tensor = module.weight
+                originals.append((weight, weight.detach().to("cpu", copy=True)))
+                wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+                new = change(wide.T if is_transposed(module) else wide)
+                weight.copy_(new.T if is_transposed(module) else new)
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, original in originals:
+                weight.copy_(original)
+
+
+def levels(case: Case, changes: list[tuple[float, Change]]) -> Iterator[Observation]:
+    """Every model as it is, and with each change of its weights."""
+    for name in case.names:
+        with case.model(name) as loaded:
+            rows = case.rows(loaded, case.items)
+            yield case.observed(loaded, rows, name, None)
+            for i, (at, change) in enumerate(changes):
+                case.progress(f"{name} model, levels", i, len(changes))
+                with changed_maps(loaded.model, change):
+                    observation = case.observed(loaded, rows, name, at)
+                yield observation

@@ -1,0 +1,81 @@
+"""What the measures of depth share: from drops of log-probability by layer to metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from unlearn_eval.attacks.base import NO_REFERENCE, Observation
+from unlearn_eval.attacks.folds import clusters
+from unlearn_eval.attacks.summary import RESAMPLES, Summary
+from unlearn_eval.forget_sets import ForgetSet
+from unlearn_eval.metrics import bootstrap
+from unlearn_eval.metrics.robustness import depth_score
+from unlearn_eval.results import Metric
+
+
+def by_layer(items: ForgetSet, observations: Sequence[Observation], model: str, value: str) -> dict[str, list[float]]:
+    """Each item's value at every layer of one model, in the order in which the layers were measured."""
+    found: dict[str, list[float]] = {item.id: [] for item in items}
+    for one in observations:
+        if one.model == model:
+            for score in one.scores:
+                own = score.values[value]
+                assert own is not None
+                found[score.id].append(own)
+    return found
+
+
+def depth_summary(
+    items: ForgetSet,
+    unlearned: Mapping[str, Sequence[float]],
+    reference: Mapping[str, Sequence[float]] | None,
+    drop: str,
+    depth: str,
+    skipped: str | None,
+) -> Summary:
+    """Drops of log-probability by layer as metrics: their mean, that of the last layer, and how deep they go.
+
+    Args:
+        items: the items.
+        unlearned, reference: id -> the drop of each layer.
+        drop, depth: names of the two kinds of metric.
+        skipped: why nothing was measured, if nothing was.
+    """
+    scores: dict[str, dict[str, float]] = {f"forget_{drop}": {}, f"forget_last_{drop}": {}, f"forget_{depth}": {}}
+    reason: str | None = skipped or (NO_REFERENCE if reference is None else None)
+    for item in items:
+        own = unlearned[item.id]
+        if not own:
+            continue
+        scores[f"forget_{drop}"][item.id] = sum(own) / len(own)
+        scores[f"forget_last_{drop}"][item.id] = own[-1]
+        if reference is not None:
+            found = depth_score(reference[item.id], own)
+            if found.value is None:
+                reason = reason or found.reason
+            else:
+                scores[f"forget_{depth}"][item.id] = found.value
+    metrics: dict[str, Metric] = {}
+    intervals: dict[str, list[float]] = {}
+    for name, values in scores.items():
+        metrics[name], ends = _mean(items, values, reason or "nothing was measured")
+        intervals |= {} if ends is None else {name: ends}
+    return Summary(metrics, intervals, scores)
+
+
+def _mean(items: ForgetSet, values: Mapping[str, float], reason: str) -> tuple[Metric, list[float] | None]:
+    """The mean over items, with a bootstrap over clusters of them."""
+    n, left = len(values), len(items) - len(values)
+    if not values:
+        return Metric(None, None, 0, left, reason, True), None
+    parts = [[values[items.items[i].id] for i in part if items.items[i].id in values] for part in clusters(items)]
+    known = [np.array(part) for part in parts if part]
+    found = bootstrap(
+        lambda drawn: float(np.concatenate([known[i] for i in drawn]).mean()),
+        np.arange(len(known)),
+        n_resamples=RESAMPLES,
+    )
+    ends = None if found.low is None or found.high is None else [found.low, found.high]
+    return Metric(sum(values.values()) / n, found.stderr, n, left, None, True), ends

@@ -1,0 +1,274 @@
+"""One attack, from its settings to its result file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unlearn_eval.attacks.base import Attack, Case, Observation, get_attack, kind_of
+from unlearn_eval.attacks.folds import apart
+from unlearn_eval.attacks.summary import Summary, summary
+from unlearn_eval.editing import configure
+from unlearn_eval.editors.base import Progress, no_progress
+from unlearn_eval.edits import check_base, load_edit
+from unlearn_eval.errors import UserError
+from unlearn_eval.export import load_base
+from unlearn_eval.forget_sets import ForgetSet, facts, load_forget_set
+from unlearn_eval.models import LoadedModel, load_model
+from unlearn_eval.pipeline import describe_model
+from unlearn_eval.prompts import resolve_chat
+from unlearn_eval.provenance import hash_weights, peak_memory_bytes, provenance
+from unlearn_eval.results import Result, read_result, utc_now, write_result
+
+Say = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """What `unlearn-eval attack` does.
+
+    Attributes:
+        attack: its name.
+        edit: the folder of the edit.
+        model: the model that it was made on; None is the one that edit.json names.
+        forget: what was to be forgotten; None is what edit.json says.
+        ids: only these items.
+        limit: only so many items, chosen by the seed.
+        retain: other facts, for controls and for training on; None is the rest of the forget set, or the shipped facts.
+        reference: a model that never knew the items.
+        settings: of the attack, as text.
+        output: the result file; None makes one under `results/scratch`.
+        chat: whether questions go through the chat template; None is as the edit's were.
+        batch_size: rows per forward pass.
+        max_new_tokens: length of an answer.
+        dtype, device: of the models.
+        seed: chooses items.
+    """
+
+    attack: str
+    edit: str
+    model: str | None = None
+    forget: str | None = None
+    ids: tuple[str, ...] = ()
+    limit: int | None = None
+    retain: str | None = None
+    reference: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    output: str | None = None
+    chat: bool | None = None
+    batch_size: int = 16
+    max_new_tokens: int = 24
+    dtype: str = "float32"
+    device: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What an attack has measured.
+
+    Attributes:
+        name: of the attack.
+        settings: as resolved.
+        summary: metrics and intervals.
+        observations: everything that was measured.
+        skipped: what was not done -> why.
+        notes: sentences for the reader.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    summary: Summary
+    observations: tuple[Observation, ...]
+    skipped: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress) -> Result:
+    """Attack an edit and write the result.
+
+    Raises:
+        UserError: an unknown attack or setting, no such edit, model or set, too few facts, or the result cannot be
+            written.
+    """
+    created, started = utc_now(), time.monotonic()
+    module = get_attack(config.attack)  # mistakes are found before a model is loaded
+    settings = configure(module.Config, config.settings)
+    path = _output(config)
+    edit = load_edit(config.edit)
+    items = _items(config, edit)
+    others = others_of(items, config.retain)
+    loaded = load_base(edit, config.model, config.dtype, None, config.device, say)
+    check_base(edit.info, loaded.model, loaded.name)
+    chat = edit.info.requests.get("chat") if config.chat is None else config.chat
+    case = Case(
+        loaded=loaded,
+        edit=edit,
+        items=items,
+        others=others,
+        chat=resolve_chat(chat, loaded.tokenizer, loaded.name),
+        batch_size=config.batch_size,
+        max_new_tokens=config.max_new_tokens,
+        open_reference=_reference(config, say),
+        progress=progress,
+    )
+    weights = hash_weights(loaded.model)
+    say(f"{config.attack} on {len(items)} items of {items.name}")
+    began = time.monotonic()
+    attacked = attack_case(module, config.attack, case, settings)
+    if hash_weights(loaded.model).exact != weights.exact:
+        raise AssertionError("the attack was not undone bit for bit")
+    timing = {"loading_seconds": round(began - started, 2), "attack_seconds": round(time.monotonic() - began, 2)}
+    result = Result(
+        kind="attack",
+        status="complete",
+        created=created,
+        command=sys.argv,
+        config_as_passed={key: value for key, value in asdict(config).items() if value not in (None, "", {}, ())},
+        config=described(attacked, case),
+        model=describe_model(loaded, weights),
+        edit={"folder": config.edit, **asdict(edit.info)},
+        data={items.name: {"hash": items.hash, "n": len(items), "ids": [item.id for item in items]}},
+        metrics={task_name(config.attack): attacked.summary.metrics},
+        provenance=provenance(loaded.model.device),
+        seed=config.seed,
+        timing=timing,
+        notes=[*attacked.notes, f"peak memory {peak_memory_bytes()} bytes"],
+        robustness={task_name(config.attack): robustness(attacked)},
+    )
+    write_result(result, path, {task_name(config.attack): sample_lines(attacked, items)})
+    return read_result(path)
+
+
+def attack_case(module: Attack, name: str, case: Case, settings: Any) -> Attacked:
+    """Attack a case; an edit of a kind that the attack cannot treat is skipped, with the reason.
+
+    Raises:
+        UserError: as the attack does.
+    """
+    kind, why = kind_of(case.edit), None
+    observations: tuple[Observation, ...] = ()
+    if kind not in module.ABOUT.kinds:
+        why = f"{name} cannot treat {kind} edits: {module.ABOUT.why_not}"
+        case.skipped[f"{kind} edit"] = why
+    else:
+        observations = tuple(module.attack(case, settings))
+    summarise = getattr(module, "summary", summary)
+    made = summarise(case.items, observations, module.ABOUT, case.open_reference is not None, why)
+    return Attacked(name, asdict(settings), made, observations, dict(case.skipped), tuple(case.notes))
+
+
+def task_name(attack: str) -> str:
+    """Under which name an attack stands among a result's metrics."""
+    return f"attack_{attack}"
+
+
+def described(attacked: Attacked, case: Case) -> dict[str, Any]:
+    """The settings of an attack as resolved, for its result."""
+    return {
+        "attack": attacked.name,
+        "settings": {name: value for name, value in attacked.settings.items() if name != "folder"},
+        "chat": case.chat,
+        "batch_size": case.batch_size,
+        "max_new_tokens": case.max_new_tokens,
+        "others": None if case.others is None else {"name": case.others.name, "n": len(case.others)},
+        "models": list(case.names),
+    }
+
+
+def robustness(attacked: Attacked) -> dict[str, Any]:
+    """What an attack leaves in the `robustness` part of a result: every level, intervals, and what was skipped."""
+    about = get_attack(attacked.name).ABOUT
+    return {
+        "attack": attacked.name,
+        "axis": about.axis,
+        "headline": about.headline,
+        "levels": [_level(one) for one in attacked.observations],
+        "intervals": attacked.summary.intervals,
+        "skipped": [{"what": what, "reason": reason} for what, reason in attacked.skipped.items()],
+    }
+
+
+def _level(one: Observation) -> dict[str, Any]:
+    """One observation as means over its items; `at` is null before the attack, a mean without any value is null."""
+    names = dict.fromkeys(name for score in one.scores for name in score.values)
+    known = {name: [v for score in one.scores if (v := score.values.get(name)) is not None] for name in names}
+    return {
+        "model": one.model,
+        "condition": one.condition,
+        "fold": one.fold,
+        "seed": one.seed,
+        "at": one.at,
+        "n": len(one.scores),
+        "values": {name: sum(values) / len(values) if values else None for name, values in known.items()},
+    }
+
+
+def sample_lines(attacked: Attacked, items: ForgetSet) -> list[dict[str, Any]]:
+    """One record for each item: its value of every metric that is a mean, and everything that was measured of it."""
+    seen: dict[str, list[dict[str, Any]]] = {item.id: [] for item in items}
+    for one in attacked.observations:
+        for score in one.scores:
+            said = {} if score.said is None else {"said": score.said}
+            where = {"model": one.model, "condition": one.condition, "fold": one.fold, "seed": one.seed, "at": one.at}
+            seen[score.id].append({**where, **score.values, **said})
+    return [
+        {
+            "id": item.id,
+            "question": item.question,
+            "answer": item.answer,
+            "metrics": {name: own[item.id] for name, own in attacked.summary.by_item.items() if item.id in own},
+            "observations": seen[item.id],
+        }
+        for item in items
+    ]
+
+
+# What is attacked ------------------------------------------------------------------------------------------
+
+
+def _items(config: AttackConfig, edit: Any) -> ForgetSet:
+    """What was to be forgotten: as named, or as edit.json says."""
+    asked = edit.info.requests
+    name, ids = config.forget, config.ids
+    if name is None:
+        name = asked.get("forget_set")
+        ids = ids or tuple(asked.get("ids", ()))
+        if not name:
+            raise UserError("edit.json does not say what was to be forgotten", "give it with --forget")
+    items = load_forget_set(name)
+    items = items.select(ids) if ids else items
+    return items if config.limit is None else items.sample(config.limit, config.seed)
+
+
+def others_of(items: ForgetSet, retain: str | None) -> ForgetSet | None:
+    """Other facts that have nothing in common with the items: of a set, or the rest of theirs, or the shipped facts."""
+    if retain is not None:
+        return apart(items, load_forget_set(retain))
+    return apart(items, load_forget_set(items.name)) or apart(items, facts())
+
+
+def _reference(config: AttackConfig, say: Say) -> Callable[[], LoadedModel] | None:
+    name = config.reference
+    if name is None:
+        return None
+
+    def load() -> LoadedModel:
+        say(f"loading {name}")
+        return load_model(name, config.dtype, config.device)
+
+    return load
+
+
+def _output(config: AttackConfig) -> Path:
+    if config.output:
+        path = Path(config.output)
+        if path.suffix != ".json":
+            raise UserError(f"a result is a .json file, not {path}", "name a file, such as results/attack.json")
+        return path
+    edit = Path(config.edit).name
+    return Path("results") / "scratch" / f"{config.attack}_{edit}_{time.strftime('%Y%m%d-%H%M%S')}.json"

@@ -1,0 +1,193 @@
+"""Several edits of one base model, evaluated in one vLLM engine at once: each is a LoRA, and their requests are mixed.
+
+lm-eval evaluates one model after another, and would leave the engine half empty at the end of each. Here every edit
+has a view of the engine (`View`) and an evaluation of its own, in a thread of its own. Only one of them runs at a time;
+when all of them wait for the engine, it is given the requests of all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from unlearn_eval.edits import ADAPTER_CONFIG, DESCRIPTION, load_edit, read_description
+from unlearn_eval.errors import UserError
+from unlearn_eval.harness import vllm_models
+from unlearn_eval.provenance import sha256_of_file
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM allows
+
+
+def modules_of(folders: Sequence[str]) -> list[str]:
+    """The last names of the modules that the edits change: vLLM wraps no others.
+
+    It would wrap the head too, whose log-probabilities of prompts it then cannot compute.
+    """
+    import json
+    from pathlib import Path
+
+    configs = [json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8")) for folder in folders]
+    return sorted({name.rpartition(".")[2] for config in configs for name in config["target_modules"]})
+
+
+def rank_for(folders: Sequence[str]) -> int:
+    """The smallest rank that vLLM allows and that holds each edit.
+
+    Raises:
+        UserError: an edit that is no LoRA, or has too high a rank.
+    """
+    import json
+    from pathlib import Path
+
+    highest = 1
+    for folder in folders:
+        kind = read_description(folder)["kind"]
+        if kind != "low_rank":
+            raise UserError(
+                f"{folder} is a {kind} edit, and only low-rank ones can share an engine",
+                "evaluate it by itself: --edit DIR --backend vllm",
+            )
+        highest = max(highest, int(json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["r"]))
+    if highest > RANKS[-1]:
+        raise UserError(
+            f"one of the edits has rank {highest}, and vLLM's LoRA goes up to {RANKS[-1]}",
+            "evaluate it by itself: --edit DIR --backend vllm",
+        )
+    return next(rank for rank in RANKS if rank >= highest)
+
+
+class Engine:
+    """One vLLM engine, and who waits for it."""
+
+    def __init__(self, model: str, folders: Sequence[str], **options: Any) -> None:
+        rank = rank_for(folders)
+        lora = {"enable_lora": True, "max_lora_rank": rank, "max_loras": len(folders)}
+        options = {**lora, "lora_target_modules": modules_of(folders), **options}
+        self.own: Any = vllm_models.VLLM(  # type: ignore[attr-defined]
+            pretrained=model, **options
+        )
+        self.views = [self._view(i, folder) for i, folder in enumerate(folders)]
+        self._turn = threading.Condition()
+        self._running: int | None = None
+        self._waiting: dict[int, tuple[list[Any], list[Any]]] = {}
+        self._answers: dict[int, Any] = {}
+        self._alive: set[int] = set()
+        self._error: BaseException | None = None
+
+    def _view(self, number: int, folder: str) -> Any:
+        """The engine as the model with one edit, for lm-eval."""
+        from vllm.lora.request import LoRARequest
+
+        view = object.__new__(_view_class())
+        vars(view).update(vars(self.own))
+        view.engine, view.number = self, number
+        view.edit_folder, view.edit_info = folder, load_edit(folder).info
+        view.lora_request = LoRARequest(f"edit-{number}", number + 1, folder)
+        view.batch_size = "auto"
+        return view
+
+    def run(self, work: Callable[[Any], Any]) -> list[Any]:
+        """What `work` gives for each view, all at once.
+
+        Raises:
+            BaseException: the first error of any of them, when all are done.
+        """
+        found: list[Any] = [None] * len(self.views)
+        errors: list[BaseException | None] = [None] * len(self.views)
+        self._alive = set(range(len(self.views)))
+
+        def one(number: int) -> None:
+            try:
+                self._take(number)
+                found[number] = work(self.views[number])
+            except BaseException as error:
+                errors[number] = error
+            finally:
+                self._leave(number)
+
+        threads = [threading.Thread(target=one, args=(i,), daemon=True) for i in range(len(self.views))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for error in errors:
+            if error is not None:
+                raise error
+        return found
+
+    # Turns -----------------------------------------------------------------------------------------------------
+
+    def _take(self, number: int) -> None:
+        """Wait until nobody else runs."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._running is None)
+            self._running = number
+
+    def _leave(self, number: int) -> None:
+        with self._turn:
+            self._alive.discard(number)
+            if self._running == number:
+                self._running = None
+            self._ask_if_all_wait()
+            self._turn.notify_all()
+
+    def ask(self, number: int, prompts: list[Any], sampling: list[Any]) -> Any:
+        """The engine's answers to one view's requests, together with those of all others."""
+        with self._turn:
+            self._waiting[number] = prompts, sampling
+            self._running = None
+            self._ask_if_all_wait()
+            self._turn.notify_all()
+            self._turn.wait_for(lambda: (number in self._answers or self._error) and self._running is None)
+            self._running = number
+            if self._error is not None:
+                raise self._error
+            return self._answers.pop(number)
+
+    def _ask_if_all_wait(self) -> None:
+        """Give the engine everybody's requests, mixed, once nobody is left who could ask for more."""
+        if not self._waiting or set(self._waiting) != self._alive or self._error is not None:
+            return
+        waiting, self._waiting = self._waiting, {}
+        longest = max(len(prompts) for prompts, _ in waiting.values())
+        order = [(n, i) for i in range(longest) for n, (prompts, _) in waiting.items() if i < len(prompts)]
+        try:
+            answers = self.own.model.generate(
+                [waiting[n][0][i] for n, i in order],
+                sampling_params=[waiting[n][1][i] for n, i in order],
+                lora_request=[self.views[n].lora_request for n, _ in order],
+                use_tqdm=False,
+            )
+        except BaseException as error:
+            self._error = error
+            return
+        found: dict[int, list[Any]] = {n: [None] * len(prompts) for n, (prompts, _) in waiting.items()}
+        for (n, i), answer in zip(order, answers, strict=True):
+            found[n][i] = answer
+        self._answers |= found
+
+
+def _view_class() -> Any:
+    from vllm import SamplingParams, TokensPrompt
+
+    class View(vllm_models.VLLM):  # type: ignore[misc, attr-defined, name-defined]
+        """lm-eval's `vllm` model with one edit of several."""
+
+        engine: Engine
+        number: int
+
+        def _model_generate(self, requests: Any, generate: bool = False, sampling_params: Any = None) -> Any:
+            if not generate or sampling_params is None:
+                sampling_params = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
+            if not isinstance(sampling_params, list):
+                sampling_params = [sampling_params] * len(requests)
+            prompts = [TokensPrompt(prompt_token_ids=list(ids)) for ids in requests]
+            return self.engine.ask(self.number, prompts, sampling_params)
+
+        @property
+        def answers_hash(self) -> str:
+            """What the model's answers depend on: the edit, which names its base's weights."""
+            return sha256_of_file(f"{self.edit_folder}/{DESCRIPTION}")
+
+    return View

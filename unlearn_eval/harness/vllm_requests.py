@@ -1,0 +1,116 @@
+"""What our tasks and memory edits ask of lm-eval's own `vllm` model: the request kind, and where prompts end.
+
+A log-probability is that of vLLM's sampler in float32; means and variances over the vocabulary are not to be
+had from it, so min-k++ is missing there, with that reason.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from unlearn_eval.edits import EDITED
+from unlearn_eval.harness.requests import KIND, cannot_score, make_query
+
+PROMPT_END = "prompt_end"  # as in unlearn_eval.serving.routed_model
+_AT_ONCE = 1024  # requests whose log-probabilities are held before only the needed ones are kept
+_NO_MOMENTS = "vLLM gives no means and variances over the vocabulary"
+
+
+def lend(own: Any) -> None:
+    """Give lm-eval's `vllm` class the request kind, and log-likelihoods that say where each prompt ends."""
+    if KIND not in vars(own):
+        setattr(own, KIND, from_vllm)
+    plain = own._loglikelihood_tokens
+    if hasattr(plain, "says_where_prompts_end"):
+        return
+
+    @functools.wraps(plain)
+    def tokens(self: Any, requests: Any, disable_tqdm: bool = False) -> Any:
+        return score_tokens(self, requests) if is_edited(self) else plain(self, requests, disable_tqdm)
+
+    tokens.says_where_prompts_end = True  # type: ignore[attr-defined]
+    own._loglikelihood_tokens = tokens
+
+
+def is_edited(lm: Any) -> bool:
+    """Whether the engine serves an edit."""
+    if lm.data_parallel_size > 1:
+        return False  # its engines are elsewhere; one of a memory edit would refuse to guess
+    names = getattr(lm.model.llm_engine.model_config.hf_config, "architectures", None) or ()
+    return any(name.startswith(EDITED) for name in names)
+
+
+def score_tokens(lm: Any, requests: Sequence[tuple[Any, list[int], list[int]]]) -> list[tuple[float, bool]]:
+    """`loglikelihood` from tokens: (name, context, continuation) -> (sum of ln p, is it the greedy continuation)."""
+    longest = lm.max_length - 1  # the engine generates one token more
+    pairs = []
+    for _, context, continuation in requests:
+        kept = context[-max(1, longest - len(continuation)) :]
+        pairs.append((tuple(kept), tuple(continuation)))
+    found = [(sum(logp), all(rank == 1 for rank in ranks)) for logp, ranks in _scored(lm, pairs)]
+    for (name, _, _), answer in zip(requests, found, strict=True):
+        if name is not None:
+            lm.cache_hook.add_partial("loglikelihood", name, answer)
+    return found
+
+
+def from_vllm(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
+    """`answer_logprobs` for vLLM: per-token values and ranks, of the answer's tokens only."""
+    responses: list[dict[str, Any]] = [{} for _ in requests]
+    pairs, owners = [], []
+    encode = functools.cache(lambda text: tuple(self.tok_encode(text)))
+    for i, request in enumerate(requests):
+        context, answer, asked = request.args
+        query, labels = make_query(self, context, answer, asked, lambda text: list(encode(text)))
+        responses[i] = {"n_answer": labels.n_answer, "text": labels.text}
+        reason = cannot_score(query, labels, self.max_length - 2)  # all labels are inputs, and one token is generated
+        if query.masked_token is not None:
+            reason = "compat=openunlearning masks tokens within the prompt, which vLLM cannot"
+        if reason:
+            responses[i] = {"unscored": reason}
+            continue
+        if asked["moments"]:
+            responses[i]["partial"] = _NO_MOMENTS
+        pairs.append((query.prompt_ids, query.label_ids))
+        owners.append(i)
+    for owner, (logp, ranks) in zip(owners, _scored(self, pairs, disable_tqdm), strict=True):
+        hits = [rank == 1 for rank in ranks]
+        responses[owner] |= {"token_nll": [-value for value in logp], "hits": hits, "ranks": ranks}
+    return responses
+
+
+def _scored(
+    lm: Any, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], silent: bool = False
+) -> Iterator[tuple[list[float], list[int]]]:
+    """Ln p and ranks of each (prompt, labels)'s labels, in order; a prompt's answers are asked one after another."""
+    from tqdm import tqdm
+    from vllm import SamplingParams
+
+    bar = tqdm(total=len(pairs), desc=f"Running {KIND} requests", disable=silent or lm.rank != 0)
+    with bar:
+        for start in range(0, len(pairs), _AT_ONCE):
+            part = pairs[start : start + _AT_ONCE]
+            sampling = [
+                SamplingParams(
+                    temperature=0,
+                    max_tokens=1,
+                    prompt_logprobs=0,  # of the prompt's own tokens, with their ranks
+                    flat_logprobs=True,
+                    detokenize=False,
+                    extra_args={PROMPT_END: len(prompt)},
+                )
+                for prompt, _ in part
+            ]
+            asked = [[*prompt, *labels] for prompt, labels in part]
+            size = lm.batch_size
+            lm.batch_size = len(asked)  # else it shows a bar of its own
+            try:
+                found = lm._model_generate(requests=asked, generate=True, sampling_params=sampling)
+            finally:
+                lm.batch_size = size
+            for out, (prompt, labels) in zip(found, part, strict=True):
+                rows = [out.prompt_logprobs[len(prompt) + j][label] for j, label in enumerate(labels)]
+                bar.update(1)
+                yield [row.logprob for row in rows], [row.rank for row in rows]

@@ -1,0 +1,124 @@
+"""What every localisation is: facts in, a ranking of units out, and the model left as it was found."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from unlearn_eval.editors.base import Progress, no_progress
+from unlearn_eval.errors import unknown_name
+from unlearn_eval.localization.sites import Sites, Unit
+
+NOT_METHODS = {"activations", "base", "budget", "components", "facts", "locate", "paths", "probes", "scores", "sites"}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A question whose answer is one token against another, in token ids.
+
+    Attributes:
+        id: of the forget item.
+        prompt_ids: the whole prompt, up to where the true answer and a wrong one differ.
+        subject: where in `prompt_ids` the subject begins, and the place after its last token.
+        true_id, false_id: the tokens in which they differ.
+        answer: as text: the class that a probe predicts.
+        subject_ids: the bare subject after whatever token begins a text.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    subject: tuple[int, int]
+    true_id: int
+    false_id: int
+    answer: str = ""
+    subject_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a method is given.
+
+    Attributes:
+        model: in eval mode.
+        sites: where its units are.
+        facts: what is looked for.
+        others: further facts, which a method that learns to tell classes apart may learn from.
+        words: token ids that may stand in for a subject's.
+        seed: of everything random.
+        rows: prompts at a time, at most; it changes memory and speed, not the result.
+        progress: told of what is done.
+    """
+
+    model: Any
+    sites: Sites
+    facts: Sequence[Fact]
+    others: Sequence[Fact] = ()
+    words: Sequence[int] = ()
+    seed: int = 0
+    rows: int = 64
+    progress: Progress = no_progress
+
+    def generator(self, part: int) -> torch.Generator:
+        """Random numbers of their own for a part of the run, the same on every device."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + part)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a method finds.
+
+    Attributes:
+        units: best first; what can be chosen.
+        scores: unit -> score; those without one are not in it.
+        n_chosen: how many units the method itself would keep, if it has a rule.
+        takes_budget: whether a budget cuts the ranking; else all units are taken, whatever it is.
+        tables: further scores, as JSON: effects by layer and position, by head, accuracies by layer.
+        notes: what else should be known, as JSON.
+    """
+
+    units: tuple[Unit, ...]
+    scores: Mapping[Unit, float] = field(default_factory=dict)
+    n_chosen: int | None = None
+    takes_budget: bool = True
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Localizer(Protocol):
+    """A module of this folder: a frozen dataclass `Config`, a function `localize`, and whether it reads facts."""
+
+    Config: type[Any]
+    NEEDS_FACTS: bool
+
+    def localize(self, run: Run, config: Any) -> Ranking:
+        """The units, ranked. The model is as before afterwards."""
+
+
+def localizer_names() -> list[str]:
+    """The names of the methods: this folder's files."""
+    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
+    return sorted(module.name for module in modules if module.name not in NOT_METHODS)
+
+
+def get_localizer(name: str) -> Localizer:
+    """The localisation called `name`.
+
+    Raises:
+        UserError: there is none; the nearest names are given.
+    """
+    if name not in localizer_names():
+        raise unknown_name("localization", name, localizer_names())
+    module: Any = importlib.import_module(f"unlearn_eval.localization.{name}")
+    return module  # type: ignore[no-any-return]
+
+
+def by_score(scores: Mapping[Unit, float]) -> tuple[Unit, ...]:
+    """Units from the highest score down; of equal ones the lower layer first."""
+    return tuple(sorted(scores, key=lambda unit: (-scores[unit], unit.layer, unit.kind)))

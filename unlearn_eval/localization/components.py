@@ -1,0 +1,138 @@
+"""What a localisation leaves behind: which linear maps of which model, and why; a small JSON file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from unlearn_eval.anatomy import anatomy
+from unlearn_eval.errors import UserError
+from unlearn_eval.json_files import dumps, parse, plain, read_text, write_all
+from unlearn_eval.provenance import hash_weights
+
+VERSION = 1
+KIND = "components"
+
+
+@dataclass(frozen=True)
+class Components:
+    """Where to train or edit.
+
+    Attributes:
+        method: the localisation.
+        modules: paths of linear maps, in the model's order.
+        mlp_layers: layers whose MLP output projection is among them, the best first.
+        n_weights: of the modules.
+        n_weights_in_blocks: of all linear maps in the model's blocks.
+        n_layers: of the model.
+        budget: `{"given", "n_weights"}`; None where the method takes none.
+        ranking: `{"kind", "layer", "score"}` of every unit that could be chosen, best first; score null if it has none.
+        tables: effects by layer and role of a token, by head, probe accuracies: what the method saw.
+        settings: of the method.
+        seed: of everything random.
+        model: `{"id", "architecture", "weights"}`: the canonical hash of what it was computed on.
+        facts: `{"set", "hash", "n", "skipped", "chat"}`; empty where none are read.
+        notes: what else should be known.
+        seconds: what it took.
+        versions: of the packages that made it.
+    """
+
+    method: str
+    modules: tuple[str, ...]
+    mlp_layers: tuple[int, ...]
+    n_weights: int
+    n_weights_in_blocks: int
+    n_layers: int
+    budget: Mapping[str, Any] | None = None
+    ranking: tuple[Mapping[str, Any], ...] = ()
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    model: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    versions: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def patterns(self) -> str:
+        """The modules as `--set components=...` takes them: `model.layers.(2|3).mlp.(gate_proj|up_proj|down_proj)`."""
+        return patterns_of(self.modules)
+
+    def check(self, model: Any, name: str) -> None:
+        """Refuse another model than the one that this was computed on.
+
+        Raises:
+            UserError: naming both.
+        """
+        if self.model.get("weights") != hash_weights(model).canonical:
+            raise UserError(
+                f"these components are of {self.model.get('id')}, weights {str(self.model.get('weights'))[:12]}, "
+                f"not of {name}",
+                "run `unlearn-eval localize` on this model, or give the method's name in place of the file",
+            )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file, whole or not at all."""
+        path = Path(path).expanduser()
+        content = {"kind": KIND, "version": VERSION, **plain(asdict(self), KIND)}
+        write_all({path.name: dumps(content, indent=2) + "\n"}, path.parent)
+        return path
+
+
+def load_components(path: str | Path) -> Components:
+    """The components in a file.
+
+    Raises:
+        UserError: no file, not strict JSON, or not components of a version that is known here.
+    """
+    path = Path(path).expanduser()
+    content = parse(read_text(path, "components file"), path, "write it with `unlearn-eval localize`")
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise UserError(f"{path} holds no components", "write it with `unlearn-eval localize`")
+    if content.get("version") != VERSION:
+        raise UserError(
+            f"{path} has version {content.get('version')!r}, and this program reads {VERSION}",
+            "write it again with `unlearn-eval localize`",
+        )
+    known = {f.name for f in fields(Components)}
+    missing = {"method", "modules", "mlp_layers", "n_weights", "model"} - content.keys()
+    if missing or content.keys() - known - {"kind", "version"}:
+        raise UserError(f"{path} is not whole, or has been changed", "write it again with `unlearn-eval localize`")
+    own = {key: value for key, value in content.items() if key in known}
+    lists = {key: tuple(own.get(key, ())) for key in ("modules", "mlp_layers", "ranking")}
+    return Components(**{**own, **lists})
+
+
+def patterns_of(modules: Sequence[str]) -> str:
+    """Module paths as patterns, one for all layers that hold the same maps."""
+    layers: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for name in modules:
+        found = re.fullmatch(r"(.*?\.)(\d+)\.(.+)", name)
+        if found is None:
+            raise ValueError(f"{name} is in no layer")
+        before, layer, inner = found.groups()
+        parent, _, map_ = inner.rpartition(".")
+        layers.setdefault((before, parent), {}).setdefault(layer, []).append(map_)
+    patterns = []
+    for (before, parent), own in layers.items():
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for layer, maps in own.items():
+            alike.setdefault(tuple(maps), []).append(layer)
+        for names, numbers in alike.items():
+            inside = f"{parent}." if parent else ""
+            patterns.append(f"{before}{_either(numbers)}.{inside}{_either(names)}")
+    return ",".join(patterns)
+
+
+def _either(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"({'|'.join(names)})"
+
+
+def mlp_layers(model: Any, modules: Sequence[str], ranked: Sequence[int]) -> tuple[int, ...]:
+    """The layers whose MLP output projection is among the modules, in the order of `ranked`."""
+    parts = anatomy(model)
+    return tuple(layer for layer in dict.fromkeys(ranked) if parts.projection_name(layer) in set(modules))

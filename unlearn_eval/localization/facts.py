@@ -1,0 +1,116 @@
+"""From forget items to facts: prompts with the subject's place in them, and the two tokens that are told apart."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from unlearn_eval import prompts
+from unlearn_eval.edit_requests import subject_span
+from unlearn_eval.errors import UserError
+from unlearn_eval.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.localization.base import Fact
+
+
+def facts_of(
+    items: Sequence[ForgetItem], tokenizer: Any, seed: int = 0, chat: bool = False, max_length: int | None = None
+) -> tuple[list[Fact], dict[str, str]]:
+    r"""The facts of those items of which there is one, and of each other item why there is none.
+
+    A question is asked as `Question: ...\nAnswer:` (or as a chat), so that the answer's first token comes next; what is
+    no question but the beginning of a sentence (CounterFact, the athletes) is left as it is. The wrong answer is one of
+    the item's own, else another item's of its group, else of the set: that which differs earliest. What the two begin
+    with alike is part of the prompt.
+
+    Args:
+        items: what is looked for.
+        tokenizer: of the model.
+        seed: of the choice among others' answers.
+        chat: whether questions go through the chat template.
+        max_length: the model's context, in tokens.
+    """
+    found, skipped = [], {}
+    for i, item in enumerate(items):
+        made = _fact(item, items, tokenizer, random.Random(f"{seed}/{i}"), chat, max_length)
+        if isinstance(made, Fact):
+            found.append(made)
+        else:
+            skipped[item.id] = made
+    return found, skipped
+
+
+def check_some(facts: Sequence[Fact], skipped: dict[str, str], forget: ForgetSet) -> None:
+    """Refuse a set none of whose items can be used."""
+    if not facts:
+        reasons = sorted(set(skipped.values()))
+        raise UserError(
+            f"none of the {len(skipped)} items of '{forget.name}' can be localized: {'; '.join(reasons[:3])}",
+            "give items a subject that stands in the question word for word, and wrong answers",
+        )
+
+
+def _fact(
+    item: ForgetItem, items: Sequence[ForgetItem], tokenizer: Any, rng: random.Random, chat: bool, longest: int | None
+) -> Fact | str:
+    if not item.subject:
+        return "it has no subject"
+    asked = chat or item.question.rstrip().endswith("?")
+    text = prompts.render(item.question, tokenizer, chat) if asked else item.question.rstrip()
+    ids = prompts.encode_prompt(text, tokenizer)
+    question = item.question if text.rfind(item.question) >= 0 else item.question.strip()
+    span = subject_span(text, question, item.subject, ids, tokenizer)
+    if span is None:
+        return "its subject does not stand in the question"
+
+    def labels(answer: str) -> tuple[int, ...]:
+        return prompts.answer_labels(text, ids, answer, tokenizer, chat).ids
+
+    true, found = labels(item.answer), None
+    others = [other for other in items if other.answer != item.answer]
+    rng.shuffle(others)
+    others.sort(key=lambda other: other.group is None or other.group != item.group)
+    for answers in (item.perturbed_answers, [other.answer for other in others]):
+        wrong = [own for answer in answers if answer.strip() and (own := labels(answer)) != true]
+        if wrong:
+            found = min(wrong, key=lambda own: _n_shared(own, true))  # of several the first
+            break
+    if found is None:
+        return "it has no wrong answer, and neither has another item another answer"
+    n = _n_shared(found, true)
+    if longest and len(ids) + n > longest:
+        return f"it does not fit the model's context of {longest} tokens"
+    subject_ids = tuple(bare(item.subject, tokenizer))
+    return Fact(item.id, (*ids, *true[:n]), span, true[n], found[n], item.answer, subject_ids)
+
+
+def _n_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two answers begin with alike; both end in the same end token, so neither is all of the other."""
+    return next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+
+
+def bare(subject: str, tokenizer: Any) -> list[int]:
+    """The subject's ids after one token that begins a text.
+
+    Where the tokenizer adds none it is its BOS or end token: attention rests on a text's first token, whose states say
+    nothing.
+    """
+    ids = prompts.encode_prompt(subject, tokenizer)
+    begin = getattr(tokenizer, "bos_token_id", None)
+    begin = getattr(tokenizer, "eos_token_id", None) if begin is None else begin
+    return ids if begin is None or ids[:1] == [begin] else [begin, *ids]
+
+
+def plain_words(tokenizer: Any, seed: int, n: int = 512) -> list[int]:
+    """Ids of `n` random tokens (fewer of a small vocabulary) that read as plain letters, to stand in for subjects."""
+    special = set(tokenizer.all_special_ids)
+    ids = list(range(len(tokenizer)))
+    random.Random(seed).shuffle(ids)
+    found: list[int] = []
+    for token in ids:
+        text = str(tokenizer.decode([token]))
+        if token not in special and text.isascii() and text.strip().isalpha():
+            found.append(token)
+        if len(found) == n:
+            break
+    return found

@@ -1,0 +1,276 @@
+"""From a model and a forget set to components: a method ranks, a budget cuts, a file remembers."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from unlearn_eval.editors.base import Progress, no_progress
+from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.forget_sets import ForgetSet
+from unlearn_eval.localization.base import Fact, Ranking, Run, get_localizer, localizer_names
+from unlearn_eval.localization.budget import Budget, budget_of, chosen, usual_budget
+from unlearn_eval.localization.components import VERSION, Components, load_components, mlp_layers
+from unlearn_eval.localization.facts import check_some, facts_of, plain_words
+from unlearn_eval.localization.sites import MLP, Sites, sites
+from unlearn_eval.models import LoadedModel, cache_dir
+from unlearn_eval.provenance import hash_json, hash_weights, provenance
+from unlearn_eval.settings import configure
+
+ONE_LAYER = ("rome", "grace", "wise", "memoir")  # editors that change one: they get the best
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A localisation that is asked for.
+
+    Attributes:
+        method: its name.
+        budget: as text; None is the method's own rule, or the usual one.
+        settings: of the method, as text.
+    """
+
+    method: str
+    budget: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def localize(
+    loaded: LoadedModel,
+    forget: ForgetSet,
+    wanted: Wanted,
+    seed: int = 0,
+    retain: ForgetSet | None = None,
+    chat: bool = False,
+    rows: int = 64,
+    progress: Progress = no_progress,
+    cache: bool = True,
+) -> Components:
+    """The components of a model that a method names for the facts of a set.
+
+    What was computed before, on the same weights and facts with the same settings, is read from the user's cache.
+
+    Args:
+        loaded: the model; it is left as it is.
+        forget: whose facts are looked for; items without subject or wrong answer are left out, and named.
+        wanted: the method, its settings, and how much it may choose.
+        seed: of everything random.
+        retain: further facts for methods that tell answers apart (probes).
+        chat: whether questions go through the chat template; there an answer seldom begins with its own first token.
+        rows: prompts per forward pass.
+        progress: told of what is done.
+        cache: whether the cache is read and written.
+
+    Raises:
+        UserError: an unknown method or setting, a budget that the method cannot fill, no item that can be used, or a
+            model whose parts are not found.
+    """
+    method = get_localizer(wanted.method)
+    config = configure(method.Config, wanted.settings)
+    model, found = loaded.model, sites(loaded.model)
+    budget = None if wanted.budget is None else budget_of(wanted.budget, found)
+    facts, others, skipped = _facts(method.NEEDS_FACTS, loaded, forget, retain, chat, seed)
+    weights = hash_weights(model).canonical
+    key = {
+        "version": VERSION,
+        "method": wanted.method,
+        "settings": asdict(config),
+        "seed": seed,
+        "weights": weights,
+        "facts": [asdict(fact) for fact in facts],
+        "others": [asdict(fact) for fact in others],
+        "budget": None if budget is None else budget.n_weights,
+        "dtype": str(model.dtype),
+    }
+    path = cache_dir() / "localization" / f"{wanted.method}-{hash_json(key)[:24]}.json"
+    about = _about_facts(method.NEEDS_FACTS, forget, retain, facts, skipped, chat)
+    if cache and path.is_file():
+        return replace(load_components(path), facts=about)
+    started = time.monotonic()
+    words = plain_words(loaded.tokenizer, seed) if facts else []
+    run = Run(model, found, facts, others, words, seed, rows, progress)
+    ranking = method.localize(run, config)
+    modules, spent = _cut(ranking, found, budget)
+    made = Components(
+        method=wanted.method,
+        modules=tuple(modules),
+        mlp_layers=mlp_layers(model, modules, [unit.layer for unit in ranking.units if unit.kind == MLP]),
+        n_weights=sum(found.parameters[name] for name in modules),
+        n_weights_in_blocks=sum(found.parameters.values()),
+        n_layers=found.parts.n_layers,
+        budget=spent,
+        ranking=tuple(
+            {"kind": unit.kind, "layer": unit.layer, "score": ranking.scores.get(unit)} for unit in ranking.units
+        ),
+        tables=ranking.tables,
+        settings=asdict(config),
+        seed=seed,
+        model={"id": loaded.name, "architecture": type(model).__name__, "weights": weights},
+        facts=about,
+        notes=ranking.notes,
+        seconds=round(time.monotonic() - started, 2),
+        versions=provenance()["packages"],
+    )
+    if cache:
+        made.save(path)
+    return made
+
+
+def _facts(
+    needed: bool, loaded: LoadedModel, forget: ForgetSet, retain: ForgetSet | None, chat: bool, seed: int
+) -> tuple[list[Fact], list[Fact], dict[str, str]]:
+    """What is looked for, what else may be learned from, and what is left out and why."""
+    if not needed:
+        return [], [], {}
+    longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    facts, skipped = facts_of(forget.items, loaded.tokenizer, seed, chat, longest)
+    check_some(facts, skipped, forget)
+    asked = {item.question for item in forget}
+    kept = [item for item in retain or () if item.question not in asked]
+    others, _ = facts_of(kept, loaded.tokenizer, seed, chat, longest)
+    return facts, others, skipped
+
+
+def _about_facts(
+    needed: bool, forget: ForgetSet, retain: ForgetSet | None, facts: list[Fact], skipped: dict[str, str], chat: bool
+) -> dict[str, Any]:
+    if not needed:
+        return {}
+    own = {"set": forget.name, "hash": forget.hash, "n": len(facts), "skipped": skipped, "chat": chat}
+    return own | ({"retain_set": retain.name, "retain_set_hash": retain.hash} if retain is not None else {})
+
+
+def _cut(ranking: Ranking, found: Sites, budget: Budget | None) -> tuple[list[str], dict[str, Any] | None]:
+    """The chosen modules in the model's order, and the budget that was used."""
+    if not ranking.takes_budget:
+        names, spent = {name for unit in ranking.units for name in found.maps[unit]}, None
+    elif budget is None and ranking.n_chosen is not None:
+        names = {name for unit in ranking.units[: ranking.n_chosen] for name in found.maps[unit]}
+        spent = {"given": "the method's own rule", "n_weights": sum(found.parameters[name] for name in names)}
+    else:
+        budget = budget or usual_budget(found)
+        names = set(chosen(ranking.units, found, budget))
+        spent = {"given": budget.text, "n_weights": budget.n_weights}
+    return [name for name in found.parameters if name in names], spent
+
+
+# As a setting of editors: `components=TEXT` ----------------------------------------------------------------
+
+_CALL = re.compile(r"(\w+)\s*(?:\((.*)\))?")
+
+
+def wanted_of(text: str) -> Wanted | Path | None:
+    """What `components=TEXT` asks for: a localisation, a file of components, or (None) patterns of module names.
+
+    A localisation is written `NAME` or `NAME(budget=6, SETTING=VALUE, ...)`.
+
+    Raises:
+        UserError: a setting without a value.
+    """
+    text = text.strip()
+    if text.endswith(".json"):
+        return Path(text).expanduser()
+    found = _CALL.fullmatch(text)
+    if found is None or (found[1] not in localizer_names() and found[2] is None):
+        return None
+    settings = {}
+    for part in filter(None, (part.strip() for part in (found[2] or "").split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"'{part}' in '{text}' has no value", "write NAME(budget=6, SETTING=VALUE)")
+        settings[name.strip()] = value.strip()
+    budget = settings.pop("budget", None)
+    get_localizer(found[1])
+    return Wanted(found[1], budget, settings)
+
+
+def checked_settings(config_class: Any, settings: Mapping[str, str]) -> dict[str, str]:
+    """An editor's settings without `components` where it is no setting of its own; that of a localisation is checked.
+
+    Raises:
+        UserError: an unknown localisation or setting of it, no such file, or patterns of module names where an editor
+            takes none.
+    """
+    text = settings.get("components", "")
+    wanted = wanted_of(text) if text else None
+    if isinstance(wanted, Wanted):
+        configure(get_localizer(wanted.method).Config, wanted.settings)
+    elif isinstance(wanted, Path):
+        load_components(wanted)
+    names = {f.name for f in fields(config_class)}
+    if text and "components" not in names and wanted is None:
+        raise unknown_name("localization", text, localizer_names())
+    if text and not names & {"components", "layers"}:
+        raise unknown_name("setting", "components", names)
+    return {name: value for name, value in settings.items() if name != "components" or name in names}
+
+
+def check_name(text: str, model: Any) -> None:
+    """Refuse a single word that is neither a localisation nor a part of a module's name.
+
+    Raises:
+        UserError: with the nearest localisations.
+    """
+    parts = {part for name, _ in model.named_parameters() for part in name.split(".")}
+    if re.fullmatch(r"[a-z_]+", text.strip()) and text.strip() not in parts:
+        raise unknown_name("localization or component", text.strip(), [*localizer_names(), *parts])
+
+
+def resolve(
+    text: str,
+    loaded: LoadedModel,
+    forget: ForgetSet,
+    seed: int,
+    retain: ForgetSet | None = None,
+    progress: Progress = no_progress,
+) -> Components | None:
+    """The components that `components=TEXT` stands for; None where it is patterns of module names.
+
+    Raises:
+        UserError: as in `localize`; or a file that is missing, or of another model.
+    """
+    wanted = wanted_of(text)
+    if wanted is None:
+        if text:
+            check_name(text, loaded.model)
+        return None
+    if isinstance(wanted, Path):
+        components = load_components(wanted)
+        components.check(loaded.model, loaded.name)
+        return components
+    return localize(loaded, forget, wanted, seed, retain, progress=progress)
+
+
+def settings_for(editor: str, config_class: Any, components: Components) -> dict[str, str]:
+    """An editor's settings that put it where the components are: what it trains, or which layers it edits.
+
+    Raises:
+        UserError: the editor edits layers, and there is no MLP among the components.
+    """
+    if "components" in {f.name for f in fields(config_class)}:
+        return {"components": components.patterns}
+    if not components.mlp_layers:
+        raise UserError(
+            f"{editor} edits MLPs, and {components.method} names none", f"give another, e.g. {components.method}_mlps"
+        )
+    layers = components.mlp_layers[: 1 if editor in ONE_LAYER else None]
+    return {"layers": ",".join(map(str, sorted(layers)))}
+
+
+def source_of(components: Components, given: str) -> dict[str, Any]:
+    """Where an edit's components come from, for its notes."""
+    return {
+        "given": given,
+        "method": components.method,
+        "settings": dict(components.settings),
+        "budget": None if components.budget is None else dict(components.budget),
+        "n_weights": components.n_weights,
+        "mlp_layers": list(components.mlp_layers),
+        "modules": list(components.modules),
+        "facts": {key: components.facts[key] for key in ("set", "hash", "n") if key in components.facts},
+        "seed": components.seed,
+    }

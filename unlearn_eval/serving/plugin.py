@@ -1,0 +1,159 @@
+"""vLLM's plug-in (entry point `vllm.general_plugins`): every process of an engine knows the architectures `Edited...`.
+
+Where it is missing, vLLM refuses an edit's folder, because nobody knows its architecture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from pathlib import Path
+from typing import Any
+
+from unlearn_eval.edits import DESCRIPTION, EDITED, read_description
+from unlearn_eval.errors import UserError
+
+LOAD_FORMAT = "unlearn_eval"
+MODELS = "unlearn_eval.serving.routed_model"
+LOWEST, BELOW = (0, 32), (0, 34)
+OWN = "unlearn_eval"  # in additional_config
+BASE = "base"  # in model_loader_extra_config: another place of the base model than edit.json names
+_numbers = itertools.count(1)
+
+
+def register() -> None:
+    """Make the architectures known; harmless when repeated."""
+    from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER, register_model_loader
+    from vllm.model_executor.models import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.model_executor.models.registry import _TEXT_GENERATION_MODELS
+
+    from unlearn_eval.serving.loader import EditedModelLoader
+
+    if LOAD_FORMAT not in _LOAD_FORMAT_TO_MODEL_LOADER:
+        register_model_loader(LOAD_FORMAT)(EditedModelLoader)
+    for name in _TEXT_GENERATION_MODELS:
+        if EDITED + name not in ModelRegistry.models:  # else another plug-in's: `settle` refuses it
+            ModelRegistry.register_model(EDITED + name, f"{MODELS}:{EDITED}{name}")
+        MODELS_CONFIG_MAP[EDITED + name] = _config_of(name)
+
+
+def _config_of(stock: str) -> Any:
+    """The hook by which vLLM lets an architecture change and refuse an engine's settings."""
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+
+    class EditedConfig(VerifyAndUpdateConfig):  # type: ignore[misc]
+        @staticmethod
+        def verify_and_update_config(vllm_config: Any) -> None:
+            own = MODELS_CONFIG_MAP.get(stock)
+            if own is not None:
+                own.verify_and_update_config(vllm_config)
+            settle(vllm_config, stock)
+
+        @staticmethod
+        def verify_and_update_model_config(model_config: Any) -> None:
+            own = MODELS_CONFIG_MAP.get(stock)
+            if own is not None:
+                own.verify_and_update_model_config(model_config)
+
+    return EditedConfig
+
+
+def settle(vllm_config: Any, stock: str) -> None:
+    """Set what an edited model needs, and refuse what would make it wrong.
+
+    Raises:
+        UserError: with what to change.
+    """
+    check_version()
+    _check_ours(stock)
+    folder = Path(vllm_config.model_config.model)
+    description = read_description(folder)
+    if vllm_config.model_config.quantization is not None:
+        raise UserError(
+            f"{folder} is to be served with {vllm_config.model_config.quantization} quantisation, and an edit fits "
+            "full weights only",
+            "leave out the quantisation, or export the edited model (unlearn-eval export --merged) and quantise that",
+        )
+    load = vllm_config.load_config
+    if load.load_format not in ("auto", "hf", "safetensors", LOAD_FORMAT):
+        raise UserError(f"an edited model cannot be read with load_format={load.load_format}", "leave it at auto")
+    load.load_format = LOAD_FORMAT
+    # Part of the key under which vLLM keeps compiled code; the number tells engines of one process apart.
+    own = {"edit": edit_id(folder), "number": next(_numbers)}
+    vllm_config.additional_config = {**(vllm_config.additional_config or {}), OWN: own}
+    if description["kind"] == "memory":
+        _settle_memory(vllm_config, folder)
+
+
+def _settle_memory(vllm_config: Any, folder: Path) -> None:
+    from unlearn_eval.edits import load_edit
+    from unlearn_eval.memories.base import POSITIONS
+
+    name = f"the memory edit {folder}"
+    parallel = vllm_config.parallel_config
+    refused = {
+        "LoRA": vllm_config.lora_config is not None,
+        "speculative decoding": vllm_config.speculative_config is not None,
+        "tensor parallelism": parallel.tensor_parallel_size > 1,
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1
+        or getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "transfer of keys and values": vllm_config.kv_transfer_config is not None,
+        "micro-batches": bool(getattr(parallel, "enable_dbo", False)),
+    }
+    for feature, wanted in refused.items():
+        if wanted:
+            raise UserError(f"{name} cannot be served with {feature}: its answers would be wrong", "leave it out")
+    # Blocks that hold an edited answer's keys and values would be reused where another decision holds.
+    vllm_config.cache_config.enable_prefix_caching = False
+    if POSITIONS[getattr(load_edit(folder).store, "positions")].before:  # noqa: B009 (not of the protocol)
+        scheduler = vllm_config.scheduler_config
+        longest = vllm_config.model_config.max_model_len
+        if scheduler.max_num_batched_tokens < longest:
+            raise UserError(
+                f"{name} changes the prompt's own tokens, so a prompt must be run in one step, and "
+                f"max_num_batched_tokens ({scheduler.max_num_batched_tokens}) is below max_model_len ({longest})",
+                f"give --max-num-batched-tokens {longest}, or a smaller --max-model-len",
+            )
+        scheduler.enable_chunked_prefill = False
+        scheduler.long_prefill_token_threshold = 0
+    compilation = vllm_config.compilation_config
+    if hasattr(compilation, "cudagraph_mode") and getattr(compilation.cudagraph_mode, "name", "") not in ("NONE", ""):
+        from vllm.config.compilation import CUDAGraphMode
+
+        compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE  # the operation runs between graphs
+
+
+def edit_id(folder: Path) -> str:
+    """What an edit is known by: the SHA-256 of its description, which has that of all its other files."""
+    return hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
+
+
+def check_version() -> None:
+    """Refuse a vLLM that this was not made for.
+
+    Raises:
+        UserError: with the range.
+    """
+    import vllm
+
+    parts = tuple(int(part) for part in vllm.__version__.split("+")[0].split(".")[:2])
+    if not LOWEST <= parts < BELOW:
+        lowest, below = (".".join(map(str, v)) for v in (LOWEST, BELOW))
+        raise UserError(
+            f"this is vLLM {vllm.__version__}, and edited models are served with {lowest} up to (not with) {below}",
+            f"pip install 'vllm>={lowest},<{below}'",
+        )
+
+
+def _check_ours(stock: str) -> None:
+    from vllm.model_executor.models import ModelRegistry
+
+    known = ModelRegistry.models.get(EDITED + stock)
+    place = getattr(known, "module_name", getattr(getattr(known, "model_cls", None), "__module__", None))
+    if place != MODELS:
+        raise UserError(
+            f"another plug-in ({place}) claims the architecture {EDITED}{stock} too",
+            "name the one that you want in VLLM_PLUGINS, e.g. VLLM_PLUGINS=unlearn_eval",
+        )

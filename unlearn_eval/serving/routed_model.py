@@ -1,0 +1,228 @@
+"""The architectures `Edited...`: vLLM's own, with a memory edit at one layer if the edit is one.
+
+`EditedLlamaForCausalLM` and all others are made when they are asked for. The layer's forward pass ends in one opaque
+operation, so that compilers see nothing of it. What each step computes is told to it by the model runner: V2's
+has a place for that (`get_model_state_cls`), V1's step is watched.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearn_eval.edits import EDITED, load_edit
+from unlearn_eval.errors import UserError
+from unlearn_eval.memory_edits import MemoryEdit, check_memory
+from unlearn_eval.serving.plugin import OWN
+from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Slots, step_of
+
+PROMPT_END = "prompt_end"  # in a request's extra_args: how many of its tokens are the prompt; all, if it is not there
+_LAYER = "unlearn_eval_layer"
+_layers: weakref.WeakValueDictionary[int, RoutedLayer] = weakref.WeakValueDictionary()
+
+
+def __getattr__(name: str) -> Any:
+    """`Edited...`: a class of vLLM's, edited."""
+    if not name.startswith(EDITED):
+        raise AttributeError(name)
+    from vllm.model_executor.models import ModelRegistry
+
+    known = ModelRegistry.models.get(name.removeprefix(EDITED))
+    if known is None:
+        raise AttributeError(name)
+    return _edited(known.load_model_cls(), name)
+
+
+@functools.cache
+def _edited(stock: Any, name: str) -> Any:
+    def __init__(self: Any, *, vllm_config: Any, prefix: str = "") -> None:
+        stock.__init__(self, vllm_config=vllm_config, prefix=prefix)
+        folder = Path(vllm_config.model_config.model)
+        edit = load_edit(folder)
+        if isinstance(edit, MemoryEdit):
+            _check_settled(vllm_config)
+            _put_in(self, edit, vllm_config)
+
+    return type(name, (stock,), {"__init__": __init__, "__module__": __name__, "__qualname__": name})
+
+
+def _check_settled(vllm_config: Any) -> None:
+    """What `plugin.settle` has set must still hold where the model is built."""
+    parallel = vllm_config.parallel_config
+    if vllm_config.cache_config.enable_prefix_caching or parallel.world_size > 1 or vllm_config.lora_config:
+        raise UserError(
+            "a memory edit is to be served with prefix caching, in parallel, or with LoRA",
+            "leave these out: its answers would be wrong",
+        )
+
+
+# The layer -------------------------------------------------------------------------------------------------
+
+
+def _put_in(model: Any, edit: MemoryEdit, vllm_config: Any) -> None:
+    """Let the edited layer's forward pass end in our operation."""
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    name = mapper._map_name(edit.module) if mapper is not None else edit.module
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as error:
+        raise UserError(
+            f"the edit is at {edit.module}, which {type(model).__name__} of vLLM does not have",
+            "serve it with Hugging Face: --model edited",
+        ) from error
+    d_out, d_in = edit.store.shape
+    if (getattr(module, "output_size", None), getattr(module, "input_size", None)) != (d_out, d_in):
+        raise UserError(f"the edit's memory fits a module of {d_out}×{d_in}, and {name} is another", "give its base")
+    weight = module.weight
+    check_memory(edit.store.n_bytes(weight.dtype), weight.device, f"the {edit.store.n} memories of this edit")
+    scheduler = vllm_config.scheduler_config
+    memory = edit.store.at(weight.device, weight.dtype)
+    inputs = torch.zeros(1, d_in, dtype=weight.dtype, device=weight.device)
+    # CUDA graphs pad a step, also beyond the number of tokens that are ever scheduled.
+    sizes = getattr(vllm_config.compilation_config, "cudagraph_capture_sizes", None) or [0]
+    n_tokens = max(scheduler.max_num_batched_tokens, *sizes)
+    layer = RoutedLayer(memory, scheduler.max_num_seqs, n_tokens, inputs)
+    number = int(vllm_config.additional_config[OWN]["number"])
+    _layers[number] = layer
+    model.__dict__[_LAYER] = layer
+    model.__dict__["unlearn_eval_slots"] = Slots(scheduler.max_num_seqs)
+    model.__dict__["unlearn_eval_progress"] = Progress()
+    model.__dict__["get_model_state_cls"] = _model_state_cls
+    module.unlearn_eval_number = number
+    kind: Any = type(module)
+    module.__class__ = _routed(kind)
+    _watch_v1()
+
+
+@functools.cache
+def _routed(linear: type[Any]) -> Any:
+    def forward(self: Any, input_: Tensor) -> Any:
+        found = linear.forward(self, input_)
+        output, *rest = found if isinstance(found, tuple) else (found,)
+        bias = rest[0] if rest else None
+        if bias is not None:  # of layers that leave it to their caller
+            raise UserError("the edited layer's bias is added elsewhere", "serve it with Hugging Face: --model edited")
+        changed = torch.ops.unlearn_eval.route(input_, output, self.unlearn_eval_number)
+        return (changed, *rest) if isinstance(found, tuple) else changed
+
+    return type(f"Routed{linear.__name__}", (linear,), {"forward": forward, "__module__": __name__})
+
+
+_library: Any = torch.library.Library(  # type: ignore[no-untyped-call]
+    "unlearn_eval", "FRAGMENT"
+)
+
+
+def _route(inputs: Tensor, output: Tensor, number: int) -> Tensor:
+    changed: Tensor = _layers[number](inputs, output)
+    return changed if changed is not output else output.clone()
+
+
+_library.define("route(Tensor inputs, Tensor output, int number) -> Tensor")
+_library.impl("route", _route, "CompositeExplicitAutograd")
+_library._register_fake("route", lambda inputs, output, number: torch.empty_like(output))
+
+
+# What each step computes: V1 ---------------------------------------------------------------------------------
+
+
+def _watch_v1() -> None:
+    """Tell the layer of each step of the V1 model runner; its other passes are nobody's."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    prepare, dummy = GPUModelRunner._prepare_inputs, GPUModelRunner._dummy_run
+    if hasattr(prepare, "unlearn_eval"):
+        return
+
+    @functools.wraps(prepare)
+    def prepare_and_tell(self: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
+        found = prepare(self, scheduler_output, num_scheduled_tokens)
+        model = self.get_model()
+        if _LAYER in vars(model):
+            _tell_v1(model, self, scheduler_output, num_scheduled_tokens)
+        return found
+
+    @functools.wraps(dummy)
+    def dummy_and_rest(self: Any, *arguments: Any, **options: Any) -> Any:
+        layer = vars(self.get_model()).get(_LAYER)
+        if layer is not None:
+            layer.rest()
+        return dummy(self, *arguments, **options)
+
+    prepare_and_tell.unlearn_eval = True  # type: ignore[attr-defined]
+    GPUModelRunner._prepare_inputs, GPUModelRunner._dummy_run = prepare_and_tell, dummy_and_rest
+
+
+def _tell_v1(model: Any, runner: Any, scheduler_output: Any, scheduled: Any) -> None:
+    own = vars(model)
+    slots, progress, layer = own["unlearn_eval_slots"], own["unlearn_eval_progress"], own[_LAYER]
+    # Which have finished is said in steps that may run nothing, and then come not by here.
+    gone = [name for name in slots if name not in runner.requests]
+    gone += [*scheduler_output.finished_req_ids, *(getattr(scheduler_output, "preempted_req_ids", None) or ())]
+    slots.free(gone)
+    progress.forget(gone)
+    batch = runner.input_batch
+    names = list(batch.req_ids[: batch.num_reqs])
+    computed = batch.num_computed_tokens_cpu[: len(names)]
+    lengths = batch.num_prompt_tokens[: len(names)]
+    ends = [
+        last_of_prompt(runner.requests[name].sampling_params, int(n)) for name, n in zip(names, lengths, strict=True)
+    ]
+    progress.check(names, scheduled, computed)
+    layer.begin(step_of([slots.of(name) for name in names], scheduled, computed, ends))
+
+
+def last_of_prompt(sampling: Any, n: int) -> int:
+    """The position of the last token of a request's prompt; of a scored one, the request says how long that is."""
+    said = (getattr(sampling, "extra_args", None) or {}).get(PROMPT_END)
+    if said is None:
+        return n - 1
+    if isinstance(said, bool) or not isinstance(said, int) or not 1 <= said <= n:
+        raise UserError(f"{PROMPT_END} is {said!r}, of a request of {n} tokens", f"give a number from 1 to {n}")
+    return said - 1
+
+
+# What each step computes: V2 ---------------------------------------------------------------------------------
+
+
+@functools.cache
+def _model_state_cls() -> Any:
+    from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+    class RoutedModelState(DefaultModelState):  # type: ignore[misc]
+        """V2's per-request state: where each request's prompt ends."""
+
+        def __init__(self, vllm_config: Any, model: nn.Module, encoder_cache: Any, device: torch.device) -> None:
+            super().__init__(vllm_config, model, encoder_cache, device)
+            self._layer, self._progress = vars(model)[_LAYER], Progress()
+            self._last: dict[int, int] = {}
+
+        def add_request(self, req_index: int, new_req_data: Any) -> None:
+            super().add_request(req_index, new_req_data)
+            n = new_req_data.prompt_len if hasattr(new_req_data, "prompt_len") else len(new_req_data.prompt_token_ids)
+            self._last[req_index] = last_of_prompt(new_req_data.sampling_params, n)
+            self._progress.forget([new_req_data.req_id])
+
+        def remove_request(self, req_id: str) -> None:
+            super().remove_request(req_id)
+            self._progress.forget([req_id])
+
+        def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
+            found: dict[str, Any] = super().prepare_inputs(input_batch, req_states)
+            slots = [int(i) for i in input_batch.idx_mapping_np]
+            scheduled, computed = input_batch.num_scheduled_tokens, input_batch.num_computed_tokens_np
+            self._progress.check(input_batch.req_ids, scheduled, computed)
+            self._layer.begin(step_of(slots, scheduled, computed, [self._last[i] for i in slots]))
+            return found
+
+        def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
+            self._layer.rest()
+            found: dict[str, Any] = super().prepare_dummy_inputs(num_reqs, num_tokens)
+            return found
+
+    return RoutedModelState

