@@ -52,18 +52,26 @@ def write_base(folder: Path, architecture: str, tied: bool = False) -> Path:
 
 def write_edit(folder: Path, base: Path, architecture: str, kind: str, prompts: list[list[int]], **more) -> Path:
     """An edit of that kind that changes what the model says to half of the prompts, or to all."""
-    model = model_of(architecture, more.pop("tied", False))
+    model = more.pop("model", None) or model_of(architecture, more.pop("tied", False))
+    name = architecture if "." in architecture else PROJECTION.get(architecture, PROJECTION["llama"])
     info = EditInfo(kind, {}, base=describe_base(model, str(base)))
     make = {"low_rank": _low_rank, "dense": _dense, "grace": _grace, "wise": _wise, "memoir": _memoir}[kind]
-    edit = make(model, PROJECTION.get(architecture, PROJECTION["llama"]), info, prompts, **more)
+    edit = make(
+        model,
+        name,
+        info,
+        prompts,
+        **more,
+    )
     edit.save(folder, tiny_tokenizer(), model.config)
     return folder
 
 
-def _low_rank(model, name, info, prompts):
+def _low_rank(model, name, info, prompts, size=0.3):
     draw = torch.Generator().manual_seed(1)
+    d_out, d_in = shape_of(model, name)
     factors = {
-        module: (0.3 * torch.randn(WIDTH, 3, generator=draw), 0.3 * torch.randn(3, MLP, generator=draw))
+        module: (size * torch.randn(d_out, 3, generator=draw), size * torch.randn(3, d_in, generator=draw))
         for module in (name, name.replace(".2.", ".1."))
     }
     return LowRankEdit(factors, info, stored_transposed=type(model).__name__.startswith("GPT2"))
@@ -78,7 +86,7 @@ def _dense(model, name, info, prompts):
 
 def _grace(model, name, info, prompts, positions="onward", radius=1e-2):
     keys = torch.stack([inputs[-1] for inputs in read_inputs(model, name, prompts[::2])])
-    values = torch.randn(len(keys), WIDTH, generator=torch.Generator().manual_seed(1))
+    values = torch.randn(len(keys), shape_of(model, name)[0], generator=torch.Generator().manual_seed(1))
     n = len(keys)
     book = Codebook(
         keys, values, torch.full((n,), radius), torch.arange(n), ((1,),) * n, tuple((str(i),) for i in range(n)),
@@ -89,10 +97,12 @@ def _grace(model, name, info, prompts, positions="onward", radius=1e-2):
 
 def _wise(model, name, info, prompts, positions="onward", pool="mean", shards=2):
     draw = torch.Generator().manual_seed(1)
-    indices = tuple(torch.randperm(WIDTH * MLP, generator=draw)[:600].sort().values for _ in range(shards))
-    deltas = tuple(0.5 * torch.randn(600, generator=draw) for _ in range(shards))
+    d_out, d_in = shape_of(model, name)
+    n = d_out * d_in // 10
+    indices = tuple(torch.randperm(d_out * d_in, generator=draw)[:n].sort().values for _ in range(shards))
+    deltas = tuple(0.5 * torch.randn(n, generator=draw) for _ in range(shards))
     store = SideMemories(
-        indices, deltas, torch.zeros(shards), (WIDTH, MLP), tuple((str(i),) for i in range(shards)),
+        indices, deltas, torch.zeros(shards), (d_out, d_in), tuple((str(i),) for i in range(shards)),
         mode="retrieve", positions=positions, pool=pool, prompts=((),) * shards,
     )  # fmt: skip
     active = store.activations(read_inputs(model, name, prompts)).sort(dim=0).values  # half way between two prompts
@@ -118,6 +128,12 @@ def _memoir(model, name, info, prompts, positions="onward", pool="mean"):
     gaps = shares[1:] - shares[:-1]
     best = int(gaps[len(gaps) // 4 :].argmax()) + len(gaps) // 4
     return MemoryEdit(name, _replaced(store, threshold=((shares[best] + shares[best + 1]) / 2)[None]), info)
+
+
+def shape_of(model, name):
+    """(d_out, d_in) of a module."""
+    module = model.get_submodule(name)
+    return tuple(reversed(module.weight.shape)) if type(module).__name__ == "Conv1D" else tuple(module.weight.shape)
 
 
 def _replaced(store, **changes):

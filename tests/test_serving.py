@@ -207,6 +207,35 @@ def test_steps_that_would_make_a_memory_guess_are_refused():
     assert slots.of("c") in (0, 1)
 
 
+@pytest.mark.parametrize("way", ["_sparing", "_static"])
+@pytest.mark.parametrize("kind", ["grace", "wise", "memoir"])
+def test_decisions_near_a_bound_are_recorded(tmp_path, kind, way, caplog):
+    from dataclasses import replace
+
+    prompts = prompts_of(12, longest=20)
+    edit = load_edit(write_edit(tmp_path / "edit", tmp_path, "llama", kind, prompts))
+    model = model_of("llama")
+    inputs = torch.cat([run_layer(model, model.get_submodule(edit.module), p, len(p))[1] for p in prompts])
+    n = [len(p) for p in prompts]
+
+    def near(store):
+        layer = RoutedLayer(store.at(torch.device("cpu"), torch.float32), 12, 512, torch.zeros(1, 96))
+        for _ in range(64):
+            layer.begin(step_of(range(12), n, [0] * 12, [length - 1 for length in n]))
+            getattr(layer, way)(inputs, torch.zeros(len(inputs), 64))
+        assert layer.n_near % 64 == 0
+        return layer.n_near // 64
+
+    assert near(edit.store) == 0
+    assert not caplog.records
+    value = edit.routes(model, prompts)[1].value  # the second prompt's own measure becomes the bound
+    name = {"grace": "radii", "wise": "thresholds", "memoir": "threshold"}[kind]
+    bound = getattr(edit.store, name)
+    store = replace(edit.store, **{name: torch.full_like(bound, value * (1 + 1e-6))})
+    assert 1 <= near(store) <= 4
+    assert "within 1e-04 of its bound" in caplog.text
+
+
 def test_steps_say_whose_each_token_is():
     step = step_of([4, 2, 7], [3, 1, 2], [0, 5, 4], [1, 4, 9])
     assert step.rows.tolist() == [0, 0, 0, 1, 2, 2]

@@ -127,6 +127,9 @@ class Memory(Protocol):
     def reduction(self) -> str:
         """How what is gathered from several parts of a prompt becomes one: "sum" or "amax"."""
 
+    def margins(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
+        """(R,) how far each row was from the other decision: |measure / bound - 1|, of the memory nearest to that."""
+
     def change_each(self, inputs: Tensor, output: Tensor, choice: Tensor) -> Tensor:
         """The same for T tokens, each with a choice (T,) of its own or a negative one; shapes depend on no value."""
 

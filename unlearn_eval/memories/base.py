@@ -121,6 +121,11 @@ def best_bound(near: Tensor, far: Tensor) -> float:
     return float(values[best]) if not len(above) else float((values[best] + above[0]) / 2)
 
 
+def off(measure: Tensor, bound: Tensor | float) -> Tensor:
+    """|measure / bound - 1|: how far a decision is from the other one, in relative terms."""
+    return (measure / bound - 1).abs()
+
+
 def one_of(name: str, allowed: Any) -> str:
     """The name, if it is one of those.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.memories.base import POSITIONS, Positions, Route, best_bound, one_of
+from unlearn_eval.memories.base import POSITIONS, Positions, Route, best_bound, off, one_of
 from unlearn_eval.routing import NO_MEMORY, Memory
 
 
@@ -148,6 +149,13 @@ class _CodebookAtWork:
             return torch.full((len(ends),), NO_MEMORY, dtype=torch.long, device=ends.device)
         nearest, distance = nearest_key(ends, self.keys)
         return torch.where(distance <= self.radii[nearest], nearest, NO_MEMORY)
+
+    def margins(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
+        """Of the nearest key's distance from its radius."""
+        if not len(self.keys):
+            return torch.full((len(ends),), math.inf, device=ends.device)
+        nearest, distance = nearest_key(ends, self.keys)
+        return off(distance, self.radii[nearest])
 
     def change(self, inputs: Tensor, output: Tensor, choice: Tensor, columns: Tensor) -> Tensor:
         """The value in place of the output."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.memories.base import POSITIONS, Positions, Route, best_bound, one_of
+from unlearn_eval.memories.base import POSITIONS, Positions, Route, best_bound, off, one_of
 from unlearn_eval.merging import MERGES, merged
 from unlearn_eval.routing import NO_MEMORY, Memory
 
@@ -207,13 +208,19 @@ class _SideMemoriesAtWork:
 
     def choose(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
         """The most active memory that reaches its threshold."""
+        return _most_active(self._activations(ends, pooled), self.thresholds)
+
+    def margins(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
+        """Of the memory whose activation is nearest to its threshold."""
+        own = off(self._activations(ends, pooled), self.thresholds)
+        return own.amin(-1) if own.shape[1] else own.new_full((len(ends),), math.inf)
+
+    def _activations(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
         if self.pool == "last":
             norms = [self._norms(ends, change) for change in self.changes]
-            own = torch.stack(norms, dim=-1) if norms else self.thresholds.new_zeros(len(ends), 0)
-            return _most_active(own, self.thresholds)
+            return torch.stack(norms, dim=-1) if norms else self.thresholds.new_zeros(len(ends), 0)
         assert pooled is not None
-        counts = pooled[:, -1:] if self.pool == "mean" else 1
-        return _most_active(pooled[:, :-1] / counts, self.thresholds)
+        return pooled[:, :-1] / (pooled[:, -1:] if self.pool == "mean" else 1)
 
     def change(self, inputs: Tensor, output: Tensor, choice: Tensor, columns: Tensor) -> Tensor:
         """ΔW a added to the output."""

@@ -10,6 +10,7 @@ This knows nothing of vLLM; `routed_model.py` puts it there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ from torch import Tensor
 from unlearn_eval.routing import NO_MEMORY, UNDECIDED, Memory
 
 BEFORE, END, AFTER, NOBODY = -1, 0, 1, 2
+NEAR = 1e-4  # relative: other kernels or batches may round a decision this near to its bound to the other side
+_LOOK_EVERY = 64  # steps; looking waits for the device
+_logger = logging.getLogger("vllm.unlearn_eval")
 
 
 @dataclass(frozen=True)
@@ -139,9 +143,26 @@ class RoutedLayer:
         gathered = memory.gather(inputs[:, None], torch.ones(1, 1, dtype=torch.bool, device=device), None)
         self._pooled = None if gathered is None else gathered.new_zeros(n, gathered.shape[1])
         self._active = False
+        self._near = torch.zeros((), dtype=torch.long, device=device)
+        self._told, self._steps = 0, 0
+
+    @property
+    def n_near(self) -> int:
+        """How many decisions so far were within NEAR of their bound (waits for the device)."""
+        return int(self._near)
+
+    def _tell(self) -> None:
+        """Record decisions that rounding could have turned."""
+        self._steps += 1
+        if self._steps % _LOOK_EVERY == 0 and (n := self.n_near) > self._told:
+            _logger.warning(
+                "%d decisions of a memory edit were within %.0e of its bound so far; batching may turn such", n, NEAR
+            )
+            self._told = n
 
     def begin(self, step: Step) -> None:
         """Say what the next pass computes."""
+        self._tell()
         n = len(step.rows)
         slot = np.full(len(self._slot), self.nobody, dtype=np.int64)
         place = np.full(len(self._slot), NOBODY, dtype=np.int64)
@@ -183,6 +204,7 @@ class RoutedLayer:
         self._gather(inputs, slot, place)
         chosen = self.memory.choose(inputs[self._end], self._pooled)
         torch.where(self._ends_here, chosen, self._choice, out=self._choice)
+        self._near += ((self.memory.margins(inputs[self._end], self._pooled) < NEAR) & self._ends_here).sum()
         choice = self._choice[slot]
         where = self._changed(place) & (choice >= 0)
         return self.memory.change_each(inputs, output, torch.where(where, choice, NO_MEMORY))
@@ -198,7 +220,9 @@ class RoutedLayer:
         over = self._ends_here.nonzero()[:, 0]
         if len(over):
             pooled = None if self._pooled is None else self._pooled[over]
-            self._choice[over] = self.memory.choose(inputs[self._end[over]], pooled)
+            ends = inputs[self._end[over]]
+            self._choice[over] = self.memory.choose(ends, pooled)
+            self._near += (self.memory.margins(ends, pooled) < NEAR).sum()
         choice = self._choice[slot]
         where = (self._changed(place) & (choice >= 0)).nonzero()[:, 0]
         if not len(where):
