@@ -51,7 +51,8 @@ def test_attacks_follow_the_tasks_of_every_edit_and_are_done_once(model, tmp_pat
     run(path, output)  # nothing is left to do
     more = {"attack": "merge_back", "name": "halves", "settings": {"shares": [0.5]}}
     write_study(path, model, editors=[memit(model)], attacks=[QUANTIZE, more])
-    again = next(r for n, r in run(path, output).items() if "memit" in n and "attack_halves" in r.metrics)
+    run(path, output)  # the cell has another key now, and so a second folder
+    again = next(r for p in output.glob("runs/*memit*/result.json") if "attack_halves" in (r := read_result(p)).metrics)
     assert first.stat().st_mtime_ns == written
     assert list(again.metrics) == ["unlearn_facts", "attack_quantize", "attack_halves"]
     assert again.metrics["attack_quantize"] == edited.metrics["attack_quantize"]

@@ -239,7 +239,12 @@ def auc(items: list[Scores], key: str, splits: tuple[str, str] = ("forget", "hol
     """AUC of a membership score, members against non-members, with a bootstrap standard error."""
     groups = [[i[key] for i in items if i["split"] == split and i[key] is not None] for split in splits]
     if not all(groups):
-        return None, None, "an AUC needs scored items of both the forget and the holdout set"
+        why = "; ".join(sorted({i["unscored"] for i in items if "unscored" in i}))
+        return (
+            None,
+            None,
+            "an AUC needs scored items of both the forget and the holdout set" + (f": {why}" if why else ""),
+        )
     value = m.membership_auc(*groups)
     interval = m.bootstrap(m.membership_auc, *groups, n_resamples=RESAMPLES)
     return value, interval.stderr, None
