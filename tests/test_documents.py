@@ -42,6 +42,16 @@ def test_the_readme_says_what_the_results_say(numbers, readme):
     assert numbers.problems(readme) == []
 
 
+def test_guides_have_no_numbers_without_a_source(numbers, tmp_path, monkeypatch):
+    assert numbers.unsourced_in_guides() == []
+    (tmp_path / "docs" / "guides").mkdir(parents=True)
+    (tmp_path / "docs" / "concepts.md").write_text("An edit of 1, 10 and 50 facts.")
+    (tmp_path / "docs" / "guides" / "speed.md").write_text("It is 7.3 times as fast.\n\n```\n9 of 10\n```\n")
+    monkeypatch.setattr(numbers, "ROOT", tmp_path)
+    (only,) = numbers.unsourced_in_guides()
+    assert "speed.md: a number without a source: ...It is 7.3 times" in only
+
+
 def test_tables_under_results_are_those_of_their_numbers(numbers):
     assert numbers.stale_tables() == []
 
