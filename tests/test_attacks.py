@@ -25,11 +25,11 @@ from unlearn_eval.attacks.folds import apart, clusters, split
 from unlearn_eval.attacks.run import attack_case, robustness
 from unlearn_eval.attacks.summary import guessing
 from unlearn_eval.dense_edits import DenseEdit
-from unlearn_eval.editing import configure
 from unlearn_eval.edits import EditInfo, LowRankEdit, applied
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.results import read_result, read_samples
+from unlearn_eval.settings import configure
 from unlearn_eval.trained_weights import linear_maps
 
 

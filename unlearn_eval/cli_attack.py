@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from unlearn_eval.terminal import pair, progress, say
+from unlearn_eval.terminal import pair, progress, say, show_result
 
 
 def attack(
@@ -43,11 +42,8 @@ def attack(
     from unlearn_eval.attacks.base import get_attack
 
     get_attack(name)  # a misspelt name is found at once
-    from rich.console import Console
-
     from unlearn_eval.attacks.run import AttackConfig, run_attack, task_name
     from unlearn_eval.harness.run import quiet
-    from unlearn_eval.report.table import evaluation_tables, reasons
 
     config = AttackConfig(
         attack=name,
@@ -68,14 +64,8 @@ def attack(
     )
     with quiet():
         result = run_attack(config, say, progress())
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    for table in evaluation_tables(result):
-        console.print(table)
-    for line in reasons([result]):
-        console.print(line)
-    for entry in result.robustness[task_name(name)]["skipped"]:
-        console.print(f"skipped: {entry['what']}: {entry['reason']}")
-    console.print(f"result: {result.path}", soft_wrap=True)
+    skipped = result.robustness[task_name(name)]["skipped"]
+    show_result(result, [f"skipped: {entry['what']}: {entry['reason']}" for entry in skipped])
 
 
 def attack_lines() -> list[str]:

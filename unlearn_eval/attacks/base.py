@@ -12,20 +12,17 @@ case, run on the same models, and end in the same result.
 from __future__ import annotations
 
 import gc
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from unlearn_eval.attacks.asking import Row, answered, rows_of
 from unlearn_eval.dense_edits import DenseEdit
+from unlearn_eval.discovery import module_in, names_in
 from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.edits import LowRankEdit, applied
-from unlearn_eval.errors import unknown_name
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.models import LoadedModel
 
@@ -169,8 +166,7 @@ class Attack(Protocol):
 
 def attack_names() -> list[str]:
     """The names of the attacks: this folder's files."""
-    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
-    return sorted(module.name for module in modules if module.name not in NOT_ATTACKS)
+    return names_in(__package__, NOT_ATTACKS)
 
 
 def get_attack(name: str) -> Attack:
@@ -179,10 +175,7 @@ def get_attack(name: str) -> Attack:
     Raises:
         UserError: there is none; the nearest names are given.
     """
-    if name not in attack_names():
-        raise unknown_name("attack", name, attack_names())
-    module: Any = importlib.import_module(f"unlearn_eval.attacks.{name}")
-    return module  # type: ignore[no-any-return]
+    return module_in(__package__, name, NOT_ATTACKS, "attack")  # type: ignore[no-any-return]
 
 
 def kind_of(edit: Any) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from unlearn_eval.anatomy import anatomy
 from unlearn_eval.attacks.base import (
     ATTACK,
     FULL,
@@ -37,13 +38,13 @@ from unlearn_eval.attacks.base import (
     Observation,
 )
 from unlearn_eval.attacks.folds import split
-from unlearn_eval.attacks.hidden_states import last_states
 from unlearn_eval.attacks.summary import Mean, Summary, Table, Wanted, summarised
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.metrics import contains_answer, normalise
 from unlearn_eval.metrics.robustness import Score, recovery
 from unlearn_eval.models import LoadedModel
+from unlearn_eval.tracing import last_states
 
 ABOUT = About("reads the facts from each layer by a linear reader trained on others", "layer")
 VALUE, RANDOM, BEST = "probe_accuracy", "random_labels", "best"
@@ -123,7 +124,8 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
 
 def _states(case: Case, loaded: LoadedModel, rows: Sequence[Statement]) -> Any:
     """(L, R, d)."""
-    return last_states(loaded, [row.ids for row in rows], [row.end for row in rows], case.batch_size).numpy()
+    ids, ends = [row.ids for row in rows], [row.end for row in rows]
+    return last_states(loaded.model, anatomy(loaded.model), ids, case.batch_size, ends)[1:].numpy()
 
 
 def kind_of_labels(items: ForgetSet, others: ForgetSet) -> str:

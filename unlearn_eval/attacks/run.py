@@ -12,7 +12,6 @@ from typing import Any
 from unlearn_eval.attacks.base import Attack, Case, Observation, get_attack, kind_of
 from unlearn_eval.attacks.folds import apart
 from unlearn_eval.attacks.summary import Summary, summary
-from unlearn_eval.editing import configure
 from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.edits import check_base, load_edit
 from unlearn_eval.errors import UserError
@@ -23,6 +22,7 @@ from unlearn_eval.pipeline import describe_model
 from unlearn_eval.prompts import resolve_chat
 from unlearn_eval.provenance import hash_weights, peak_memory_bytes, provenance
 from unlearn_eval.results import Result, read_result, utc_now, write_result
+from unlearn_eval.settings import configure
 
 Say = Callable[[str], Any]
 

@@ -238,7 +238,7 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
 def _tries(cell: Cell, attacks: tuple[AttackSpec, ...], chosen: Chosen, planner: _Planner) -> tuple[Try, ...]:
     """The attacks on a cell's edit, checked and keyed."""
     from unlearn_eval.attacks.base import get_attack
-    from unlearn_eval.editing import configure
+    from unlearn_eval.settings import configure
 
     found = []
     for attack in attacks:
@@ -286,10 +286,10 @@ def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
 
 def config_of(editor: EditorSpec, recipe: Recipe, forget: str) -> Any:
     """An editor's settings, without what the model's own preset will set."""
-    from unlearn_eval.editing import configure
     from unlearn_eval.editors.base import get_editor
     from unlearn_eval.editors.unlearning_presets import unlearning_preset
     from unlearn_eval.localization.locate import checked_settings
+    from unlearn_eval.settings import configure
 
     preset = unlearning_preset(editor.editor, forget) if recipe.preset else None
     config_class = get_editor(editor.editor).Config
@@ -361,9 +361,9 @@ def _model_key(model: ModelSpec, part: Part, planner: _Planner) -> tuple[str, st
     identity, commit = planner.identities.model(model)
     if part.finetune is None:
         return identity, commit
-    from unlearn_eval.editing import configure
     from unlearn_eval.editors.gradient import GradientConfig
     from unlearn_eval.finetuning import preset_of
+    from unlearn_eval.settings import configure
 
     data = _load(part.finetune.on)
     preset = preset_of(data, part.finetune.preset)

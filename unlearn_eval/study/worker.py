@@ -324,8 +324,8 @@ class Worker:
     def _try(self, own: Try, path: Path, loaded: Loaded, chosen: Chosen, folder: Path | None) -> Result:
         from unlearn_eval.attacks.base import Case, get_attack
         from unlearn_eval.attacks.run import attack_case, described, others_of, robustness, sample_lines, task_name
-        from unlearn_eval.editing import configure
         from unlearn_eval.edits import load_edit
+        from unlearn_eval.settings import configure
 
         assert folder is not None
         attack, created, started = own.attack, utc_now(), time.monotonic()
