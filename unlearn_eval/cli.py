@@ -19,7 +19,6 @@ from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.terminal import pair as _pair
 from unlearn_eval.terminal import progress as _progress
 from unlearn_eval.terminal import say as _say
-from unlearn_eval.terminal import show_result
 
 app = typer.Typer(
     name="unlearn-eval",
@@ -360,6 +359,8 @@ def eval_(
         raise UserError("--edits are evaluated in one vLLM engine", "give --backend vllm, and no --edit")
     one = None if folders else run_evaluation(config, _say)
     results = run_together(config, folders, _say) if folders else [one] if one else []  # a rank may write nothing
+    from unlearn_eval.report.table import show_result
+
     for result in results:
         show_result(result)
 

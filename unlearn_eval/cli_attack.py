@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from unlearn_eval.terminal import pair, progress, say, show_result
+from unlearn_eval.terminal import pair, progress, say
 
 
 def attack(
@@ -44,6 +44,7 @@ def attack(
     get_attack(name)  # a misspelt name is found at once
     from unlearn_eval.attacks.run import AttackConfig, run_attack, task_name
     from unlearn_eval.harness.run import quiet
+    from unlearn_eval.report.table import show_result
 
     config = AttackConfig(
         attack=name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from unlearn_eval.errors import UserError
@@ -12,20 +11,6 @@ from unlearn_eval.errors import UserError
 def say(text: str) -> None:
     """Print a line that is no data."""
     print(text, file=sys.stderr, flush=True)
-
-
-def show_result(result: Any, notes: Sequence[str] = ()) -> None:
-    """Print a result: its tables, why numbers are missing, some notes, and where its file is."""
-    from rich.console import Console
-
-    from unlearn_eval.report.table import evaluation_tables, reasons
-
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    for table in evaluation_tables(result):
-        console.print(table)
-    for line in (*reasons([result]), *notes):
-        console.print(line)
-    console.print(f"result: {result.path}", soft_wrap=True)
 
 
 def progress() -> Any:
