@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from unlearn_eval.attacks.base import DENSE, FULL, LOW_RANK, UNLEARNED, About, Case, Observation
+from unlearn_eval.attacks.base import DENSE, FULL, LOW_RANK, UNLEARNED, About, Case, Observation, Work
 from unlearn_eval.edits import LowRankEdit, applied
 from unlearn_eval.errors import UserError
 
@@ -24,6 +24,7 @@ ABOUT = About(
     "share",
     (LOW_RANK, DENSE),
     why_not="a memory has changed no weights: there is nothing to merge; without it the model is the full one",
+    controls_alone=False,
 )
 
 
@@ -53,6 +54,11 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
             with applied(without_share(case.edit, loaded.model, share), loaded.model):
                 observation = case.observed(loaded, rows, UNLEARNED, share)
             yield observation
+
+
+def work(config: Config, n_items: int, n_layers: int) -> Work:
+    """Every share."""
+    return Work(answered=n_items * (1 + len(config.shares)))
 
 
 @torch.no_grad()

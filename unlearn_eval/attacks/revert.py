@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.attacks.base import DENSE, FULL, LOW_RANK, UNLEARNED, About, Case, Observation
+from unlearn_eval.attacks.base import DENSE, FULL, LOW_RANK, UNLEARNED, About, Case, Observation, Work
 from unlearn_eval.edits import LowRankEdit, applied
 from unlearn_eval.errors import UserError
 
@@ -28,6 +28,7 @@ ABOUT = About(
     "directions",
     (LOW_RANK, DENSE),
     why_not="a memory has changed no weights: there are no directions of a change",
+    controls_alone=False,
 )
 
 
@@ -59,6 +60,11 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
             with applied(without_directions(case.edit, loaded.model, k, config.seed), loaded.model):
                 observation = case.observed(loaded, rows, UNLEARNED, k)
             yield observation
+
+
+def work(config: Config, n_items: int, n_layers: int) -> Work:
+    """Every number of directions; without the time of the SVD."""
+    return Work(answered=n_items * (1 + len(config.directions)))
 
 
 @torch.no_grad()
