@@ -141,6 +141,21 @@ def test_the_batch_size_changes_nothing(method):
         assert first == pytest.approx(second, abs=1e-9, nan_ok=True)
 
 
+@pytest.mark.parametrize("method", [causal_tracing, attribution_patching])
+def test_without_single_positions_the_ranking_is_the_same(method):
+    run = the_run(tiny_model("llama", torch.float64))
+    whole, short = (method.localize(run, NoiseConfig(samples=2, positions=own)) for own in (True, False))
+    assert short.units == whole.units
+    assert [short.scores[unit] for unit in short.units] == pytest.approx([whole.scores[unit] for unit in whole.units])
+    assert short.notes == whole.notes
+    assert whole.tables["effects"]
+    assert short.tables == {}
+    rows, where, places = job_table(run.facts, "cpu", single=False)
+    assert rows.tolist() == [0, 1, 2, 3]
+    assert places.tolist() == [-1] * 4
+    assert [int(own.sum()) for own in where] == [len(fact.prompt_ids) - fact.subject[0] for fact in run.facts]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_estimate_tends_to_the_exact_effect(architecture):
     """To first order: with little noise estimates and effects are the same, and so are ranks."""

@@ -26,7 +26,18 @@ from unlearn_eval.edits import LowRankEdit, applied
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.models import LoadedModel
 
-NOT_ATTACKS = {"asking", "base", "changed_weights", "depth", "folds", "hidden_states", "retraining", "run", "summary"}
+NOT_ATTACKS = {
+    "asking",
+    "base",
+    "changed_weights",
+    "controls",
+    "depth",
+    "folds",
+    "hidden_states",
+    "retraining",
+    "run",
+    "summary",
+}
 UNLEARNED, FULL, REFERENCE = "unlearned", "full", "reference"
 ATTACK = "attack"  # the condition of an observation that is no control
 LOW_RANK, DENSE, MEMORY = "low_rank", "dense", "memory"
@@ -43,6 +54,8 @@ class About:
         kinds: of edit that it can treat.
         headline: which level stands for the attack: the last, or the worst, at which most comes back.
         why_not: why other kinds of edit cannot be treated.
+        controls_alone: whether what is measured of the full model and of the reference does not depend on the edit, and
+            is measured by itself where `Case.only` asks for these models.
     """
 
     does: str
@@ -50,6 +63,22 @@ class About:
     kinds: tuple[str, ...] = (LOW_RANK, DENSE, MEMORY)
     headline: str = "worst"
     why_not: str = ""
+    controls_alone: bool = True
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an attack costs on one model, for estimates.
+
+    Attributes:
+        trained: rows that go through the model forward and backward.
+        answered: questions that are answered freely, and scored.
+        read: rows that go through the model once.
+    """
+
+    trained: int = 0
+    answered: int = 0
+    read: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +127,7 @@ class Case:
         progress: told of what takes long.
         notes: sentences for the reader of the result; attacks add to them.
         skipped: what was not done -> why.
+        only: of which of the models observations are wanted; empty is of all.
     """
 
     loaded: LoadedModel
@@ -111,11 +141,13 @@ class Case:
     progress: Progress = no_progress
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The models that there are."""
-        return (UNLEARNED, FULL, *([REFERENCE] if self.open_reference else []))
+        """The models that are measured, of those that there are."""
+        found = (UNLEARNED, FULL, *([REFERENCE] if self.open_reference else []))
+        return tuple(name for name in found if not self.only or name in self.only)
 
     @contextmanager
     def model(self, name: str) -> Iterator[LoadedModel]:
@@ -162,6 +194,9 @@ class Attack(Protocol):
 
     def attack(self, case: Case, config: Any) -> Iterator[Observation]:
         """What is measured, in the order in which it is; the models are as before when it ends, however it ends."""
+
+    def work(self, config: Any, n_items: int, n_layers: int) -> Work:
+        """What it costs on one model of so many layers."""
 
 
 def attack_names() -> list[str]:

@@ -36,6 +36,7 @@ from unlearn_eval.attacks.base import (
     Case,
     ItemScore,
     Observation,
+    Work,
 )
 from unlearn_eval.attacks.folds import split
 from unlearn_eval.attacks.summary import Mean, Summary, Table, Wanted, summarised
@@ -99,11 +100,8 @@ class Statement:
 
 def attack(case: Case, config: Config) -> Iterator[Observation]:
     """Every model at every layer, with true and with shuffled labels."""
-    if case.others is None or len(case.others) < _LEAST:
-        raise UserError(
-            f"probes are trained on at least {_LEAST} other facts, and there are {len(case.others or ())}",
-            "give --retain SET",
-        )
+    check(case.items, case.others, config)
+    assert case.others is not None
     kind = kind_of_labels(case.items, case.others) if config.labels == "auto" else config.labels
     case.notes.append(f"probes read {kind}")
     others = case.others.sample(config.n_train, config.seed)
@@ -120,6 +118,25 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
                 for i, own in enumerate(shuffled):
                     scores = read(x[layer], own, y[layer], tested, config.penalty)
                     yield Observation(name, layer, scores, seed=i, condition=RANDOM)
+
+
+def work(config: Config, n_items: int, n_layers: int) -> Work:
+    """A true and a false statement of each fact; without the time of the readers."""
+    return Work(read=2 * (config.n_train + n_items))
+
+
+def check(items: ForgetSet, others: ForgetSet | None, config: Config) -> None:
+    """Refuse too few facts.
+
+    Raises:
+        UserError: too few others to learn from, or items that cannot be halved.
+    """
+    if others is None or len(others) < _LEAST:
+        raise UserError(
+            f"probes are trained on at least {_LEAST} other facts, and there are {len(others or ())}",
+            "give --retain SET",
+        )
+    split(items, 2, 0)
 
 
 def _states(case: Case, loaded: LoadedModel, rows: Sequence[Statement]) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation
+from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation, Work
 from unlearn_eval.attacks.changed_weights import weaker_edits
 from unlearn_eval.edits import LowRankEdit
 from unlearn_eval.errors import UserError
@@ -29,6 +29,7 @@ ABOUT = About(
     "directions",
     (LOW_RANK, DENSE),
     why_not="a memory has changed no weights: there are no directions of a change",
+    controls_alone=False,
 )
 
 
@@ -56,6 +57,11 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
         return without_directions(case.edit, model, int(k), config.seed)
 
     yield from weaker_edits(case, config.directions, weaker)
+
+
+def work(config: Config, n_items: int, n_layers: int) -> Work:
+    """Every number of directions; without the time of the SVD."""
+    return Work(answered=n_items * (1 + len(config.directions)))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.attacks.base import Attack, Case, Observation, get_attack, kind_of
+from unlearn_eval.attacks.controls import Controls, with_controls
 from unlearn_eval.attacks.folds import apart
 from unlearn_eval.attacks.summary import Summary, summary
 from unlearn_eval.editors.base import Progress, no_progress
@@ -144,8 +145,15 @@ def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress)
     return read_result(path)
 
 
-def attack_case(module: Attack, name: str, case: Case, settings: Any) -> Attacked:
+def attack_case(module: Attack, name: str, case: Case, settings: Any, known: Controls | None = None) -> Attacked:
     """Attack a case; an edit of a kind that the attack cannot treat is skipped, with the reason.
+
+    Args:
+        module: the attack.
+        name: its name.
+        case: what is attacked.
+        settings: the attack's.
+        known: what it finds on the other models, if that was measured before (`controls.kept_controls`).
 
     Raises:
         UserError: as the attack does.
@@ -155,6 +163,8 @@ def attack_case(module: Attack, name: str, case: Case, settings: Any) -> Attacke
     if kind not in module.ABOUT.kinds:
         why = f"{name} cannot treat {kind} edits: {module.ABOUT.why_not}"
         case.skipped[f"{kind} edit"] = why
+    elif known is not None:
+        observations = with_controls(module, case, settings, known)
     else:
         observations = tuple(module.attack(case, settings))
     summarise = getattr(module, "summary", summary)

@@ -97,6 +97,9 @@ class Localizer(Protocol):
     def localize(self, run: Run, config: Any) -> Ranking:
         """The units, ranked. The model is as before afterwards."""
 
+    def passes(self, config: Any, n_layers: int) -> float:
+        """About how many passes of the whole model each fact costs, for estimates."""
+
 
 def localizer_names() -> list[str]:
     """The names of the methods: this folder's files."""
