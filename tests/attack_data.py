@@ -41,7 +41,11 @@ def relearning(n_items, generator, comes_back=0.7, texts=None, reference=True):
             ("forget_unedited_accuracy", "full", None),
         ):  # fmt: skip
             by_metric[key].append(next(o["accuracy"] for o in seen if (o["model"], o["at"]) == (model, at)))
-        item = {"id": str(2 * i), "question": f"What is the answer to question number {2 * i}?", "answer": f"answer {2 * i}"}
+        item = {
+            "id": str(2 * i),
+            "question": f"What is the answer to question number {2 * i}?",
+            "answer": f"answer {2 * i}",
+        }
         rows.append({**item, "metrics": {key: own[i] for key, own in by_metric.items()}, "observations": seen})
     return _metrics(rows, by_metric, names), _part(rows, names), rows
 
@@ -54,7 +58,9 @@ def _means(rows, name, at, value):
 def _metrics(rows, by_metric, names):
     made = {key: metric(own, key == "forget_unedited_accuracy") for key, own in by_metric.items()}
     for key, name, at in (("", "unlearned", None), ("attacked_", "unlearned", 20), ("unedited_", "full", None)):
-        made[f"forget_{key}probability"] = Metric(_means(rows, name, at, "probability"), 0.02, len(rows), 0, None, False)
+        made[f"forget_{key}probability"] = Metric(
+            _means(rows, name, at, "probability"), 0.02, len(rows), 0, None, False
+        )
     made["forget_attacked_guessing"] = Metric(0.12, None, len(rows))
     for value in ("accuracy", "probability"):
         own, full = (_means(rows, name, 20, value) for name in ("unlearned", "full"))
@@ -82,10 +88,22 @@ def _part(rows, names):
         for name in names
         for at in STEPS
     ]  # fmt: skip
-    about = {"attack": "relearn", "axis": "step", "does": "fine-tunes on some of the forgotten facts and asks the others"}
+    about = {
+        "attack": "relearn",
+        "axis": "step",
+        "does": "fine-tunes on some of the forgotten facts and asks the others",
+    }
     back = (_means(rows, "unlearned", 20, "accuracy") - 0.05) / 0.9
     ends = {"forget_accuracy_recovery": [back - 0.2, back + 0.2]} if "reference" in names else {}
-    return {**about, "headline": "last", "level": 20, "curves": curves, "levels": levels, "intervals": ends, "skipped": []}
+    return {
+        **about,
+        "headline": "last",
+        "level": 20,
+        "curves": curves,
+        "levels": levels,
+        "intervals": ends,
+        "skipped": [],
+    }
 
 
 def probing(n_items, generator, read=0.8):
@@ -105,8 +123,17 @@ def probing(n_items, generator, read=0.8):
          "metrics": {"forget_probe_accuracy": score, "forget_unedited_probe_accuracy": 1.0}, "observations": []}
         for i, score in enumerate(scores)
     ]  # fmt: skip
-    metrics = {"forget_probe_accuracy": metric(scores, False), "forget_unedited_probe_accuracy": metric([1.0] * n_items, True)}
-    part = {"attack": "probe", "axis": "layer", "does": "reads the facts from each layer", "headline": "worst", "level": None}
+    metrics = {
+        "forget_probe_accuracy": metric(scores, False),
+        "forget_unedited_probe_accuracy": metric([1.0] * n_items, True),
+    }
+    part = {
+        "attack": "probe",
+        "axis": "layer",
+        "does": "reads the facts from each layer",
+        "headline": "worst",
+        "level": None,
+    }
     return metrics, {**part, "curves": curves, "levels": [], "intervals": {}, "skipped": []}, rows
 
 
@@ -121,7 +148,7 @@ def placed(method, layers, scored=True, n_layers=LAYERS):
 
 
 def write_attacked(folder, name, parts, method="npo", seed=0, where=None, answers=None, **changes):
-    """A run of an edit with attacks: `parts` is task -> (metrics, robustness, samples); answers are of the usual task."""
+    """An edit's run with attacks, `parts`: task -> (metrics, robustness, samples); answers are of the usual task."""
     made = result(name, {}, method, seed, **changes)
     edit = made.edit | ({"notes": {"components": where}} if where else {})
     own = {task: metrics for task, (metrics, _, _) in parts.items()}

@@ -100,7 +100,9 @@ def _placed(
 ) -> dict[str, Any]:
     """The column with an entry for each row of the task's questions up to the last that it has."""
     n = max(rows) + 1
-    texts, values, letters = [-1] * n, [None] * n, ["-"] * n
+    texts: list[int] = [-1] * n
+    values: list[float | None] = [None] * n
+    letters = ["-"] * n
     for row, text, number, letter in zip(rows, said, numbers, classes, strict=True):
-        texts[row], values[row], letters[row] = text, number, letter  # type: ignore[call-overload]
+        texts[row], values[row], letters[row] = text, number, letter
     return {"model": model, "at": at, "said": texts, "numbers": values, "name": name, "classes": "".join(letters)}

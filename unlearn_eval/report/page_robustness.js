@@ -30,12 +30,17 @@ function attackCell(one, name) {
 const curveOf = (one, model, value, condition = "attack") =>
   one.curves.find((curve) => curve.model === model && curve.value === value && curve.condition === condition);
 
-const at = (one, level) => (level === null ? "before the attack" : typeof level === "number" ? `${one.axis} ${level}` : String(level));
+function at(one, level) {
+  if (level === null) return "before the attack";
+  if (typeof level !== "number") return String(level);
+  return one.axis === "bits" ? `${level} bits` : `${one.axis} ${level}`;
+}
 
-/** The run, with where its edit was made if its name does not say so. */
+/** The method where it tells the attacked runs apart, else the run; with where its edit was made if that is not said yet. */
 function attackName(one) {
-  const run = runs[one.run], said = `${run.name} ${run.method}`;
-  return one.where && !said.includes(one.where) ? `${run.name} (${one.where})` : run.name;
+  const run = runs[one.run], isAlone = data.attacks.every((other) => other.run === one.run || runs[other.run].method !== run.method);
+  const name = isAlone ? run.method : run.name;
+  return one.where && !`${name} ${isAlone ? "" : run.method}`.includes(one.where) ? `${name} (${one.where})` : name;
 }
 
 /** Colours tell methods apart; where all runs have one method, places; where they have one place, runs. */
@@ -116,7 +121,7 @@ function comebackRows(entries, parts, scores, measure, limit) {
 
 function comebackRow(one, parts, scores, measure, hue) {
   const cells = Object.fromEntries(parts.map(([key, , of]) => [key, of(measure).map((name) => attackCell(one, name)).find(Boolean) ?? null]));
-  const what = `${attackName(one)}, ${one.attack} at ${at(one, one.level)}`;
+  const what = `${runs[one.run].name}, ${one.attack} at ${at(one, one.level)}`;
   const lines = parts.map(([key, text]) => cells[key] && `${text}: ${number(cells[key].value)} ${range(cells[key].low, cells[key].high)}`);
   const cell = (own, name) => (own === null ? element("td", { class: "value", tabindex: -1, help: `${what}\nnot measured` }, "")
     : element("td", { class: "value", tabindex: -1, help: `${what}\n${cellHelp({ ...runs[one.run], base: null }, name, own)}` }, number(own.value),
@@ -366,7 +371,7 @@ function mapRow(one) {
 
 const compact = (value) => (value >= 1e9 ? `${(value / 1e9).toFixed(2)} B` : value >= 1e6 ? `${(value / 1e6).toFixed(1)} M` : value >= 1e3 ? `${(value / 1e3).toFixed(1)} k` : String(value));
 
-/** Rows of cells, a column for each layer; the strongest score of all rows is the full colour. */
+/** Rows of cells, a column for each layer; the strongest score of all rows is the full colour, a quarter of it half of that. */
 function heat(rows, one, width, gutter = 66) {
   const known = rows.flatMap((row) => row.values).filter((value) => value !== null && value !== undefined).map(Math.abs);
   const most = Math.max(1e-12, ...known), ranks = [...known].sort((a, b) => b - a), cell = Math.max(3, ((width || 640) - gutter - 2) / one.n_layers), high = 17;
@@ -388,7 +393,7 @@ function heatCell(row, value, layer, { x, y, width, height, most, ranks }) {
   const gap = width > 8 ? 1 : 0.4;
   const inside = { x: x + gap, y, width: Math.max(1, width - 2 * gap), height, rx: Math.min(2.5, width / 5) };
   const group = drawn("g", { class: "point", tabindex: -1, role: "img", "aria-label": help, help }, drawn("rect", { class: "track", ...inside }));
-  if (isScored) group.append(drawn("rect", { class: value < 0 ? "hot c1" : "hot c0", ...inside, "fill-opacity": (0.04 + 0.92 * (Math.abs(value) / most)).toFixed(3) }));
+  if (isScored) group.append(drawn("rect", { class: value < 0 ? "hot c1" : "hot c0", ...inside, "fill-opacity": (0.04 + 0.92 * Math.sqrt(Math.abs(value) / most)).toFixed(3) }));
   if (maps && width > 6) group.append(drawn("rect", { class: "chosen", ...inside, x: inside.x + 0.75, y: y + 0.75, width: Math.max(1, inside.width - 1.5), height: height - 1.5 }));
   else if (maps) group.append(drawn("rect", { class: "under", x: inside.x, y: y + height - 3, width: inside.width, height: 3 }));
   return group;

@@ -198,7 +198,7 @@ def _map(own: Mapping[str, Any], model: Any, facts: Any, n: Any, file: str | Non
         "settings": own.get("settings") or {},
         "budget": (own.get("budget") or {}).get("given"),
         "model": str(model or "unknown model"),
-        "facts": "" if facts is None else f"{facts}{'' if n is None else f' ({n})'}",
+        "facts": "" if facts is None else f"{_file_name(facts)}{'' if n is None else f' ({n})'}",
         "seed": own.get("seed"),
         "n_layers": int(own.get("n_layers") or max(layers, default=-1) + 1),
         "n_weights": own.get("n_weights"),
@@ -210,6 +210,11 @@ def _map(own: Mapping[str, Any], model: Any, facts: Any, n: Any, file: str | Non
         "runs": [],
         "file": file,
     }
+
+
+def _file_name(name: Any) -> str:
+    """A set by its name; of a file without its folder."""
+    return str(name) if ":" in str(name) else Path(str(name)).name
 
 
 def _identity(own: Mapping[str, Any]) -> str:
