@@ -43,12 +43,12 @@ function attackName(one) {
   return one.where && !`${name} ${isAlone ? "" : run.method}`.includes(one.where) ? `${name} (${one.where})` : name;
 }
 
-/** Colours tell methods apart; where all runs have one method, places; where they have one place, runs. */
-function hues(entries) {
-  const keys = [(one) => runs[one.run].method, (one) => one.where ?? "", (one) => String(one.run)];
-  const key = keys.find((own) => new Set(entries.map(own)).size > 1) ?? keys[0];
-  const all = [...new Set(entries.map(key))];
-  return (one) => all.indexOf(key(one)) % 8;
+/** The same colour everywhere: of the method, as in the other charts; of the place, or the run, where all have one method. */
+function hue(one) {
+  const keys = [(own) => runs[own.run].method, (own) => own.where ?? "", (own) => String(own.run)];
+  const key = keys.find((of) => new Set(data.attacks.map(of)).size > 1) ?? keys[0];
+  const all = key === keys[0] ? methods : [...new Set(data.attacks.map(key))];
+  return all.indexOf(key(one)) % 8;
 }
 
 // What comes back --------------------------------------------------------------------------------------------
@@ -105,12 +105,12 @@ function comebacks(entries) {
 function comebackRows(entries, parts, scores, measure, limit) {
   const value = (one) => attackCell(one, `forget_attacked_${measure}`)?.value ?? Infinity;
   const rows = entries.length > limit ? [...entries].sort((a, b) => value(a) - value(b)).slice(0, limit) : entries;
-  const hue = hues(entries), width = 2 + parts.length + scores.length, first = entries[0];
+  const width = 2 + parts.length + scores.length, first = entries[0];
   const levels = [...new Set(entries.map((one) => at(one, one.level)))];
   const title = element("tr", { class: "attack" }, element("th", { scope: "rowgroup", colspan: width },
     element("div", {}, element("b", {}, first.task.replace("attack_", "")), element("span", { class: "muted" },
       [first.does, levels.length === 1 && first.level !== null ? `shown at ${levels[0]}` : ""].filter(Boolean).map((text) => ` · ${text}`).join("")))));
-  const body = element("tbody", {}, title, ...rows.map((one) => comebackRow(one, parts, scores, measure, hue(one))));
+  const body = element("tbody", {}, title, ...rows.map((one) => comebackRow(one, parts, scores, measure)));
   if (rows.length < entries.length) {
     const all = () => { body.replaceWith(comebackRows(entries, parts, scores, measure, Infinity)); };
     body.append(element("tr", {}, element("td", { colspan: width, class: "text" }, element("button", { type: "button", on: { click: all } },
@@ -119,7 +119,7 @@ function comebackRows(entries, parts, scores, measure, limit) {
   return body;
 }
 
-function comebackRow(one, parts, scores, measure, hue) {
+function comebackRow(one, parts, scores, measure) {
   const cells = Object.fromEntries(parts.map(([key, , of]) => [key, of(measure).map((name) => attackCell(one, name)).find(Boolean) ?? null]));
   const what = `${runs[one.run].name}, ${one.attack} at ${at(one, one.level)}`;
   const lines = parts.map(([key, text]) => cells[key] && `${text}: ${number(cells[key].value)} ${range(cells[key].low, cells[key].high)}`);
@@ -128,7 +128,7 @@ function comebackRow(one, parts, scores, measure, hue) {
       own.low === null ? null : element("small", {}, range(own.low, own.high))));
   return element("tr", {}, element("td", { class: "run" }, element("a", { href: `#run-${one.run}`, on: { click: () => openProvenance(runs[one.run]) } },
     ...breakable(attackName(one)))),
-    element("td", { class: "value plot", tabindex: -1, help: [what, ...lines.filter(Boolean)].join("\n") }, comebackPlot(cells, hue)),
+    element("td", { class: "value plot", tabindex: -1, help: [what, ...lines.filter(Boolean)].join("\n") }, comebackPlot(cells, hue(one))),
     ...parts.map(([key, , of]) => cell(cells[key], { name: of(measure)[0] })),
     ...scores.map(([, , of]) => cell(attackCell(one, of(measure)), { name: of(measure) })));
 }
@@ -136,8 +136,8 @@ function comebackRow(one, parts, scores, measure, hue) {
 const percent = (value) => `${2 + 96 * Math.max(0, Math.min(1, value))}%`;
 
 /** Before and after on one line from 0 to 1, with the models between which they lie. */
-function comebackPlot(cells, hue) {
-  const svg = drawn("svg", { class: `track-plot c${hue}`, "aria-hidden": "true" },
+function comebackPlot(cells, color) {
+  const svg = drawn("svg", { class: `track-plot c${color}`, "aria-hidden": "true" },
     drawn("line", { class: "grid", x1: percent(0), x2: percent(1), y1: 13, y2: 13 }));
   for (const key of ["chance", "reference", "full", "format"]) if ((cells[key]?.value ?? null) !== null) svg.append(...tick(key, percent(cells[key].value)));
   const [before, after] = [cells.before?.value ?? null, cells.after?.value ?? null];
@@ -191,7 +191,7 @@ function recoveryCurves() {
   if (!tasks.length) return;
   options(select, tasks.map((task) => [task, task.replace("attack_", "")]), chosen);
   const measure = $("#measure").value, entries = able.filter((one) => one.task === chosen), shown = entries.slice(0, MOST_LINES);
-  const { axis } = entries[0], hue = hues(shown);
+  const { axis } = entries[0];
   const lines = [...otherLines(shown, "full", measure), ...otherLines(shown, "reference", measure)];
   for (const one of shown) {
     for (const condition of [...new Set(one.curves.map((curve) => curve.condition))].filter((own) => own !== "attack")) {
@@ -226,7 +226,7 @@ function depthByLayer() {
   if (!pairs.length) return;
   const select = $("#layered"), chosen = pairs.includes(select.value) ? select.value : pairs[0], [task, value] = chosen.split("/");
   options(select, pairs.map((pair) => [pair, `${pair.split("/")[0].replace("attack_", "")}: ${LAYERED[pair.split("/")[1]]}`]), chosen);
-  const entries = able.filter((one) => one.task === task), shown = entries.slice(0, MOST_LINES), hue = hues(shown);
+  const entries = able.filter((one) => one.task === task), shown = entries.slice(0, MOST_LINES);
   const lines = [...(value === "gap" ? [] : otherLines(shown, "full", value)), ...otherLines(shown, "reference", value),
     ...(value === "probe_accuracy" ? otherLines(shown, "unlearned", value, "random_labels") : []),
     ...shown.map((one) => ({ curve: curveOf(one, "unlearned", value), one })).filter(({ curve }) => curve)
@@ -327,7 +327,8 @@ function lineLegend(lines, levels) {
 // Where edits were made --------------------------------------------------------------------------------------
 
 function localizations() {
-  const section = $("#places"), all = data.maps.filter((one) => one.file !== null || !one.runs.length || one.runs.some((run) => matches(runs[run])));
+  const section = $("#places"), fits = (one) => one.file !== null || one.runs.some((run) => matches(runs[run]));
+  const wanted = new Set(data.maps.filter(fits).map((one) => one.model)), all = data.maps.filter((one) => fits(one) || (one.method === "random_mlps" && wanted.has(one.model)));
   section.hidden = !data.maps.length;
   $("nav [href='#places']").hidden = section.hidden;
   if (section.hidden) return;
