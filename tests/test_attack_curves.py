@@ -72,6 +72,13 @@ def test_seeds_that_differ_widen_the_band():
     assert (apart["mean"], apart["low"], apart["high"]) == ([0.5], [0.2], [0.8])
 
 
+def test_items_that_agree_leave_room_for_others():
+    for mean in (0.0, 1.0):
+        own = of(curves(items_of(12), [observation("full", 1, [mean] * 12)]), "full", "accuracy")
+        peer = stats.binomtest(int(12 * mean), 12).proportion_ci(method="wilson")
+        assert (own["low"][0], own["high"][0]) == pytest.approx((peer.low, peer.high), abs=1e-5)
+
+
 def test_probes_are_drawn_above_their_control_item_by_item():
     seen = [
         observation("unlearned", 0, [1.0, 0.0], probe.VALUE),

@@ -454,7 +454,8 @@ def test_the_command_writes_an_ordinary_result(on_disk, tmp_path, monkeypatch, c
     ]
     assert curve["at"] == [None, 0.5, 1.0]
     assert curve["mean"][curve["at"].index(part["level"])] == pytest.approx(metrics["forget_attacked_accuracy"].value)
-    assert curve["low"][0] == curve["mean"][0] == curve["high"][0] == 0
+    assert curve["low"][0] == curve["mean"][0] == 0
+    assert 0.2 < curve["high"][0] < 0.5, "none of eight is compatible with some"
     assert curve["n"] == [len(FORGET)] * 3
     samples = read_samples(output, "attack_merge_back")
     assert [record["id"] for record in samples] == [i.id for i in FORGET]

@@ -169,6 +169,11 @@ def interval(name: str, metric: Metric) -> tuple[float, float] | None:
     return summary_interval(metric.value, metric.stderr, metric.n, meaning(name).bounds)
 
 
+def is_ratio(metric: str) -> bool:
+    """Whether a metric is computed from several means, as a recovery is, and no mean over items itself."""
+    return metric.endswith(tuple(OF_OTHERS))
+
+
 def headline(names: list[str]) -> list[str]:
     """The metrics of a task to look at first: up to eight, in the task's order where none is known."""
     known = [name for name in HEADLINE if name in names]

@@ -2,7 +2,8 @@
 
 A curve is of one model, condition and value; its points are means over items and seeds. The band is a 95 % percentile
 interval of a bootstrap that draws clusters of items (those that share a subject or a group) and seeds with replacement,
-the same clusters for every point.
+the same clusters for every point; where all items agree on 0 or 1, which has no spread to draw from, it is Wilson's, with
+as many items as there are clusters.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from unlearn_eval.attacks.base import Observation
 from unlearn_eval.attacks.folds import clusters
 from unlearn_eval.attacks.summary import RESAMPLES, Table
 from unlearn_eval.forget_sets import ForgetSet
+from unlearn_eval.metrics import summary_interval
 
 DIGITS = 6  # as many as an interval of 500 resamples can use, and many
 
@@ -62,4 +64,6 @@ def _point(values: Any, parts: list[list[int]], drawn: Any) -> tuple[float, floa
     totals = [np.einsum("bs,sc,bc->b", seeds, one, drawn) for one in (sums, counts)]
     means = totals[0][totals[1] > 0] / totals[1][totals[1] > 0]
     low, high = np.quantile(means, [0.025, 0.975])
+    if mean in (0.0, 1.0) and low == high:
+        low, high = summary_interval(mean, 0.0, int((counts.sum(axis=0) > 0).sum()), (0.0, 1.0)) or (low, high)
     return round(mean, DIGITS), round(float(low), DIGITS), round(float(high), DIGITS), n

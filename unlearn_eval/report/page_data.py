@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from unlearn_eval.errors import UserError
-from unlearn_eval.meanings import axes, headline, interval, meaning
+from unlearn_eval.meanings import axes, headline, interval, is_ratio, meaning
 from unlearn_eval.report.answers import Answers, Record
 from unlearn_eval.report.attacked import add_attacked
 from unlearn_eval.report.robustness import attack_entries, edit_numbers, headline_level, maps
@@ -41,8 +41,7 @@ def page_data(runs: Runs, say: Say = lambda line: None) -> tuple[dict[str, Any],
         changes = _changes(run, kept)
         for task, metrics in run.result.metrics.items():
             for name, metric in metrics.items():
-                own = run.result.robustness.get(task, {}).get("intervals", {}).get(name)
-                low, high = own or interval(name, metric) or (None, None)
+                low, high = _ends(run.result, task, name) or (None, None)
                 cells.append(
                     {
                         "run": i,
@@ -82,6 +81,15 @@ def _add(answers: Answers, run: Run, task: str, records: list[Record]) -> None:
         answers.add(run.name, task, records)
     else:
         add_attacked(answers, run.name, task, records, headline_level(part))
+
+
+def _ends(result: Result, task: str, name: str) -> Sequence[float] | None:
+    """A metric's interval: of a ratio under attack the bootstrap's of its file, of a mean that of its standard error.
+
+    The latter has a width also where all items agree.
+    """
+    own = result.robustness.get(task, {}).get("intervals", {}).get(name)
+    return own if own and is_ratio(name) else interval(name, result.metrics[task][name])
 
 
 class _Kept:

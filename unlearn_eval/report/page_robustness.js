@@ -61,6 +61,8 @@ const OF_ATTACK = [
   ["format", "unrelated facts", (m) => [`forget_format_${m}`]],
   ["chance", "chance", (m) => (m === "accuracy" ? ["forget_attacked_guessing"] : [])],
 ];
+/** What has a column; a control has its mark, and its number on hover. */
+const inColumn = ([key]) => key !== "format";
 const SCORES = [
   ["recovery", "recovery", (m) => `forget_${m}_recovery`],
   ["durability", "durability", (m) => `forget_${m}_durability`],
@@ -89,37 +91,40 @@ function comebacks(entries) {
   $(".marks", own).replaceChildren(...markLegend(parts.map(([key]) => key)));
   own.hidden = !entries.length;
   if (!entries.length) return;
+  const numbers = entries.flatMap((one) => parts.flatMap(([, , of]) => of(measure).map((name) => attackCell(one, name)?.value ?? 0)));
+  const reach = measure === "accuracy" ? 1 : REACHES.find((own) => own >= Math.max(...numbers)) ?? 1;
   const help = (name) => { const column = columns.find((own) => own.name === name); return column ? meaningOf(column) : null; };
-  const head = element("tr", {}, element("th", { scope: "col" }, "run"), element("th", { scope: "col", class: "plot" }, scaleOf()),
-    ...parts.map(([, text, of]) => element("th", { scope: "col", tabindex: 0, help: help(of(measure)[0]) }, text)),
+  const head = element("tr", {}, element("th", { scope: "col" }, "run"), element("th", { scope: "col", class: "plot" }, scaleOf(reach)),
+    ...parts.filter(inColumn).map(([, text, of]) => element("th", { scope: "col", tabindex: 0, help: help(of(measure)[0]) }, text)),
     ...scores.map(([, text, of]) => {
       const column = columns.find((own) => own.name === of(measure));
       return element("th", { scope: "col", tabindex: 0, help: help(of(measure)) }, `${text}\u00a0${ARROWS.get(column.higher)}`);
     }));
   place.replaceChildren(element("thead", {}, head),
-    ...names.map((name) => comebackRows(entries.filter((one) => one.task === name), parts, scores, measure, FIRST_ROWS)));
+    ...names.map((name) => comebackRows(entries.filter((one) => one.task === name), { parts, scores, measure, reach }, FIRST_ROWS)));
   $("td.value", place)?.setAttribute("tabindex", 0);
 }
 
 /** The rows of one attack, under its name. */
-function comebackRows(entries, parts, scores, measure, limit) {
+function comebackRows(entries, shape, limit) {
+  const { parts, scores, measure } = shape;
   const value = (one) => attackCell(one, `forget_attacked_${measure}`)?.value ?? Infinity;
   const rows = entries.length > limit ? [...entries].sort((a, b) => value(a) - value(b)).slice(0, limit) : entries;
-  const width = 2 + parts.length + scores.length, first = entries[0];
+  const width = 2 + parts.filter(inColumn).length + scores.length, first = entries[0];
   const levels = [...new Set(entries.map((one) => at(one, one.level)))];
   const title = element("tr", { class: "attack" }, element("th", { scope: "rowgroup", colspan: width },
     element("div", {}, element("b", {}, first.task.replace("attack_", "")), element("span", { class: "muted" },
       [first.does, levels.length === 1 && first.level !== null ? `shown at ${levels[0]}` : ""].filter(Boolean).map((text) => ` · ${text}`).join("")))));
-  const body = element("tbody", {}, title, ...rows.map((one) => comebackRow(one, parts, scores, measure)));
+  const body = element("tbody", {}, title, ...rows.map((one) => comebackRow(one, shape)));
   if (rows.length < entries.length) {
-    const all = () => { body.replaceWith(comebackRows(entries, parts, scores, measure, Infinity)); };
+    const all = () => { body.replaceWith(comebackRows(entries, shape, Infinity)); };
     body.append(element("tr", {}, element("td", { colspan: width, class: "text" }, element("button", { type: "button", on: { click: all } },
       `All ${entries.length} runs`), element("span", { class: "muted" }, ` the ${limit} that tell least are shown`))));
   }
   return body;
 }
 
-function comebackRow(one, parts, scores, measure) {
+function comebackRow(one, { parts, scores, measure, reach }) {
   const cells = Object.fromEntries(parts.map(([key, , of]) => [key, of(measure).map((name) => attackCell(one, name)).find(Boolean) ?? null]));
   const what = `${runs[one.run].name}, ${one.attack} at ${at(one, one.level)}`;
   const lines = parts.map(([key, text]) => cells[key] && `${text}: ${number(cells[key].value)} ${range(cells[key].low, cells[key].high)}`);
@@ -128,17 +133,19 @@ function comebackRow(one, parts, scores, measure) {
       own.low === null ? null : element("small", {}, range(own.low, own.high))));
   return element("tr", {}, element("td", { class: "run" }, element("a", { href: `#run-${one.run}`, on: { click: () => openProvenance(runs[one.run]) } },
     ...breakable(attackName(one)))),
-    element("td", { class: "value plot", tabindex: -1, help: [what, ...lines.filter(Boolean)].join("\n") }, comebackPlot(cells, hue(one))),
-    ...parts.map(([key, , of]) => cell(cells[key], { name: of(measure)[0] })),
+    element("td", { class: "value plot", tabindex: -1, help: [what, ...lines.filter(Boolean)].join("\n") }, comebackPlot(cells, hue(one), reach)),
+    ...parts.filter(inColumn).map(([key, , of]) => cell(cells[key], { name: of(measure)[0] })),
     ...scores.map(([, , of]) => cell(attackCell(one, of(measure)), { name: of(measure) })));
 }
 
-const percent = (value) => `${2 + 96 * Math.max(0, Math.min(1, value))}%`;
+/** How far the line reaches: probabilities of answers that a model would put into a sentence are all small. */
+const REACHES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1];
 
-/** Before and after on one line from 0 to 1, with the models between which they lie. */
-function comebackPlot(cells, color) {
+/** Before and after on one line from 0 to `reach`, with the models between which they lie. */
+function comebackPlot(cells, color, reach) {
+  const percent = (value) => share(value / reach);
   const svg = drawn("svg", { class: `track-plot c${color}`, "aria-hidden": "true" },
-    drawn("line", { class: "grid", x1: percent(0), x2: percent(1), y1: 13, y2: 13 }));
+    drawn("line", { class: "grid", x1: share(0), x2: share(1), y1: 13, y2: 13 }));
   for (const key of ["chance", "reference", "full", "format"]) if ((cells[key]?.value ?? null) !== null) svg.append(...tick(key, percent(cells[key].value)));
   const [before, after] = [cells.before?.value ?? null, cells.after?.value ?? null];
   if (before !== null && after !== null) svg.append(drawn("line", { class: "moved", x1: percent(before), x2: percent(after), y1: 13, y2: 13 }));
@@ -154,9 +161,11 @@ function tick(key, x) {
   return [drawn("line", { class: `other ${key}`, x1: x, x2: x, y1: 3, y2: 23 })];
 }
 
-function scaleOf() {
-  return drawn("svg", { class: "track-plot", role: "img", "aria-label": "from 0 to 1" }, ...[0, 0.5, 1].map((value) => drawn("text",
-    { x: percent(value), y: 18, "text-anchor": ["start", "middle", "end"][2 * value] }, String(value))));
+const share = (value) => `${2 + 96 * Math.max(0, Math.min(1, value))}%`;
+
+function scaleOf(reach) {
+  return drawn("svg", { class: "track-plot", role: "img", "aria-label": `from 0 to ${reach}` }, ...[0, 0.5, 1].map((value) => drawn("text",
+    { x: share(value), y: 18, "text-anchor": ["start", "middle", "end"][2 * value] }, String(value * reach))));
 }
 
 const MARKS = { before: "edited", after: "edited, attacked", full: "unedited", reference: "never knew", format: "trained on unrelated facts", chance: "chance" };
@@ -203,7 +212,8 @@ function recoveryCurves() {
   }
   const guesses = measure === "accuracy" ? shown.map((one) => attackCell(one, "forget_attacked_guessing")?.value ?? null).filter((value) => value !== null) : [];
   const chance = guesses.length ? guesses.reduce((sum, value) => sum + value, 0) / guesses.length : null;
-  lineChart($("#curves .chart"), lines, { x: axis, y: MEASURES[measure], levels: chance === null ? [] : [[chance, "chance"]], bounds: [0, 1], left: entries.length - shown.length });
+  const isSmall = measure === "probability" && Math.max(...lines.flatMap((line) => line.mean)) < 0.25;
+  lineChart($("#curves .chart"), lines, { x: axis, y: MEASURES[measure], levels: chance === null ? [] : [[chance, "chance"]], bounds: isSmall ? null : [0, 1], left: entries.length - shown.length });
 }
 
 /** The curve of another model, once where several runs share it, as those on the same facts do. */
@@ -421,7 +431,7 @@ function byToken(one) {
 function triedAt(run, i) {
   if (run.edit === null) return [];
   const question = browser.content.questions[state.task][i][2], wanted = $("#attacked").value;
-  return data.attacks.filter((one) => one.edit === run.edit && (!wanted || one.task === wanted)).flatMap((one) => {
+  return attacksOn(run.edit).filter((one) => !wanted || one.task === wanted).flatMap((one) => {
     const isOwn = one.task === state.task && one.run === run.index;
     if (one.task === state.task && !isOwn) return [];
     const row = isOwn ? i : rowAsked(one.task, question);
@@ -430,6 +440,15 @@ function triedAt(run, i) {
       .filter(({ column }) => (column.said[row] ?? -1) >= 0 || (column.numbers[row] ?? null) !== null)
       .filter(({ column }) => isOwn ? column.model !== "unlearned" || column.at !== null || column.name !== "probability" : column.model === "unlearned" && (column.at !== null || column.name !== "probability"));
   });
+}
+
+/** The attacks on an edit, whichever files they are in. */
+function attacksOn(edit) {
+  if (!browser.byEdit) {
+    browser.byEdit = new Map();
+    for (const one of data.attacks) browser.byEdit.set(one.edit, [...(browser.byEdit.get(one.edit) ?? []), one]);
+  }
+  return browser.byEdit.get(edit) ?? [];
 }
 
 /** The row of an attack's questions that has this text. */
