@@ -3,7 +3,8 @@
 An attack is a file of this folder, with `ABOUT` (what it does, and to which kinds of edit), a frozen dataclass `Config`
 and a function `attack`. It is given a `Case` (the models, the items, how they are asked) and yields an `Observation`
 for each model, level of the attack, fold and seed: one score for each item. What is to be made of them is not its
-business (`summary.py`), except where it says so with a function `summary` of its own.
+business (`summary.py`), except where it says so with a function `summary` of its own; a function `derived` gives what
+follows item by item from several models or conditions (a gap, a share), for the curves alone (`curves.py`).
 
 Depth (probe, logit_lens, uds) is measured by attacks too: they read states instead of answers, but are given the same
 case, run on the same models, and end in the same result.
@@ -26,18 +27,9 @@ from unlearn_eval.edits import LowRankEdit, applied
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.models import LoadedModel
 
-NOT_ATTACKS = {
-    "asking",
-    "base",
-    "changed_weights",
-    "controls",
-    "depth",
-    "folds",
-    "hidden_states",
-    "retraining",
-    "run",
-    "summary",
-}
+NOT_ATTACKS = set(
+    "asking base changed_weights controls curves depth folds hidden_states retraining run summary".split()
+)
 UNLEARNED, FULL, REFERENCE = "unlearned", "full", "reference"
 ATTACK = "attack"  # the condition of an observation that is no control
 LOW_RANK, DENSE, MEMORY = "low_rank", "dense", "memory"

@@ -14,7 +14,7 @@ from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetSet
 from unlearn_eval.localization.base import Fact, Ranking, Run, get_localizer, localizer_names
 from unlearn_eval.localization.budget import Budget, budget_of, chosen, usual_budget
-from unlearn_eval.localization.components import VERSION, Components, load_components, mlp_layers
+from unlearn_eval.localization.components import VERSION, Components, load_components, mlp_layers, scores_of
 from unlearn_eval.localization.facts import check_some, facts_of, plain_words
 from unlearn_eval.localization.sites import MLP, Sites, sites
 from unlearn_eval.models import LoadedModel, cache_dir
@@ -274,4 +274,5 @@ def source_of(components: Components, given: str) -> dict[str, Any]:
         "facts": {key: components.facts[key] for key in ("set", "hash", "n") if key in components.facts},
         "seed": components.seed,
         "seconds": components.seconds,
+        **scores_of(asdict(components)),
     }
