@@ -152,7 +152,7 @@ def test_effects_by_position_unfold(chromium, tmp_path):
     page = open_page(chromium, write_page(read_runs(tmp_path), tmp_path / "r.html"))
     details = page.locator("#places details")
     details.locator("summary").click()
-    assert details.locator("text").all_text_contents()[:2] == ["last subject", "last token"]
+    assert details.locator("text").all_text_contents()[:2] == ["last subject token", "last token"]
     cells = details.locator(".point")
     assert cells.count() == 6
     assert "layer 1, last token: no score" in cells.nth(4).get_attribute("data-help")
@@ -182,6 +182,24 @@ def test_questions_show_before_after_and_attacked(opened):
     opened.fill("#search", said)
     assert opened.inner_text("#found").startswith("1 of "), "what was said under attack is found"
     assert opened.locator("#questions mark").first.inner_text() == said
+
+
+def test_attacks_in_files_of_their_own_join_the_answers_of_their_edit(chromium, tmp_path):
+    generator = random.Random(0)
+    write_run(tmp_path, "base", records(8, generator))
+    write_attacked(tmp_path, "edited", {}, seed=1, answers=records(8, generator))
+    write_attacked(tmp_path, "other", {}, seed=2, answers=records(8, generator))
+    write_attacked(tmp_path, "attack", {RELEARN: relearning(4, generator, 0.2)}, seed=1)
+    page = open_page(chromium, write_page(read_runs(tmp_path), tmp_path / "r.html"))
+    card = page.locator("#questions > li").first
+    heads = card.locator(".answer header span:first-child").all_inner_texts()
+    assert heads == ["no edit · base", "npo · edited", "after relearn, step 20", "npo · other"]
+    page.select_option("#class", "n")
+    assert page.locator("#questions > li .tried").count() >= 1
+    for one in page.locator("#questions > li").all():
+        assert one.locator(".tag", has_text="not given").count() >= 1
+    assert page.mistakes == []
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

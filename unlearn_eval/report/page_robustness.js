@@ -382,9 +382,9 @@ function mapRow(one) {
 
 const compact = (value) => (value >= 1e9 ? `${(value / 1e9).toFixed(2)} B` : value >= 1e6 ? `${(value / 1e6).toFixed(1)} M` : value >= 1e3 ? `${(value / 1e3).toFixed(1)} k` : String(value));
 
-/** Rows of cells, a column for each layer; the strongest score of all rows is the full colour, a quarter of it half of that. */
-function heat(rows, one, width, gutter = 66) {
-  const known = rows.flatMap((row) => row.values).filter((value) => value !== null && value !== undefined).map(Math.abs);
+/** Rows of cells, a column for each layer; the strongest score of all `compared` rows is the full colour, a quarter of it half of that. */
+function heat(rows, one, width, gutter = 66, compared = rows) {
+  const known = compared.flatMap((row) => row.values).filter((value) => value !== null && value !== undefined).map(Math.abs);
   const most = Math.max(1e-12, ...known), ranks = [...known].sort((a, b) => b - a), cell = Math.max(3, ((width || 640) - gutter - 2) / one.n_layers), high = 17;
   const svg = drawn("svg", { viewBox: `0 0 ${gutter + 2 + cell * one.n_layers} ${rows.length * (high + 3) + 18}`, role: "group", "aria-label": `${one.method}: scores by layer` });
   rows.forEach((row, y) => {
@@ -416,11 +416,9 @@ function byToken(one) {
   const details = element("details", {}, element("summary", {}, "by position in the prompt"));
   details.addEventListener("toggle", () => {
     if (details.childElementCount > 1) return;
-    for (const kind of kinds) {
-      const rows = one.effects.roles.map((name, i) => ({ name: name.replace("subject token", "subject"), values: one.effects[kind].map((layer) => layer[i]) }))
-        .filter((row) => row.values.some((value) => value !== null));
-      details.append(element("p", { class: "muted" }, KINDS[kind]), heat(rows, one, details.clientWidth, 118));
-    }
+    const tables = kinds.map((kind) => one.effects.roles.map((name, i) => ({ name, values: one.effects[kind].map((layer) => layer[i]) }))
+      .filter((row) => row.values.some((value) => value !== null)));
+    tables.forEach((rows, i) => details.append(element("p", { class: "muted" }, KINDS[kinds[i]]), heat(rows, one, details.clientWidth, 142, tables.flat())));
   });
   return details;
 }
