@@ -79,6 +79,19 @@ def test_numbers_and_points_say_what_they_mean(opened):
     assert "over 12 items" in second
 
 
+def test_every_attack_has_its_stop_of_the_tab_key(chromium, tmp_path):
+    generator = random.Random(0)
+    parts = {RELEARN: relearning(6, generator), "attack_later": relearning(6, generator)}
+    write_attacked(tmp_path, "run", parts)
+    page = open_page(chromium, write_page(read_runs(tmp_path), tmp_path / "r.html"))
+    for body in page.locator("#comebacks tbody").all():
+        assert body.locator("td.value[tabindex='0']").count() == 1
+    assert page.locator("#comebacks tbody").count() == 2
+    page.locator("#curves .legend li", has_text="chance").focus()
+    assert "dealt to the questions at random: 0.120 to 0.120" in page.inner_text("#help")
+    page.close()
+
+
 def test_what_has_no_value_says_why(chromium, tmp_path):
     write_attacked(tmp_path, "run", {RELEARN: relearning(6, random.Random(0), reference=False)})
     page = open_page(chromium, write_page(read_runs(tmp_path), tmp_path / "r.html"))

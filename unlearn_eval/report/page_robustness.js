@@ -102,7 +102,6 @@ function comebacks(entries) {
     }));
   place.replaceChildren(element("thead", {}, head),
     ...names.map((name) => comebackRows(entries.filter((one) => one.task === name), { parts, scores, measure, reach }, FIRST_ROWS)));
-  $("td.value", place)?.setAttribute("tabindex", 0);
 }
 
 /** The rows of one attack, under its name. */
@@ -116,6 +115,7 @@ function comebackRows(entries, shape, limit) {
     element("div", {}, element("b", {}, first.task.replace("attack_", "")), element("span", { class: "muted" },
       [first.does, levels.length === 1 && first.level !== null ? `shown at ${levels[0]}` : ""].filter(Boolean).map((text) => ` · ${text}`).join("")))));
   const body = element("tbody", {}, title, ...rows.map((one) => comebackRow(one, shape)));
+  $("td.value", body).setAttribute("tabindex", 0);
   if (rows.length < entries.length) {
     const all = () => { body.replaceWith(comebackRows(entries, shape, Infinity)); };
     body.append(element("tr", {}, element("td", { colspan: width, class: "text" }, element("button", { type: "button", on: { click: all } },
@@ -213,7 +213,7 @@ function recoveryCurves() {
   const guesses = measure === "accuracy" ? shown.map((one) => attackCell(one, "forget_attacked_guessing")?.value ?? null).filter((value) => value !== null) : [];
   const chance = guesses.length ? guesses.reduce((sum, value) => sum + value, 0) / guesses.length : null;
   const isSmall = measure === "probability" && Math.max(...lines.flatMap((line) => line.mean)) < 0.25;
-  lineChart($("#curves .chart"), lines, { x: axis, y: MEASURES[measure], levels: chance === null ? [] : [[chance, "chance"]], bounds: isSmall ? null : [0, 1], left: entries.length - shown.length });
+  lineChart($("#curves .chart"), lines, { x: axis, y: MEASURES[measure], levels: chance === null ? [] : [[chance, "chance", `answers dealt to the questions at random: ${number(Math.min(...guesses))} to ${number(Math.max(...guesses))} over runs`]], bounds: isSmall ? null : [0, 1], left: entries.length - shown.length });
 }
 
 /** The curve of another model, once where several runs share it, as those on the same facts do. */
@@ -301,7 +301,7 @@ function lineChart(place, lines, { x, y, levels, bounds, left }) {
   svg.append(...lines.map((line) => drawn("polyline", { class: `curve ${line.style}`, points: line.at.map((level, i) => `${px(level)},${sy.at(line.mean[i])}`).join(" ") })));
   svg.append(...lines.flatMap((line) => line.at.map((level, i) => curvePoint(line, i, px(level), sy.at(line.mean[i]), x, y))));
   $(".point", svg)?.setAttribute("tabindex", 0);
-  place.replaceChildren(svg, lineLegend(lines, levels.map(([, text]) => text).filter(Boolean)),
+  place.replaceChildren(svg, lineLegend(lines, levels.filter(([, text]) => text)),
     ...(left > 0 ? [element("p", { class: "muted" }, `${plural(left, "more run")} not drawn: the filters at the top choose.`)] : []),
     ...(hasBands || !mains.length ? [] : [element("p", { class: "muted" }, `With more than ${MOST_BANDS} runs their 95 % intervals are on the points.`)]));
 }
@@ -330,7 +330,7 @@ function lineLegend(lines, levels) {
     entries.push(element("li", { class: isControl ? "" : line.style.split(" ")[0] }, drawn("svg", { width: 26, height: 16, "aria-hidden": "true" },
       drawn("line", { class: `curve ${isControl ? "control full" : line.style}`, x1: 1, x2: 25, y1: 8, y2: 8 })), element("span", {}, name)));
   }
-  for (const text of levels) entries.push(element("li", {}, drawn("svg", { width: 26, height: 16, "aria-hidden": "true" }, drawn("line", { class: "other chance", x1: 1, x2: 25, y1: 8, y2: 8 })), element("span", {}, text)));
+  for (const [, text, help] of levels) entries.push(element("li", { help, tabindex: 0 }, drawn("svg", { width: 26, height: 16, "aria-hidden": "true" }, drawn("line", { class: "other chance", x1: 1, x2: 25, y1: 8, y2: 8 })), element("span", {}, text)));
   return element("ul", { class: "legend" }, ...entries);
 }
 
