@@ -134,10 +134,13 @@ def test_samples_keep_a_control_s_mean_and_every_other_observation():
     items = items_of(2)
     seen = [
         observation("full", 0, [1.0, 0.0], probe.VALUE),
-        *(observation("full", 0, [hit, None], probe.VALUE, condition=probe.RANDOM, seed=i) for i, hit in enumerate((1.0, 0.0, 0.0))),
+        *(
+            observation("full", 0, [hit, None], probe.VALUE, condition=probe.RANDOM, seed=i)
+            for i, hit in enumerate((1.0, 0.0, 0.0))
+        ),
         observation("full", 0, [1.0, 1.0], probe.VALUE, seed=1),
         Observation("full", 5, (ItemScore("i1", {"accuracy": 1.0}, "said"),), condition="format", seed=3),
-    ]  # fmt: skip
+    ]
     first, second = sample_lines(Attacked("probe", {}, Summary({}, {}, {}), tuple(seen), {}, ()), items)
     assert [(one["condition"], one["seed"], one[probe.VALUE]) for one in first["observations"]] == [
         ("attack", 0, 1.0),

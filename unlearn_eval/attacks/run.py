@@ -227,8 +227,8 @@ def sample_lines(attacked: Attacked, items: ForgetSet) -> list[dict[str, Any]]:
     for one in attacked.observations:
         for score in one.scores:
             if one.condition != ATTACK and score.said is None:
-                key = (one.model, one.condition, one.fold, one.at)
-                controls.setdefault(key, {}).setdefault(score.id, []).append(score)
+                where = (one.model, one.condition, one.fold, one.at)
+                controls.setdefault(where, {}).setdefault(score.id, []).append(score)
                 continue
             said = {} if score.said is None else {"said": score.said}
             seen[score.id].append(
