@@ -113,6 +113,8 @@ def test_curves_join_the_means_and_have_their_controls(opened, folder):
     for text in ("before unlearning", "never knew", "after unrelated facts", "chance"):
         assert text in legend
     assert opened.locator("#curves .band").count() == 3
+    colors = {one.get_attribute("class") for one in opened.locator("#curves .band").all()}
+    assert len(colors) == 3, "three places of one method are told apart"
     part = read_result(folder / "npo-fact_lookup.json").robustness[RELEARN]
     (curve,) = [
         c for c in part["curves"] if (c["model"], c["value"], c["condition"]) == ("unlearned", "accuracy", "attack")

@@ -43,12 +43,12 @@ function attackName(one) {
   return one.where && !`${name} ${isAlone ? "" : run.method}`.includes(one.where) ? `${name} (${one.where})` : name;
 }
 
-/** The same colour everywhere: of the method, as in the other charts; of the place, or the run, where all have one method. */
+/** One colour everywhere: of the method, as in the other charts; of method and place, or of the run, where that tells more apart. */
 function hue(one) {
-  const keys = [(own) => runs[own.run].method, (own) => own.where ?? "", (own) => String(own.run)];
-  const key = keys.find((of) => new Set(data.attacks.map(of)).size > 1) ?? keys[0];
-  const all = key === keys[0] ? methods : [...new Set(data.attacks.map(key))];
-  return all.indexOf(key(one)) % 8;
+  const ways = [(own) => runs[own.run].method, (own) => `${runs[own.run].method} ${own.where ?? ""}`, (own) => String(own.run)];
+  const [byMethod, byPlace, byRun] = ways.map((way) => [...new Set(data.attacks.map(way))]);
+  if (byPlace.length > byMethod.length) return byPlace.indexOf(ways[1](one)) % 8;
+  return (byMethod.length > 1 ? methods.indexOf(ways[0](one)) : byRun.indexOf(ways[2](one))) % 8;
 }
 
 // What comes back --------------------------------------------------------------------------------------------
