@@ -21,16 +21,19 @@ from unlearn_eval.anatomy import is_transposed
 from unlearn_eval.attacks import benign_finetune, merge_back, prune, quantize, relearn, revert
 from unlearn_eval.attacks.base import Case, ItemScore, Observation, attack_names, get_attack
 from unlearn_eval.attacks.changed_weights import changed_maps
+from unlearn_eval.attacks.controls import kept_controls
 from unlearn_eval.attacks.folds import apart, clusters, split
 from unlearn_eval.attacks.run import attack_case, robustness
 from unlearn_eval.attacks.summary import guessing
 from unlearn_eval.dense_edits import DenseEdit
-from unlearn_eval.editing import configure
 from unlearn_eval.edits import EditInfo, LowRankEdit, applied
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.results import read_result, read_samples
+from unlearn_eval.settings import configure
 from unlearn_eval.trained_weights import linear_maps
+
+WIDE = ForgetSet("wide", (*OTHERS, *(replace(own, id=f"{own.id}b", subject=None) for own in OTHERS.items[:4])))
 
 
 @pytest.fixture(scope="module")
@@ -357,6 +360,47 @@ def test_names_and_settings():
     ):  # fmt: skip
         with pytest.raises(UserError):
             configure(module.Config, options)
+
+
+FAST = {
+    "relearn": {"lora_rank": "2", "steps": "2", "measure_at": "1", "lora_dropout": "0"},
+    "benign_finetune": {"lora_rank": "2", "steps": "2", "lora_dropout": "0"},
+    "probe": {"n_train": "10", "n_controls": "2", "labels": "truth"},
+    "soft_prompt": {"steps": "2", "n_tokens": "2"},
+}
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+@pytest.mark.parametrize("name", [name for name in attack_names() if get_attack(name).ABOUT.controls_alone])
+def test_what_other_models_give_is_measured_once_and_changes_nothing(name, with_reference, case, tmp_path, monkeypatch):
+    if name == "probe":
+        case = replace(case, items=ForgetSet("few", FORGET.items[:4]), others=WIDE)
+    if not with_reference:
+        case = replace(case, open_reference=None)
+    module, before = get_attack(name), weights_of(case.loaded.model)
+    settings, path = configure(module.Config, FAST.get(name, {})), tmp_path / "controls" / "own.json"
+
+    def attacked(known=None):
+        return attack_case(module, name, replace(case, notes=[], skipped={}), settings, known)
+
+    plain = attacked()
+    made = kept_controls(module, case, settings, path)
+    assert {one.model for one in made.observations} <= {"full", "reference"}
+    assert case.notes == []
+    assert case.skipped == {}
+    for known in (made, kept_controls(module, case, settings, path)):
+        again = attacked(known)
+        assert again.summary == plain.summary
+        assert robustness(again) == robustness(plain)
+        assert again.notes == plain.notes
+    asked = []
+    whole = module.attack
+    monkeypatch.setattr(module, "attack", lambda case, config: asked.append(case.names) or whole(case, config))
+    attacked(kept_controls(module, case, settings, path))
+    assert asked == [("unlearned",)]
+    path.write_text(path.read_text()[:-20])  # cut off: it is made again
+    assert kept_controls(module, case, settings, path).observations == made.observations
+    assert_untouched(case.loaded.model, before)
 
 
 def test_an_edit_that_cannot_be_treated_is_skipped_with_the_reason(case):

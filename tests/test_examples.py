@@ -75,7 +75,10 @@ def test_a_sweep_can_be_planned(script, tmp_path, model):
     assert "14 cells: 0 done, 14 to do" in said
 
 
-@pytest.mark.parametrize("name", ["smoke", "demo", "four_editors", "editing_as_unlearning", "mechanistic_unlearning"])
+SHIPPED = ["smoke", "demo", "four_editors", "editing_as_unlearning", "mechanistic_unlearning", "mechanistic_facts"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_studies_can_be_planned(name, model, tmp_path, monkeypatch):
     write_tofu_and_pistol(tmp_path)
     monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tmp_path))
@@ -96,6 +99,13 @@ def test_shipped_studies_can_be_planned(name, model, tmp_path, monkeypatch):
         } == where
         assert len({cell.edit_key for cell in cells if cell.editor}) == 2 * 3 * len(localizer_names())
 
+    if name == "mechanistic_facts":
+        edited = [cell for cell in cells if cell.editor]
+        assert {cell.editor.name for cell in edited} == {f"unlikelihood-{own}" for own in localizer_names()}
+        assert len({cell.located.key for cell in edited}) == len(edited) == 3 * len(localizer_names())
+        assert {own.attack.name for cell in edited for own in cell.tries} == {"relearn", "probe", "logit_lens"}
+        assert len({own.control_key for cell in edited for own in cell.tries}) == 3 * 3
+
 
 def write_tofu_and_pistol(root):
     from conftest import write_tofu
@@ -104,3 +114,5 @@ def write_tofu_and_pistol(root):
     records = [{"question": f"Who is author {i}?", "answer": f"Author {i}"} for i in range(60)]
     (root / "tofu" / "full.json").write_text("".join(json.dumps(record) + "\n" for record in records))
     write_benchmarks(root)
+    sports = [f"Athlete {sport[0].upper()}{i},{sport}" for sport in ("baseball", "football") for i in range(6)]
+    (root / "sports" / "sports.csv").write_text("\n".join(["athlete,sport", *sports, ""]))  # enough of each for probes

@@ -76,6 +76,39 @@ def test_both_ends():
     assert "no description" in report(result, "unlearn_forms")["forget_leak_description"]["reason"]
 
 
+@pytest.mark.parametrize("chosen", [["choice"], ["true_false", "direct"], "paraphrase", ["choice", "cloze"]])
+def test_some_forms_alone_are_asked_and_are_what_they_are_among_all(chosen):
+    prompts = []
+
+    def says(doc, prompt):
+        prompts.append(prompt)
+        return doc["answer"] if "capital" in prompt else "none"
+
+    whole = forms(Told(says, right))[1]
+    n_all = len(prompts)
+    prompts.clear()
+    result, found = forms(Told(says, right), {**CHOSEN, "forms": chosen})
+    names = [chosen] if isinstance(chosen, str) else chosen
+    assert len(prompts) < n_all
+    assert bool(prompts) == any(name in FORMS for name in names)
+    for form in ALL_FORMS:
+        for split in ("forget_leak", "retain_known"):
+            assert (f"{split}_{form}" in found) == (form in names)
+            if form in names:
+                assert found[f"{split}_{form}"] == whole[f"{split}_{form}"]
+    assert found["forget_leak_mean"] == pytest.approx(np.mean([whole[f"forget_leak_{name}"] for name in names]))
+    assert ("forget_choice_debiased" in found) == ("choice" in names)
+    assert ("forget_true_false_accuracy" in found) == ("true_false" in names)
+    for sample in result["samples"]["unlearn_forms"]:
+        assert all(entry is not None for entry in sample["arguments"])
+
+
+@pytest.mark.parametrize(("wanted", "says"), [("chioce", "did you mean choice"), ([], "forms is"), (3, "forms is")])
+def test_unknown_forms_are_refused(wanted, says):
+    with pytest.raises(UserError, match=says):
+        forms(Told(lambda doc, prompt: ""), {**CHOSEN, "forms": wanted})
+
+
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "description"])
 def test_a_leak_in_one_form_is_found_there_alone(form):
     """A model that tells the fact in one form only: the mean hides it, the worst case shows it."""

@@ -101,11 +101,12 @@ def _costs(planned: Any, store: Any, device: str | None) -> dict[str, Any]:
     import torch
 
     from unlearn_eval.forget_sets import load_forget_set
-    from unlearn_eval.study.costs import Costs
+    from unlearn_eval.study.costs import Costs, shared_by
 
     costs = Costs(store.results(), device != "cpu" and torch.cuda.is_available())
     sizes = {cell.forget: len(load_forget_set(cell.forget)) for cell in planned.cells if cell.size is None}
-    return {cell.key: costs.of(cell, cell.size or sizes[cell.forget]) for cell in planned.cells}
+    first = shared_by(planned.cells)
+    return {cell.key: costs.of(cell, cell.size or sizes[cell.forget], first[cell.key]) for cell in planned.cells}
 
 
 def _console(stream: Any) -> Any:

@@ -13,24 +13,23 @@ case, run on the same models, and end in the same result.
 from __future__ import annotations
 
 import gc
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from unlearn_eval.attacks.asking import Row, answered, rows_of
 from unlearn_eval.dense_edits import DenseEdit
+from unlearn_eval.discovery import module_in, names_in
 from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.edits import LowRankEdit, applied
-from unlearn_eval.errors import unknown_name
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.models import LoadedModel
 
-NOT_ATTACKS = set("asking base changed_weights curves depth folds hidden_states retraining run summary".split())
+NOT_ATTACKS = set(
+    "asking base changed_weights controls curves depth folds hidden_states retraining run summary".split()
+)
 UNLEARNED, FULL, REFERENCE = "unlearned", "full", "reference"
 ATTACK = "attack"  # the condition of an observation that is no control
 LOW_RANK, DENSE, MEMORY = "low_rank", "dense", "memory"
@@ -47,6 +46,8 @@ class About:
         kinds: of edit that it can treat.
         headline: which level stands for the attack: the last, or the worst, at which most comes back.
         why_not: why other kinds of edit cannot be treated.
+        controls_alone: whether what is measured of the full model and of the reference does not depend on the edit, and
+            is measured by itself where `Case.only` asks for these models.
     """
 
     does: str
@@ -54,6 +55,22 @@ class About:
     kinds: tuple[str, ...] = (LOW_RANK, DENSE, MEMORY)
     headline: str = "worst"
     why_not: str = ""
+    controls_alone: bool = True
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an attack costs on one model, for estimates.
+
+    Attributes:
+        trained: rows that go through the model forward and backward.
+        answered: questions that are answered freely, and scored.
+        read: rows that go through the model once.
+    """
+
+    trained: int = 0
+    answered: int = 0
+    read: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,7 @@ class Case:
         progress: told of what takes long.
         notes: sentences for the reader of the result; attacks add to them.
         skipped: what was not done -> why.
+        only: of which of the models observations are wanted; empty is of all.
     """
 
     loaded: LoadedModel
@@ -115,11 +133,13 @@ class Case:
     progress: Progress = no_progress
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The models that there are."""
-        return (UNLEARNED, FULL, *([REFERENCE] if self.open_reference else []))
+        """The models that are measured, of those that there are."""
+        found = (UNLEARNED, FULL, *([REFERENCE] if self.open_reference else []))
+        return tuple(name for name in found if not self.only or name in self.only)
 
     @contextmanager
     def model(self, name: str) -> Iterator[LoadedModel]:
@@ -167,11 +187,13 @@ class Attack(Protocol):
     def attack(self, case: Case, config: Any) -> Iterator[Observation]:
         """What is measured, in the order in which it is; the models are as before when it ends, however it ends."""
 
+    def work(self, config: Any, n_items: int, n_layers: int) -> Work:
+        """What it costs on one model of so many layers."""
+
 
 def attack_names() -> list[str]:
     """The names of the attacks: this folder's files."""
-    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
-    return sorted(module.name for module in modules if module.name not in NOT_ATTACKS)
+    return names_in(__package__, NOT_ATTACKS)
 
 
 def get_attack(name: str) -> Attack:
@@ -180,10 +202,7 @@ def get_attack(name: str) -> Attack:
     Raises:
         UserError: there is none; the nearest names are given.
     """
-    if name not in attack_names():
-        raise unknown_name("attack", name, attack_names())
-    module: Any = importlib.import_module(f"unlearn_eval.attacks.{name}")
-    return module  # type: ignore[no-any-return]
+    return module_in(__package__, name, NOT_ATTACKS, "attack")  # type: ignore[no-any-return]
 
 
 def kind_of(edit: Any) -> str:

@@ -12,9 +12,10 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation
+from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation, Work
 from unlearn_eval.attacks.retraining import WHY_NO_MEMORY, RetrainingConfig, curve
 from unlearn_eval.errors import UserError
+from unlearn_eval.forget_sets import ForgetSet
 
 ABOUT = About(
     "fine-tunes on facts that have nothing to do with the forgotten ones",
@@ -38,8 +39,8 @@ class Config(RetrainingConfig):
 
 def attack(case: Case, config: Config) -> Iterator[Observation]:
     """Every model before training and at the measured steps, for each seed."""
-    if case.others is None:
-        raise UserError("benign_finetune needs other facts to train on, and there are none", "give --retain SET")
+    check(case.items, case.others, config)
+    assert case.others is not None
     for name in case.names:
         with case.model(name) as loaded:
             rows = case.rows(loaded, case.items)
@@ -47,3 +48,19 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
                 shown = random.Random(seed).sample(list(case.others), min(config.n, len(case.others)))
                 yield case.observed(loaded, rows, name, None, seed=seed)
                 yield from curve(case, config, loaded, shown, rows, Observation(name, 0, (), seed=seed))
+
+
+def check(items: ForgetSet, others: ForgetSet | None, config: Config) -> None:
+    """Refuse to train on nothing.
+
+    Raises:
+        UserError: there are no other facts.
+    """
+    if others is None:
+        raise UserError("benign_finetune needs other facts to train on, and there are none", "give --retain SET")
+
+
+def work(config: Config, n_items: int, n_layers: int) -> Work:
+    """Every seed."""
+    rows = config.steps * min(config.batch_size, config.n)
+    return Work(len(config.seeds) * rows, len(config.seeds) * n_items * (1 + len(config.points)))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unlearn_eval.anatomy import anatomy
 from unlearn_eval.attacks.asking import Row
-from unlearn_eval.attacks.base import FULL, REFERENCE, UNLEARNED, About, Case, ItemScore, Observation
+from unlearn_eval.attacks.base import FULL, REFERENCE, UNLEARNED, About, Case, ItemScore, Observation, Work
 from unlearn_eval.attacks.depth import by_item_and_layer, by_layer, depth_summary, shares
 from unlearn_eval.attacks.hidden_states import answer_states
 from unlearn_eval.attacks.summary import Summary
@@ -53,6 +53,11 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
                     ItemScore(row.item.id, {VALUE: own[layer]}) for own, row in zip(read, rows[name], strict=True)
                 )
                 yield Observation(name, layer, tuple(scores))
+
+
+def work(config: Config, n_items: int, n_layers: int) -> Work:
+    """One pass."""
+    return Work(read=n_items)
 
 
 def lens(loaded: LoadedModel, states: Tensor, answer_ids: Sequence[int]) -> list[float]:

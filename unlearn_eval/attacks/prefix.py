@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from unlearn_eval.attacks.base import About, Case, Observation
+from unlearn_eval.attacks.base import About, Case, Observation, Work
 from unlearn_eval.errors import UserError, unknown_name
 
 ABOUT = About("begins the answer, or puts words around the question", "prompt")
@@ -73,3 +73,8 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
             yield case.observed(loaded, case.rows(loaded, case.items), name, None)
             for at, prompt in config.levels.items():
                 yield case.observed(loaded, case.rows(loaded, case.items, prompt.opening, prompt.wrap), name, at)
+
+
+def work(config: Config, n_items: int, n_layers: int) -> Work:
+    """Every prompt."""
+    return Work(answered=n_items * (1 + len(config.levels)))

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from unlearn_eval.anatomy import anatomy
 from unlearn_eval.attacks.base import (
     ATTACK,
     FULL,
@@ -35,15 +36,16 @@ from unlearn_eval.attacks.base import (
     Case,
     ItemScore,
     Observation,
+    Work,
 )
 from unlearn_eval.attacks.folds import split
-from unlearn_eval.attacks.hidden_states import last_states
 from unlearn_eval.attacks.summary import Mean, Summary, Table, Wanted, summarised
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.metrics import contains_answer, normalise
 from unlearn_eval.metrics.robustness import Score, recovery
 from unlearn_eval.models import LoadedModel
+from unlearn_eval.tracing import last_states
 
 ABOUT = About("reads the facts from each layer by a linear reader trained on others", "layer")
 VALUE, RANDOM, BEST = "probe_accuracy", "random_labels", "best"
@@ -99,11 +101,8 @@ class Statement:
 
 def attack(case: Case, config: Config) -> Iterator[Observation]:
     """Every model at every layer, with true and with shuffled labels."""
-    if case.others is None or len(case.others) < _LEAST:
-        raise UserError(
-            f"probes are trained on at least {_LEAST} other facts, and there are {len(case.others or ())}",
-            "give --retain SET",
-        )
+    check(case.items, case.others, config)
+    assert case.others is not None
     kind = kind_of_labels(case.items, case.others) if config.labels == "auto" else config.labels
     case.notes.append(f"probes read {kind}")
     others = case.others.sample(config.n_train, config.seed)
@@ -122,9 +121,29 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
                     yield Observation(name, layer, scores, seed=i, condition=RANDOM)
 
 
+def work(config: Config, n_items: int, n_layers: int) -> Work:
+    """A true and a false statement of each fact; without the time of the readers."""
+    return Work(read=2 * (config.n_train + n_items))
+
+
+def check(items: ForgetSet, others: ForgetSet | None, config: Config) -> None:
+    """Refuse too few facts.
+
+    Raises:
+        UserError: too few others to learn from, or items that cannot be halved.
+    """
+    if others is None or len(others) < _LEAST:
+        raise UserError(
+            f"probes are trained on at least {_LEAST} other facts, and there are {len(others or ())}",
+            "give --retain SET",
+        )
+    split(items, 2, 0)
+
+
 def _states(case: Case, loaded: LoadedModel, rows: Sequence[Statement]) -> Any:
     """(L, R, d)."""
-    return last_states(loaded, [row.ids for row in rows], [row.end for row in rows], case.batch_size).numpy()
+    ids, ends = [row.ids for row in rows], [row.end for row in rows]
+    return last_states(loaded.model, anatomy(loaded.model), ids, case.batch_size, ends)[1:].numpy()
 
 
 def kind_of_labels(items: ForgetSet, others: ForgetSet) -> str:

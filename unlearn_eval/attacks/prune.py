@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor
 
-from unlearn_eval.attacks.base import About, Case, Observation
+from unlearn_eval.attacks.base import About, Case, Observation, Work
 from unlearn_eval.attacks.changed_weights import levels
 from unlearn_eval.errors import UserError
 
@@ -36,6 +36,11 @@ class Config:
 def attack(case: Case, config: Config) -> Iterator[Observation]:
     """Every model as it is, and with each fraction pruned."""
     return levels(case, [(fraction, partial(pruned, fraction=fraction)) for fraction in config.fractions])
+
+
+def work(config: Config, n_items: int, n_layers: int) -> Work:
+    """Every fraction."""
+    return Work(answered=n_items * (1 + len(config.fractions)))
 
 
 def pruned(weight: Tensor, fraction: float) -> Tensor:

@@ -20,7 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from unlearn_eval.attacks.base import About, Case, Observation
+from unlearn_eval.attacks.base import About, Case, Observation, Work
 from unlearn_eval.attacks.changed_weights import levels
 from unlearn_eval.errors import UserError, unknown_name
 
@@ -62,6 +62,11 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
     if config.scheme == "nf4":
         return levels(case, [(4, partial(rounded_nf4, group_size=config.group_size))])
     return levels(case, [(bits, partial(rounded, bits=bits, group_size=config.group_size)) for bits in config.bits])
+
+
+def work(config: Config, n_items: int, n_layers: int) -> Work:
+    """Every number of bits."""
+    return Work(answered=n_items * (1 + len(config.bits)))
 
 
 def rounded(weight: Tensor, bits: int, group_size: int = 0) -> Tensor:

@@ -16,10 +16,10 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation
+from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation, Work
 from unlearn_eval.attacks.folds import split
 from unlearn_eval.attacks.retraining import WHY_NO_MEMORY, RetrainingConfig, curve
-from unlearn_eval.forget_sets import ForgetItem
+from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 
 FORMAT = "format"
 ABOUT = About(
@@ -52,15 +52,33 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
     folds = {seed: split(case.items, config.folds, seed) for seed in config.seeds}
     for name in case.names:
         with case.model(name) as loaded:
+            before = {score.id: score for score in case.scores(loaded, case.rows(loaded, case.items))}
             for seed in config.seeds:
                 for fold, (shown, tested) in enumerate(folds[seed]):
                     rows = case.rows(loaded, tested)
-                    yield case.observed(loaded, rows, name, None, fold=fold, seed=seed)
+                    yield Observation(name, None, tuple(before[item.id] for item in tested), fold, seed)
                     yield from curve(case, config, loaded, shown, rows, Observation(name, 0, (), fold, seed))
                     if with_control:
                         unrelated = _as_many(case, len(shown), seed)
                         control = Observation(name, 0, (), fold, seed, FORMAT)
                         yield from curve(case, config, loaded, unrelated, rows, control)
+
+
+def work(config: Config, n_items: int, n_layers: int) -> Work:
+    """Every fold and seed, with the control twice."""
+    runs = (1 + config.control) * len(config.seeds)
+    shown = n_items - n_items // config.folds
+    rows = config.steps * min(config.batch_size, shown) * config.folds
+    return Work(runs * rows, n_items * (1 + runs * len(config.points)))
+
+
+def check(items: ForgetSet, others: ForgetSet | None, config: Config) -> None:
+    """Refuse facts that cannot be split.
+
+    Raises:
+        UserError: fewer groups of facts than folds.
+    """
+    split(items, config.folds, 0)
 
 
 def _as_many(case: Case, n: int, seed: int) -> list[ForgetItem]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.attacks.base import ATTACK, Attack, Case, ItemScore, Observation, get_attack, kind_of
+from unlearn_eval.attacks.controls import Controls, with_controls
 from unlearn_eval.attacks.curves import curves
 from unlearn_eval.attacks.folds import apart
 from unlearn_eval.attacks.summary import Summary, Table, headline_level, summary
-from unlearn_eval.editing import configure
 from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.edits import check_base, load_edit
 from unlearn_eval.errors import UserError
@@ -24,6 +24,7 @@ from unlearn_eval.pipeline import describe_model
 from unlearn_eval.prompts import resolve_chat
 from unlearn_eval.provenance import hash_weights, peak_memory_bytes, provenance
 from unlearn_eval.results import Result, read_result, utc_now, write_result
+from unlearn_eval.settings import configure
 
 Say = Callable[[str], Any]
 
@@ -149,8 +150,15 @@ def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress)
     return read_result(path)
 
 
-def attack_case(module: Attack, name: str, case: Case, settings: Any) -> Attacked:
+def attack_case(module: Attack, name: str, case: Case, settings: Any, known: Controls | None = None) -> Attacked:
     """Attack a case; an edit of a kind that the attack cannot treat is skipped, with the reason.
+
+    Args:
+        module: the attack.
+        name: its name.
+        case: what is attacked.
+        settings: the attack's.
+        known: what it finds on the other models, if that was measured before (`controls.kept_controls`).
 
     Raises:
         UserError: as the attack does.
@@ -160,6 +168,8 @@ def attack_case(module: Attack, name: str, case: Case, settings: Any) -> Attacke
     if kind not in module.ABOUT.kinds:
         why = f"{name} cannot treat {kind} edits: {module.ABOUT.why_not}"
         case.skipped[f"{kind} edit"] = why
+    elif known is not None:
+        observations = with_controls(module, case, settings, known)
     else:
         observations = tuple(module.attack(case, settings))
     summarise = getattr(module, "summary", summary)

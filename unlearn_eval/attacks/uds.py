@@ -32,6 +32,7 @@ from unlearn_eval.attacks.base import (
     Case,
     ItemScore,
     Observation,
+    Work,
 )
 from unlearn_eval.attacks.depth import by_layer, depth_summary, shares
 from unlearn_eval.attacks.hidden_states import answer_states, entity_tokens
@@ -71,6 +72,11 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
                     for row, before, now in zip(rows, plain, after, strict=True)
                 )
                 yield Observation(name, layer, tuple(scores))
+
+
+def work(config: Config, n_items: int, n_layers: int) -> Work:
+    """One pass for each layer, and two for states and for what is compared with."""
+    return Work(read=n_items * (n_layers + 2))
 
 
 @torch.no_grad()

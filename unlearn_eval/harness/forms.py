@@ -17,7 +17,7 @@ import numpy as np
 
 from unlearn_eval import metrics as m
 from unlearn_eval.benchmarks import check_aliases
-from unlearn_eval.errors import UserError
+from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import (
     FACTS_FILE,
     ForgetItem,
@@ -149,19 +149,26 @@ class FactsInForms(UnlearningTask):
 
 
 class FormsTask(FactsInForms):
-    """`unlearn_forms`."""
+    """`unlearn_forms`; `forms` of its metadata names those that are asked, without it all are."""
+
+    def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
+        """As every task on a set; an unknown form is refused."""
+        self.forms = asked_forms(metadata.get("forms"))
+        return super().load_documents(metadata)
 
     def questions(self, document: Document) -> dict[str, Asked]:
         """Each form that the item allows, in each of its wordings."""
-        return {name: probe.ask for name, probe in _probes(document).items()}
+        return {name: probe.ask for name, probe in _probes(document, self.forms).items()}
 
     def answers(self, document: Document) -> dict[str, tuple[Any, ...]]:
         """The letters in four orders; true and false of the right answer and of wrong ones."""
         wrong = document["wrong_answers"]
         if len(wrong) < N_WRONG:
             return {}
-        named = choice_answers(document["question"], [document["answer"], *wrong])
-        for i, answer in enumerate([document["answer"], *wrong]):
+        named: dict[str, tuple[Any, ...]] = {}
+        if "choice" in self.forms:
+            named |= choice_answers(document["question"], [document["answer"], *wrong])
+        for i, answer in enumerate([document["answer"], *wrong] if "true_false" in self.forms else []):
             text = STATEMENT.format(question=document["question"], answer=answer.rstrip("."))
             named |= {f"statement_{i}_{word}": (text, word) for word in ("True", "False")}
         return named
@@ -171,25 +178,25 @@ class FormsTask(FactsInForms):
         scores: Scores = {REASONS: {}}
         reasons: dict[str, str] = scores[REASONS]
         found: dict[str, list[float]] = {}
-        for name, probe in _probes(document).items():
+        for name, probe in _probes(document, self.forms).items():
             form = name.split("/")[0]
             if m.contains_answer(probe.read, probe.accepted):
                 reasons[form] = ECHO
             else:
                 found.setdefault(form, []).append(float(m.leaks_answer(generated[name], probe.read, probe.accepted)))
         reasons |= {form: made for form, make in FORMS.items() if isinstance(made := make(document), str)}
-        if answers:
-            for own in (choice_scores(answers, 0), statement_scores(answers)):
-                reasons |= own.pop(REASONS, {})
-                scores |= own
-            for form, key in SCORED_FORMS.items():
-                leak = scores[key]
-                if leak is None:
-                    reasons[form] = reasons[key]
-                else:
-                    found[form] = [leak]
-        else:
-            reasons |= dict.fromkeys((*SCORED_FORMS, *CHOICE_KEYS), FEW_WRONG)
+        for form in (form for form in SCORED_FORMS if form in self.forms):
+            if not answers:
+                reasons |= dict.fromkeys((form, *CHOICE_KEYS[form]), FEW_WRONG)
+                continue
+            own = choice_scores(answers, 0) if form == "choice" else statement_scores(answers)
+            reasons |= own.pop(REASONS, {})
+            scores |= own
+            leak, key = scores[SCORED_FORMS[form]], SCORED_FORMS[form]
+            if leak is None:
+                reasons[form] = reasons[key]
+            else:
+                found[form] = [leak]
         leaks = {form: float(np.mean(own)) for form, own in found.items()}
         scores |= {f"leak_{form}": leaks.get(form) for form in ALL_FORMS}
         reasons |= {f"leak_{form}": text for form, text in reasons.items() if form in ALL_FORMS}
@@ -206,16 +213,35 @@ class FormsTask(FactsInForms):
         table: dict[str, Metric] = {}
         for split, word in (("forget", "leak"), ("retain", "known")):
             better = split == "retain"
-            for form in ("mean", "worst", *ALL_FORMS, "paraphrase_worst"):
+            worded = ("paraphrase_worst",) if "paraphrase" in self.forms else ()
+            for form in ("mean", "worst", *self.forms, *worded):
                 name = "any" if (form, split) == ("worst", "retain") else form
                 table[f"{split}_{word}_{name}"] = Mean(split, f"leak_{form}", better)
-            table |= {f"{split}_{key}": Mean(split, key, better) for key in CHOICE_KEYS}
+            chosen = [key for form, keys in CHOICE_KEYS.items() if form in self.forms for key in keys]
+            table |= {f"{split}_{key}": Mean(split, key, better) for key in chosen}
             name = "worst_form" if split == "forget" else "best_form"
             table[f"{split}_{word}_{name}"] = OverAll((split,), ("forms",), _largest_form, better)
         return table
 
 
-CHOICE_KEYS = ("choice_debiased", "choice_probability", "true_false_accuracy")
+CHOICE_KEYS = {"choice": ("choice_debiased", "choice_probability"), "true_false": ("true_false_accuracy",)}
+
+
+def asked_forms(wanted: Any) -> tuple[str, ...]:
+    """The forms that are asked, in our order; None is all.
+
+    Raises:
+        UserError: no list of forms, an empty one, or an unknown form.
+    """
+    if wanted is None:
+        return ALL_FORMS
+    named = [wanted] if isinstance(wanted, str) else wanted
+    if not isinstance(named, list | tuple) or not named:
+        raise UserError(f"forms is {wanted!r}", f"name some of {', '.join(ALL_FORMS)}, or leave it out for all")
+    for name in named:
+        if name not in ALL_FORMS:
+            raise unknown_name("form", str(name), ALL_FORMS)
+    return tuple(form for form in ALL_FORMS if form in named)
 
 
 def statement_scores(answers: Mapping[str, Scores]) -> Scores:
@@ -234,12 +260,12 @@ def statement_scores(answers: Mapping[str, Scores]) -> Scores:
     return {"true_false_accuracy": float(np.mean(sides)), "true_false_all": float(all(right))}
 
 
-def _probes(document: Document) -> dict[str, Probe]:
-    """`form/i` -> the form's i-th wording, of those that the item allows."""
+def _probes(document: Document, forms: Sequence[str] = ALL_FORMS) -> dict[str, Probe]:
+    """`form/i` -> the form's i-th wording, of those that are asked and that the item allows."""
     return {
         f"{form}/{i}": probe
         for form, make in FORMS.items()
-        if not isinstance(made := make(document), str)
+        if form in forms and not isinstance(made := make(document), str)
         for i, probe in enumerate(made)
     }
 

@@ -26,9 +26,14 @@ def localize(run: Run, config: NoiseConfig) -> Ranking:
     return attributed(run, config, KINDS)
 
 
+def passes(config: NoiseConfig, n_layers: int) -> float:
+    """One without noise, and with each noise one forward and one backward."""
+    return 1.0 + 3 * config.samples
+
+
 def attributed(run: Run, config: NoiseConfig, kinds: tuple[str, ...]) -> Ranking:
     """Units of some kinds ranked by their estimated effects."""
-    tally, model = Tally(run.sites.units(*kinds)), run.model
+    tally, model = Tally(run.sites.units(*kinds), config.positions), run.model
     for _, facts, noise in batches(run, config):
         repeated = [fact for fact in facts for _ in range(config.samples)]
         clean = activations(model, run.sites, [fact.prompt_ids for fact in facts])
@@ -42,5 +47,5 @@ def attributed(run: Run, config: NoiseConfig, kinds: tuple[str, ...]) -> Ranking
         for index, (unit, gradient) in enumerate(zip(tally.units, gradients, strict=True)):
             change = clean.output(unit)[of_fact].to(value.dtype) - noisy.output(unit).detach()
             effects = (change * gradient)[:, -kept:].sum(-1)  # (R, S), in at least float32
-            tally.add(index, repeated, effects.sum(-1), effects)
+            tally.add(index, repeated, effects.sum(-1), effects if config.positions else None)
     return tally.ranking(metric=config.metric)

@@ -14,3 +14,8 @@ Config = NoiseConfig
 def localize(run: Run, config: NoiseConfig) -> Ranking:
     """MLPs of all layers, ranked; effects are those of `attribution_patching`."""
     return attributed(run, config, (MLP,))
+
+
+def passes(config: NoiseConfig, n_layers: int) -> float:
+    """One without noise, and with each noise one forward and one backward."""
+    return 1.0 + 3 * config.samples

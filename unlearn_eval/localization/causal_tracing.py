@@ -21,6 +21,7 @@ from unlearn_eval.localization.scores import NoiseConfig, Tally, batches, job_ta
 from unlearn_eval.localization.sites import KINDS
 
 NEEDS_FACTS = True
+USUAL_POSITIONS = 12  # from the subject on, for estimates
 Config = NoiseConfig
 
 
@@ -29,17 +30,28 @@ def localize(run: Run, config: NoiseConfig) -> Ranking:
     return traced(run, config, KINDS)
 
 
+def passes(config: NoiseConfig, n_layers: int) -> float:
+    """Attention and MLP of every layer, of which on average half of the model is run again."""
+    return traced_passes(config, n_layers * len(KINDS))
+
+
+def traced_passes(config: NoiseConfig, n_units: int) -> float:
+    """Each unit restored everywhere, and at each position of a usual prompt."""
+    return 1 + config.samples * (1 + n_units * (1 + USUAL_POSITIONS * config.positions) / 2)
+
+
 def traced(run: Run, config: NoiseConfig, kinds: tuple[str, ...]) -> Ranking:
     """Units of some kinds ranked by their exact effects."""
-    tally = Tally(run.sites.units(*kinds))
+    tally = Tally(run.sites.units(*kinds), config.positions)
     for _, facts, noise in batches(run, config):
         batch = Corrupted.of(run, facts, noise, config.samples, config.metric)
-        rows, where, places = job_table(batch.facts, run.model.device)
+        rows, where, places = job_table(batch.facts, run.model.device, config.positions)
         tally.begin(batch.facts, batch.total)
         for index, unit in enumerate(tally.units):
             effects = batch.restored(unit, rows, where, run.rows) - batch.baseline[rows]
-            table = torch.zeros(len(batch.facts), where.shape[1], device=effects.device, dtype=effects.dtype)
-            single = places >= 0
-            table[rows[single], places[single]] = effects[single]
+            single, table = places >= 0, None
+            if config.positions:
+                table = torch.zeros(len(batch.facts), where.shape[1], device=effects.device, dtype=effects.dtype)
+                table[rows[single], places[single]] = effects[single]
             tally.add(index, batch.facts, effects[~single], table)
     return tally.ranking(metric=config.metric)

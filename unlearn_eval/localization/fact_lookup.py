@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,9 @@ from torch import Tensor
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.localization.base import Fact, Ranking, Run, by_score
 from unlearn_eval.localization.paths import Pair, head_effects, mlp_effects, pair
-from unlearn_eval.localization.probes import check_classes, last_token_states, probe_accuracy
+from unlearn_eval.localization.probes import check_classes, probe_accuracy
 from unlearn_eval.localization.sites import MLP, Unit
+from unlearn_eval.tracing import last_states
 
 NEEDS_FACTS = True
 WAYS = ("auto", "probe", "path_patching")
@@ -92,6 +93,11 @@ def localize(run: Run, config: Config) -> Ranking:
     return _by_probe(run, config) if way == "probe" else _by_paths(run, config)
 
 
+def passes(config: Config, n_layers: int) -> float:
+    """By paths four, and for half of the MLPs half of the model; by probes two, without the time of the probes."""
+    return 2.0 if config.way == "probe" else 4 + n_layers / 4
+
+
 def _by_probe(run: Run, config: Config) -> Ranking:
     facts = _probed(run, config)
     labels = [fact.answer for fact in facts]
@@ -102,7 +108,7 @@ def _by_probe(run: Run, config: Config) -> Ranking:
         ("bare subject", [fact.subject_ids for fact in facts]),
         ("whole prompt", [fact.prompt_ids for fact in facts]),
     ):
-        states = last_token_states(run.model, parts.blocks, parts.n_layers, rows, run.rows)
+        states = last_states(run.model, parts, rows, run.rows).numpy()
         curves[name] = []
         for own in states:
             curves[name].append(probe_accuracy(own, labels, config.folds, config.regularization, run.seed))
@@ -117,6 +123,20 @@ def _by_probe(run: Run, config: Config) -> Ranking:
         tables={"probe_accuracy": curves},
         notes={"way": "probe", "n_facts": len(facts), "classes": dict(counts.most_common())},
     )
+
+
+def check(config: Config, answers: Sequence[str]) -> None:
+    """Refuse a probe of facts that have too few answers, or too few of one.
+
+    Args:
+        config: how facts are looked up.
+        answers: of all facts that a probe may see.
+
+    Raises:
+        UserError: as in `probes.check_classes`.
+    """
+    if config.way == "probe":
+        check_classes(answers, config.folds)
 
 
 def _probed(run: Run, config: Config) -> list[Fact]:

@@ -273,5 +273,6 @@ def source_of(components: Components, given: str) -> dict[str, Any]:
         "modules": list(components.modules),
         "facts": {key: components.facts[key] for key in ("set", "hash", "n") if key in components.facts},
         "seed": components.seed,
+        "seconds": components.seconds,
         **scores_of(asdict(components)),
     }

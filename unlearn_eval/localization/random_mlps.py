@@ -21,6 +21,11 @@ def localize(run: Run, config: Config) -> Ranking:
     return shuffled(run, (MLP,))
 
 
+def passes(config: Config, n_layers: int) -> float:
+    """None: no fact is looked at."""
+    return 0.0
+
+
 def shuffled(run: Run, kinds: tuple[str, ...]) -> Ranking:
     """All units of some kinds in a random order."""
     units = run.sites.units(*kinds)

@@ -32,11 +32,14 @@ class NoiseConfig:
         noise: standard deviation of the noise on a subject's embeddings, in standard deviations of the embeddings.
         samples: of noise, for each fact.
         metric: `logit_difference` (true minus wrong answer) or `probability` (of the true answer).
+        positions: whether effects of single tokens are measured too, for the table by role; the ranking does not need
+            them, and causal tracing is as many times faster without as a fact has tokens.
     """
 
     noise: float = 3.0
     samples: int = 3
     metric: str = "logit_difference"
+    positions: bool = True
 
     def __post_init__(self) -> None:
         if self.noise <= 0 or self.samples < 1:
@@ -67,6 +70,7 @@ class Tally:
 
     Attributes:
         units: what is scored.
+        positions: whether effects of single positions are summed too.
         whole: (units,) effects of restoring a unit at all positions.
         by_role: (units, roles) effects of restoring it at one position.
         n_by_role: (roles,) how many positions there were.
@@ -75,6 +79,7 @@ class Tally:
     """
 
     units: Sequence[Unit]
+    positions: bool = True
     whole: Tensor = field(init=False)
     by_role: Tensor = field(init=False)
     n_by_role: Tensor = field(init=False)
@@ -94,9 +99,11 @@ class Tally:
             for role in roles(fact):
                 self.n_by_role[ROLES.index(role)] += 1
 
-    def add(self, index: int, facts: Sequence[Fact], whole: Tensor, effects: Tensor) -> None:
-        """A unit's effects on rows: restored everywhere (R,), and at each of S positions (R, S)."""
+    def add(self, index: int, facts: Sequence[Fact], whole: Tensor, effects: Tensor | None) -> None:
+        """A unit's effects on rows: restored everywhere (R,), and, if measured, at each of S positions (R, S)."""
         self.whole[index] += whole.double().sum().cpu()
+        if effects is None:
+            return
         values = effects.double().cpu()
         for i, fact in enumerate(facts):
             for column, role in zip(own_columns(fact, values.shape[1]), roles(fact), strict=True):
@@ -106,6 +113,9 @@ class Tally:
         """The units by their mean effect when restored everywhere."""
         means = (self.whole / self.n).tolist()
         scores = dict(zip(self.units, means, strict=True))
+        about = {"total_effect": self.total / self.n, "n_rows": self.n, **notes}
+        if not self.positions:
+            return Ranking(by_score(scores), scores, notes=about)
         tables: dict[str, Any] = {"roles": list(ROLES)}
         for kind in dict.fromkeys(unit.kind for unit in self.units):
             tables[kind] = [
@@ -113,21 +123,20 @@ class Tally:
                 for i, unit in enumerate(self.units)
                 if unit.kind == kind
             ]
-        about = {"total_effect": self.total / self.n, "n_rows": self.n, **notes}
         return Ranking(by_score(scores), scores, tables={"effects": tables}, notes=about)
 
 
-def job_table(facts: Sequence[Fact], device: Any) -> tuple[Tensor, Tensor, Tensor]:
+def job_table(facts: Sequence[Fact], device: Any, single: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Every row restored everywhere and at each of its positions: (n,) rows, (n, S) where, and (n,) which position.
 
-    The position is −1 where it is everywhere.
+    The position is −1 where it is everywhere; without `single` there are no others.
     """
     kept = width(facts)
     rows, where, places = [], [], []
     for i, fact in enumerate(facts):
         own = torch.zeros(kept, dtype=torch.bool)
         own[own_columns(fact, kept).start :] = True
-        for column in (-1, *own_columns(fact, kept)):
+        for column in (-1, *(own_columns(fact, kept) if single else ())):
             rows.append(i)
             where.append(own if column < 0 else torch.arange(kept) == column)
             places.append(column)

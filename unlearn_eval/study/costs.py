@@ -1,9 +1,11 @@
 """What a cell will cost: from what earlier cells of the folder did, else from a rule of thumb by parameter count.
 
 The rule: 2 N operations per token forward, three times that with gradients; 600 tokens for a document; for an item
-4,000 with gradients by an editor, and 800 for each epoch by a method that is trained; a core computes 4e10 operations a
-second, a GPU 1e14. Memory is the weights, and what else is as large: a quarter of them for an editor, their gradients
-and AdamW's two moments for a method that trains them all; and 1.5 GB.
+4,000 with gradients by an editor, and by a method that is trained as many as the item (and one to retain) has, each
+epoch; a core computes 4e10 operations a second, a GPU 1e14. Attacks say how many rows they train on, answer and read on
+one model; models without an edit are attacked once, by the first cell that needs it. Localizations say how many passes
+a fact takes them; cells with the same one pay once. Memory is the weights, and what else is as large: a quarter of them
+for an editor or LoRA, their gradients and AdamW's two moments where all are trained, a reference model; and 1.5 GB.
 """
 
 from __future__ import annotations
@@ -12,19 +14,25 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from unlearn_eval.errors import UserError
+from unlearn_eval.forget_sets import load_forget_set
 from unlearn_eval.models import resolve_model
 from unlearn_eval.results import Result
+from unlearn_eval.study.attacked import Try, config_of_attack
+from unlearn_eval.study.located import n_layers_of
 from unlearn_eval.study.plan import Cell
 from unlearn_eval.study.spec import ModelSpec
 
-TOKENS_PER_DOCUMENT, TOKENS_PER_EDIT, TOKENS_PER_TRAINED_ITEM = 600, 3 * 4_000, 3 * 800
+TOKENS_PER_DOCUMENT, TOKENS_PER_EDIT = 600, 3 * 4_000
+CHARACTERS_PER_TOKEN, TOKENS_AROUND = 4, 24  # of a question with its answer, and what a template puts around it
+WITH_GRADIENTS = 3  # as much as forward alone
 PER_CORE, PER_GPU = 4e10, 1e14  # operations a second
 RULE = "a rule of thumb by parameter count"
 RECORDED = "what cells of this folder took"
@@ -54,6 +62,8 @@ class _Record:
     n_documents: int
     editing_seconds: float
     evaluation_seconds: float
+    attack_seconds: float
+    localization_seconds: float
     memory_bytes: int
 
 
@@ -72,29 +82,120 @@ class Costs:
         self.rate = PER_GPU if on_gpu else PER_CORE * (os.cpu_count() or 1)
         self._sizes: dict[ModelSpec, int | None] = {}
 
-    def of(self, cell: Cell, n_items: int) -> Cost | None:
-        """The estimate for a cell that forgets so many items; None if nothing is known of its model."""
+    def of(self, cell: Cell, n_items: int, first: Sequence[str] = ()) -> Cost | None:
+        """The estimate for a cell that forgets so many items; None if nothing is known of its model.
+
+        Args:
+            cell: the cell.
+            n_items: how many it forgets.
+            first: keys of what it shares with later cells and has to make itself (see `shared_by`).
+        """
         same = [own for own in self.records if own.cell["model"] == cell.model.name]
         if cell.editor is not None:
             same = [own for own in same if own.cell["editor"] == cell.editor.name]
+            same = [own for own in same if _attacks(own.cell.get("attacks", ())) == _attacks_of(cell)]
         n_documents = sum(ask.n_documents or 0 for ask in cell.asks)
         if same:
-            editing = 0.0 if cell.editor is None else mean(own.editing_seconds / own.n_items for own in same) * n_items
-            evaluation = mean(own.evaluation_seconds / max(1, own.n_documents) for own in same) * n_documents
-            return Cost(editing + evaluation, max(own.memory_bytes for own in same), RECORDED)
+            return _as_recorded(cell, same, n_items, n_documents, first)
         if cell.model not in self._sizes:
             self._sizes[cell.model] = n_parameters(cell.model)
         size = self._sizes[cell.model]
-        return None if size is None else self._rule(cell, size, n_items, n_documents)
+        return None if size is None else self._rule(cell, size, n_items, n_documents, first)
 
-    def _rule(self, cell: Cell, size: int, n_items: int, n_documents: int) -> Cost:
+    def _rule(self, cell: Cell, size: int, n_items: int, n_documents: int, first: Sequence[str]) -> Cost:
         tokens, copies = float(TOKENS_PER_DOCUMENT * n_documents), 1.0
+        item = tokens_of(cell.forget)
         if cell.editor is not None:
             epochs, lora = _training(cell, n_items)
-            tokens += n_items * (TOKENS_PER_TRAINED_ITEM * epochs if epochs else TOKENS_PER_EDIT)
+            row = item + (0 if cell.retain is None else tokens_of(cell.retain))
+            tokens += n_items * (WITH_GRADIENTS * row * epochs if epochs else TOKENS_PER_EDIT)
             copies += 0.25 if lora or not epochs else 3.0
+        if cell.located is not None and cell.located.key in first:
+            tokens += n_items * item * passes_of(cell)
+        for own in cell.tries:
+            others = 1 + (own.attack.reference is not None)
+            n_models = 1 + (others if not own.control_key or own.control_key in first else 0)
+            tokens += n_models * attack_tokens(own, cell, n_items, item)
+            copies = max(copies, 1.0 + _attack_copies(own))
         width = 2 if cell.model.dtype in ("bfloat16", "float16", "auto") else 4
         return Cost(tokens * 2 * size / self.rate, copies * size * width + 1.5e9, RULE)
+
+
+def shared_by(cells: Iterable[Cell]) -> dict[str, tuple[str, ...]]:
+    """Cell's key -> the keys of localizations and attacks on unedited models that it is the first to need."""
+    seen: set[str] = set()
+    found: dict[str, tuple[str, ...]] = {}
+    for cell in cells:
+        needed = [own.control_key for own in cell.tries if own.control_key] + (
+            [] if cell.located is None else [cell.located.key]
+        )
+        found[cell.key] = tuple(key for key in dict.fromkeys(needed) if key not in seen)
+        seen |= {*needed}
+    return found
+
+
+def attack_tokens(own: Try, cell: Cell, n_items: int, item: float) -> float:
+    """About how many tokens an attack costs on one model, as tokens forward.
+
+    Args:
+        own: the attack.
+        cell: its cell.
+        n_items: how many are forgotten.
+        item: tokens of one with its answer.
+    """
+    from unlearn_eval.attacks.base import get_attack
+
+    module = get_attack(own.attack.attack)
+    work = module.work(config_of_attack(own.attack), n_items, n_layers_of(cell.model))
+    answer = 2 * item + own.attack.max_new_tokens  # written after the question, and the true one scored
+    return WITH_GRADIENTS * work.trained * item + work.answered * answer + work.read * item
+
+
+def passes_of(cell: Cell) -> float:
+    """Passes of the model for each fact of a cell's localization."""
+    from unlearn_eval.localization.base import get_localizer
+    from unlearn_eval.localization.locate import Wanted, wanted_of
+    from unlearn_eval.settings import configure
+
+    assert cell.located is not None
+    wanted = wanted_of(cell.located.text)
+    assert isinstance(wanted, Wanted)
+    module = get_localizer(wanted.method)
+    return module.passes(configure(module.Config, wanted.settings), n_layers_of(cell.model))
+
+
+@cache
+def tokens_of(name: str) -> float:
+    """About how many tokens a question of a set has with its answer, by their letters."""
+    items = load_forget_set(name).items
+    return TOKENS_AROUND + mean(len(item.question) + len(item.answer) for item in items) / CHARACTERS_PER_TOKEN
+
+
+def _attack_copies(own: Try) -> float:
+    """How much memory an attack needs beside the model, in models: for training, and for a reference."""
+    config = config_of_attack(own.attack)
+    trains = hasattr(config, "lora_rank")
+    training = 0.0 if not trains else 0.25 if config.lora_rank else 3.0
+    return training + (own.attack.reference is not None)
+
+
+def _as_recorded(cell: Cell, same: Sequence[_Record], n_items: int, n_documents: int, first: Sequence[str]) -> Cost:
+    """From what cells of the same model, method and attacks took."""
+    seconds = mean(own.evaluation_seconds / max(1, own.n_documents) for own in same) * n_documents
+    if cell.editor is not None:
+        seconds += mean((own.editing_seconds + own.attack_seconds) / own.n_items for own in same) * n_items
+    if cell.located is not None and cell.located.key in first:
+        seconds += mean(own.localization_seconds / own.n_items for own in same) * n_items
+    return Cost(seconds, max(own.memory_bytes for own in same), RECORDED)
+
+
+def _attacks(recorded: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Names and settings, to compare."""
+    return [(own["attack"], json.dumps(own.get("settings", {}), sort_keys=True)) for own in recorded]
+
+
+def _attacks_of(cell: Cell) -> list[tuple[str, str]]:
+    return [(own.attack.attack, json.dumps(dict(own.attack.settings), sort_keys=True)) for own in cell.tries]
 
 
 def _training(cell: Cell, n_items: int) -> tuple[float, bool]:
@@ -116,7 +217,9 @@ def _record(result: Result) -> _Record:
         max(1, len(cell.get("ids", ()))),
         sum(int(data.get("n_documents") or 0) for data in result.data.values()),
         result.timing.get("editing_seconds", 0.0),
-        result.timing.get("evaluation_seconds", 0.0),
+        result.timing.get("evaluation_seconds", 0.0) - result.timing.get("attack_seconds", 0.0),
+        result.timing.get("attack_seconds", 0.0),
+        result.timing.get("localization_seconds", 0.0),
         int(result.config.get("peak_memory_bytes", 0)),
     )
 

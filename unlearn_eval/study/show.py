@@ -17,6 +17,7 @@ from rich.text import Text
 from unlearn_eval.report.table import DIRECTIONS, reasons, value_text
 from unlearn_eval.results import Metric, Result
 from unlearn_eval.study.costs import Cost
+from unlearn_eval.study.over_seeds import SECONDS, Column, Spread, over_seeds, value_of
 from unlearn_eval.study.plan import Cell, Plan
 
 # The first of these that a task reports are shown, if the study does not say which.
@@ -66,7 +67,8 @@ def plan_table(plan: Plan, states: Mapping[str, str], costs: Mapping[str, Cost |
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in plan.cells:
         groups.setdefault((cell.part, cell.model.name, method_of(cell), cell.forget), []).append(cell)
-    columns = ["model", "method", "forget", "items", "seeds", "cells", "done", "time", "memory"]
+    attacks = ["attacks"] if any(cell.tries for cell in plan.cells) else []
+    columns = ["model", "method", "forget", "items", "seeds", "cells", *attacks, "done", "time", "memory"]
     has_parts = any(cell.part for cell in plan.cells)
     table = _table("", *(["part"] if has_parts else []), *columns)
     for (part, model, method, forget), cells in groups.items():
@@ -81,6 +83,7 @@ def plan_table(plan: Plan, states: Mapping[str, str], costs: Mapping[str, Cost |
             ",".join(dict.fromkeys(size_of(cell) for cell in cells)),
             ",".join(dict.fromkeys(str(cell.seed) for cell in cells)),
             str(len(cells)),
+            *([str(sum(len(cell.tries) for cell in cells)) for _ in attacks]),
             f"{states_here.count('done')}{failed}",
             duration(sum(cost.seconds for cost in left if cost)) if any(left) else "–",
             gigabytes(max(cost.memory_bytes for cost in left if cost)) if any(left) else "–",
@@ -97,6 +100,7 @@ def plan_lines(
     known = [cost for key in left if (cost := costs[key]) is not None]
     failed = f", {values.count('failed')} failed before (--retry-failed runs them again)" if "failed" in values else ""
     lines = [f"{len(values)} cells: {values.count('done')} done, {len(left)} to do{failed}"]
+    lines += [*_attack_lines(plan.cells), *_localization_lines(plan.cells)]
     if known:
         sources = " and ".join(dict.fromkeys(cost.source for cost in known))
         total, most = sum(cost.seconds for cost in known), max(cost.memory_bytes for cost in known)
@@ -104,6 +108,30 @@ def plan_lines(
     if len(known) < len(left):
         lines.append(f"nothing is known of the cost of {len(left) - len(known)} cells: their model's size is not known")
     return lines + [f"note: {warning}" for warning in (*plan.warnings, *warnings)]
+
+
+def _attack_lines(cells: Sequence[Cell]) -> list[str]:
+    """How many attacks there are: on each edit, in all, and on models without an edit."""
+    attacked = [cell for cell in cells if cell.tries]
+    if not attacked:
+        return []
+    n = sum(len(cell.tries) for cell in attacked)
+    alone = {own.control_key for cell in attacked for own in cell.tries} - {""}
+    each = dict.fromkeys(len(cell.tries) for cell in attacked)
+    names = dict.fromkeys(own.attack.name for cell in attacked for own in cell.tries)
+    return [
+        f"{n} attacks: {' or '.join(map(str, each))} on each of {len(attacked)} edits ({', '.join(names)}),"
+        f" and {len(alone)} on models without an edit, once for all of theirs"
+    ]
+
+
+def _localization_lines(cells: Sequence[Cell]) -> list[str]:
+    """How many localizations there are, and how many edits share them."""
+    located = [cell.located for cell in cells if cell.located is not None]
+    if not located:
+        return []
+    names = dict.fromkeys(own.text.partition("(")[0] for own in located)
+    return [f"{len({own.key for own in located})} localizations for {len(located)} edits ({', '.join(names)})"]
 
 
 def duration(seconds: float) -> str:
@@ -231,7 +259,7 @@ def result_tables(cells: Sequence[Cell], results: Mapping[str, Result], shown: t
     models, seeds = {cell.model.name for cell in cells}, {cell.seed for cell in cells}
     for (part, forget, task), rows in groups.items():
         first = rows[0][1].metrics[task]
-        names = metrics_shown(first, shown)
+        names = metrics_shown(task, first, shown)
         titles = [f"{name.replace('_', ' ')} {DIRECTIONS[first[name].higher_is_better]}".strip() for name in names]
         title = " · ".join(text for text in (part, task, forget) if text)
         who = [*(["model"] if len(models) > 1 else []), "method", "items", *(["seed"] if len(seeds) > 1 else [])]
@@ -242,21 +270,85 @@ def result_tables(cells: Sequence[Cell], results: Mapping[str, Result], shown: t
             table.add_row(*(own[column] for column in who), *values)
         tables.append(table)
     missing = reasons([_only(result, shown) for result in results.values()])
+    tables += seed_tables(cells, results, shown) if len(seeds) > 1 else []
     return [*tables, *(Text(line) for line in missing)]
 
 
-def metrics_shown(metrics: Mapping[str, Metric], shown: tuple[str, ...]) -> list[str]:
-    """The metrics of a task that are shown."""
+def seed_tables(cells: Sequence[Cell], results: Mapping[str, Result], shown: tuple[str, ...] = ()) -> list[Any]:
+    """One table for each part and forget set: a row for each method with means over seeds, all tasks beside each other.
+
+    Behind each mean stands the standard deviation over seeds; of what it costs there are seconds.
+    """
+    tables: list[Any] = []
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        if cell.key in results and results[cell.key].status == "complete":
+            groups.setdefault((cell.part, cell.forget), []).append(cell)
+    models = {cell.model.name for cell in cells}
+    for (part, forget), own in groups.items():
+        headings = _columns([results[cell.key] for cell in own], shown)
+        title = " · ".join(text for text in (part, forget, "mean ± standard deviation over seeds") if text)
+        who = [*(["model"] if len(models) > 1 else []), "method", "items", "seeds"]
+        table = _table(title, *who, *headings.values())
+        for row in over_seeds(own, results, list(headings)):
+            cell = row.cell
+            words = {"model": cell.model.name, "method": method_of(cell), "items": size_of(cell), "seeds": str(row.n)}
+            values = [_with_deviation(row.values[column], not column[0]) for column in headings]
+            table.add_row(*(words[column] for column in who), *values)
+        tables.append(table)
+    return tables
+
+
+def _columns(results: Sequence[Result], shown: tuple[str, ...]) -> dict[Column, str]:
+    """What is shown of all tasks together, with its heading: the metric, and the task where two have it.
+
+    In the order in which the study names them, if it does.
+    """
+    directions: dict[Column, bool | None] = {}
+    for result in results:
+        for task, metrics in result.metrics.items():
+            names = _named(task, metrics, shown) if shown else metrics_shown(task, metrics, shown)
+            directions |= {(task, name): metrics[name].higher_is_better for name in names}
     if shown:
-        return [name for name in shown if name in metrics] or list(metrics)[:_FIRST_COLUMNS]
+        place = {name: i for i, name in reversed(list(enumerate(shown)))}
+        order = sorted(directions, key=lambda own: place.get("/".join(own), place.get(own[1], len(shown))))
+        directions = {column: directions[column] for column in order}
+    names = [name for _, name in directions]
+    headings = {
+        (task, name): " ".join(
+            [*([task.removeprefix("unlearn_")] if names.count(name) > 1 else []), name, DIRECTIONS[better]]
+        ).replace("_", " ").strip()
+        for (task, name), better in directions.items()
+    }  # fmt: skip
+    timed = [name for name in SECONDS if any(value_of(result, ("", name)) is not None for result in results)]
+    return headings | {("", name): SECONDS[name] for name in timed}
+
+
+def _with_deviation(found: Spread, seconds: bool) -> str:
+    """`0.123 ±0.045`; of seconds whole ones; a dash for what is undefined."""
+    if found.mean is None:
+        return "–"
+    digits = 0 if seconds else 3
+    deviation = "" if found.deviation is None else f" ±{found.deviation:.{digits}f}"
+    return f"{found.mean:.{digits}f}{deviation}"
+
+
+def metrics_shown(task: str, metrics: Mapping[str, Metric], shown: tuple[str, ...]) -> list[str]:
+    """The metrics of a task that are shown: those that are named alone, or as `TASK/METRIC`."""
+    if shown:
+        return _named(task, metrics, shown) or list(metrics)[:_FIRST_COLUMNS]
     return [name for name in BEST_KNOWN if name in metrics][:_MOST_COLUMNS] or list(metrics)[:_FIRST_COLUMNS]
+
+
+def _named(task: str, metrics: Mapping[str, Metric], shown: tuple[str, ...]) -> list[str]:
+    return [own for name in shown if (own := name.removeprefix(f"{task}/")) in metrics]
 
 
 def headline(result: Result, shown: tuple[str, ...]) -> str:
     """The first of the shown metrics of each task, in a line."""
     parts = []
-    for metrics in result.metrics.values():
-        names = metrics_shown(metrics, shown)
+    for task, metrics in result.metrics.items():
+        names = metrics_shown(task, metrics, shown)
         parts += [f"{name} {_number(metrics[name])}" for name in names if metrics[name].value is not None][:_IN_A_LINE]
     return ", ".join(parts)
 
@@ -268,7 +360,9 @@ def _number(metric: Metric | None) -> str:
 
 def _only(result: Result, shown: tuple[str, ...]) -> Result:
     """A result with its shown metrics alone."""
-    metrics = {task: {name: own[name] for name in metrics_shown(own, shown)} for task, own in result.metrics.items()}
+    metrics = {
+        task: {name: own[name] for name in metrics_shown(task, own, shown)} for task, own in result.metrics.items()
+    }
     return replace(result, metrics=metrics)
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.backends import model_type
 from unlearn_eval.config import Recipe
 from unlearn_eval.editors.from_file import editor_label
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.models import DTYPES
 
-BACKENDS = ("hf", "vllm")
 OTHERS = "others"
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -110,8 +110,10 @@ class AttackSpec:
         name: in results; two of one attack need two.
         attack: its name.
         settings: as text.
-        retain: other facts, for controls and training; None is the rest of the forget set, or the shipped facts.
+        retain: other facts, for controls and training; None is the rest of the forget set, or the shipped facts (of the
+            forget set with `known: true` only what the model knows).
         reference: a model that never knew the items.
+        max_new_tokens: length of an answer.
     """
 
     name: str
@@ -119,6 +121,7 @@ class AttackSpec:
     settings: Mapping[str, str] = field(default_factory=dict)
     retain: str | None = None
     reference: str | None = None
+    max_new_tokens: int = 24
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ class Part:
         sizes: how many items of the set are forgotten; None (`all`) is the whole set.
         seeds: which ones are drawn, and whatever else is random.
         tasks: what is asked.
-        retain: what methods that are trained keep.
+        retain: what methods that are trained keep; of the forget set itself with `known` only what the model answers
+            rightly, without what is asked as kept.
         finetune: what the models are taught first.
         known: whether only what the unedited model answers rightly is to be forgotten, and kept.
         kept: how many other items of the set are asked as kept, of tasks that ask such.
@@ -235,8 +239,7 @@ def _part(name: str, own: Mapping[str, Any]) -> Part:
 
 
 def _backend(entry: Any) -> str:
-    if entry not in BACKENDS:
-        raise unknown_name("backend", str(entry), BACKENDS)
+    model_type(str(entry), False)  # there is such a one
     return str(entry)
 
 
@@ -311,7 +314,8 @@ def _attack(entry: Any) -> AttackSpec:
         None if table.get(key) is None else _text(table[key], f"{key} of {attack}") for key in ("retain", "reference")
     )
     name = _slug(_text(table.get("name", attack), "name of an attack"))
-    return AttackSpec(name, attack, settings_as_text(table.get("settings"), attack), retain, reference)
+    length = _whole(table.get("max_new_tokens", 24), f"max_new_tokens of {attack}")
+    return AttackSpec(name, attack, settings_as_text(table.get("settings"), attack), retain, reference, length)
 
 
 def _task(entry: Any, include_path: Any) -> TaskSpec:

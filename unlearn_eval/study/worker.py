@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from unlearn_eval.backends import engine_stopped, model_type
 from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetSet, load_forget_set
@@ -25,7 +26,7 @@ from unlearn_eval.prompts import resolve_chat
 from unlearn_eval.provenance import hash_json, hash_weights, peak_memory_bytes, provenance
 from unlearn_eval.results import Result, read_result, read_samples, utc_now, write_result
 from unlearn_eval.study.identity import code_hash
-from unlearn_eval.study.plan import Ask, Cell, Try
+from unlearn_eval.study.plan import Ask, Cell, Try, keeps_what_is_known
 from unlearn_eval.study.spec import OTHERS
 from unlearn_eval.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.study.told import Chosen, choose, item_lines, told
@@ -90,12 +91,14 @@ class Worker:
             folder = None if cell.editor is None else self._edit(cell, loaded, chosen)
             edited_seconds = time.monotonic() - started - loaded_seconds
             parts = self._evaluate(cell, loaded, chosen, folder)
-            parts += self._attack(cell, loaded, chosen, folder)
+            attacked = self._attack(cell, loaded, chosen, folder)
         except Exception:
             self._forget_if_changed()
             raise
         timing = {"loading_seconds": loaded_seconds, "editing_seconds": edited_seconds}
-        return self._write(cell, loaded, chosen, folder, parts, created, timing)
+        if attacked:
+            timing["attack_seconds"] = sum(part.timing["evaluation_seconds"] for part in attacked)
+        return self._write(cell, loaded, chosen, folder, parts + attacked, created, timing)
 
     # The model ---------------------------------------------------------------------------------------------
 
@@ -209,7 +212,7 @@ class Worker:
             options["text"] = str(self._others(cell, loaded, chosen))
         if _trains(cell.editor.editor):
             options["folder"] = str(training)
-        retain = None if cell.retain is None else load_forget_set(cell.retain)
+        retain = None if cell.retain is None else self._retained(cell, loaded, chosen)
         recipe = replace(cell.recipe.recipe, seed=cell.seed, chat=cell.chat)
         made = make_edit(
             loaded.model, chosen.forget, cell.editor.editor, options, recipe, progress=self.progress, retain=retain
@@ -217,6 +220,20 @@ class Worker:
         made.save(folder, loaded.model.tokenizer, loaded.model.model.config)
         shutil.rmtree(training, ignore_errors=True)
         return folder
+
+    def _retained(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> ForgetSet:
+        """What a method that is trained keeps: of the forget set itself only what is known, and not asked as kept."""
+        retain = load_forget_set(str(cell.retain))
+        if not keeps_what_is_known(cell):
+            return retain
+        left_out = {*chosen.kept, *(item.id for item in chosen.forget)}
+        ids = [key for key in loaded.known[retain.hash] if key not in left_out]
+        if not ids:
+            raise UserError(
+                f"of '{retain.name}' the model knows nothing but what is forgotten and asked as kept",
+                "give smaller sizes or kept, or another retain set",
+            )
+        return retain.select(ids)
 
     # The evaluation ----------------------------------------------------------------------------------------
 
@@ -227,7 +244,8 @@ class Worker:
         left = [i for i, result in enumerate(found) if result is None]
         if left:
             with self._lm(cell, loaded, folder) as lm:
-                weights = hash_weights(loaded.model.model)
+                engine = cell.backend == "vllm" and folder is not None
+                weights = None if engine else hash_weights(loaded.model.model)  # of an engine, the edit's id says it
                 for i in left:
                     found[i] = self._ask(cell.asks[i], places[i], lm, loaded, chosen, weights)
         return [result for result in found if result is not None]
@@ -257,16 +275,16 @@ class Worker:
         self.say("starting vLLM")
         arguments = {"pretrained": loaded.model.path, "dtype": cell.model.dtype}
         device = loaded.model.model.device
+        if folder is not None:
+            arguments["edit"] = str(folder)
         if device.type == "cuda":
             loaded.model.model.to("cpu")
             loaded.lm = None
-        lm = load_lm("vllm", arguments, _EVERYTHING) if folder is None else load_lm(
-            "edited-vllm", {**arguments, "edit": str(folder)}, _EVERYTHING
-        )  # fmt: skip
         try:
-            yield lm
+            lm = load_lm(model_type("vllm", folder is not None), arguments, _EVERYTHING)
+            with engine_stopped(lm):
+                yield lm
         finally:
-            lm.model.llm_engine.engine_core.shutdown()
             loaded.model.model.to(device)
 
     def _ask(self, ask: Ask, path: Path, lm: Any, loaded: Loaded, chosen: Chosen, weights: Any) -> Result:
@@ -290,7 +308,7 @@ class Worker:
             status="complete",
             created=created,
             config={"tasks": found.configs},
-            model=describe_model(loaded.model, weights) | _unseen(lm),
+            model=describe_model(loaded.model, weights),
             data=found.data,
             metrics=found.metrics,
             timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
@@ -316,14 +334,26 @@ class Worker:
         for own in cell.tries:
             path = self.store.shared("attacks", f"{own.attack.name}-{own.key[:16]}.json")
             done = read_if_whole(path)
-            found.append(done if done is not None else self._try(own, path, loaded, chosen, folder))
+            found.append(done if done is not None else self._try(cell, own, path, loaded, chosen, folder))
         return found
 
-    def _try(self, own: Try, path: Path, loaded: Loaded, chosen: Chosen, folder: Path | None) -> Result:
-        from unlearn_eval.attacks.base import Case, get_attack
-        from unlearn_eval.attacks.run import attack_case, described, others_of, robustness, sample_lines, task_name
-        from unlearn_eval.editing import configure
+    def _other_facts(self, cell: Cell, loaded: Loaded, chosen: Chosen, retain: str | None) -> ForgetSet | None:
+        """Facts for an attack's controls and training; of the forget set itself only what the model knows, if asked."""
+        from unlearn_eval.attacks.run import others_of
+
+        found = others_of(chosen.forget, retain)
+        if found is None or not cell.known or found.name != chosen.forget.name:
+            return found
+        known = set(loaded.known[load_forget_set(cell.forget).hash])
+        items = tuple(item for item in found if item.id in known)
+        return replace(found, items=items) if items else None
+
+    def _try(self, cell: Cell, own: Try, path: Path, loaded: Loaded, chosen: Chosen, folder: Path | None) -> Result:
+        from unlearn_eval.attacks.base import Case, get_attack, kind_of
+        from unlearn_eval.attacks.controls import kept_controls
+        from unlearn_eval.attacks.run import attack_case, described, robustness, sample_lines, task_name
         from unlearn_eval.edits import load_edit
+        from unlearn_eval.settings import configure
 
         assert folder is not None
         attack, created, started = own.attack, utc_now(), time.monotonic()
@@ -333,15 +363,20 @@ class Worker:
             loaded=loaded.model,
             edit=load_edit(folder),
             items=chosen.forget,
-            others=others_of(chosen.forget, attack.retain),
+            others=self._other_facts(cell, loaded, chosen, attack.retain),
             chat=loaded.chat,
             batch_size=self.batch_size,
-            max_new_tokens=_MAX_NEW_TOKENS,
+            max_new_tokens=attack.max_new_tokens,
             open_reference=None if reference is None else lambda: self._read(str(reference), dtype, None),
             progress=self.progress,
         )
         module = get_attack(attack.attack)
-        made = attack_case(module, attack.attack, case, configure(module.Config, attack.settings))
+        settings, known = configure(module.Config, attack.settings), None
+        if own.control_key and kind_of(case.edit) in module.ABOUT.kinds:
+            place = self.store.shared("controls", f"{attack.attack}-{own.control_key[:16]}.json")
+            with _alone(place):
+                known = kept_controls(module, case, settings, place)
+        made = attack_case(module, attack.attack, case, settings, known)
         task, items = task_name(attack.name), chosen.forget
         result = Result(
             kind="attack",
@@ -380,6 +415,9 @@ class Worker:
         }
         if edit is not None and edit["seconds"] is not None:
             seconds["editing_seconds"] = edit["seconds"]  # also where the edit was made by an earlier run
+        located = ((edit or {}).get("notes", {}).get("components") or {}).get("seconds")
+        if located is not None:
+            seconds["localization_seconds"] = located  # also where it was kept from an earlier edit
         result = Result(
             kind="evaluation",
             status="complete",
@@ -387,7 +425,7 @@ class Worker:
             command=self.command,
             config_as_passed=describe_cell(cell),
             config={
-                "model_type": {"hf": ("hf", "edited"), "vllm": ("vllm", "edited-vllm")}[cell.backend][edit is not None],
+                "model_type": model_type(cell.backend, edit is not None),
                 "cell": describe_cell(cell) | {"ids": [item.id for item in chosen.forget], "kept": list(chosen.kept)},
                 "tasks": {name: config for part in parts for name, config in part.config["tasks"].items()},
                 "peak_memory_bytes": _peak(loaded.model.model.device),
@@ -446,13 +484,6 @@ def failed_result(cell: Cell, error: BaseException, trace: str, created: str, co
         seed=cell.seed,
         notes=[f"{type(error).__name__}: {error}", trace],
     )
-
-
-def _unseen(lm: Any) -> dict[str, Any]:
-    """What is not known of weights that are in an engine: there the edit's id says what answered."""
-    if not hasattr(lm, "edit_folder") or hasattr(lm, "without_edit"):
-        return {}
-    return {"weights_hash": None, "canonical_weights_hash": None}
 
 
 @contextmanager
