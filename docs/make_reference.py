@@ -326,7 +326,8 @@ def results() -> str:
             "groups of items. Values of curves alone: `above_control` (a probe's accuracy above that of shuffled "
             "labels), `gap` (the lens, full minus unlearned, nats per token), `share` (what a layer adds to the "
             "depth; they sum to it). Samples of an attack hold the item's `observations`, one for each of these "
-            "cells, with what was said. Files of earlier versions lack `level` and `curves`.",
+            "cells, with what was said; of readers of shuffled labels their mean. Files of earlier versions lack "
+            "`level` and `curves`.",
             "## An edit's edit.json",
             f"`schema_version` ({EDIT_VERSION}), `kind` (`low_rank`, `dense` or `memory`), `info`, `texts`, and "
             "`files`: the SHA-256 of every file of the folder. `info` holds:",

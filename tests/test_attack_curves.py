@@ -9,6 +9,8 @@ from scipy import stats
 from unlearn_eval.attacks import logit_lens, probe, uds
 from unlearn_eval.attacks.base import ItemScore, Observation, attack_names
 from unlearn_eval.attacks.curves import curves
+from unlearn_eval.attacks.run import Attacked, sample_lines
+from unlearn_eval.attacks.summary import Summary
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.metrics.robustness import depth_score
 
@@ -126,6 +128,27 @@ def test_the_lens_is_drawn_as_its_gap_to_the_full_model():
     assert logit_lens.summary(items, seen, logit_lens.ABOUT, False).metrics["forget_logit_lens_gap"].value == 1.125
     nothing = logit_lens.summary(items, [], logit_lens.ABOUT, False, "it has no layers").metrics
     assert nothing["forget_logit_lens_gap"].reason == "it has no layers"
+
+
+def test_samples_keep_a_control_s_mean_and_every_other_observation():
+    items = items_of(2)
+    seen = [
+        observation("full", 0, [1.0, 0.0], probe.VALUE),
+        *(
+            observation("full", 0, [hit, None], probe.VALUE, condition=probe.RANDOM, seed=i)
+            for i, hit in enumerate((1.0, 0.0, 0.0))
+        ),
+        observation("full", 0, [1.0, 1.0], probe.VALUE, seed=1),
+        Observation("full", 5, (ItemScore("i1", {"accuracy": 1.0}, "said"),), condition="format", seed=3),
+    ]
+    first, second = sample_lines(Attacked("probe", {}, Summary({}, {}, {}), tuple(seen), {}, ()), items)
+    assert [(one["condition"], one["seed"], one[probe.VALUE]) for one in first["observations"]] == [
+        ("attack", 0, 1.0),
+        ("attack", 1, 1.0),
+        (probe.RANDOM, None, pytest.approx(1 / 3)),
+    ]
+    assert second["observations"][-1][probe.VALUE] is None
+    assert [(one["seed"], one["said"]) for one in second["observations"] if "said" in one] == [(3, "said")]
 
 
 def test_what_attacks_share_is_no_attack():

@@ -196,7 +196,7 @@ def test_the_method_s_own_rule_is_used_without_a_budget():
 
 
 def test_edits_carry_the_scores_of_their_localization():
-    """Small, complete, what a report draws: every unit's score at its layer, and what was seen."""
+    """Small, and what a report of the edit's runs draws: every unit's score at its layer, and what was seen."""
     for method in ("causal_tracing_mlps", "random_mlps"):
         found = localize(tiny(), SET, Wanted(method, "1", FAST if method != "random_mlps" else {}))
         notes = json.loads(json.dumps(locate.source_of(found, method), allow_nan=False))

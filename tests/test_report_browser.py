@@ -257,3 +257,13 @@ def test_every_text_of_an_item_is_shown_with_its_answers(chromium, tmp_path):
 
 def test_one_way_of_asking_needs_no_choice(opened):
     assert opened.locator("#way").is_hidden()
+
+
+def test_answers_are_unpacked_by_browsers_without_a_decoder_of_base64(chromium, page_file):
+    page = chromium.new_page()
+    page.add_init_script("Uint8Array.fromBase64 = undefined;")
+    page.goto(page_file.as_uri())
+    page.wait_for_selector("body[data-ready]")
+    assert page.inner_text("#found") == "15 of 30 questions"
+    assert page.locator("#questions .answer p").first.inner_text()
+    page.close()

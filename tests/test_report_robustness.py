@@ -162,6 +162,12 @@ def test_files_of_one_edit_are_known_as_such(folder):
     runs = read_runs(folder)
     numbers = dict(zip([run.name for run in runs.runs], edit_numbers(runs), strict=True))
     assert numbers["later"] == numbers["npo-causal_tracing_mlps"]
+    result = read_result(folder / "later.json")
+    others = result.edit | {"requests": result.edit["requests"] | {"hash": "of other items"}}
+    write_result(dataclasses.replace(result, edit=others), folder / "later.json")
+    runs = read_runs(folder)
+    numbers = dict(zip([run.name for run in runs.runs], edit_numbers(runs), strict=True))
+    assert numbers["later"] != numbers["npo-causal_tracing_mlps"]
 
 
 # Localizations ---------------------------------------------------------------------------------------------

@@ -79,6 +79,19 @@ def test_numbers_and_points_say_what_they_mean(opened):
     assert "over 12 items" in second
 
 
+def test_every_attack_has_its_stop_of_the_tab_key(chromium, tmp_path):
+    generator = random.Random(0)
+    parts = {RELEARN: relearning(6, generator), "attack_later": relearning(6, generator)}
+    write_attacked(tmp_path, "run", parts)
+    page = open_page(chromium, write_page(read_runs(tmp_path), tmp_path / "r.html"))
+    for body in page.locator("#comebacks tbody").all():
+        assert body.locator("td.value[tabindex='0']").count() == 1
+    assert page.locator("#comebacks tbody").count() == 2
+    page.locator("#curves .legend li", has_text="chance").focus()
+    assert "dealt to the questions at random: 0.120 to 0.120" in page.inner_text("#help")
+    page.close()
+
+
 def test_what_has_no_value_says_why(chromium, tmp_path):
     write_attacked(tmp_path, "run", {RELEARN: relearning(6, random.Random(0), reference=False)})
     page = open_page(chromium, write_page(read_runs(tmp_path), tmp_path / "r.html"))
@@ -100,6 +113,8 @@ def test_curves_join_the_means_and_have_their_controls(opened, folder):
     for text in ("before unlearning", "never knew", "after unrelated facts", "chance"):
         assert text in legend
     assert opened.locator("#curves .band").count() == 3
+    colors = {one.get_attribute("class") for one in opened.locator("#curves .band").all()}
+    assert len(colors) == 3, "three places of one method are told apart"
     part = read_result(folder / "npo-fact_lookup.json").robustness[RELEARN]
     (curve,) = [
         c for c in part["curves"] if (c["model"], c["value"], c["condition"]) == ("unlearned", "accuracy", "attack")
@@ -152,7 +167,7 @@ def test_effects_by_position_unfold(chromium, tmp_path):
     page = open_page(chromium, write_page(read_runs(tmp_path), tmp_path / "r.html"))
     details = page.locator("#places details")
     details.locator("summary").click()
-    assert details.locator("text").all_text_contents()[:2] == ["last subject", "last token"]
+    assert details.locator("text").all_text_contents()[:2] == ["last subject token", "last token"]
     cells = details.locator(".point")
     assert cells.count() == 6
     assert "layer 1, last token: no score" in cells.nth(4).get_attribute("data-help")
@@ -182,6 +197,24 @@ def test_questions_show_before_after_and_attacked(opened):
     opened.fill("#search", said)
     assert opened.inner_text("#found").startswith("1 of "), "what was said under attack is found"
     assert opened.locator("#questions mark").first.inner_text() == said
+
+
+def test_attacks_in_files_of_their_own_join_the_answers_of_their_edit(chromium, tmp_path):
+    generator = random.Random(0)
+    write_run(tmp_path, "base", records(8, generator))
+    write_attacked(tmp_path, "edited", {}, seed=1, answers=records(8, generator))
+    write_attacked(tmp_path, "other", {}, seed=2, answers=records(8, generator))
+    write_attacked(tmp_path, "attack", {RELEARN: relearning(4, generator, 0.2)}, seed=1)
+    page = open_page(chromium, write_page(read_runs(tmp_path), tmp_path / "r.html"))
+    card = page.locator("#questions > li").first
+    heads = card.locator(".answer header span:first-child").all_inner_texts()
+    assert heads == ["no edit · base", "npo · edited", "after relearn, step 20", "npo · other"]
+    page.select_option("#class", "n")
+    assert page.locator("#questions > li .tried").count() >= 1
+    for one in page.locator("#questions > li").all():
+        assert one.locator(".tag", has_text="not given").count() >= 1
+    assert page.mistakes == []
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

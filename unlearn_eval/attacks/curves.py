@@ -2,8 +2,8 @@
 
 A curve is of one model, condition and value; its points are means over items and seeds. The band is a 95 % percentile
 interval of a bootstrap that draws clusters of items (those that share a subject or a group) and seeds with replacement,
-the same clusters for every point; where all items agree on 0 or 1, which has no spread to draw from, it is Wilson's,
-with as many items as there are clusters.
+the same clusters for every point. Where all items agree on 0 or 1 there is no spread to draw from: the interval is then
+Wilson's, of as many items as there are clusters.
 """
 
 from __future__ import annotations

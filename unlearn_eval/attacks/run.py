@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.attacks.base import Attack, Case, Observation, get_attack, kind_of
+from unlearn_eval.attacks.base import ATTACK, Attack, Case, ItemScore, Observation, get_attack, kind_of
 from unlearn_eval.attacks.controls import Controls, with_controls
 from unlearn_eval.attacks.curves import curves
 from unlearn_eval.attacks.folds import apart
@@ -221,24 +221,32 @@ def _level(one: Observation) -> dict[str, Any]:
     names = dict.fromkeys(name for score in one.scores for name in score.values)
     known = {name: [v for score in one.scores if (v := score.values.get(name)) is not None] for name in names}
     return {
-        "model": one.model,
-        "condition": one.condition,
-        "fold": one.fold,
-        "seed": one.seed,
-        "at": one.at,
+        **_place(one.model, one.condition, one.fold, one.seed, one.at),
         "n": len(one.scores),
         "values": {name: sum(values) / len(values) if values else None for name, values in known.items()},
     }
 
 
 def sample_lines(attacked: Attacked, items: ForgetSet) -> list[dict[str, Any]]:
-    """One record for each item: its value of every metric that is a mean, and everything that was measured of it."""
+    """One record for each item: its value of every metric that is a mean, and everything that was measured of it.
+
+    A control that says nothing, as readers of shuffled labels, is there as its mean over seeds, with the seed null.
+    """
     seen: dict[str, list[dict[str, Any]]] = {item.id: [] for item in items}
+    controls: dict[tuple[Any, ...], dict[str, list[ItemScore]]] = {}
     for one in attacked.observations:
         for score in one.scores:
+            if one.condition != ATTACK and score.said is None:
+                where = (one.model, one.condition, one.fold, one.at)
+                controls.setdefault(where, {}).setdefault(score.id, []).append(score)
+                continue
             said = {} if score.said is None else {"said": score.said}
-            where = {"model": one.model, "condition": one.condition, "fold": one.fold, "seed": one.seed, "at": one.at}
-            seen[score.id].append({**where, **score.values, **said})
+            seen[score.id].append(
+                {**_place(one.model, one.condition, one.fold, one.seed, one.at), **score.values, **said}
+            )
+    for (model, condition, fold, at), scores in controls.items():
+        for key, own in scores.items():
+            seen[key].append({**_place(model, condition, fold, None, at), **_means(own)})
     return [
         {
             "id": item.id,
@@ -249,6 +257,16 @@ def sample_lines(attacked: Attacked, items: ForgetSet) -> list[dict[str, Any]]:
         }
         for item in items
     ]
+
+
+def _place(model: str, condition: str, fold: int, seed: int | None, at: Any) -> dict[str, Any]:
+    return {"model": model, "condition": condition, "fold": fold, "seed": seed, "at": at}
+
+
+def _means(scores: Sequence[ItemScore]) -> dict[str, float | None]:
+    """The mean of each value where it is known."""
+    known = {name: [v for one in scores if (v := one.values[name]) is not None] for name in scores[0].values}
+    return {name: sum(values) / len(values) if values else None for name, values in known.items()}
 
 
 # What is attacked ------------------------------------------------------------------------------------------

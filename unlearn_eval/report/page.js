@@ -397,12 +397,18 @@ function whiskers(a, b) {
 const CARDS = 20;
 const browser = { content: null, rows: [], drawn: 0, chosen: null };
 
+/** Base64 as bytes, by the browser's own decoder where it has one. */
+function unpacked(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  const characters = atob(text), bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  return bytes;
+}
+
 async function decode() {
-  const packed = $("#answers-data").textContent;
-  const bytes = Uint8Array.from(atob(packed), (character) => character.charCodeAt(0));
+  const bytes = unpacked($("#answers-data").textContent);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   browser.content = JSON.parse(await new Response(stream).text());
-  browser.lower = browser.content.strings.map((text) => text.toLowerCase());
   browser.items = new Map(Object.entries(browser.content.questions).map(([task, rows]) => [task, itemsOf(rows)]));
 }
 
@@ -460,6 +466,7 @@ function answers() {
   const needle = $("#search").value.trim().toLowerCase(), split = $("#split").value, kind = $("#class").value;
   const after = said.filter((_, i) => compared[i].method !== NO_EDIT);
   const way = $("#way").value, items = browser.items.get(state.task) ?? new Map();
+  if (needle) browser.lower ??= strings.map((text) => text.toLowerCase());
   const holds = (index) => index >= 0 && browser.lower[index].includes(needle);
   const tried = (i) => compared.flatMap((run) => triedAt(run, i));
   const fits = (i) => (!way || strings[rows[i][4]] === way)

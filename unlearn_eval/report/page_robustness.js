@@ -43,12 +43,12 @@ function attackName(one) {
   return one.where && !`${name} ${isAlone ? "" : run.method}`.includes(one.where) ? `${name} (${one.where})` : name;
 }
 
-/** The same colour everywhere: of the method, as in the other charts; of the place, or the run, where all have one method. */
+/** One colour everywhere: of the method, as in the other charts; of method and place, or of the run, where that tells more apart. */
 function hue(one) {
-  const keys = [(own) => runs[own.run].method, (own) => own.where ?? "", (own) => String(own.run)];
-  const key = keys.find((of) => new Set(data.attacks.map(of)).size > 1) ?? keys[0];
-  const all = key === keys[0] ? methods : [...new Set(data.attacks.map(key))];
-  return all.indexOf(key(one)) % 8;
+  const ways = [(own) => runs[own.run].method, (own) => `${runs[own.run].method} ${own.where ?? ""}`, (own) => String(own.run)];
+  const [byMethod, byPlace, byRun] = ways.map((way) => [...new Set(data.attacks.map(way))]);
+  if (byPlace.length > byMethod.length) return byPlace.indexOf(ways[1](one)) % 8;
+  return (byMethod.length > 1 ? methods.indexOf(ways[0](one)) : byRun.indexOf(ways[2](one))) % 8;
 }
 
 // What comes back --------------------------------------------------------------------------------------------
@@ -102,7 +102,6 @@ function comebacks(entries) {
     }));
   place.replaceChildren(element("thead", {}, head),
     ...names.map((name) => comebackRows(entries.filter((one) => one.task === name), { parts, scores, measure, reach }, FIRST_ROWS)));
-  $("td.value", place)?.setAttribute("tabindex", 0);
 }
 
 /** The rows of one attack, under its name. */
@@ -116,6 +115,7 @@ function comebackRows(entries, shape, limit) {
     element("div", {}, element("b", {}, first.task.replace("attack_", "")), element("span", { class: "muted" },
       [first.does, levels.length === 1 && first.level !== null ? `shown at ${levels[0]}` : ""].filter(Boolean).map((text) => ` · ${text}`).join("")))));
   const body = element("tbody", {}, title, ...rows.map((one) => comebackRow(one, shape)));
+  $("td.value", body).setAttribute("tabindex", 0);
   if (rows.length < entries.length) {
     const all = () => { body.replaceWith(comebackRows(entries, shape, Infinity)); };
     body.append(element("tr", {}, element("td", { colspan: width, class: "text" }, element("button", { type: "button", on: { click: all } },
@@ -213,7 +213,7 @@ function recoveryCurves() {
   const guesses = measure === "accuracy" ? shown.map((one) => attackCell(one, "forget_attacked_guessing")?.value ?? null).filter((value) => value !== null) : [];
   const chance = guesses.length ? guesses.reduce((sum, value) => sum + value, 0) / guesses.length : null;
   const isSmall = measure === "probability" && Math.max(...lines.flatMap((line) => line.mean)) < 0.25;
-  lineChart($("#curves .chart"), lines, { x: axis, y: MEASURES[measure], levels: chance === null ? [] : [[chance, "chance"]], bounds: isSmall ? null : [0, 1], left: entries.length - shown.length });
+  lineChart($("#curves .chart"), lines, { x: axis, y: MEASURES[measure], levels: chance === null ? [] : [[chance, "chance", `answers dealt to the questions at random: ${number(Math.min(...guesses))} to ${number(Math.max(...guesses))} over runs`]], bounds: isSmall ? null : [0, 1], left: entries.length - shown.length });
 }
 
 /** The curve of another model, once where several runs share it, as those on the same facts do. */
@@ -301,7 +301,7 @@ function lineChart(place, lines, { x, y, levels, bounds, left }) {
   svg.append(...lines.map((line) => drawn("polyline", { class: `curve ${line.style}`, points: line.at.map((level, i) => `${px(level)},${sy.at(line.mean[i])}`).join(" ") })));
   svg.append(...lines.flatMap((line) => line.at.map((level, i) => curvePoint(line, i, px(level), sy.at(line.mean[i]), x, y))));
   $(".point", svg)?.setAttribute("tabindex", 0);
-  place.replaceChildren(svg, lineLegend(lines, levels.map(([, text]) => text).filter(Boolean)),
+  place.replaceChildren(svg, lineLegend(lines, levels.filter(([, text]) => text)),
     ...(left > 0 ? [element("p", { class: "muted" }, `${plural(left, "more run")} not drawn: the filters at the top choose.`)] : []),
     ...(hasBands || !mains.length ? [] : [element("p", { class: "muted" }, `With more than ${MOST_BANDS} runs their 95 % intervals are on the points.`)]));
 }
@@ -330,7 +330,7 @@ function lineLegend(lines, levels) {
     entries.push(element("li", { class: isControl ? "" : line.style.split(" ")[0] }, drawn("svg", { width: 26, height: 16, "aria-hidden": "true" },
       drawn("line", { class: `curve ${isControl ? "control full" : line.style}`, x1: 1, x2: 25, y1: 8, y2: 8 })), element("span", {}, name)));
   }
-  for (const text of levels) entries.push(element("li", {}, drawn("svg", { width: 26, height: 16, "aria-hidden": "true" }, drawn("line", { class: "other chance", x1: 1, x2: 25, y1: 8, y2: 8 })), element("span", {}, text)));
+  for (const [, text, help] of levels) entries.push(element("li", { help, tabindex: 0 }, drawn("svg", { width: 26, height: 16, "aria-hidden": "true" }, drawn("line", { class: "other chance", x1: 1, x2: 25, y1: 8, y2: 8 })), element("span", {}, text)));
   return element("ul", { class: "legend" }, ...entries);
 }
 
@@ -382,9 +382,9 @@ function mapRow(one) {
 
 const compact = (value) => (value >= 1e9 ? `${(value / 1e9).toFixed(2)} B` : value >= 1e6 ? `${(value / 1e6).toFixed(1)} M` : value >= 1e3 ? `${(value / 1e3).toFixed(1)} k` : String(value));
 
-/** Rows of cells, a column for each layer; the strongest score of all rows is the full colour, a quarter of it half of that. */
-function heat(rows, one, width, gutter = 66) {
-  const known = rows.flatMap((row) => row.values).filter((value) => value !== null && value !== undefined).map(Math.abs);
+/** Rows of cells, a column for each layer; the strongest score of all `compared` rows is the full colour, a quarter of it half of that. */
+function heat(rows, one, width, gutter = 66, compared = rows) {
+  const known = compared.flatMap((row) => row.values).filter((value) => value !== null && value !== undefined).map(Math.abs);
   const most = Math.max(1e-12, ...known), ranks = [...known].sort((a, b) => b - a), cell = Math.max(3, ((width || 640) - gutter - 2) / one.n_layers), high = 17;
   const svg = drawn("svg", { viewBox: `0 0 ${gutter + 2 + cell * one.n_layers} ${rows.length * (high + 3) + 18}`, role: "group", "aria-label": `${one.method}: scores by layer` });
   rows.forEach((row, y) => {
@@ -416,11 +416,9 @@ function byToken(one) {
   const details = element("details", {}, element("summary", {}, "by position in the prompt"));
   details.addEventListener("toggle", () => {
     if (details.childElementCount > 1) return;
-    for (const kind of kinds) {
-      const rows = one.effects.roles.map((name, i) => ({ name: name.replace("subject token", "subject"), values: one.effects[kind].map((layer) => layer[i]) }))
-        .filter((row) => row.values.some((value) => value !== null));
-      details.append(element("p", { class: "muted" }, KINDS[kind]), heat(rows, one, details.clientWidth, 118));
-    }
+    const tables = kinds.map((kind) => one.effects.roles.map((name, i) => ({ name, values: one.effects[kind].map((layer) => layer[i]) }))
+      .filter((row) => row.values.some((value) => value !== null)));
+    tables.forEach((rows, i) => details.append(element("p", { class: "muted" }, KINDS[kinds[i]]), heat(rows, one, details.clientWidth, 142, tables.flat())));
   });
   return details;
 }
