@@ -55,6 +55,16 @@ def test_a_frame_names_what_was_skipped(tmp_path):
     assert "broken.json" in frame.attrs["notes"][0]
 
 
+def test_of_a_study_only_its_runs_are_read_unless_a_part_is_named(tmp_path):
+    for place in ("study/runs", "study/shared/attacks", "other/shared"):
+        write_run(tmp_path / place, place.replace("/", "-"), records(4, random.Random(0)))
+    (tmp_path / "study" / "study.json").write_text("{}")
+    assert set(load_frame([tmp_path]).run) == {"study/runs/study-runs", "other/shared/other-shared"}
+    (run,) = set(load_frame([tmp_path / "study"]).run)
+    assert run.endswith("study-runs")
+    assert len(set(load_frame([tmp_path / "study" / "shared"]).run)) == 1
+
+
 def test_without_pandas_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UserError, match="needs pandas"):

@@ -119,7 +119,9 @@ def is_localization(content: Any) -> bool:
 
 
 def json_files_in(roots: Sequence[Path]) -> list[Path]:
-    """The files named, and those in the folders named, each once and in order; hidden ones are left out.
+    """The files named, and those in the folders named, each once and in order.
+
+    Hidden ones are left out, and what a study keeps under `shared/`: its runs hold all of that.
 
     Raises:
         UserError: a path is not there.
@@ -127,7 +129,7 @@ def json_files_in(roots: Sequence[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for root in roots:
         if root.is_dir():
-            below = [p for p in root.rglob("*.json") if not any(s.startswith(".") for s in p.relative_to(root).parts)]
+            below = [path for path in root.rglob("*.json") if not _is_left_out(path, root)]
         elif root.is_file():
             below = [root]
         else:
@@ -135,6 +137,14 @@ def json_files_in(roots: Sequence[Path]) -> list[Path]:
         for path in sorted(below):
             found.setdefault(path.resolve(), path)
     return list(found.values())
+
+
+def _is_left_out(path: Path, root: Path) -> bool:
+    inside = path.relative_to(root).parts
+    kept_by_study = any(
+        part == "shared" and root.joinpath(*inside[:i], "study.json").is_file() for i, part in enumerate(inside)
+    )
+    return kept_by_study or any(part.startswith(".") for part in inside)
 
 
 def _read(content: Any, path: Path, named: bool) -> tuple[Result | None, str | None]:
