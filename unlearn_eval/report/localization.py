@@ -28,6 +28,9 @@ def _overview(content: Content) -> Table:
     table.add_column(overflow="fold")
     share, n_maps = content["n_weights"] / content["n_weights_in_blocks"], len(content["modules"])
     table.add_row("chosen", f"{n_maps} linear maps, {content['n_weights']:,} weights ({share:.1%} of the blocks')")
+    if content.get("mask"):
+        ways = content["mask"]["settings"]
+        table.add_row("masks", f"single weights by {ways['way']}, {ways['weights']} of those in the maps")
     layers = sorted(content["mlp_layers"])
     table.add_row("MLP layers", ", ".join(map(str, layers)) or "none")
     if content["budget"]:
