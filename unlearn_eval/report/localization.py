@@ -48,7 +48,8 @@ def _overview(content: Content) -> Table:
             table.add_row(name, f"{text:.3g}" if isinstance(text, float) else str(text))
     if notes.get("heads"):
         heads = ", ".join(f"{own['layer']}.{own['head']} ({own['effect']:+.2f})" for own in notes["heads"])
-        table.add_row("extracting heads", heads)
+        name = "extracting heads" if "extraction_layer" in notes else "heads"
+        table.add_row(name, heads)
     table.add_row("score", _meaning(content))
     table.add_row("settings", ", ".join(f"{key}={value}" for key, value in content["settings"].items()) or "none")
     table.add_row("cost", f"{content['seconds']:.1f} s, seed {content['seed']}")
