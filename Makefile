@@ -12,7 +12,7 @@ VLLM_DONE := $(VLLM)/.installed
 PYTEST    := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
 .PHONY: demo test test-all test-vllm check format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
-        benchmark-refusals clean help
+        benchmark-refusals benchmark-serving clean help
 
 demo: $(INSTALLED)  ## make a small model forget facts, and measure it
 	$(BIN)/unlearn-eval demo
@@ -55,6 +55,9 @@ benchmark-memories: $(INSTALLED) $(MODEL)  ## GRACE and WISE on 10, 50 and 100 f
 
 benchmark-refusals: $(INSTALLED) $(MODEL)  ## refusal alignment against labelled answers, and its calibration
 	$(BIN)/python benchmarks/refusal_alignment.py
+
+benchmark-serving: $(VLLM_DONE)  ## what edits cost in vLLM, against stock vLLM and Hugging Face (half an hour on two cores)
+	HF_HUB_OFFLINE=1 $(VLLM)/bin/python benchmarks/serving.py
 
 $(INSTALLED): pyproject.toml constraints.txt hatch_build.py unlearn_eval_autoload.pth
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

@@ -14,7 +14,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,12 +254,17 @@ def problems(text: str) -> list[str]:
         if written not in prose:
             found.append(f"not in the text, but in {claim.file}: {written}")
         prose = prose.replace(written, " ")
-    for pattern in PLAIN:
+    return found + _unsourced(prose, PLAIN)
+
+
+def _unsourced(prose: str, plain: Sequence[str]) -> list[str]:
+    """The numbers of a text that are none of the plain ones."""
+    for pattern in plain:
         prose = re.sub(pattern, " ", prose)
-    for match in re.finditer(r"(?<![\w.,-])\d[\d,]*(?:\.\d+)?(?![\w-])", prose):
-        around = prose[max(0, match.start() - 50) : match.end() + 30]
-        found.append(f"a number without a source: ...{around}...")
-    return found
+    return [
+        f"a number without a source: ...{prose[max(0, match.start() - 50) : match.end() + 30]}..."
+        for match in re.finditer(r"(?<![\w.,-])\d[\d,]*(?:\.\d+)?(?![\w-])", prose)
+    ]
 
 
 # In guides and concepts: headings, versions, an address, ranks that vLLM allows, and arithmetic that needs no run.
@@ -284,15 +289,12 @@ GUIDES_PLAIN = (
 
 def unsourced_in_guides() -> list[str]:
     """Numbers in the prose of guides and concepts that are neither of those: they would need a file."""
-    found = []
-    for path in sorted([*(ROOT / "docs" / "guides").glob("*.md"), ROOT / "docs" / "concepts.md"]):
-        prose = _prose(path.read_text(encoding="utf-8"))
-        for pattern in (*PLAIN, *GUIDES_PLAIN):
-            prose = re.sub(pattern, " ", prose)
-        for match in re.finditer(r"(?<![\w.,-])\d[\d,]*(?:\.\d+)?(?![\w-])", prose):
-            around = prose[max(0, match.start() - 50) : match.end() + 30]
-            found.append(f"{path.name}: a number without a source: ...{around}...")
-    return found
+    paths = sorted([*(ROOT / "docs" / "guides").glob("*.md"), ROOT / "docs" / "concepts.md"])
+    return [
+        f"{path.name}: {line}"
+        for path in paths
+        for line in _unsourced(_prose(path.read_text(encoding="utf-8")), (*PLAIN, *GUIDES_PLAIN))
+    ]
 
 
 def stale_tables() -> list[str]:

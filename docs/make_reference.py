@@ -317,6 +317,16 @@ def results() -> str:
             "`<result>.<task>.samples.jsonl` beside the result, one line for each item, its SHA-256 in the result. "
             "`id`, `doc` (the item), `arguments` (every prompt as it was sent), `resps` (what came back: texts, or "
             "per-token scores), and each metric's own number for the item.",
+            "## Under attack",
+            "Under `robustness`, by attack (`attack_NAME`, as among the metrics): `axis` (what its levels count), "
+            "`level` (the one that stands for it, or null), `levels` (means of each model, condition, fold, seed and "
+            "level), `curves`, `intervals` (by metric), `skipped` (`what`, `reason`). A curve is "
+            "`{model, condition, value, at, mean, low, high, n}`: lists with an entry for each level or layer, null "
+            "being before the attack; means are over items and seeds, ends of 95 % intervals are null below two "
+            "groups of items. Values of curves alone: `above_control` (a probe's accuracy above that of shuffled "
+            "labels), `gap` (the lens, full minus unlearned, nats per token), `share` (what a layer adds to the "
+            "depth; they sum to it). Samples of an attack hold the item's `observations`, one for each of these "
+            "cells, with what was said. Files of earlier versions lack `level` and `curves`.",
             "## An edit's edit.json",
             f"`schema_version` ({EDIT_VERSION}), `kind` (`low_rank`, `dense` or `memory`), `info`, `texts`, and "
             "`files`: the SHA-256 of every file of the folder. `info` holds:",

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from unlearn_eval.anatomy import is_transposed
+from unlearn_eval.discovery import module_in, names_in
 from unlearn_eval.editors.from_file import editor_from_file, is_editor_file
 from unlearn_eval.edits import Edit
-from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.errors import UserError
 
 Progress = Callable[[str, int, int], Any]  # (what, done, total)
 NOT_METHODS = {
@@ -105,8 +103,7 @@ class Editor(Protocol):
 
 def editor_names() -> list[str]:
     """The names of the methods: this folder's files."""
-    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
-    return sorted(module.name for module in modules if module.name not in NOT_METHODS)
+    return names_in(__package__, NOT_METHODS)
 
 
 def get_editor(name: str) -> Editor:
@@ -117,10 +114,7 @@ def get_editor(name: str) -> Editor:
     """
     if is_editor_file(name):
         return editor_from_file(name)  # type: ignore[no-any-return]
-    if name not in editor_names():
-        raise unknown_name("editor", name, editor_names())
-    module: Any = importlib.import_module(f"unlearn_eval.editors.{name}")
-    return module  # type: ignore[no-any-return]
+    return module_in(__package__, name, NOT_METHODS, "editor")  # type: ignore[no-any-return]
 
 
 def check_state(state: Edit | None, name: str) -> None:

@@ -26,11 +26,11 @@ from unlearn_eval.attacks.folds import apart, clusters, split
 from unlearn_eval.attacks.run import attack_case, robustness
 from unlearn_eval.attacks.summary import guessing
 from unlearn_eval.dense_edits import DenseEdit
-from unlearn_eval.editing import configure
 from unlearn_eval.edits import EditInfo, LowRankEdit, applied
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.results import read_result, read_samples
+from unlearn_eval.settings import configure
 from unlearn_eval.trained_weights import linear_maps
 
 WIDE = ForgetSet("wide", (*OTHERS, *(replace(own, id=f"{own.id}b", subject=None) for own in OTHERS.items[:4])))
@@ -492,6 +492,15 @@ def test_the_command_writes_an_ordinary_result(on_disk, tmp_path, monkeypatch, c
     assert [(one["model"], one["at"]) for one in part["levels"]] == [
         ("unlearned", None), ("full", None), ("unlearned", 0.5), ("unlearned", 1.0),
     ]  # fmt: skip
+    assert part["level"] in (0.5, 1.0)
+    (curve,) = [
+        c for c in part["curves"] if (c["model"], c["condition"], c["value"]) == ("unlearned", "attack", "accuracy")
+    ]
+    assert curve["at"] == [None, 0.5, 1.0]
+    assert curve["mean"][curve["at"].index(part["level"])] == pytest.approx(metrics["forget_attacked_accuracy"].value)
+    assert curve["low"][0] == curve["mean"][0] == 0
+    assert 0.2 < curve["high"][0] < 0.5, "none of eight is compatible with some"
+    assert curve["n"] == [len(FORGET)] * 3
     samples = read_samples(output, "attack_merge_back")
     assert [record["id"] for record in samples] == [i.id for i in FORGET]
     assert sum(r["metrics"]["forget_attacked_accuracy"] for r in samples) / 8 == pytest.approx(

@@ -22,10 +22,9 @@ from unlearn_eval.anatomy import anatomy
 from unlearn_eval.attacks import logit_lens, prefix, probe, soft_prompt, uds
 from unlearn_eval.attacks.asking import answered, rows_of
 from unlearn_eval.attacks.base import Case, ItemScore, Observation
-from unlearn_eval.attacks.hidden_states import answer_states, entity_span, entity_tokens, last_states
+from unlearn_eval.attacks.hidden_states import answer_states, entity_span, entity_tokens
 from unlearn_eval.attacks.run import attack_case
 from unlearn_eval.dense_edits import DenseEdit
-from unlearn_eval.editing import configure
 from unlearn_eval.edits import EditInfo
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
@@ -33,7 +32,8 @@ from unlearn_eval.memories.codebook import Codebook
 from unlearn_eval.memory_edits import MemoryEdit, read_inputs
 from unlearn_eval.models import LoadedModel
 from unlearn_eval.scoring import Query, score_answers
-from unlearn_eval.tracing import patched, read_out
+from unlearn_eval.settings import configure
+from unlearn_eval.tracing import last_states, patched, read_out
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,8 @@ def test_states_are_those_of_one_row_alone(architecture, tokenizer):
             )  # fmt: skip
             expected = seen[0][0, len(row.prompt_ids) - 1 :]
             assert torch.allclose(own[layer], expected, atol=1e-4)
-    ends = last_states(loaded, [row.prompt_ids for row in rows], [len(row.prompt_ids) for row in rows], 2)
+    prompts_of = [row.prompt_ids for row in rows]
+    ends = last_states(loaded.model, parts, prompts_of, 2, [len(ids) for ids in prompts_of])[1:]
     assert torch.allclose(ends[:, 1], found[1][:, 0], atol=1e-4)
 
 

@@ -12,9 +12,9 @@ from tiny_models import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
 from unlearn_eval import cli
-from unlearn_eval.editing import configure
 from unlearn_eval.editors import memit
 from unlearn_eval.errors import UserError
+from unlearn_eval.settings import configure
 
 
 def run(*arguments, **options):

@@ -17,7 +17,7 @@ from tiny_models import (
 from unlearn_eval import editing
 from unlearn_eval.config import Recipe
 from unlearn_eval.edit_requests import build_requests, merge_items, merge_keys
-from unlearn_eval.editing import configure, make_edit, self_check
+from unlearn_eval.editing import make_edit, self_check
 from unlearn_eval.editors import alphaedit, emmet, locate, memit, rome, second_moments
 from unlearn_eval.editors.base import get_editor
 from unlearn_eval.editors.locate import check_requests
@@ -26,6 +26,7 @@ from unlearn_eval.edits import applied, load_edit
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.models import LoadedModel
+from unlearn_eval.settings import configure
 
 ITEMS = (
     ForgetItem("a", "What is the capital of France?", "Paris", subject="France", group="g"),

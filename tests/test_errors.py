@@ -15,7 +15,6 @@ from tiny_models import one_thread, tiny_model  # noqa: F401
 from typer.testing import CliRunner
 
 from unlearn_eval import cli, embedding
-from unlearn_eval.editing import configure
 from unlearn_eval.editors import locate, memit
 from unlearn_eval.edits import EditInfo, check_base, describe_base
 from unlearn_eval.errors import UserError
@@ -24,6 +23,7 @@ from unlearn_eval.harness.facts import FactsTask
 from unlearn_eval.harness.reference import ABSENT
 from unlearn_eval.harness.run import load_lm
 from unlearn_eval.results import read_result
+from unlearn_eval.settings import configure
 from unlearn_eval.study.lock import locked
 from unlearn_eval.study.plan import plan
 from unlearn_eval.study.spec import study_of

@@ -138,8 +138,8 @@ def test_as_an_edit(options, data, loaded, tmp_path):
 
 
 def test_presets():
-    from unlearn_eval.editing import configure
     from unlearn_eval.editors.gradient import GradientConfig
+    from unlearn_eval.settings import configure
 
     for name, preset in PRESETS.items():
         configure(GradientConfig, preset.settings)

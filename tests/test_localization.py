@@ -20,13 +20,14 @@ from tiny_models import (
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from unlearn_eval.anatomy import anatomy
 from unlearn_eval.errors import UserError
 from unlearn_eval.localization import attribution_patching, causal_tracing, fact_lookup, paths, probes
 from unlearn_eval.localization.activations import Corrupted, activations, embedding_spread, own_columns, subject_noise
 from unlearn_eval.localization.base import Fact, Localizer, Run, get_localizer, localizer_names
 from unlearn_eval.localization.scores import ROLES, NoiseConfig, Tally, job_table, roles
 from unlearn_eval.localization.sites import ATTENTION, KINDS, MLP, Unit, sites
-from unlearn_eval.tracing import trace
+from unlearn_eval.tracing import last_states, trace
 
 WORDS = tuple(range(5, 60))
 
@@ -518,12 +519,12 @@ def test_the_turned_probe_is_the_plain_one():
 def test_states_are_those_of_each_row_s_last_token():
     model = tiny_model("gpt2", torch.float64)
     rows = [(0, 7, 8), (0, 9, 11, 12, 13)]
-    states = probes.last_token_states(model, "transformer.h", LAYERS, rows, 1)
-    both = probes.last_token_states(model, "transformer.h", LAYERS, rows, 2)
-    assert states == pytest.approx(both, abs=1e-5)
+    states = last_states(model, anatomy(model), rows, 1)
+    both = last_states(model, anatomy(model), rows, 2)
+    assert torch.allclose(states, both, atol=1e-5)
     hidden = model(input_ids=torch.tensor([rows[1]]), output_hidden_states=True).hidden_states
     for layer in range(LAYERS):  # the last one goes through the final norm there
-        assert states[layer, 1] == pytest.approx(hidden[layer][0, -1].numpy(), abs=1e-5)
+        assert torch.allclose(states[layer, 1], hidden[layer][0, -1].float(), atol=1e-5)
 
 
 # All methods -----------------------------------------------------------------------------------------------

@@ -195,6 +195,27 @@ def test_the_method_s_own_rule_is_used_without_a_budget():
     assert none is None
 
 
+def test_edits_carry_the_scores_of_their_localization():
+    """Small, complete, what a report draws: every unit's score at its layer, and what was seen."""
+    for method in ("causal_tracing_mlps", "random_mlps"):
+        found = localize(tiny(), SET, Wanted(method, "1", FAST if method != "random_mlps" else {}))
+        notes = json.loads(json.dumps(locate.source_of(found, method), allow_nan=False))
+        assert set(notes["scores"]) == {MLP}
+        assert notes["n_layers"] == len(notes["scores"][MLP]) == found.n_layers
+        for unit in found.ranking:
+            own = notes["scores"][MLP][unit["layer"]]
+            assert own == (None if unit["score"] is None else pytest.approx(unit["score"], rel=1e-3))
+        assert notes["n_weights_in_blocks"] == found.n_weights_in_blocks
+        if method == "random_mlps":
+            assert "effects" not in notes
+        else:
+            effects = found.tables["effects"]
+            assert notes["effects"]["roles"] == effects["roles"]
+            assert notes["effects"][MLP][1] == pytest.approx(effects[MLP][1], rel=1e-3)
+            assert notes["notes"]["metric"] == "logit_difference"
+        assert len(json.dumps(notes)) < 4000
+
+
 # Components ------------------------------------------------------------------------------------------------
 
 

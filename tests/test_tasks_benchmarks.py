@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from plain_loop import our_ids, token_scores
 from saying import SayingLM
 
 from unlearn_eval.errors import UserError
+from unlearn_eval.forget_sets import load_forget_set
 from unlearn_eval.harness.families import FAMILIES
 
 NAMES = sorted(FAMILIES)
@@ -417,5 +419,18 @@ def test_data_that_the_datasets_library_wrote_is_found(tmp_path, monkeypatch):
 
 def test_without_a_data_folder_what_is_on_no_hub_says_where_to_get_it(monkeypatch):
     monkeypatch.delenv("UNLEARN_EVAL_DATA", raising=False)
-    with pytest.raises(UserError, match="UNLEARN_EVAL_DATA is not set(.|\n)*sports/sports.json(.|\n)*magikarp01"):
-        run(Saying(lambda doc: ""), "sports")
+    with pytest.raises(UserError, match="UNLEARN_EVAL_DATA is not set(.|\n)*zsre/zsre_mend_eval.json(.|\n)*baulab"):
+        run(Saying(lambda doc: ""), "zsre")
+
+
+@pytest.mark.parametrize("folder", ["", "an empty one"])
+def test_without_the_paper_s_file_there_are_athletes_of_our_own(tmp_path, monkeypatch, folder):
+    monkeypatch.delenv("UNLEARN_EVAL_DATA", raising=False)
+    if folder:
+        monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tmp_path))
+    items = load_forget_set("sports:all").items
+    assert Counter(item.answer for item in items) == {"football": 50, "basketball": 50, "baseball": 50}
+    assert len({item.subject for item in items}) == 150
+    (jordan,) = (item for item in items if item.subject == "Michael Jordan")
+    assert jordan.answer == "basketball"
+    assert set(jordan.perturbed_answers) == {"football", "baseball", "golf"}

@@ -23,7 +23,6 @@ from torch import nn
 
 from unlearn_eval.anatomy import anatomy
 from unlearn_eval.edit_requests import build_requests
-from unlearn_eval.editing import configure
 from unlearn_eval.editors import ultraedit
 from unlearn_eval.editors.base import Editor, EditRequest, editor_names, get_editor
 from unlearn_eval.editors.ultraedit import Config, Moments
@@ -31,6 +30,7 @@ from unlearn_eval.edits import EditInfo, LowRankEdit, applied, load_edit
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import facts
 from unlearn_eval.models import load_model
+from unlearn_eval.settings import configure
 
 CONFIG = Config(layers=(1, 2), learning_rate=0.1)
 IDS = tuple(range(5, 30))

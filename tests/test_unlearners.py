@@ -18,7 +18,7 @@ from tiny_models import (
 )
 
 from unlearn_eval.config import Recipe
-from unlearn_eval.editing import configure, make_edit
+from unlearn_eval.editing import make_edit
 from unlearn_eval.editors import altpo, ft_m, gradient_difference, kl, npo, rmu
 from unlearn_eval.editors.base import Editor, editor_names, get_editor
 from unlearn_eval.editors.unlearning_presets import GRADIENT_METHODS, unlearning_preset
@@ -28,6 +28,7 @@ from unlearn_eval.finetuning import FINETUNE
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.models import LoadedModel
 from unlearn_eval.scoring import Query, score_answers
+from unlearn_eval.settings import configure
 
 TOKENIZER = tiny_tokenizer()
 RETAINING = [name for name in GRADIENT_METHODS if get_editor(name).Config().retain_term != "none"]

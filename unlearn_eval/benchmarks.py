@@ -436,13 +436,16 @@ def zsre(metadata: Metadata) -> Splits:
     return {"forget": forget, "retain": retain, "neighbors": [neighbors[own["id"]] for own in forget]}
 
 
+ATHLETES = Path(__file__).parent / "tasks" / "sports" / "athletes.csv"
 SPORTS_PROMPT = "Fact: Tiger Woods plays the sport of golf\nFact: {athlete} plays the sport of"
 
 
 def sports(metadata: Metadata) -> Splits:
-    """Athletes and their sports (arXiv 2410.12949): one sport, or some athletes, to be forgotten."""
-    obtain = "It is sports.csv of github.com/magikarp01/tasks, which has no licence."
-    records = load_source(Source("sports", "sports", obtain=obtain), ("athlete", "sport"))
+    """Athletes and their sports (arXiv 2410.12949): one sport, or some athletes, to be forgotten.
+
+    Without the paper's file, athletes of our own: they are shipped, since the paper's have no licence.
+    """
+    records = load_source(Source("sports", "sports", shipped=ATHLETES), ("athlete", "sport"))
     names = list(dict.fromkeys(str(record["sport"]).strip() for record in records))
     options = list(dict.fromkeys([*names, "golf"]))
     documents = [

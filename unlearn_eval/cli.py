@@ -332,7 +332,6 @@ def eval_(
 ) -> None:
     """Evaluate a model or an edit on lm-eval tasks."""
     from unlearn_eval.evaluation import EvalConfig, run_evaluation, run_together
-    from unlearn_eval.report.table import evaluation_tables, reasons
 
     config = EvalConfig(
         tasks=tuple(part.strip() for part in tasks.split(",") if part.strip()),
@@ -360,15 +359,10 @@ def eval_(
         raise UserError("--edits are evaluated in one vLLM engine", "give --backend vllm, and no --edit")
     one = None if folders else run_evaluation(config, _say)
     results = run_together(config, folders, _say) if folders else [one] if one else []  # a rank may write nothing
-    from rich.console import Console
+    from unlearn_eval.report.table import show_result
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
     for result in results:
-        for table in evaluation_tables(result):
-            console.print(table)
-        for line in reasons([result]):
-            console.print(line)
-        console.print(f"result: {result.path}")
+        show_result(result)
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -43,11 +42,9 @@ def attack(
     from unlearn_eval.attacks.base import get_attack
 
     get_attack(name)  # a misspelt name is found at once
-    from rich.console import Console
-
     from unlearn_eval.attacks.run import AttackConfig, run_attack, task_name
     from unlearn_eval.harness.run import quiet
-    from unlearn_eval.report.table import evaluation_tables, reasons
+    from unlearn_eval.report.table import show_result
 
     config = AttackConfig(
         attack=name,
@@ -68,14 +65,8 @@ def attack(
     )
     with quiet():
         result = run_attack(config, say, progress())
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    for table in evaluation_tables(result):
-        console.print(table)
-    for line in reasons([result]):
-        console.print(line)
-    for entry in result.robustness[task_name(name)]["skipped"]:
-        console.print(f"skipped: {entry['what']}: {entry['reason']}")
-    console.print(f"result: {result.path}", soft_wrap=True)
+    skipped = result.robustness[task_name(name)]["skipped"]
+    show_result(result, [f"skipped: {entry['what']}: {entry['reason']}" for entry in skipped])
 
 
 def attack_lines() -> list[str]:

@@ -30,7 +30,7 @@ from unlearn_eval.prompts import resolve_chat
 from unlearn_eval.provenance import hash_json, peak_memory_bytes, provenance
 from unlearn_eval.refusals import Target, make_targets, targets_jsonl
 from unlearn_eval.scoring import Query, score_answers
-from unlearn_eval.settings import configure as configure
+from unlearn_eval.settings import configure
 
 AnyEdit = LowRankEdit | DenseEdit | MemoryEdit
 

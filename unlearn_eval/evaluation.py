@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.backends import engine_stopped, model_type
+from unlearn_eval.errors import UserError
 from unlearn_eval.models import model_source, resolve_model
 from unlearn_eval.provenance import hash_weights, peak_memory_bytes, provenance
 from unlearn_eval.results import Result, read_result, utc_now, write_result
-
-BACKENDS = ("hf", "vllm")
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,8 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     if cache and weights:  # lm-eval's cache does not know whose answers it holds
         cache = f"{cache}-{getattr(lm, 'answers_hash', weights['weights_hash'])[:16]}"
     loaded = time.monotonic()
-    found = _ask(config, lm, cache)
+    with engine_stopped(lm):
+        found = _ask(config, lm, cache)
     if not found.metrics:
         return None
     timing = {"loading_seconds": round(loaded - started, 2), "evaluation_seconds": round(time.monotonic() - loaded, 2)}
@@ -92,7 +92,6 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
         UserError: as `run_evaluation`, and an edit that is no LoRA or was made on another base; no result is lost that
             was written before.
     """
-    from unlearn_eval.edits import load_edit
     from unlearn_eval.harness.run import names_of
 
     for task in config.tasks:
@@ -105,19 +104,19 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
     kind, arguments = model_arguments(replace(config, backend="vllm"))
     if kind != "vllm":
         raise UserError(f"the model type '{kind}' cannot share an engine between edits", "give a base model")
-    from unlearn_eval.harness.together import Engine, rank_for
+    from unlearn_eval.harness.together import Engine, read_adapter
     from unlearn_eval.serving.patches import check_checkpoint
 
-    rank_for(edits)
-    hashes = {load_edit(edit).info.base.get("canonical_hash"): edit for edit in edits}
-    for edit in hashes.values():  # one of each base; there should be one
-        check_checkpoint(load_edit(edit), arguments["pretrained"], arguments.get("revision"))
+    adapters = [read_adapter(edit) for edit in edits]
+    bases = {adapter.info.base.get("canonical_hash"): adapter.info for adapter in adapters}
+    for info in bases.values():  # there should be one
+        check_checkpoint(info, arguments["pretrained"], arguments.get("revision"))
     created, started = utc_now(), time.monotonic()
     say(f"loading {arguments['pretrained']} with {len(edits)} edits")
-    engine = Engine(arguments.pop("pretrained"), edits, **arguments)
-    arguments = {"pretrained": engine.own.model_args["model"], **arguments}
+    engine = Engine(arguments["pretrained"], adapters, **{k: v for k, v in arguments.items() if k != "pretrained"})
     loaded = time.monotonic()
-    found = engine.run(lambda lm: _ask(config, lm, None))
+    with engine_stopped(engine.own):
+        found = engine.run(lambda lm: _ask(config, lm, None))
     timing = {"loading_seconds": round(loaded - started, 2), "evaluation_seconds": round(time.monotonic() - loaded, 2)}
     results = []
     for edit, lm, own in zip(edits, engine.views, found, strict=True):
@@ -184,14 +183,13 @@ def model_arguments(config: EvalConfig) -> tuple[str, dict[str, Any]]:
     """
     from unlearn_eval.harness.run import model_names
 
-    if config.backend not in BACKENDS:
-        raise unknown_name("backend", config.backend, BACKENDS)
+    model_type(config.backend, False)  # there is such a back end
     arguments = _parsed(config.model_args)
     kind = config.model
     if kind not in model_names():
         arguments = {"pretrained": resolve_model(kind), **arguments}
         edited = bool(config.edit or "edit" in arguments)
-        kind = {"hf": ("hf", "edited"), "vllm": ("vllm", "edited-vllm")}[config.backend][edited]
+        kind = model_type(config.backend, edited)
     elif arguments.get("pretrained") == "default":
         arguments["pretrained"] = resolve_model("default")
     if config.edit:

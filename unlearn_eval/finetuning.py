@@ -15,7 +15,6 @@ from typing import Any
 
 from unlearn_eval import prompts
 from unlearn_eval.edit_requests import build_requests
-from unlearn_eval.editing import configure
 from unlearn_eval.editors import objectives
 from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.editors.gradient import ANSWER, LOGITS, GradientConfig, Method, train_edit
@@ -25,6 +24,7 @@ from unlearn_eval.export import save_checkpoint
 from unlearn_eval.forget_sets import ForgetSet
 from unlearn_eval.models import LoadedModel
 from unlearn_eval.provenance import hash_weights, peak_memory_bytes, provenance, redact
+from unlearn_eval.settings import configure
 
 ABOUT = "unlearn_eval_finetune.json"  # says what a checkpoint was fine-tuned on; other programs do not read it
 SCHEMA_VERSION = 1

@@ -133,7 +133,9 @@ UNKNOWN = Meaning("The task's page in tasks/ says what this is.", None)
 HEADLINE = (
     "forget_accuracy forget_paraphrase_accuracy forget_rouge forget_rouge1 forget_probability forget_refusal_rate "
     "forget_refusal_alignment forget_leak_rate forget_gibberish_rate forget_quality privleak model_utility "
-    "retain_accuracy retain_rouge retain_rouge1 retain_refusal_rate neighbors_accuracy combined"
+    "retain_accuracy retain_rouge retain_rouge1 retain_refusal_rate neighbors_accuracy combined "
+    "forget_attacked_accuracy forget_attacked_probability forget_accuracy_recovery forget_probability_recovery "
+    "forget_probe_accuracy forget_probe_selectivity forget_logit_lens_gap forget_logit_lens_depth forget_uds"
 ).split()
 FORGETTING = "forget_accuracy forget_rouge forget_rouge1 forget_probability forget_leak_rate".split()
 KEEPING = "model_utility retain_accuracy retain_rouge retain_rouge1 retain_probability neighbors_accuracy".split()
@@ -165,6 +167,11 @@ def meaning(metric: str) -> Meaning:
 def interval(name: str, metric: Metric) -> tuple[float, float] | None:
     """The 95 % interval of a metric, or None where there is no value or no standard error."""
     return summary_interval(metric.value, metric.stderr, metric.n, meaning(name).bounds)
+
+
+def is_ratio(metric: str) -> bool:
+    """Whether a metric is computed from several means, as a recovery is, and no mean over items itself."""
+    return metric.endswith(tuple(OF_OTHERS))
 
 
 def headline(names: list[str]) -> list[str]:

@@ -159,14 +159,14 @@ def _evaluate(path: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, edit
 
 
 def describe_model(loaded: LoadedModel, weights: Any) -> dict[str, Any]:
-    """The `model` entry of a result."""
+    """The `model` entry of a result; `weights` are the hashes of those that answer, None if they are not known."""
     return {
         "id": loaded.name,
         "revision": loaded.revision,
         "path": loaded.path,
         "source": loaded.source,
-        "weights_hash": weights.exact,
-        "canonical_weights_hash": weights.canonical,
+        "weights_hash": None if weights is None else weights.exact,
+        "canonical_weights_hash": None if weights is None else weights.canonical,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "n_parameters": sum(p.numel() for p in loaded.model.parameters()),
         "notes": list(loaded.notes),

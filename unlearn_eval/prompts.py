@@ -102,6 +102,20 @@ def end_of_turn(tokenizer: Any, **template_options: Any) -> tuple[str, int]:
     return suffix, int(tokenizer.eos_token_id)
 
 
+def end_tokens(model: Any, tokenizer: Any, chat: bool) -> list[int]:
+    """The tokens at which a model stops to write: the ends of sequence, and in a chat the end of its turn."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    if chat:
+        ends.add(end_of_turn(tokenizer)[1])
+    return sorted(end for end in ends if end is not None)
+
+
+def up_to_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """What stands before the first of the end tokens; everything, if none of them is there."""
+    return list(ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))])
+
+
 def _after_answer(tokenizer: Any, template_options: dict[str, Any]) -> str:
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": _SENTINEL}]
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, **template_options))

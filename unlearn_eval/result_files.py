@@ -53,12 +53,14 @@ class Runs:
         notes: one line for each file that was skipped or migrated.
         n_skipped: how many were skipped.
         files: everything that was looked at.
+        localizations: (path, content) of each file of `unlearn-eval localize` that stood among them.
     """
 
     runs: tuple[Run, ...]
     notes: tuple[str, ...] = ()
     n_skipped: int = 0
     files: tuple[Path, ...] = ()
+    localizations: tuple[tuple[Path, dict[str, Any]], ...] = ()
 
 
 def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None = None) -> Runs:
@@ -81,10 +83,15 @@ def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None 
         roots.append(named_base)
     files = json_files_in(roots)
     results: dict[Path, Result] = {}
+    localizations: list[tuple[Path, dict[str, Any]]] = []
     notes, n_skipped = [], 0
     for path in files:
         try:
-            result, note = _read(path, named=path in roots)
+            content = parse(read_text(path, "result file"), path, "")
+            if is_localization(content):
+                localizations.append((path, content))
+                continue
+            result, note = _read(content, path, named=path in roots)
         except UserError as error:
             n_skipped += 1
             notes.append(f"skipped: {error.message}")
@@ -103,7 +110,12 @@ def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None 
     runs = _named(results, roots)
     if named_base is not None:
         runs = _with_base(runs, named_base)
-    return Runs(runs, tuple(notes), n_skipped, tuple(files))
+    return Runs(runs, tuple(notes), n_skipped, tuple(files), tuple(localizations))
+
+
+def is_localization(content: Any) -> bool:
+    """Whether the content of a JSON file is what `unlearn-eval localize` writes."""
+    return isinstance(content, dict) and content.get("kind") == "components" and "ranking" in content
 
 
 def json_files_in(roots: Sequence[Path]) -> list[Path]:
@@ -125,9 +137,8 @@ def json_files_in(roots: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _read(path: Path, named: bool) -> tuple[Result | None, str | None]:
-    """The result of a file and a note on it; None of a file that is none, unless the user has named it."""
-    content = parse(read_text(path, "result file"), path, "")
+def _read(content: Any, path: Path, named: bool) -> tuple[Result | None, str | None]:
+    """The result in the content of a file and a note on it; None of what is none, unless the user has named it."""
     is_result = isinstance(content, dict) and {"schema_version", "metrics"} <= content.keys()
     if not is_result and not named:
         return None, None

@@ -94,7 +94,7 @@ class Result:
         seed: the run's seed, or None.
         timing: names end in `_seconds`.
         notes: sentences for the reader.
-        robustness: by attack: what was measured at each level, intervals, what was skipped; not written if empty.
+        robustness: by attack: levels, curves, intervals, what was skipped; not written if empty.
         path: the file that it was read from; not written.
     """
 

@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from unlearn_eval.errors import UserError
 
 UNDECIDED, NO_MEMORY = -2, -1
+PROMPT_END = "prompt_end"  # in a request to an engine (extra_args): how many of its tokens are the prompt; else all
 _ATTRIBUTE = "unlearn_eval_router"  # on the model
 _DECISIONS = "unlearn_eval_decisions"  # on a cache
 
@@ -117,8 +118,11 @@ class Memory(Protocol):
     def gather(self, inputs: Tensor, prompt: Tensor, pooled: Tensor | None) -> Tensor | None:
         """What is known of the prompts after this pass: inputs (B, W, d_in), prompt (B, W) tells its columns."""
 
-    def choose(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
-        """The choice (R,) of rows whose prompts are over: inputs at their ends (R, d_in), and what was gathered."""
+    def decide(self, ends: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The choice (R,) of rows whose prompts are over, from inputs at their ends (R, d_in) and what was gathered.
+
+        Beside it (R,) how far each was from the other decision: |measure / bound - 1|, of the memory nearest to that.
+        """
 
     def change(self, inputs: Tensor, output: Tensor, choice: Tensor, columns: Tensor) -> Tensor:
         """The module's output (B, W, d_out) with each row's memory in the marked columns (B, W)."""
@@ -126,9 +130,6 @@ class Memory(Protocol):
     @property
     def reduction(self) -> str:
         """How what is gathered from several parts of a prompt becomes one: "sum" or "amax"."""
-
-    def margins(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
-        """(R,) how far each row was from the other decision: |measure / bound - 1|, of the memory nearest to that."""
 
     def change_each(self, inputs: Tensor, output: Tensor, choice: Tensor) -> Tensor:
         """The same for T tokens, each with a choice (T,) of its own or a negative one; shapes depend on no value."""
@@ -345,7 +346,7 @@ class Router:
         rows = here.nonzero()[:, 0]
         if len(rows):
             own = None if pooled is None else pooled[rows]
-            choice[rows] = memory.choose(inputs[rows, ends[rows]], own)
+            choice[rows], _ = memory.decide(inputs[rows, ends[rows]], own)
         if before is None or before.open:
             lost = (choice == UNDECIDED) & (current.ends >= 0)
             if bool(lost.any()):

@@ -240,7 +240,7 @@ def _generate(
 ) -> list[tuple[str, bool]]:
     """What the model writes after each row, cut, and whether that is finished; greedy where there is no noise."""
     model, tokenizer = loaded.model, loaded.tokenizer
-    ends = _end_tokens(model, tokenizer, chat)
+    ends = prompts.end_tokens(model, tokenizer, chat)
     ids, mask = pad(rows, "left", model.device, filler=tokenizer.pad_token_id)
     with torch.no_grad():
         output = model.generate(
@@ -255,17 +255,9 @@ def _generate(
     return [_cut(new, ends, tokenizer) for new in output[:, ids.shape[1] :].tolist()]
 
 
-def _end_tokens(model: Any, tokenizer: Any, chat: bool) -> list[int]:
-    own = getattr(model.generation_config, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
-    if chat:
-        ends.add(prompts.end_of_turn(tokenizer)[1])
-    return sorted(end for end in ends if end is not None)
-
-
 def _cut(ids: list[int], ends: Sequence[int], tokenizer: Any) -> tuple[str, bool]:
-    n = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    return first_refusal(str(tokenizer.decode(ids[:n], skip_special_tokens=True)), finished=n < len(ids))
+    own = prompts.up_to_end(ids, ends)
+    return first_refusal(str(tokenizer.decode(own, skip_special_tokens=True)), finished=len(own) < len(ids))
 
 
 def first_refusal(text: str, finished: bool) -> tuple[str, bool]:

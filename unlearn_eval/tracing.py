@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unlearn_eval.anatomy import Anatomy
+from unlearn_eval.routing import prompt_lengths
 from unlearn_eval.scoring import accepts, keeps_plain_cache, pad, positions
 
 
@@ -258,6 +259,33 @@ def block_outputs(model: Any, anatomy: Anatomy, rows: Sequence[Sequence[int]]) -
     with trace(model, outputs=names) as seen:
         model(input_ids=ids, attention_mask=mask, use_cache=False, **positions(model, mask))
     return torch.stack([seen.outputs[name] for name in names])
+
+
+@torch.no_grad()
+def last_states(
+    model: Any, anatomy: Anatomy, rows: Sequence[Sequence[int]], at_once: int, ends: Sequence[int] | None = None
+) -> Tensor:
+    """(1 + L, R, d) in float32 on the CPU: the residual stream at each row's last token.
+
+    First comes what the first block is given, then what each block hands on.
+
+    Args:
+        model, anatomy: the model.
+        rows: token ids.
+        at_once: rows per forward pass.
+        ends: how many tokens of each row are the prompt, which memory edits need to know; None where none is in it.
+    """
+    names, parts = [f"{anatomy.blocks}.{layer}" for layer in range(anatomy.n_layers)], []
+    for start in range(0, len(rows), at_once):
+        part = rows[start : start + at_once]
+        ids, mask = pad(part, "right", model.device)
+        said = nullcontext() if ends is None else prompt_lengths(ends[start : start + at_once])
+        with said, trace(model, inputs=names[:1], outputs=names, stop_after=names[-1]) as seen:
+            model(input_ids=ids, attention_mask=mask, use_cache=False, **positions(model, mask))
+        at = torch.arange(len(part)), torch.tensor([len(row) - 1 for row in part])
+        stream = [seen.inputs[names[0]], *(seen.outputs[name] for name in names)]
+        parts.append(torch.stack([states[at].float().cpu() for states in stream]))
+    return torch.cat(parts, dim=1)
 
 
 @torch.no_grad()

@@ -101,9 +101,7 @@ def written(
     model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], chat: bool, batch_size: int, max_new_tokens: int
 ) -> list[str]:
     """What a model writes after each row of ids, greedily, up to its end token."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    ends |= {prompts.end_of_turn(tokenizer)[1]} if chat else set()
+    ends = prompts.end_tokens(model, tokenizer, chat)
     texts = [""] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     for start in range(0, len(rows), batch_size):
@@ -116,10 +114,9 @@ def written(
                 do_sample=False,
                 num_beams=1,
                 max_new_tokens=max_new_tokens,
-                eos_token_id=sorted(ends) or None,
+                eos_token_id=ends or None,
                 pad_token_id=tokenizer.pad_token_id or 0,
             )
         for i, new in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
-            n = next((j for j, token in enumerate(new) if token in ends), len(new))
-            texts[i] = str(tokenizer.decode(new[:n], skip_special_tokens=True)).strip()
+            texts[i] = str(tokenizer.decode(prompts.up_to_end(new, ends), skip_special_tokens=True)).strip()
     return texts

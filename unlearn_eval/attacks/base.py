@@ -3,7 +3,8 @@
 An attack is a file of this folder, with `ABOUT` (what it does, and to which kinds of edit), a frozen dataclass `Config`
 and a function `attack`. It is given a `Case` (the models, the items, how they are asked) and yields an `Observation`
 for each model, level of the attack, fold and seed: one score for each item. What is to be made of them is not its
-business (`summary.py`), except where it says so with a function `summary` of its own.
+business (`summary.py`), except where it says so with a function `summary` of its own; a function `derived` gives what
+follows item by item from several models or conditions (a gap, a share), for the curves alone (`curves.py`).
 
 Depth (probe, logit_lens, uds) is measured by attacks too: they read states instead of answers, but are given the same
 case, run on the same models, and end in the same result.
@@ -12,35 +13,23 @@ case, run on the same models, and end in the same result.
 from __future__ import annotations
 
 import gc
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from unlearn_eval.attacks.asking import Row, answered, rows_of
 from unlearn_eval.dense_edits import DenseEdit
+from unlearn_eval.discovery import module_in, names_in
 from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.edits import LowRankEdit, applied
-from unlearn_eval.errors import unknown_name
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.models import LoadedModel
 
-NOT_ATTACKS = {
-    "asking",
-    "base",
-    "changed_weights",
-    "controls",
-    "depth",
-    "folds",
-    "hidden_states",
-    "retraining",
-    "run",
-    "summary",
-}
+NOT_ATTACKS = set(
+    "asking base changed_weights controls curves depth folds hidden_states retraining run summary".split()
+)
 UNLEARNED, FULL, REFERENCE = "unlearned", "full", "reference"
 ATTACK = "attack"  # the condition of an observation that is no control
 LOW_RANK, DENSE, MEMORY = "low_rank", "dense", "memory"
@@ -204,8 +193,7 @@ class Attack(Protocol):
 
 def attack_names() -> list[str]:
     """The names of the attacks: this folder's files."""
-    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
-    return sorted(module.name for module in modules if module.name not in NOT_ATTACKS)
+    return names_in(__package__, NOT_ATTACKS)
 
 
 def get_attack(name: str) -> Attack:
@@ -214,10 +202,7 @@ def get_attack(name: str) -> Attack:
     Raises:
         UserError: there is none; the nearest names are given.
     """
-    if name not in attack_names():
-        raise unknown_name("attack", name, attack_names())
-    module: Any = importlib.import_module(f"unlearn_eval.attacks.{name}")
-    return module  # type: ignore[no-any-return]
+    return module_in(__package__, name, NOT_ATTACKS, "attack")  # type: ignore[no-any-return]
 
 
 def kind_of(edit: Any) -> str:

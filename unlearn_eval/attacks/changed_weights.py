@@ -1,8 +1,11 @@
-"""Attacks that change weights by a rule: every linear map of the blocks, in place, and back again bit for bit."""
+"""Attacks that change weights by a rule: those of every linear map of the blocks, or the edit itself.
+
+Afterwards the model is as before, bit for bit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +13,8 @@ import torch
 from torch import Tensor
 
 from unlearn_eval.anatomy import is_transposed
-from unlearn_eval.attacks.base import Case, Observation
+from unlearn_eval.attacks.base import FULL, UNLEARNED, Case, Observation
+from unlearn_eval.edits import applied
 from unlearn_eval.trained_weights import linear_maps
 
 Change = Callable[[Tensor], Tensor]  # a weight (d_out, d_in), at least float32, to another; it may not change its input
@@ -38,6 +42,25 @@ def changed_maps(model: Any, change: Change) -> Iterator[None]:
         with torch.no_grad():
             for weight, original in originals:
                 weight.copy_(original)
+
+
+def weaker_edits(case: Case, at: Sequence[float], weaker: Callable[[Any, float], Any]) -> Iterator[Observation]:
+    """The unlearned and the full model as they are, and the full one with less and less of the edit.
+
+    Args:
+        case: what is attacked.
+        at: the levels.
+        weaker: (full model, level) -> what is left of the edit.
+    """
+    for name in (UNLEARNED, FULL):
+        with case.model(name) as loaded:
+            yield case.observed(loaded, case.rows(loaded, case.items), name, None)
+    with case.model(FULL) as loaded:
+        rows = case.rows(loaded, case.items)
+        for level in at:
+            with applied(weaker(loaded.model, level), loaded.model):
+                observation = case.observed(loaded, rows, UNLEARNED, level)
+            yield observation
 
 
 def levels(case: Case, changes: list[tuple[float, Change]]) -> Iterator[Observation]:

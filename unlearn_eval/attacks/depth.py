@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from unlearn_eval.attacks.base import NO_REFERENCE, Observation
+from unlearn_eval.attacks.base import NO_REFERENCE, REFERENCE, UNLEARNED, ItemScore, Observation
 from unlearn_eval.attacks.folds import clusters
 from unlearn_eval.attacks.summary import RESAMPLES, Summary
 from unlearn_eval.forget_sets import ForgetSet
 from unlearn_eval.metrics import bootstrap
-from unlearn_eval.metrics.robustness import depth_score
+from unlearn_eval.metrics.robustness import LEAST_DROP, depth_score
 from unlearn_eval.results import Metric
+
+SHARE = "share"
 
 
 def by_layer(items: ForgetSet, observations: Sequence[Observation], model: str, value: str) -> dict[str, list[float]]:
@@ -25,6 +27,33 @@ def by_layer(items: ForgetSet, observations: Sequence[Observation], model: str, 
                 assert own is not None
                 found[score.id].append(own)
     return found
+
+
+def by_item_and_layer(model: str, value: str, values: Mapping[str, Sequence[float]]) -> list[Observation]:
+    """Each item's value at every layer (0, 1, ...) as observations of one model."""
+    layers = max((len(own) for own in values.values()), default=0)
+    return [
+        Observation(model, layer, tuple(ItemScore(key, {value: own[layer]}) for key, own in values.items() if own))
+        for layer in range(layers)
+    ]
+
+
+def shares(
+    unlearned: Mapping[str, Sequence[float]], reference: Mapping[str, Sequence[float]], least: float = LEAST_DROP
+) -> list[Observation]:
+    """What each layer adds to an item's depth: of the unlearned model, and of the reference, where they sum to 1.
+
+    D1 · clip(D2 / D1, 0, 1) / Σ D1 over the layers with D1 above `least`, 0 at the others: the sum over layers is the
+    item's depth (`metrics.robustness.depth_score`). Items without a depth are left out.
+    """
+    own: dict[str, list[float]] = {}
+    most: dict[str, list[float]] = {}
+    for key, drops in reference.items():
+        whole = [d1 if d1 > least else 0.0 for d1 in drops]
+        if sum(whole) and unlearned[key]:
+            most[key] = [d1 / sum(whole) for d1 in whole]
+            own[key] = [min(d1, max(0.0, d2)) / sum(whole) for d1, d2 in zip(whole, unlearned[key], strict=True)]
+    return by_item_and_layer(UNLEARNED, SHARE, own) + by_item_and_layer(REFERENCE, SHARE, most)
 
 
 def depth_summary(

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from unlearn_eval import prompts
@@ -37,26 +36,6 @@ def answer_states(loaded: LoadedModel, rows: Sequence[Row], batch_size: int) -> 
             first = len(row.prompt_ids) - 1
             found.append(states[:, i, first : first + len(row.answer_ids)].cpu())
     return found
-
-
-@torch.no_grad()
-def last_states(loaded: LoadedModel, rows: Sequence[Sequence[int]], ends: Sequence[int], batch_size: int) -> Tensor:
-    """(L, R, d) in float32 on the CPU: what every block hands on at the last token of each row.
-
-    Args:
-        loaded: the model.
-        rows: token ids.
-        ends: how many tokens of each are the prompt, which memory edits need to know.
-        batch_size: rows per forward pass.
-    """
-    parts, found = anatomy(loaded.model), []
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        with prompt_lengths(ends[start : start + batch_size]):
-            states = block_outputs(loaded.model, parts, batch)
-        last = torch.tensor([len(row) - 1 for row in batch], device=states.device)
-        found.append(states[:, torch.arange(len(batch), device=states.device), last].float().cpu())
-    return torch.cat(found, dim=1)
 
 
 def entity_tokens(row: Row, tokenizer: Any, chat: bool) -> slice:

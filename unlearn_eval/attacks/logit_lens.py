@@ -21,7 +21,7 @@ from torch import Tensor
 from unlearn_eval.anatomy import anatomy
 from unlearn_eval.attacks.asking import Row
 from unlearn_eval.attacks.base import FULL, REFERENCE, UNLEARNED, About, Case, ItemScore, Observation, Work
-from unlearn_eval.attacks.depth import by_layer, depth_summary
+from unlearn_eval.attacks.depth import by_item_and_layer, by_layer, depth_summary, shares
 from unlearn_eval.attacks.hidden_states import answer_states
 from unlearn_eval.attacks.summary import Summary
 from unlearn_eval.forget_sets import ForgetSet
@@ -29,7 +29,7 @@ from unlearn_eval.models import LoadedModel
 from unlearn_eval.tracing import read_out
 
 ABOUT = About("reads the answer from every layer, full against unlearned", "layer")
-VALUE = "log_probability"
+VALUE, GAP = "log_probability", "gap"
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,29 @@ def lens(loaded: LoadedModel, states: Tensor, answer_ids: Sequence[int]) -> list
     return found
 
 
+def gaps(items: ForgetSet, observations: Sequence[Observation]) -> dict[str, dict[str, list[float]]]:
+    """By model and item: how far every layer's log-probability of the answer is below the full model's."""
+    names = [name for name in (UNLEARNED, REFERENCE) if any(one.model == name for one in observations)]
+    full = by_layer(items, observations, FULL, VALUE)
+    read = {name: by_layer(items, observations, name, VALUE) for name in names}
+    return {
+        name: {key: [before - now for before, now in zip(full[key], own[key], strict=True)] for key in own}
+        for name, own in read.items()
+    }
+
+
+def derived(items: ForgetSet, observations: Sequence[Observation]) -> list[Observation]:
+    """The gap of every layer, and with a reference what each layer adds to the depth."""
+    found = gaps(items, observations)
+    made = [one for name, own in found.items() for one in by_item_and_layer(name, GAP, own)]
+    return made + (shares(found[UNLEARNED], found[REFERENCE]) if REFERENCE in found else [])
+
+
 def summary(
     items: ForgetSet, observations: Sequence[Observation], about: About, has_reference: bool, skipped: str | None = None
 ) -> Summary:
     """The gaps as drops of log-probability from the full model to the others."""
-    read = {
-        model: by_layer(items, observations, model, VALUE)
-        for model in (FULL, UNLEARNED, *([REFERENCE] if has_reference else []))
-    }
-    gaps = {
-        model: {key: [before - now for before, now in zip(read[FULL][key], own[key], strict=True)] for key in own}
-        for model, own in read.items()
-    }
-    return depth_summary(items, gaps[UNLEARNED], gaps.get(REFERENCE), "logit_lens_gap", "logit_lens_depth", skipped)
+    found = gaps(items, observations)
+    reference = found.get(REFERENCE) if has_reference else None
+    empty: dict[str, list[float]] = {item.id: [] for item in items}
+    return depth_summary(items, found.get(UNLEARNED, empty), reference, "logit_lens_gap", "logit_lens_depth", skipped)

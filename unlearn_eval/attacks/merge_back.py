@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from unlearn_eval.attacks.base import DENSE, FULL, LOW_RANK, UNLEARNED, About, Case, Observation, Work
-from unlearn_eval.edits import LowRankEdit, applied
+from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation, Work
+from unlearn_eval.attacks.changed_weights import weaker_edits
+from unlearn_eval.edits import LowRankEdit
 from unlearn_eval.errors import UserError
 
 ABOUT = About(
@@ -45,15 +46,7 @@ class Config:
 
 def attack(case: Case, config: Config) -> Iterator[Observation]:
     """Both models as they are, and the unlearned one without each share of its change."""
-    for name in (UNLEARNED, FULL):
-        with case.model(name) as loaded:
-            yield case.observed(loaded, case.rows(loaded, case.items), name, None)
-    with case.model(FULL) as loaded:
-        rows = case.rows(loaded, case.items)
-        for share in config.shares:
-            with applied(without_share(case.edit, loaded.model, share), loaded.model):
-                observation = case.observed(loaded, rows, UNLEARNED, share)
-            yield observation
+    yield from weaker_edits(case, config.shares, lambda model, share: without_share(case.edit, model, share))
 
 
 def work(config: Config, n_items: int, n_layers: int) -> Work:

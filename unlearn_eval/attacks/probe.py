@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from unlearn_eval.anatomy import anatomy
 from unlearn_eval.attacks.base import (
     ATTACK,
     FULL,
@@ -38,16 +39,17 @@ from unlearn_eval.attacks.base import (
     Work,
 )
 from unlearn_eval.attacks.folds import split
-from unlearn_eval.attacks.hidden_states import last_states
 from unlearn_eval.attacks.summary import Mean, Summary, Table, Wanted, summarised
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.metrics import contains_answer, normalise
 from unlearn_eval.metrics.robustness import Score, recovery
 from unlearn_eval.models import LoadedModel
+from unlearn_eval.tracing import last_states
 
 ABOUT = About("reads the facts from each layer by a linear reader trained on others", "layer")
 VALUE, RANDOM, BEST = "probe_accuracy", "random_labels", "best"
+ABOVE = "above_control"
 LABELS = ("auto", "answers", "truth")
 _SHARED = 5  # how many other entities must have an answer before a reader can learn it
 _LEAST = 10  # entities to train on
@@ -140,7 +142,8 @@ def check(items: ForgetSet, others: ForgetSet | None, config: Config) -> None:
 
 def _states(case: Case, loaded: LoadedModel, rows: Sequence[Statement]) -> Any:
     """(L, R, d)."""
-    return last_states(loaded, [row.ids for row in rows], [row.end for row in rows], case.batch_size).numpy()
+    ids, ends = [row.ids for row in rows], [row.end for row in rows]
+    return last_states(loaded.model, anatomy(loaded.model), ids, case.batch_size, ends)[1:].numpy()
 
 
 def kind_of_labels(items: ForgetSet, others: ForgetSet) -> str:
@@ -236,6 +239,26 @@ def best_layers(items: ForgetSet, observations: Sequence[Observation]) -> list[O
 
 def _mean(item: ForgetItem, seen: Sequence[dict[str, float]]) -> float:
     return sum(own[item.id] for own in seen) / len(seen)
+
+
+def derived(items: ForgetSet, observations: Sequence[Observation]) -> list[Observation]:
+    """For each model and layer, what the reader reads of each item above the mean of the readers of shuffled labels."""
+    controls: dict[tuple[str, Any], dict[str, list[float]]] = {}
+    for one in observations:
+        if one.condition == RANDOM:
+            for score in one.scores:
+                own = controls.setdefault((one.model, one.at), {}).setdefault(score.id, [])
+                own.append(float(score.values[VALUE] or 0.0))
+    return [
+        Observation(one.model, one.at, tuple(_above(score, controls[one.model, one.at]) for score in one.scores))
+        for one in observations
+        if one.condition == ATTACK and (one.model, one.at) in controls
+    ]
+
+
+def _above(score: ItemScore, controls: Mapping[str, Sequence[float]]) -> ItemScore:
+    own = controls[score.id]
+    return ItemScore(score.id, {ABOVE: float(score.values[VALUE] or 0.0) - sum(own) / len(own)})
 
 
 def summary(

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.attacks.base import DENSE, FULL, LOW_RANK, UNLEARNED, About, Case, Observation, Work
-from unlearn_eval.edits import LowRankEdit, applied
+from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation, Work
+from unlearn_eval.attacks.changed_weights import weaker_edits
+from unlearn_eval.edits import LowRankEdit
 from unlearn_eval.errors import UserError
 
 _EXACT_UP_TO = 1024  # the smaller side of a matrix; an exact SVD of it takes about a second
@@ -51,15 +52,11 @@ class Config:
 
 def attack(case: Case, config: Config) -> Iterator[Observation]:
     """Both models as they are, and the unlearned one without so many directions."""
-    for name in (UNLEARNED, FULL):
-        with case.model(name) as loaded:
-            yield case.observed(loaded, case.rows(loaded, case.items), name, None)
-    with case.model(FULL) as loaded:
-        rows = case.rows(loaded, case.items)
-        for k in config.directions:
-            with applied(without_directions(case.edit, loaded.model, k, config.seed), loaded.model):
-                observation = case.observed(loaded, rows, UNLEARNED, k)
-            yield observation
+
+    def weaker(model: Any, k: float) -> Any:
+        return without_directions(case.edit, model, int(k), config.seed)
+
+    yield from weaker_edits(case, config.directions, weaker)
 
 
 def work(config: Config, n_items: int, n_layers: int) -> Work:

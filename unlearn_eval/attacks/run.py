@@ -11,9 +11,9 @@ from typing import Any
 
 from unlearn_eval.attacks.base import Attack, Case, Observation, get_attack, kind_of
 from unlearn_eval.attacks.controls import Controls, with_controls
+from unlearn_eval.attacks.curves import curves
 from unlearn_eval.attacks.folds import apart
-from unlearn_eval.attacks.summary import Summary, summary
-from unlearn_eval.editing import configure
+from unlearn_eval.attacks.summary import Summary, Table, headline_level, summary
 from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.edits import check_base, load_edit
 from unlearn_eval.errors import UserError
@@ -24,6 +24,7 @@ from unlearn_eval.pipeline import describe_model
 from unlearn_eval.prompts import resolve_chat
 from unlearn_eval.provenance import hash_weights, peak_memory_bytes, provenance
 from unlearn_eval.results import Result, read_result, utc_now, write_result
+from unlearn_eval.settings import configure
 
 Say = Callable[[str], Any]
 
@@ -79,6 +80,8 @@ class Attacked:
         observations: everything that was measured.
         skipped: what was not done -> why.
         notes: sentences for the reader.
+        curves: means and intervals by level, as `curves.curves` has them.
+        level: that stands for the attack; None where it has a summary of its own, or nothing was measured.
     """
 
     name: str
@@ -87,6 +90,8 @@ class Attacked:
     observations: tuple[Observation, ...]
     skipped: dict[str, str]
     notes: tuple[str, ...]
+    curves: tuple[dict[str, Any], ...] = ()
+    level: float | str | None = None
 
 
 def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress) -> Result:
@@ -169,7 +174,12 @@ def attack_case(module: Attack, name: str, case: Case, settings: Any, known: Con
         observations = tuple(module.attack(case, settings))
     summarise = getattr(module, "summary", summary)
     made = summarise(case.items, observations, module.ABOUT, case.open_reference is not None, why)
-    return Attacked(name, asdict(settings), made, observations, dict(case.skipped), tuple(case.notes))
+    level = None
+    if observations and summarise is summary:
+        level = headline_level(Table(case.items, observations), module.ABOUT)
+    more = module.derived(case.items, observations) if observations and hasattr(module, "derived") else ()
+    drawn = tuple(curves(case.items, (*observations, *more)))
+    return Attacked(name, asdict(settings), made, observations, dict(case.skipped), tuple(case.notes), drawn, level)
 
 
 def task_name(attack: str) -> str:
@@ -191,12 +201,15 @@ def described(attacked: Attacked, case: Case) -> dict[str, Any]:
 
 
 def robustness(attacked: Attacked) -> dict[str, Any]:
-    """What an attack leaves in the `robustness` part of a result: every level, intervals, and what was skipped."""
+    """What an attack leaves in the `robustness` part of a result: levels, curves, intervals, and what was skipped."""
     about = get_attack(attacked.name).ABOUT
     return {
         "attack": attacked.name,
         "axis": about.axis,
+        "does": about.does,
         "headline": about.headline,
+        "level": attacked.level,
+        "curves": list(attacked.curves),
         "levels": [_level(one) for one in attacked.observations],
         "intervals": attacked.summary.intervals,
         "skipped": [{"what": what, "reason": reason} for what, reason in attacked.skipped.items()],

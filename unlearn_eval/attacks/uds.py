@@ -34,7 +34,7 @@ from unlearn_eval.attacks.base import (
     Observation,
     Work,
 )
-from unlearn_eval.attacks.depth import by_layer, depth_summary
+from unlearn_eval.attacks.depth import by_layer, depth_summary, shares
 from unlearn_eval.attacks.hidden_states import answer_states, entity_tokens
 from unlearn_eval.attacks.summary import Summary
 from unlearn_eval.forget_sets import ForgetSet
@@ -130,6 +130,14 @@ def _placed(
         where = slice(first + span.start, first + span.stop)
         values[r, where], places[r, where] = own[span], True
     return values.to(ids.device), places.to(ids.device)
+
+
+def derived(items: ForgetSet, observations: Sequence[Observation]) -> list[Observation]:
+    """What each layer adds to UDS; nothing without a reference."""
+    reference = by_layer(items, observations, REFERENCE, VALUE)
+    if not any(reference.values()):
+        return []
+    return shares(by_layer(items, observations, UNLEARNED, VALUE), reference)
 
 
 def summary(

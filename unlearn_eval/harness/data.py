@@ -25,6 +25,7 @@ class Source:
         hub: the dataset on the hub; without one the data must be in the folder.
         config, split: of the hub's dataset.
         obtain: where to get it, for the error message.
+        shipped: a smaller file of our own, read where `UNLEARN_EVAL_DATA` is not set or its folder has no such file.
     """
 
     folder: str
@@ -33,6 +34,7 @@ class Source:
     config: str | None = None
     split: str = "train"
     obtain: str = ""
+    shipped: Path | None = None
 
 
 def load_source(source: Source, required: Sequence[str], revision: str | None = None) -> list[dict[str, Any]]:
@@ -42,8 +44,10 @@ def load_source(source: Source, required: Sequence[str], revision: str | None = 
         UserError: it is neither in the data folder nor on the hub, is malformed, or lacks a field.
     """
     root = os.environ.get(DATA_VARIABLE)
-    if root:
+    if root and (source.shipped is None or _files(Path(root).expanduser(), source)):
         return _from_folder(Path(root).expanduser(), source, required)
+    if source.shipped is not None:
+        return _records(source.shipped, required)
     if source.hub is None:
         raise UserError(
             f"no {source.folder} data: {DATA_VARIABLE} is not set, and it is not read from the hub",
@@ -60,17 +64,21 @@ def _from_folder(root: Path, source: Source, required: Sequence[str]) -> list[di
             f"{DATA_VARIABLE} names {root}, which is not a folder",
             f"set it to a folder that holds {wanted}.json{or_hub}",
         )
-    stem = root / source.folder / source.file
-    found = [path for ending in ENDINGS if (path := stem.with_name(stem.name + ending)).is_file()]
-    found = found[:1] or sorted(stem.parent.glob(f"{stem.name}-*-of-*.parquet"))
+    found = _files(root, source)
     if not found:
-        near = sorted(path.name for path in stem.parent.glob("*"))[:6] if stem.parent.is_dir() else []
+        near = sorted(path.name for path in (root / source.folder).glob("*"))[:6]
         there = f"; there is: {', '.join(near)}" if near else ""
         raise UserError(
             f"no {wanted}.json in the data folder {root}{there}",
             f"put it there ({', '.join(ENDINGS)}){or_hub}. {source.obtain}".strip(),
         )
     return [record for path in found for record in _records(path, required)]
+
+
+def _files(root: Path, source: Source) -> list[Path]:
+    stem = root / source.folder / source.file
+    found = [path for ending in ENDINGS if (path := stem.with_name(stem.name + ending)).is_file()]
+    return found[:1] or sorted(stem.parent.glob(f"{stem.name}-*-of-*.parquet"))
 
 
 def _records(path: Path, required: Sequence[str]) -> list[dict[str, Any]]:

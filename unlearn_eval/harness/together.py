@@ -7,11 +7,14 @@ when all of them wait for the engine, it is given the requests of all.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from unlearn_eval.edits import ADAPTER_CONFIG, DESCRIPTION, load_edit, read_description
+from unlearn_eval.edits import ADAPTER_CONFIG, DESCRIPTION, EditInfo, read_description
 from unlearn_eval.errors import UserError
 from unlearn_eval.harness import vllm_models
 from unlearn_eval.provenance import sha256_of_file
@@ -19,55 +22,56 @@ from unlearn_eval.provenance import sha256_of_file
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM allows
 
 
-def modules_of(folders: Sequence[str]) -> list[str]:
-    """The last names of the modules that the edits change: vLLM wraps no others.
+@dataclass(frozen=True)
+class Adapter:
+    """A low-rank edit as vLLM's LoRA takes it.
 
-    It would wrap the head too, whose log-probabilities of prompts it then cannot compute.
+    Attributes:
+        folder: of the edit.
+        info: what it is.
+        rank: of its factors as they are stored.
+        modules: the last names of the modules that it changes.
     """
-    import json
-    from pathlib import Path
 
-    configs = [json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8")) for folder in folders]
-    return sorted({name.rpartition(".")[2] for config in configs for name in config["target_modules"]})
+    folder: str
+    info: EditInfo
+    rank: int
+    modules: frozenset[str]
 
 
-def rank_for(folders: Sequence[str]) -> int:
-    """The smallest rank that vLLM allows and that holds each edit.
+def read_adapter(folder: str) -> Adapter:
+    """An edit's folder as an adapter.
 
     Raises:
         UserError: an edit that is no LoRA, or has too high a rank.
     """
-    import json
-    from pathlib import Path
-
-    highest = 1
-    for folder in folders:
-        kind = read_description(folder)["kind"]
-        if kind != "low_rank":
-            raise UserError(
-                f"{folder} is a {kind} edit, and only low-rank ones can share an engine",
-                "evaluate it by itself: --edit DIR --backend vllm",
-            )
-        highest = max(highest, int(json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["r"]))
-    if highest > RANKS[-1]:
-        raise UserError(
-            f"one of the edits has rank {highest}, and vLLM's LoRA goes up to {RANKS[-1]}",
-            "evaluate it by itself: --edit DIR --backend vllm",
-        )
-    return next(rank for rank in RANKS if rank >= highest)
+    description, alone = read_description(folder), "evaluate it by itself: --edit DIR --backend vllm"
+    kind = description["kind"]
+    if kind != "low_rank":
+        raise UserError(f"{folder} is a {kind} edit, and only low-rank ones can share an engine", alone)
+    config = json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    if config["r"] > RANKS[-1]:
+        raise UserError(f"{folder} has rank {config['r']}, and vLLM's LoRA goes up to {RANKS[-1]}", alone)
+    names = frozenset(name.rpartition(".")[2] for name in config["target_modules"])
+    return Adapter(folder, EditInfo(**description["info"]), int(config["r"]), names)
 
 
 class Engine:
     """One vLLM engine, and who waits for it."""
 
-    def __init__(self, model: str, folders: Sequence[str], **options: Any) -> None:
-        rank = rank_for(folders)
-        lora = {"enable_lora": True, "max_lora_rank": rank, "max_loras": len(folders)}
-        options = {**lora, "lora_target_modules": modules_of(folders), **options}
+    def __init__(self, model: str, adapters: Sequence[Adapter], **options: Any) -> None:
+        highest = max(adapter.rank for adapter in adapters)
+        lora = {
+            "enable_lora": True,
+            "max_lora_rank": next(rank for rank in RANKS if rank >= highest),
+            "max_loras": len(adapters),
+            # Of all modules it would wrap the head too, and then cannot give log-probabilities of prompts.
+            "lora_target_modules": sorted(frozenset().union(*(adapter.modules for adapter in adapters))),
+        }
         self.own: Any = vllm_models.VLLM(  # type: ignore[attr-defined]
-            pretrained=model, **options
+            pretrained=model, **(lora | options)
         )
-        self.views = [self._view(i, folder) for i, folder in enumerate(folders)]
+        self.views = [self._view(i, adapter) for i, adapter in enumerate(adapters)]
         self._turn = threading.Condition()
         self._running: int | None = None
         self._waiting: dict[int, tuple[list[Any], list[Any]]] = {}
@@ -75,15 +79,15 @@ class Engine:
         self._alive: set[int] = set()
         self._error: BaseException | None = None
 
-    def _view(self, number: int, folder: str) -> Any:
+    def _view(self, number: int, adapter: Adapter) -> Any:
         """The engine as the model with one edit, for lm-eval."""
         from vllm.lora.request import LoRARequest
 
         view = object.__new__(_view_class())
         vars(view).update(vars(self.own))
         view.engine, view.number = self, number
-        view.edit_folder, view.edit_info = folder, load_edit(folder).info
-        view.lora_request = LoRARequest(f"edit-{number}", number + 1, folder)
+        view.edit_folder, view.edit_info = adapter.folder, adapter.info
+        view.lora_request = LoRARequest(f"edit-{number}", number + 1, adapter.folder)
         view.batch_size = "auto"
         return view
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from unlearn_eval.edits import EDITED
 from unlearn_eval.harness.requests import KIND, cannot_score, make_query
+from unlearn_eval.routing import PROMPT_END
 
-PROMPT_END = "prompt_end"  # as in unlearn_eval.serving.routed_model
 _AT_ONCE = 1024  # requests whose log-probabilities are held before only the needed ones are kept
 _NO_MOMENTS = "vLLM gives no means and variances over the vocabulary"
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from unlearn_eval.discovery import module_in, names_in
 from unlearn_eval.editors.base import Progress, no_progress
-from unlearn_eval.errors import unknown_name
 from unlearn_eval.localization.sites import Sites, Unit
 
 NOT_METHODS = {
@@ -118,8 +115,7 @@ class Localizer(Protocol):
 
 def localizer_names() -> list[str]:
     """The names of the methods: this folder's files."""
-    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
-    return sorted(module.name for module in modules if module.name not in NOT_METHODS)
+    return names_in(__package__, NOT_METHODS)
 
 
 def get_localizer(name: str) -> Localizer:
@@ -128,10 +124,7 @@ def get_localizer(name: str) -> Localizer:
     Raises:
         UserError: there is none; the nearest names are given.
     """
-    if name not in localizer_names():
-        raise unknown_name("localization", name, localizer_names())
-    module: Any = importlib.import_module(f"unlearn_eval.localization.{name}")
-    return module  # type: ignore[no-any-return]
+    return module_in(__package__, name, NOT_METHODS, "localization")  # type: ignore[no-any-return]
 
 
 def by_score(scores: Mapping[Unit, float]) -> tuple[Unit, ...]:

@@ -132,6 +132,42 @@ def load_components(path: str | Path) -> Components:
     return found
 
 
+def scores_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a localisation saw, small enough to go along with every edit that it places.
+
+    `{"n_layers", "n_weights_in_blocks", "scores", "effects", "probe_accuracy", "model", "notes"}`: scores by kind of
+    unit, a number for each layer or null; effects by kind as (layers, roles) with the roles' names; accuracies as in
+    the tables. Four digits are kept, and what a method does not have is left out.
+
+    Args:
+        content: a components file, or the same as a dictionary.
+    """
+    tables, notes = content["tables"], content["notes"]
+    scores: dict[str, list[Any]] = {}
+    for unit in content["ranking"]:
+        own = scores.setdefault(unit["kind"], [None] * content["n_layers"])
+        own[unit["layer"]] = _short(unit["score"])
+    found = {
+        "n_layers": content["n_layers"],
+        "n_weights_in_blocks": content["n_weights_in_blocks"],
+        "scores": scores,
+        "effects": _short(tables.get("effects")),
+        "probe_accuracy": _short(tables.get("probe_accuracy")),
+        "model": {"id": content["model"].get("id")},
+        "notes": {key: notes[key] for key in ("way", "metric", "extraction_layer", "total_effect") if key in notes},
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _short(value: Any) -> Any:
+    """The same with four significant digits of every number."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, Mapping):
+        return {key: _short(own) for key, own in value.items()}
+    return [_short(own) for own in value] if isinstance(value, list | tuple) else value
+
+
 def patterns_of(modules: Sequence[str]) -> str:
     """Module paths as patterns, one for all layers that hold the same maps."""
     layers: dict[tuple[str, str], dict[str, list[str]]] = {}

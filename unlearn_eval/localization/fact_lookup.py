@@ -35,8 +35,9 @@ from torch import Tensor
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.localization.base import Fact, Ranking, Run, by_score
 from unlearn_eval.localization.paths import Pair, head_effects, mlp_effects, pair
-from unlearn_eval.localization.probes import check_classes, last_token_states, probe_accuracy
+from unlearn_eval.localization.probes import check_classes, probe_accuracy
 from unlearn_eval.localization.sites import MLP, Unit
+from unlearn_eval.tracing import last_states
 
 NEEDS_FACTS = True
 WAYS = ("auto", "probe", "path_patching")
@@ -107,7 +108,7 @@ def _by_probe(run: Run, config: Config) -> Ranking:
         ("bare subject", [fact.subject_ids for fact in facts]),
         ("whole prompt", [fact.prompt_ids for fact in facts]),
     ):
-        states = last_token_states(run.model, parts.blocks, parts.n_layers, rows, run.rows)
+        states = last_states(run.model, parts, rows, run.rows).numpy()
         curves[name] = []
         for own in states:
             curves[name].append(probe_accuracy(own, labels, config.folds, config.regularization, run.seed))

@@ -15,7 +15,7 @@ from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetSet
 from unlearn_eval.localization.base import Fact, Ranking, Run, get_localizer, localizer_names
 from unlearn_eval.localization.budget import Budget, budget_of, chosen, usual_budget
-from unlearn_eval.localization.components import MASKS, VERSION, Components, load_components, mlp_layers
+from unlearn_eval.localization.components import MASKS, VERSION, Components, load_components, mlp_layers, scores_of
 from unlearn_eval.localization.facts import check_some, facts_of, plain_words
 from unlearn_eval.localization.mask_scores import MaskConfig, weight_masks
 from unlearn_eval.localization.sites import MLP, Sites, sites
@@ -340,4 +340,5 @@ def source_of(components: Components, given: str) -> dict[str, Any]:
         "seed": components.seed,
         "seconds": components.seconds,
         **({"mask": {key: own for key, own in components.mask.items() if key != "file"}} if components.mask else {}),
+        **scores_of(asdict(components)),
     }

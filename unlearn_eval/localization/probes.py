@@ -7,31 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from unlearn_eval.errors import UserError
-from unlearn_eval.scoring import pad
-from unlearn_eval.tracing import trace
-
-
-@torch.no_grad()
-def last_token_states(model: Any, blocks: str, n_layers: int, rows: Sequence[Sequence[int]], at_once: int) -> Any:
-    """(1 + layers, rows, d), float32, as a NumPy array: the residual stream at each row's last token.
-
-    First comes what the first block is given, then what each block gives.
-    """
-    names = [f"{blocks}.{layer}" for layer in range(n_layers)]
-    parts = []
-    for start in range(0, len(rows), at_once):
-        part = rows[start : start + at_once]
-        ids, mask = pad(part, "right", model.device)
-        with trace(model, inputs=names[:1], outputs=names, stop_after=names[-1]) as seen:
-            model(input_ids=ids, attention_mask=mask, use_cache=False)
-        last = torch.tensor([len(row) - 1 for row in part], device=model.device)
-        index = torch.arange(len(part), device=model.device)
-        stream = [seen.inputs[names[0]], *(seen.outputs[name] for name in names)]
-        parts.append(torch.stack([states[index, last].float().cpu() for states in stream]))
-    return torch.cat(parts, dim=1).numpy()
 
 
 def check_classes(labels: Sequence[str], folds: int) -> None:

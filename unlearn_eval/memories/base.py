@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from unlearn_eval.routing import Memory
+from unlearn_eval.routing import NO_MEMORY, Memory
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,12 @@ def best_bound(near: Tensor, far: Tensor) -> float:
 def off(measure: Tensor, bound: Tensor | float) -> Tensor:
     """|measure / bound - 1|: how far a decision is from the other one, in relative terms."""
     return (measure / bound - 1).abs()
+
+
+def nobody(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What is decided for some rows where there is no memory."""
+    choice = torch.full((len(rows),), NO_MEMORY, dtype=torch.long, device=rows.device)
+    return choice, torch.full((len(rows),), math.inf, device=rows.device)
 
 
 def one_of(name: str, allowed: Any) -> str:

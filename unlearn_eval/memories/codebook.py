@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.memories.base import POSITIONS, Positions, Route, best_bound, off, one_of
+from unlearn_eval.memories.base import POSITIONS, Positions, Route, best_bound, nobody, off, one_of
 from unlearn_eval.routing import NO_MEMORY, Memory
 
 
@@ -143,19 +142,13 @@ class _CodebookAtWork:
         """Nothing: the last token says all."""
         return None
 
-    def choose(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
+    def decide(self, ends: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
         """The nearest key, if within its radius."""
         if not len(self.keys):
-            return torch.full((len(ends),), NO_MEMORY, dtype=torch.long, device=ends.device)
+            return nobody(ends)
         nearest, distance = nearest_key(ends, self.keys)
-        return torch.where(distance <= self.radii[nearest], nearest, NO_MEMORY)
-
-    def margins(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
-        """Of the nearest key's distance from its radius."""
-        if not len(self.keys):
-            return torch.full((len(ends),), math.inf, device=ends.device)
-        nearest, distance = nearest_key(ends, self.keys)
-        return off(distance, self.radii[nearest])
+        radii = self.radii[nearest]
+        return torch.where(distance <= radii, nearest, NO_MEMORY), off(distance, radii)
 
     def change(self, inputs: Tensor, output: Tensor, choice: Tensor, columns: Tensor) -> Tensor:
         """The value in place of the output."""

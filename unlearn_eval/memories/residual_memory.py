@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.memories.base import POSITIONS, Positions, Route, best_bound, off, one_of
+from unlearn_eval.memories.base import POSITIONS, Positions, Route, best_bound, nobody, off, one_of
 from unlearn_eval.routing import NO_MEMORY, Memory
 
 POOLS = ("mean", "last")
@@ -197,22 +196,14 @@ class _ResidualMemoryAtWork:
         now = torch.cat([sums, prompt.sum(-1, keepdim=True).to(wide)], dim=-1)
         return now if pooled is None else pooled + now
 
-    def choose(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
+    def decide(self, ends: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
         """The edit with the largest overlap, if that reaches the threshold."""
         if not len(self.masks):
-            return torch.full((len(ends),), NO_MEMORY, dtype=torch.long, device=ends.device)
-        share, edit = self._shares(ends, pooled).max(-1)
-        return torch.where(share >= self.threshold, edit, NO_MEMORY)
-
-    def margins(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
-        """Of the largest overlap from the threshold."""
-        if not len(self.masks):
-            return torch.full((len(ends),), math.inf, device=ends.device)
-        return off(self._shares(ends, pooled).amax(-1), self.threshold)
-
-    def _shares(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
+            return nobody(ends)
         features = ends if pooled is None else pooled[:, :-1] / pooled[:, -1:]
-        return overlap(self.top_hash(features), self.masks.to(self.top_hash.background.dtype))
+        wide = self.top_hash.background.dtype
+        share, edit = overlap(self.top_hash(features), self.masks.to(wide)).max(-1)
+        return torch.where(share >= self.threshold, edit, NO_MEMORY), off(share, self.threshold)
 
     def change(self, inputs: Tensor, output: Tensor, choice: Tensor, columns: Tensor) -> Tensor:
         """W_m (M ⊙ a) added to the output."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.memories.base import POSITIONS, Positions, Route, best_bound, off, one_of
+from unlearn_eval.memories.base import POSITIONS, Positions, Route, best_bound, nobody, off, one_of
 from unlearn_eval.merging import MERGES, merged
 from unlearn_eval.routing import NO_MEMORY, Memory
 
@@ -206,21 +205,16 @@ class _SideMemoriesAtWork:
         norms: Tensor = (inputs @ change.T).to(self.thresholds.dtype).norm(dim=-1)
         return norms
 
-    def choose(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
+    def decide(self, ends: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
         """The most active memory that reaches its threshold."""
-        return _most_active(self._activations(ends, pooled), self.thresholds)
-
-    def margins(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
-        """Of the memory whose activation is nearest to its threshold."""
-        own = off(self._activations(ends, pooled), self.thresholds)
-        return own.amin(-1) if own.shape[1] else own.new_full((len(ends),), math.inf)
-
-    def _activations(self, ends: Tensor, pooled: Tensor | None) -> Tensor:
+        if not self.changes:
+            return nobody(ends)
         if self.pool == "last":
-            norms = [self._norms(ends, change) for change in self.changes]
-            return torch.stack(norms, dim=-1) if norms else self.thresholds.new_zeros(len(ends), 0)
-        assert pooled is not None
-        return pooled[:, :-1] / (pooled[:, -1:] if self.pool == "mean" else 1)
+            own = torch.stack([self._norms(ends, change) for change in self.changes], dim=-1)
+        else:
+            assert pooled is not None
+            own = pooled[:, :-1] / (pooled[:, -1:] if self.pool == "mean" else 1)
+        return _most_active(own, self.thresholds), off(own, self.thresholds).amin(-1)
 
     def change(self, inputs: Tensor, output: Tensor, choice: Tensor, columns: Tensor) -> Tensor:
         """ΔW a added to the output."""

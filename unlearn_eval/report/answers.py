@@ -18,6 +18,7 @@ ANSWER_CLASSES = {
     "g": "gibberish",
     "k": "right",
     "w": "wrong",
+    "n": "not given",
     "-": "not judged",
 }
 
@@ -47,17 +48,18 @@ class Answers:
             by; the first four and the label are indices, the item is the row of its first text.
         runs: by run and task, `said` (an index for each row, -1 if it was not asked) and `classes` (a letter of
             `ANSWER_CLASSES` for each row).
+        tried: by run and attack, what was answered beside (`attacked.py`).
     """
 
     strings: list[str] = field(default_factory=list)
     questions: dict[str, list[tuple[int, int, int, int, int, int]]] = field(default_factory=dict)
     runs: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    tried: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
     _index: dict[str, int] = field(default_factory=dict, repr=False)
     _rows: dict[tuple[str, str, str, int], int] = field(default_factory=dict, repr=False)
 
     def add(self, run: str, task: str, records: list[Record]) -> None:
         """What a run said on a task; records in which nothing was generated are left out."""
-        rows = self.questions.setdefault(task, [])
         said: dict[int, tuple[int, str]] = {}
         for record in records:
             doc = document(record)
@@ -65,12 +67,9 @@ class Answers:
             split, item, times = str(doc.get("split") or ""), -1, dict[str, int]()
             for text in texts(record):
                 times[text.question] = times.get(text.question, 0) + 1
-                row = self._rows.setdefault((task, key, text.question, times[text.question]), len(rows))
+                row = self.row(task, key, split, text.question, truth, text.label, item, times[text.question])
                 item = row if item < 0 else item
-                if row == len(rows):
-                    pooled = [self._string(one) for one in (key, split, text.question, truth, text.label)]
-                    rows.append((*pooled, item))  # type: ignore[arg-type]
-                said[row] = self._string(text.answer), answer_class(record, text.label)
+                said[row] = self.string(text.answer), answer_class(record, text.label)
         if said:
             last = max(said) + 1
             self.runs.setdefault(run, {})[task] = {
@@ -78,7 +77,26 @@ class Answers:
                 "classes": "".join(said[i][1] if i in said else "-" for i in range(last)),
             }
 
-    def _string(self, text: str) -> int:
+    def row(
+        self, task: str, key: str, split: str, question: str, truth: str, label: str, item: int = -1, times: int = 1
+    ) -> int:
+        """The row of a text by which an item was asked, for the so manieth time; made if it is new.
+
+        Args:
+            task, key: the task, and the item in it.
+            split, question, truth, label: what the row holds.
+            item: the row of the item's first text; -1 is this one.
+            times: how often the item was asked by this text so far, this one included.
+        """
+        rows = self.questions.setdefault(task, [])
+        row = self._rows.setdefault((task, key, question, times), len(rows))
+        if row == len(rows):
+            pooled = [self.string(one) for one in (key, split, question, truth, label)]
+            rows.append((*pooled, row if item < 0 else item))  # type: ignore[arg-type]
+        return row
+
+    def string(self, text: str) -> int:
+        """The index of a text in the pool."""
         if len(text) > MOST_CHARACTERS:
             text = f"{text[:MOST_CHARACTERS]} … ({len(text):,} characters in all)"
         index = self._index.setdefault(text, len(self.strings))
@@ -89,7 +107,13 @@ class Answers:
     def content(self) -> dict[str, Any]:
         """As JSON for the page."""
         questions = {task: rows for task, rows in self.questions.items() if rows}
-        return {"strings": self.strings, "questions": questions, "runs": self.runs, "classes": ANSWER_CLASSES}
+        return {
+            "strings": self.strings,
+            "questions": questions,
+            "runs": self.runs,
+            "tried": self.tried,
+            "classes": ANSWER_CLASSES,
+        }
 
 
 def document(record: Record) -> Record:

@@ -432,6 +432,9 @@ function answersControls() {
   options($("#way"), [["", "all ways"], ...ways.map((way) => [way, way])], "");
   $("#way").parentNode.hidden = ways.length < 2;
   options($("#class"), [["", "all"], ...Object.entries(browser.content.classes).map(([key, text]) => [key, `any ${text}`])], "");
+  const tried = [...new Set(data.attacks.map((one) => one.task))].filter((task) => runs.some((run) => browser.content.tried[run.name]?.[task]));
+  options($("#attacked"), [["", "each attack"], ...tried.map((task) => [task, task.replace("attack_", "")]), ["none", "none"]], "");
+  $("#attacked").parentNode.hidden = !tried.length;
   runChooser();
 }
 
@@ -458,9 +461,11 @@ function answers() {
   const after = said.filter((_, i) => compared[i].method !== NO_EDIT);
   const way = $("#way").value, items = browser.items.get(state.task) ?? new Map();
   const holds = (index) => index >= 0 && browser.lower[index].includes(needle);
+  const tried = (i) => compared.flatMap((run) => triedAt(run, i));
   const fits = (i) => (!way || strings[rows[i][4]] === way)
-    && (!kind || (after.length ? after : said).some((one) => one.said[i] >= 0 && one.classes[i] === kind))
-    && (!needle || holds(rows[i][2]) || holds(rows[i][3]) || said.some((one) => holds(one.said[i] ?? -1)));
+    && (!kind || (after.length ? after : said).some((one) => one.said[i] >= 0 && one.classes[i] === kind)
+      || tried(i).some(({ column, row }) => column.said[row] >= 0 && column.classes[row] === kind))
+    && (!needle || holds(rows[i][2]) || holds(rows[i][3]) || said.some((one) => holds(one.said[i] ?? -1)) || tried(i).some((one) => holds(triedText(one))));
   browser.rows = [...items].filter(([item, texts]) => (!split || strings[rows[item][1]] === split) && texts.some(fits))
     .map(([item, texts]) => ({ item, fitting: way || kind || needle ? texts.filter(fits) : texts, n: texts.length }));
   $("#found").textContent = rows.length ? `${browser.rows.length} of ${items.size} questions` : "These runs have no samples of this task.";
@@ -496,7 +501,7 @@ function askedBy(i, item, compared) {
   const { strings } = browser.content, [, , question, , label] = browser.content.questions[state.task][i];
   return element("div", { class: "asked" },
     i === item ? null : element("p", { class: "way" }, element("span", { class: "tag" }, strings[label]), " ", ...marked(strings[question])),
-    element("div", { class: "said" }, ...compared.map((run) => answer(run, i))));
+    element("div", { class: "said" }, ...compared.map((run) => answerColumn(run, i))));
 }
 
 function answer(run, i) {
@@ -598,6 +603,8 @@ function draw() {
   frontier();
   bars();
   costs();
+  robustness();
+  localizations();
   provenance();
   if (browser.content) { runChooser(); answers(); }
 }
@@ -632,6 +639,7 @@ function start() {
   options($("#model"), names("model"), "");
   options($("#method"), names("method"), "");
   options($("#set"), names("forget_set"), "");
+  options($("#measure"), Object.entries(MEASURES), "accuracy");
   if (!tasks.length) return;
   changeTask();
   $("#task").addEventListener("change", changeTask);
@@ -642,7 +650,8 @@ function start() {
   for (const select of document.querySelectorAll("#frontier select")) select.addEventListener("change", frontier);
   for (const select of document.querySelectorAll("#cost select")) select.addEventListener("change", costs);
   $("#metric").addEventListener("change", bars);
-  for (const id of ["search", "split", "way", "class"]) $(`#${id}`).addEventListener("input", answers);
+  for (const id of ["measure", "curve", "layered"]) $(`#${id}`).addEventListener("change", robustness);
+  for (const id of ["search", "split", "way", "class", "attacked"]) $(`#${id}`).addEventListener("input", answers);
   $("#more").addEventListener("click", () => {
     const next = browser.drawn;
     moreQuestions();
@@ -650,7 +659,7 @@ function start() {
     if (first) { first.tabIndex = -1; first.focus({ preventScroll: true }); }
   });
   let width = innerWidth;
-  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; frontier(); costs(); } });
+  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; frontier(); costs(); robustness(); localizations(); } });
   decode().then(() => { answersControls(); answers(); document.body.dataset.ready = "yes"; })
     .catch((error) => { $("#found").textContent = `The answers could not be unpacked by this browser: ${error}`; });
 }

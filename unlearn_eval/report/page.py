@@ -26,9 +26,11 @@ def build_page(runs: Runs, title: str = "unlearn-eval", say: Say = lambda line: 
     """The HTML of a report on these runs."""
     summary, answers = page_data(runs, say)
     folder = files("unlearn_eval.report")
-    template, style, script = (
-        (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
+    template, style, attacks, page = (
+        (folder / name).read_text(encoding="utf-8")
+        for name in ("page.html", "page.css", "page_robustness.js", "page.js")
     )
+    script = attacks + page  # page.js ends by starting
     parts = {
         "POLICY": f"default-src 'none'; script-src '{_source(script)}'; style-src '{_source(style)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'",

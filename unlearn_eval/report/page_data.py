@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from unlearn_eval.errors import UserError
-from unlearn_eval.meanings import axes, headline, interval, meaning
+from unlearn_eval.meanings import axes, headline, interval, is_ratio, meaning
 from unlearn_eval.report.answers import Answers, Record
+from unlearn_eval.report.attacked import add_attacked
+from unlearn_eval.report.robustness import attack_entries, edit_numbers, headline_level, maps
 from unlearn_eval.result_files import Run, Runs, cost, same_data
 from unlearn_eval.results import Comparison, Result, compare, samples_of
 
@@ -33,13 +35,13 @@ def page_data(runs: Runs, say: Say = lambda line: None) -> tuple[dict[str, Any],
             say(f"{i} of {len(names)} results")
         for task in run.result.samples:
             try:
-                answers.add(run.name, task, kept.read(run.result, task))
+                _add(answers, run, task, kept.read(run.result, task))
             except UserError as error:
                 lines.append(f"no answers of {run.name}: {error.message}")
         changes = _changes(run, kept)
         for task, metrics in run.result.metrics.items():
             for name, metric in metrics.items():
-                low, high = interval(name, metric) or (None, None)
+                low, high = _ends(run.result, task, name) or (None, None)
                 cells.append(
                     {
                         "run": i,
@@ -56,10 +58,14 @@ def page_data(runs: Runs, say: Say = lambda line: None) -> tuple[dict[str, Any],
                 )
         kept.drop(run)
     summary = {
-        "runs": [_run_entry(run, names) for run in runs.runs],
+        "runs": [
+            {**_run_entry(run, names), "edit": edit} for run, edit in zip(runs.runs, edit_numbers(runs), strict=True)
+        ],
         "columns": columns,
         "tasks": _tasks(columns),
         "cells": {key: [cell.get(key) for cell in cells] for key in _CELL_KEYS},
+        "attacks": attack_entries(runs),
+        "maps": maps(runs),
         "notes": lines,
         "skipped": runs.n_skipped,
     }
@@ -67,6 +73,23 @@ def page_data(runs: Runs, say: Say = lambda line: None) -> tuple[dict[str, Any],
 
 
 _CELL_KEYS = "run column value low high stderr n unscored reason change change_low change_high p test why".split()
+
+
+def _add(answers: Answers, run: Run, task: str, records: list[Record]) -> None:
+    part = run.result.robustness.get(task)
+    if part is None:
+        answers.add(run.name, task, records)
+    else:
+        add_attacked(answers, run.name, task, records, headline_level(part))
+
+
+def _ends(result: Result, task: str, name: str) -> Sequence[float] | None:
+    """A metric's interval: of a ratio under attack the bootstrap's of its file, of a mean that of its standard error.
+
+    The latter has a width also where all items agree.
+    """
+    own = result.robustness.get(task, {}).get("intervals", {}).get(name)
+    return own if own and is_ratio(name) else interval(name, result.metrics[task][name])
 
 
 class _Kept:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from unlearn_eval.results import Comparison, Metric, Result
@@ -108,3 +110,13 @@ def _change(row: Comparison) -> str:
     if not row.direction or row.difference == 0 or noisy:
         return text
     return f"[green]{text}[/]" if better else f"[red]{text}[/]"
+
+
+def show_result(result: Result, notes: Sequence[str] = ()) -> None:
+    """Print a result: its tables, why numbers are missing, some notes, and where its file is."""
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    for table in evaluation_tables(result):
+        console.print(table)
+    for line in (*reasons([result]), *notes):
+        console.print(line)
+    console.print(f"result: {result.path}", soft_wrap=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-from unlearn_eval.edits import EDITED, load_edit
+from unlearn_eval.edits import EDITED, load_edit, read_description
 from unlearn_eval.errors import UserError
 from unlearn_eval.models import resolve_model
 from unlearn_eval.serving.patches import layout_of, patched
@@ -48,7 +48,7 @@ class EditedModelLoader(DefaultModelLoader):  # type: ignore[misc]
 
     def _of_base(self, model_config: Any) -> Any:
         """The model's configuration, with the base's place."""
-        info = load_edit(model_config.model).info.base
+        info = read_description(model_config.model, check_files=False)["info"]["base"]  # the edit is read once, later
         name = self._base.get(BASE) or info.get("id")
         if not name:
             raise UserError(

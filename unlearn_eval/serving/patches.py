@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unlearn_eval.anatomy import is_transposed
 from unlearn_eval.dense_edits import DenseEdit
-from unlearn_eval.edits import Edit, LowRankEdit, added
+from unlearn_eval.edits import Edit, EditInfo, LowRankEdit, added
 from unlearn_eval.errors import UserError
 from unlearn_eval.provenance import canonical_digest, canonical_hash
 
@@ -192,11 +192,11 @@ def _compare(digests: Mapping[str, bytes], wanted: set[str], expected: str, edit
         )
 
 
-def check_checkpoint(edit: Edit, place: str, revision: str | None = None) -> None:
+def check_checkpoint(info: EditInfo, place: str, revision: str | None = None) -> None:
     """Refuse a base checkpoint that is not the one an edit was made on; nothing of it is kept in memory.
 
     Args:
-        edit: whose base it should be.
+        info: of the edit whose base it should be.
         place: a folder with safetensors, or a hub id.
         revision: of the hub's model.
 
@@ -224,7 +224,6 @@ def check_checkpoint(edit: Edit, place: str, revision: str | None = None) -> Non
                 for key in opened.keys():  # noqa: SIM118 (not a mapping)
                     yield key, opened.get_tensor(key)
 
-    layout = layout_of(AutoConfig.from_pretrained(folder), edit.info.base.get("architecture"))
-    untouched = LowRankEdit({}, edit.info)
-    for _ in patched(stream(), untouched, layout, torch.float32, base=place):
+    layout = layout_of(AutoConfig.from_pretrained(folder), info.base.get("architecture"))
+    for _ in patched(stream(), LowRankEdit({}, info), layout, torch.float32, base=place):
         pass

@@ -202,9 +202,9 @@ class RoutedLayer:
         slot, place = self._slot[:n], self._place[:n]
         self._choice.masked_fill_(self._fresh, UNDECIDED)
         self._gather(inputs, slot, place)
-        chosen = self.memory.choose(inputs[self._end], self._pooled)
+        chosen, margins = self.memory.decide(inputs[self._end], self._pooled)
         torch.where(self._ends_here, chosen, self._choice, out=self._choice)
-        self._near += ((self.memory.margins(inputs[self._end], self._pooled) < NEAR) & self._ends_here).sum()
+        self._near += ((margins < NEAR) & self._ends_here).sum()
         choice = self._choice[slot]
         where = self._changed(place) & (choice >= 0)
         return self.memory.change_each(inputs, output, torch.where(where, choice, NO_MEMORY))
@@ -220,9 +220,8 @@ class RoutedLayer:
         over = self._ends_here.nonzero()[:, 0]
         if len(over):
             pooled = None if self._pooled is None else self._pooled[over]
-            ends = inputs[self._end[over]]
-            self._choice[over] = self.memory.choose(ends, pooled)
-            self._near += (self.memory.margins(ends, pooled) < NEAR).sum()
+            self._choice[over], margins = self.memory.decide(inputs[self._end[over]], pooled)
+            self._near += (margins < NEAR).sum()
         choice = self._choice[slot]
         where = (self._changed(place) & (choice >= 0)).nonzero()[:, 0]
         if not len(where):

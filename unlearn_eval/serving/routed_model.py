@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.edits import EDITED, load_edit
+from unlearn_eval.edits import EDITED, load_edit, read_description
 from unlearn_eval.errors import UserError
 from unlearn_eval.memory_edits import MemoryEdit, check_memory
+from unlearn_eval.routing import PROMPT_END
 from unlearn_eval.serving.plugin import OWN
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Slots, step_of
 
-PROMPT_END = "prompt_end"  # in a request's extra_args: how many of its tokens are the prompt; all, if it is not there
 _LAYER = "unlearn_eval_layer"
 _layers: weakref.WeakValueDictionary[int, RoutedLayer] = weakref.WeakValueDictionary()
 
@@ -43,10 +43,9 @@ def _edited(stock: Any, name: str) -> Any:
     def __init__(self: Any, *, vllm_config: Any, prefix: str = "") -> None:
         stock.__init__(self, vllm_config=vllm_config, prefix=prefix)
         folder = Path(vllm_config.model_config.model)
-        edit = load_edit(folder)
-        if isinstance(edit, MemoryEdit):
+        if read_description(folder, check_files=False)["kind"] == "memory":  # other kinds are the loader's to read
             _check_settled(vllm_config)
-            _put_in(self, edit, vllm_config)
+            _put_in(self, load_edit(folder), vllm_config)
 
     return type(name, (stock,), {"__init__": __init__, "__module__": __name__, "__qualname__": name})
 

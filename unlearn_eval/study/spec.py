@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.backends import model_type
 from unlearn_eval.config import Recipe
 from unlearn_eval.editors.from_file import editor_label
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.models import DTYPES
 
-BACKENDS = ("hf", "vllm")
 OTHERS = "others"
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -239,8 +239,7 @@ def _part(name: str, own: Mapping[str, Any]) -> Part:
 
 
 def _backend(entry: Any) -> str:
-    if entry not in BACKENDS:
-        raise unknown_name("backend", str(entry), BACKENDS)
+    model_type(str(entry), False)  # there is such a one
     return str(entry)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from unlearn_eval.backends import engine_stopped, model_type
 from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetSet, load_forget_set
@@ -243,7 +244,8 @@ class Worker:
         left = [i for i, result in enumerate(found) if result is None]
         if left:
             with self._lm(cell, loaded, folder) as lm:
-                weights = hash_weights(loaded.model.model)
+                engine = cell.backend == "vllm" and folder is not None
+                weights = None if engine else hash_weights(loaded.model.model)  # of an engine, the edit's id says it
                 for i in left:
                     found[i] = self._ask(cell.asks[i], places[i], lm, loaded, chosen, weights)
         return [result for result in found if result is not None]
@@ -273,16 +275,16 @@ class Worker:
         self.say("starting vLLM")
         arguments = {"pretrained": loaded.model.path, "dtype": cell.model.dtype}
         device = loaded.model.model.device
+        if folder is not None:
+            arguments["edit"] = str(folder)
         if device.type == "cuda":
             loaded.model.model.to("cpu")
             loaded.lm = None
-        lm = load_lm("vllm", arguments, _EVERYTHING) if folder is None else load_lm(
-            "edited-vllm", {**arguments, "edit": str(folder)}, _EVERYTHING
-        )  # fmt: skip
         try:
-            yield lm
+            lm = load_lm(model_type("vllm", folder is not None), arguments, _EVERYTHING)
+            with engine_stopped(lm):
+                yield lm
         finally:
-            lm.model.llm_engine.engine_core.shutdown()
             loaded.model.model.to(device)
 
     def _ask(self, ask: Ask, path: Path, lm: Any, loaded: Loaded, chosen: Chosen, weights: Any) -> Result:
@@ -306,7 +308,7 @@ class Worker:
             status="complete",
             created=created,
             config={"tasks": found.configs},
-            model=describe_model(loaded.model, weights) | _unseen(lm),
+            model=describe_model(loaded.model, weights),
             data=found.data,
             metrics=found.metrics,
             timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
@@ -350,8 +352,8 @@ class Worker:
         from unlearn_eval.attacks.base import Case, get_attack, kind_of
         from unlearn_eval.attacks.controls import kept_controls
         from unlearn_eval.attacks.run import attack_case, described, robustness, sample_lines, task_name
-        from unlearn_eval.editing import configure
         from unlearn_eval.edits import load_edit
+        from unlearn_eval.settings import configure
 
         assert folder is not None
         attack, created, started = own.attack, utc_now(), time.monotonic()
@@ -423,7 +425,7 @@ class Worker:
             command=self.command,
             config_as_passed=describe_cell(cell),
             config={
-                "model_type": {"hf": ("hf", "edited"), "vllm": ("vllm", "edited-vllm")}[cell.backend][edit is not None],
+                "model_type": model_type(cell.backend, edit is not None),
                 "cell": describe_cell(cell) | {"ids": [item.id for item in chosen.forget], "kept": list(chosen.kept)},
                 "tasks": {name: config for part in parts for name, config in part.config["tasks"].items()},
                 "peak_memory_bytes": _peak(loaded.model.model.device),
@@ -482,13 +484,6 @@ def failed_result(cell: Cell, error: BaseException, trace: str, created: str, co
         seed=cell.seed,
         notes=[f"{type(error).__name__}: {error}", trace],
     )
-
-
-def _unseen(lm: Any) -> dict[str, Any]:
-    """What is not known of weights that are in an engine: there the edit's id says what answered."""
-    if not hasattr(lm, "edit_folder") or hasattr(lm, "without_edit"):
-        return {}
-    return {"weights_hash": None, "canonical_weights_hash": None}
 
 
 @contextmanager
