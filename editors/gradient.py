@@ -28,6 +28,7 @@ from unlearn_eval.training import RETAIN_TERMS, Dual, Objective, Said, TrainingC
 from unlearn_eval.training_data import RETAIN, Row
 
 CURVE = "training.jsonl"
+PLACES = ("folder", "masks")  # settings that are paths of this machine
 ANSWER, TARGET = "answer", "target"
 TrainedEdit = DenseEdit | LowRankEdit
 
@@ -162,7 +163,7 @@ def train_edit(
 
         identity = {"method": method.name, "weights": hash_weights(model).exact if config.folder else None}
         with trained(model, rows, objective, config, identity, progress) as run:
-            recorded = {name: value for name, value in asdict(config).items() if name != "folder"}
+            recorded = {name: value for name, value in asdict(config).items() if name not in PLACES}
             notes: dict[str, Any] = {"training": run.notes | {"n_retain": len(retain)}}
             info = EditInfo(method.name, recorded, notes=notes)
             made = _edit_of(run.weights, info)
@@ -253,7 +254,7 @@ def _check_state(method: Method, config: Any, state: TrainedEdit) -> None:
 
 
 def _nothing(method: Method, config: Any) -> TrainedEdit:
-    info = EditInfo(method.name, {name: value for name, value in asdict(config).items() if name != "folder"})
+    info = EditInfo(method.name, {name: value for name, value in asdict(config).items() if name not in PLACES})
     return LowRankEdit({}, info) if config.lora_rank else DenseEdit({}, info)
 
 

@@ -1,6 +1,7 @@
 """What localisations compute is what running the whole model again and again would give; on every architecture."""
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,80 @@ def test_a_restored_unit_is_that_of_the_whole_model(architecture):
                 float(found[k]), abs=1e-9
             )
     assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_restored_head_is_that_of_the_whole_model(architecture):
+    """What the output projection is given of one head, at some positions, in a run of the whole model."""
+    model = tiny_model(architecture, torch.float64)
+    before, run = weights_of(model), the_run(model)
+    noise = subject_noise(run, run.facts, 0, 2, 3 * embedding_spread(model, run.facts))
+    batch = Corrupted.of(run, run.facts, noise, 2, "logit_difference")
+    rows, where, _ = job_table(batch.facts, model.device)
+    embeddings, seen_differences = model.get_input_embeddings(), set()
+    for layer, head in ((0, 1), (1, 0), (3, 1)):
+        unit = Unit(ATTENTION, layer)
+        found = batch.restored(unit, rows, where, 5, head)
+        name = run.sites.output(unit)
+        size = batch.clean.heads[layer].shape[-1] // run.sites.n_heads
+        for k in range(layer, len(rows), 7):
+            fact = batch.facts[rows[k]]
+            length, kept = len(fact.prompt_ids), where.shape[1]
+            n = min(length, kept)
+            added, mine = torch.zeros(length, WIDTH, dtype=torch.float64), torch.zeros(length, dtype=torch.bool)
+            added[-n:], mine[-n:] = noise[rows[k], -n:].double(), where[k, -n:]
+            with trace(model, inputs=[name]) as seen:
+                model(input_ids=torch.tensor([fact.prompt_ids]))
+
+            def give(module, arguments, mine=mine, clean=seen.inputs[name], head=head):
+                z = arguments[0].clone()
+                z[0, mine, head * size : (head + 1) * size] = clean[0, mine, head * size : (head + 1) * size]  # noqa: B023
+                return (z, *arguments[1:])
+
+            handle = model.get_submodule(name).register_forward_pre_hook(give)
+            noisy = [(embeddings, lambda m, a, out, added=added: out + added)]
+            expected = difference(logits_with(model, fact.prompt_ids, noisy), fact)
+            handle.remove()
+            assert expected == pytest.approx(float(found[k]), abs=1e-9)
+            seen_differences.add(round(expected - float(batch.baseline[rows[k]]), 6))
+    assert len(seen_differences) > 5, "heads do something here"
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_estimate_of_heads_tends_to_the_exact_effect(architecture):
+    model = tiny_model(architecture, torch.float64)
+    config = NoiseConfig(noise=1e-3, samples=2, positions=False, heads=True)
+    exact, estimate = (own.localize(the_run(model), config) for own in (causal_tracing, attribution_patching))
+    left, right = (np.array(found.tables["head_effects"]) for found in (exact, estimate))
+    assert left.shape == right.shape == (LAYERS, 2)
+    assert right == pytest.approx(left, abs=0.02 * np.abs(left).max())
+    assert spearmanr(left.ravel(), right.ravel()).statistic > 0.95
+    best = exact.notes["heads"][0]
+    assert left[best["layer"], best["head"]] == best["effect"] == left.max()
+    plain = causal_tracing.localize(the_run(model), replace(config, heads=False))
+    assert plain.scores == exact.scores, "heads are looked at beside the units"
+    assert plain.tables == {}
+
+
+def test_heads_together_are_their_attention_where_the_metric_is_linear():
+    """GPT-NeoX's last attention without the last norm: exact, and a sum over heads."""
+    model = tiny_model("gpt_neox", torch.float64)
+    model.gpt_neox.final_layer_norm = nn.Identity()
+    config = NoiseConfig(samples=2, heads=True)
+    exact, estimate = (own.localize(the_run(model), config) for own in (causal_tracing, attribution_patching))
+    last = exact.scores[Unit(ATTENTION, LAYERS - 1)]
+    assert abs(last) > 1e-3
+    for found in (exact, estimate):
+        assert sum(found.tables["head_effects"][-1]) == pytest.approx(last, abs=1e-9)
+        assert found.tables["effects"]["attention"]
+    assert estimate.tables["head_effects"][-1] == pytest.approx(exact.tables["head_effects"][-1], abs=1e-9)
+
+
+@pytest.mark.parametrize("method", ["causal_tracing_mlps", "attribution_patching_mlps"])
+def test_heads_are_not_looked_at_among_mlps(method):
+    with pytest.raises(UserError, match="looks at MLPs only"):
+        get_localizer(method).localize(the_run(tiny_model("llama")), NoiseConfig(heads=True))
 
 
 def test_noise_is_on_subjects_only_and_does_not_depend_on_batches():

@@ -20,7 +20,9 @@ def localize(
     budget: Annotated[
         str | None, typer.Option(help="How much: 6 (MLPs), 40M (weights), 10%. [default: the method's rule, or 1 in 6]")
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, NAME=VALUE.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the method, or masks=WAY: NAME=VALUE.")
+    ] = None,
     figures: Annotated[str | None, typer.Option(help="A folder for SVG and PDF; needs matplotlib.")] = None,
     ids: Annotated[str | None, typer.Option(help="Only these items, separated by commas.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")] = None,
@@ -39,11 +41,11 @@ def localize(
     from unlearn_eval.localization.base import get_localizer
     from unlearn_eval.models import load_model
     from unlearn_eval.report.localization import component_tables, write_component_figures
-    from unlearn_eval.settings import configure
     from unlearn_eval.terminal import pair, progress, say
 
-    wanted = locate.Wanted(name, budget, dict(pair(text) for text in set_ or []))
-    configure(get_localizer(name).Config, wanted.settings)
+    get_localizer(name)
+    wanted = locate.Wanted.of(name, budget, dict(pair(text) for text in set_ or []))
+    wanted.check()
     facts = _forget_set(forget, ids, limit, seed)
     others = None if retain is None else _forget_set(retain, None, None, seed)
     with quiet():

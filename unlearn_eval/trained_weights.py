@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from unlearn_eval.anatomy import anatomy, is_transposed
 from unlearn_eval.errors import UserError
+from unlearn_eval.weight_masks import WeightMasks
 
 ORIGINALS = "originals"
 
@@ -42,6 +43,13 @@ class Weights(Protocol):
 
     def restore(self) -> None:
         """Make the model what it was, bit for bit."""
+
+    def after_step(self) -> None:
+        """What is to be done after every step of the optimizer."""
+
+    @property
+    def n_trained(self) -> int:
+        """How many numbers are trained."""
 
 
 def split_patterns(text: str) -> list[str]:
@@ -90,13 +98,34 @@ class FullWeights:
         patterns: of the components, as in `match_names`; none is everything.
         folder: where the originals are kept, as `originals-PROCESS.safetensors`.
         process: of several, which.
+        masks: which single weights are trained, and of which parameters; None is all of them. What is not trained stays
+            bit for bit, whatever the optimizer does: it gets no gradient, and is put back after every step. This takes
+            memory for one copy of the masked parameters.
+
+    Raises:
+        UserError: as in `match_names`; masks of another model, or of no parameter that the patterns name.
     """
 
-    def __init__(self, model: Any, patterns: Sequence[str], folder: Path, process: int = 0) -> None:
+    def __init__(
+        self,
+        model: Any,
+        patterns: Sequence[str],
+        folder: Path,
+        process: int = 0,
+        masks: WeightMasks | None = None,
+    ) -> None:
         from safetensors.torch import save_file
 
         parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
         names = match_names(list(parameters), patterns) if patterns else list(parameters)
+        if masks is not None:
+            masks.check(model)
+            names = [name for name in names if name in masks.bits]
+            if not names:
+                raise UserError(
+                    "no masked weight is in the components that are trained",
+                    "leave out components, or give other masks",
+                )
         self.model = model
         self._parameters = {name: parameters[name] for name in names}
         self._types = {name: p.dtype for name, p in self._parameters.items()}
@@ -108,6 +137,25 @@ class FullWeights:
         for parameter in self._parameters.values():
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
             parameter.requires_grad_(True)
+        self._masks = {name: masks.mask(name).to(self._parameters[name].device) for name in names} if masks else {}
+        self._kept = {name: self._parameters[name].detach().clone() for name in self._masks}
+        self._hooks = [
+            self._parameters[name].register_hook(lambda gradient, mask=mask: gradient * mask)
+            for name, mask in self._masks.items()
+        ]
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Put back what no mask lets change: weight decay, for one, moves weights that have no gradient."""
+        for name, mask in self._masks.items():
+            parameter = self._parameters[name]
+            parameter.copy_(torch.where(mask, parameter, self._kept[name]))
+
+    @property
+    def n_trained(self) -> int:
+        """How many weights are trained."""
+        masked = sum(int(mask.sum()) for mask in self._masks.values())
+        return masked if self._masks else sum(own.numel() for own in self._parameters.values())
 
     def current(self) -> dict[str, Tensor]:
         """The trained tensors, in at least float32."""
@@ -127,6 +175,9 @@ class FullWeights:
 
     def restore(self) -> None:
         """Put the originals back in their own type, and ask for gradients where they were asked for."""
+        for hook in self._hooks:
+            hook.remove()
+        self._kept = {}
         with self._originals() as file:
             for name, parameter in self._parameters.items():
                 original = file.get_tensor(name)
@@ -195,6 +246,14 @@ class LowRankWeights:
         """Set the factors."""
         for name, tensor in self.current().items():
             tensor.copy_(tensors[name])
+
+    def after_step(self) -> None:
+        """Nothing: factors are trained whole."""
+
+    @property
+    def n_trained(self) -> int:
+        """How many numbers the factors have."""
+        return sum(tensor.numel() for tensor in self.current().values())
 
     def reset(self) -> None:
         """Set the factors to what they were at the start: a change of nothing."""

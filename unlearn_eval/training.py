@@ -39,6 +39,7 @@ class TrainingConfig:
         optimizer: one of the Trainer's names.
         components: what is trained: patterns of module names separated by commas, as in `mlp.down_proj` or
             `layers.(5|6).mlp`; empty: everything (with LoRA: every linear map in the blocks).
+        masks: a file of masks: only these single weights are trained, all others stay bit for bit (`weight_masks.py`).
         lora_rank: rank of LoRA factors; 0: the weights themselves.
         lora_alpha: LoRA's scale is this over its rank; 0: twice the rank.
         lora_dropout: LoRA's.
@@ -62,6 +63,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch"
     components: str = ""
+    masks: str = ""
     lora_rank: int = 0
     lora_alpha: float = 0.0
     lora_dropout: float = 0.0
@@ -76,6 +78,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
+        if self.masks and self.lora_rank:
+            raise UserError(
+                "LoRA factors change whole matrices, and masks name single weights",
+                "set lora_rank=0, or leave out masks",
+            )
         if min(self.batch_size, self.micro_batch_size) < 1 or (self.steps <= 0 and self.epochs <= 0):
             raise UserError(
                 f"batch_size {self.batch_size}, micro_batch_size {self.micro_batch_size}, epochs {self.epochs}, "

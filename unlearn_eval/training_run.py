@@ -38,6 +38,7 @@ from unlearn_eval.tracing import trace
 from unlearn_eval.trained_weights import FullWeights, LowRankWeights, split_patterns
 from unlearn_eval.training import Objective, Said, TrainingConfig
 from unlearn_eval.training_data import RETAIN, Collator, Rows, Schedule
+from unlearn_eval.weight_masks import read_masks
 
 RUN, COMPLETE, TRAINED, STATE = "run.json", "complete", "trained.safetensors", "objective.json"
 # What may differ between a run and the one that goes on from it.
@@ -104,7 +105,8 @@ def trained(
             alpha = config.lora_alpha or 2 * config.lora_rank
             weights = LowRankWeights(model, patterns, config.lora_rank, alpha, config.lora_dropout)
         else:
-            weights = FullWeights(model, patterns, folder, process)
+            masks = read_masks(config.masks) if config.masks else None
+            weights = FullWeights(model, patterns, folder, process, masks)
             stack.callback(weights.path.unlink)
         stack.callback(weights.restore)
         run, size = Trained(weights), config.micro_batch_size
@@ -152,7 +154,7 @@ def _fits(
         "batch_size": batch,
         "rows_per_forward_pass": math.ceil(batch / (accumulation * processes)),
         "processes": processes,
-        "trained_parameters": sum(tensor.numel() for tensor in run.weights.current().values()),
+        "trained_parameters": run.weights.n_trained,
     }
     trainer = None
     try:
@@ -364,7 +366,8 @@ class Unlearner(Trainer):  # type: ignore[misc]
             self._check(self.objective.forget(said).sum())
 
     def after_step(self) -> None:
-        """Move the multiplier, if there is one."""
+        """Put back what may not change, and move the multiplier, if there is one."""
+        self.weights.after_step()
         dual, sums = self.objective.dual, self._step_sums
         if dual is not None and self.state.global_step > dual.warmup_steps:
             if self.args.world_size > 1:

@@ -229,7 +229,7 @@ class Corrupted:
         return answer_metric(self.clean.logits[self.own], self.facts, self.metric) - self.baseline
 
     @torch.no_grad()
-    def restored(self, unit: Unit, rows: Tensor, where: Tensor, at_once: int = 64) -> Tensor:
+    def restored(self, unit: Unit, rows: Tensor, where: Tensor, at_once: int = 64, head: int | None = None) -> Tensor:
         """(n,): the metric of corrupted rows in which the unit gives what it gave before, at some positions.
 
         Only the blocks from the unit's own on are run, on the tail's positions. Where the device's memory is too small,
@@ -240,13 +240,14 @@ class Corrupted:
             rows: (n,) which rows.
             where: (n, S) of booleans.
             at_once: rows per pass.
+            head: of attention only this head's output, before the output projection; None is the whole unit's.
         """
         found: list[Tensor] = []
         start = 0
         while start < len(rows):
             part = slice(start, start + at_once)
             try:
-                found.append(self._restored(unit, rows[part], where[part]))
+                found.append(self._restored(unit, rows[part], where[part], head))
             except torch.OutOfMemoryError as error:
                 if at_once == 1:
                     raise UserError(
@@ -258,18 +259,43 @@ class Corrupted:
             start += at_once
         return torch.cat(found)
 
-    def _restored(self, unit: Unit, rows: Tensor, where: Tensor) -> Tensor:
-        kept, own = where.shape[1], self.own[rows]
-        before = self.clean.output(unit)[own, -kept:]
-
-        def restore(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-            return torch.cat([output[:, :-kept], before.where(where[..., None], output[:, -kept:])], dim=1)
-
+    def _restored(self, unit: Unit, rows: Tensor, where: Tensor, head: int | None) -> Tensor:
+        own, kept = self.own[rows], where.shape[1]
         tail = self.tail.above(unit.layer - 1).select(own)
         below = self.corrupt.blocks[max(0, unit.layer - 1)][rows, -tail.hidden.shape[1] :]
         with ExitStack() as stack:
             module = self.model.get_submodule(self.sites.output(unit))
-            stack.callback(module.register_forward_hook(restore).remove)
+            if head is None:
+                stack.callback(
+                    module.register_forward_hook(_giving(self.clean.output(unit)[own, -kept:], where)).remove
+                )
+            else:
+                z = self.clean.heads[unit.layer]
+                mine = self.sites.of_head(head, z.shape[-1])
+                stack.callback(module.register_forward_pre_hook(_given(z[own, -kept:, mine], where, mine)).remove)
             if unit.layer == 0:
                 stack.enter_context(embeddings_with(self.model, self.noise[rows]))
             return tail_metric(tail, below, [self.facts[i] for i in rows.tolist()], self.metric)
+
+
+def _giving(before: Tensor, where: Tensor) -> Any:
+    """A hook after which a module gives at its last S positions `before` (n, S, d), where (n, S) says so."""
+    kept = where.shape[1]
+
+    def hook(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        restored = before.where(where[..., None], output[:, -kept:])
+        return torch.cat([output[:, :-kept], restored], dim=1)
+
+    return hook
+
+
+def _given(before: Tensor, where: Tensor, part: slice) -> Any:
+    """A hook after which a part of the width of a module's input is `before` (n, S, size), where (n, S) says so."""
+    kept = where.shape[1]
+
+    def hook(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        given = arguments[0].clone()
+        given[:, -kept:, part] = before.where(where[..., None], given[:, -kept:, part])
+        return (given, *arguments[1:])
+
+    return hook

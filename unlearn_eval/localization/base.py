@@ -12,7 +12,19 @@ from unlearn_eval.discovery import module_in, names_in
 from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.localization.sites import Sites, Unit
 
-NOT_METHODS = {"activations", "base", "budget", "components", "facts", "locate", "paths", "probes", "scores", "sites"}
+NOT_METHODS = {
+    "activations",
+    "base",
+    "budget",
+    "components",
+    "facts",
+    "locate",
+    "mask_scores",
+    "paths",
+    "probes",
+    "scores",
+    "sites",
+}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from unlearn_eval.errors import UserError
 from unlearn_eval.localization.sites import MLP, Sites, Unit
 
-_TIMES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+TIMES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _MLPS_IN = 6  # one in so many: the paper's choices are 6 of 28 layers, 5 of 42 and 4 of 32
 
 
@@ -47,7 +47,7 @@ def budget_of(text: str, sites: Sites) -> Budget:
     if unit == "%" or (not unit and "." in found[1]):
         n = round(whole * (number / 100 if unit == "%" else number))
     elif unit:
-        n = round(number * _TIMES[unit])
+        n = round(number * TIMES[unit])
     else:
         n = sum(mlps[: int(number)]) if number <= len(mlps) else whole + 1
     if not 0 < n <= whole:

@@ -17,11 +17,11 @@ import torch
 
 from unlearn_eval.localization.activations import Corrupted
 from unlearn_eval.localization.base import Ranking, Run
-from unlearn_eval.localization.scores import NoiseConfig, Tally, batches, job_table
-from unlearn_eval.localization.sites import KINDS
+from unlearn_eval.localization.scores import NoiseConfig, Tally, batches, check_heads, job_table
+from unlearn_eval.localization.sites import ATTENTION, KINDS, Unit
 
 NEEDS_FACTS = True
-USUAL_POSITIONS = 12  # from the subject on, for estimates
+USUAL_POSITIONS, USUAL_HEADS = 12, 16  # from the subject on, and of a layer; for estimates
 Config = NoiseConfig
 
 
@@ -30,9 +30,16 @@ def localize(run: Run, config: NoiseConfig) -> Ranking:
     return traced(run, config, KINDS)
 
 
+def _by_head(run: Run, batch: Corrupted, unit: Unit) -> torch.Tensor:
+    """(R, heads): the effect of each head of one attention, given back at all positions."""
+    rows, where, _ = job_table(batch.facts, run.model.device, single=False)
+    found = [batch.restored(unit, rows, where, run.rows, head) - batch.baseline for head in range(run.sites.n_heads)]
+    return torch.stack(found, dim=1)
+
+
 def passes(config: NoiseConfig, n_layers: int) -> float:
     """Attention and MLP of every layer, of which on average half of the model is run again."""
-    return traced_passes(config, n_layers * len(KINDS))
+    return traced_passes(config, n_layers * len(KINDS)) + config.heads * config.samples * n_layers * USUAL_HEADS / 2
 
 
 def traced_passes(config: NoiseConfig, n_units: int) -> float:
@@ -42,6 +49,7 @@ def traced_passes(config: NoiseConfig, n_units: int) -> float:
 
 def traced(run: Run, config: NoiseConfig, kinds: tuple[str, ...]) -> Ranking:
     """Units of some kinds ranked by their exact effects."""
+    check_heads(config, kinds)
     tally = Tally(run.sites.units(*kinds), config.positions)
     for _, facts, noise in batches(run, config):
         batch = Corrupted.of(run, facts, noise, config.samples, config.metric)
@@ -54,4 +62,6 @@ def traced(run: Run, config: NoiseConfig, kinds: tuple[str, ...]) -> Ranking:
                 table = torch.zeros(len(batch.facts), where.shape[1], device=effects.device, dtype=effects.dtype)
                 table[rows[single], places[single]] = effects[single]
             tally.add(index, batch.facts, effects[~single], table)
+            if config.heads and unit.kind == ATTENTION:
+                tally.add_heads(unit.layer, _by_head(run, batch, unit))
     return tally.ranking(metric=config.metric)

@@ -11,10 +11,12 @@ from typing import Any
 from unlearn_eval.anatomy import anatomy
 from unlearn_eval.errors import UserError
 from unlearn_eval.json_files import dumps, parse, plain, read_text, write_all
-from unlearn_eval.provenance import hash_weights
+from unlearn_eval.provenance import hash_weights, sha256_of_file
+from unlearn_eval.weight_masks import write_bytes
 
 VERSION = 1
 KIND = "components"
+MASKS = ".masks"  # the end of a file of masks' name
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Components:
         notes: what else should be known.
         seconds: what it took.
         versions: of the packages that made it.
+        mask: `{"file", "sha256", "n_weights", "settings"}` where only single weights of the modules may be trained:
+            the file, beside this one, that says which; empty where all may.
+        folder: where the file of masks is; not saved.
     """
 
     method: str
@@ -56,6 +61,13 @@ class Components:
     notes: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
     versions: Mapping[str, Any] = field(default_factory=dict)
+    mask: Mapping[str, Any] = field(default_factory=dict)
+    folder: str = ""
+
+    @property
+    def mask_file(self) -> str:
+        """The path of the file of masks; empty where there are none."""
+        return str(Path(self.folder) / self.mask["file"]) if self.mask else ""
 
     @property
     def patterns(self) -> str:
@@ -76,9 +88,15 @@ class Components:
             )
 
     def save(self, path: str | Path) -> Path:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all; masks first, into a file of the same name that ends in `.masks`."""
         path = Path(path).expanduser()
         content = {"kind": KIND, "version": VERSION, **plain(asdict(self), KIND)}
+        del content["folder"]
+        if self.mask:
+            content["mask"]["file"] = f"{path.stem}{MASKS}"
+            write_bytes(path.parent / f"{path.stem}{MASKS}", Path(self.mask_file).read_bytes())
+        else:
+            del content["mask"]
         write_all({path.name: dumps(content, indent=2) + "\n"}, path.parent)
         return path
 
@@ -104,7 +122,14 @@ def load_components(path: str | Path) -> Components:
         raise UserError(f"{path} is not whole, or has been changed", "write it again with `unlearn-eval localize`")
     own = {key: value for key, value in content.items() if key in known}
     lists = {key: tuple(own.get(key, ())) for key in ("modules", "mlp_layers", "ranking")}
-    return Components(**{**own, **lists})
+    found = Components(**{**own, **lists, "folder": str(path.parent) if own.get("mask") else ""})
+    if found.mask:
+        masks = Path(found.mask_file)
+        if not masks.is_file() or sha256_of_file(masks) != found.mask["sha256"]:
+            raise UserError(
+                f"the masks of {path} are not in {masks}, or have been changed", "keep the two files together"
+            )
+    return found
 
 
 def scores_of(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,17 +9,20 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.edit_requests import build_requests
 from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.forget_sets import ForgetSet
 from unlearn_eval.localization.base import Fact, Ranking, Run, get_localizer, localizer_names
 from unlearn_eval.localization.budget import Budget, budget_of, chosen, usual_budget
-from unlearn_eval.localization.components import VERSION, Components, load_components, mlp_layers, scores_of
+from unlearn_eval.localization.components import MASKS, VERSION, Components, load_components, mlp_layers, scores_of
 from unlearn_eval.localization.facts import check_some, facts_of, plain_words
+from unlearn_eval.localization.mask_scores import MaskConfig, weight_masks
 from unlearn_eval.localization.sites import MLP, Sites, sites
 from unlearn_eval.models import LoadedModel, cache_dir
 from unlearn_eval.provenance import hash_json, hash_weights, provenance
 from unlearn_eval.settings import configure
+from unlearn_eval.training_data import Row
 
 ONE_LAYER = ("rome", "grace", "wise", "memoir")  # editors that change one: they get the best
 
@@ -32,11 +35,30 @@ class Wanted:
         method: its name.
         budget: as text; None is the method's own rule, or the usual one.
         settings: of the method, as text.
+        masks: how single weights are chosen within the components, as text (`mask_scores.MaskConfig`); None: all are.
     """
 
     method: str
     budget: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    masks: Mapping[str, str] | None = None
+
+    @classmethod
+    def of(cls, method: str, budget: str | None, settings: Mapping[str, str]) -> Wanted:
+        """With the settings of masks (`masks=WAY`, `masks.weights=...`) taken out of a method's."""
+        own = {name: value for name, value in settings.items() if name.partition(".")[0] != "masks"}
+        masks = {name.partition(".")[2] or "way": value for name, value in settings.items() if name not in own}
+        return cls(method, budget, own, masks or None)
+
+    def check(self) -> None:
+        """Refuse unknown settings.
+
+        Raises:
+            UserError: naming the nearest.
+        """
+        configure(get_localizer(self.method).Config, self.settings)
+        if self.masks is not None:
+            configure(MaskConfig, self.masks)
 
 
 def localize(
@@ -73,7 +95,10 @@ def localize(
     config = configure(method.Config, wanted.settings)
     model, found = loaded.model, sites(loaded.model)
     budget = None if wanted.budget is None else budget_of(wanted.budget, found)
-    facts, others, skipped = _facts(method.NEEDS_FACTS, loaded, forget, retain, chat, seed)
+    masks = None if wanted.masks is None else configure(MaskConfig, wanted.masks)
+    learns = masks is not None and masks.way == "learned"
+    needed = method.NEEDS_FACTS or (masks is not None and not learns)
+    facts, others, skipped = _facts(needed, loaded, forget, retain, chat, seed)
     weights = hash_weights(model).canonical
     key = {
         "version": VERSION,
@@ -86,8 +111,12 @@ def localize(
         "budget": None if budget is None else budget.n_weights,
         "dtype": str(model.dtype),
     }
+    if masks is not None:
+        key["masks"] = asdict(masks)
+    if learns:
+        key["rows"] = [forget.hash, None if retain is None else retain.hash, chat]
     path = cache_dir() / "localization" / f"{wanted.method}-{hash_json(key)[:24]}.json"
-    about = _about_facts(method.NEEDS_FACTS, forget, retain, facts, skipped, chat)
+    about = _about_facts(needed or learns, forget, retain, facts, skipped, chat)
     if cache and path.is_file():
         return replace(load_components(path), facts=about)
     started = time.monotonic()
@@ -95,11 +124,12 @@ def localize(
     run = Run(model, found, facts, others, words, seed, rows, progress)
     ranking = method.localize(run, config)
     modules, spent = _cut(ranking, found, budget)
+    single = None if masks is None else weight_masks(run, modules, masks, *_rows(learns, loaded, forget, retain, chat))
     made = Components(
         method=wanted.method,
         modules=tuple(modules),
         mlp_layers=mlp_layers(model, modules, [unit.layer for unit in ranking.units if unit.kind == MLP]),
-        n_weights=sum(found.parameters[name] for name in modules),
+        n_weights=sum(found.parameters[name] for name in modules) if single is None else single.n_weights,
         n_weights_in_blocks=sum(found.parameters.values()),
         n_layers=found.parts.n_layers,
         budget=spent,
@@ -115,9 +145,32 @@ def localize(
         seconds=round(time.monotonic() - started, 2),
         versions=provenance()["packages"],
     )
+    if masks is not None and single is not None:
+        place = path.with_suffix(MASKS)  # the cache holds it, whether or not it is read from there
+        about_masks = {"file": place.name, "n_weights": single.n_weights, "settings": asdict(masks)}
+        made = replace(made, mask={**about_masks, "sha256": single.save(place)}, folder=str(place.parent))
     if cache:
         made.save(path)
     return made
+
+
+def _rows(
+    needed: bool, loaded: LoadedModel, forget: ForgetSet, retain: ForgetSet | None, chat: bool
+) -> tuple[list[Row], list[Row]]:
+    """What masks are trained on: questions with their answers, to be forgotten and to be kept."""
+    if not needed:
+        return [], []
+    longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    asked = {item.question for item in forget}
+    kept = [item for item in retain or () if item.question not in asked]
+    forgotten, others = (
+        [
+            Row(request.prompt_ids, request.answer_ids)
+            for request in build_requests(items, [item.answer for item in items], loaded.tokenizer, chat, (), longest)
+        ]
+        for items in (list(forget.items), kept)
+    )
+    return forgotten, others
 
 
 def _facts(
@@ -185,7 +238,7 @@ def wanted_of(text: str) -> Wanted | Path | None:
         settings[name.strip()] = value.strip()
     budget = settings.pop("budget", None)
     get_localizer(found[1])
-    return Wanted(found[1], budget, settings)
+    return Wanted.of(found[1], budget, settings)
 
 
 def checked_settings(config_class: Any, settings: Mapping[str, str]) -> dict[str, str]:
@@ -198,10 +251,12 @@ def checked_settings(config_class: Any, settings: Mapping[str, str]) -> dict[str
     text = settings.get("components", "")
     wanted = wanted_of(text) if text else None
     if isinstance(wanted, Wanted):
-        configure(get_localizer(wanted.method).Config, wanted.settings)
+        wanted.check()
     elif isinstance(wanted, Path):
         load_components(wanted)
     names = {f.name for f in fields(config_class)}
+    if isinstance(wanted, Wanted) and wanted.masks is not None and "masks" not in names:
+        raise _no_masks(wanted.method)
     if text and "components" not in names and wanted is None:
         raise unknown_name("localization", text, localizer_names())
     if text and not names & {"components", "layers"}:
@@ -251,14 +306,24 @@ def settings_for(editor: str, config_class: Any, components: Components) -> dict
     Raises:
         UserError: the editor edits layers, and there is no MLP among the components.
     """
-    if "components" in {f.name for f in fields(config_class)}:
-        return {"components": components.patterns}
+    names = {f.name for f in fields(config_class)}
+    if components.mask and "masks" not in names:
+        raise _no_masks(components.method)
+    if "components" in names:
+        return {"components": components.patterns} | ({"masks": components.mask_file} if components.mask else {})
     if not components.mlp_layers:
         raise UserError(
             f"{editor} edits MLPs, and {components.method} names none", f"give another, e.g. {components.method}_mlps"
         )
     layers = components.mlp_layers[: 1 if editor in ONE_LAYER else None]
     return {"layers": ",".join(map(str, sorted(layers)))}
+
+
+def _no_masks(method: str) -> UserError:
+    return UserError(
+        f"{method} has masks of single weights, and this editor changes whole matrices",
+        "use a method that is trained (unlikelihood, npo, ...), or leave out masks",
+    )
 
 
 def source_of(components: Components, given: str) -> dict[str, Any]:
@@ -274,5 +339,6 @@ def source_of(components: Components, given: str) -> dict[str, Any]:
         "facts": {key: components.facts[key] for key in ("set", "hash", "n") if key in components.facts},
         "seed": components.seed,
         "seconds": components.seconds,
+        **({"mask": {key: own for key, own in components.mask.items() if key != "file"}} if components.mask else {}),
         **scores_of(asdict(components)),
     }

@@ -12,7 +12,7 @@ from torch import Tensor
 from unlearn_eval.errors import UserError
 from unlearn_eval.localization.activations import embedding_spread, own_columns, subject_noise, width
 from unlearn_eval.localization.base import Fact, Ranking, Run, by_score
-from unlearn_eval.localization.sites import Unit
+from unlearn_eval.localization.sites import ATTENTION, Unit
 
 ROLES = (
     "first subject token",
@@ -34,12 +34,15 @@ class NoiseConfig:
         metric: `logit_difference` (true minus wrong answer) or `probability` (of the true answer).
         positions: whether effects of single tokens are measured too, for the table by role; the ranking does not need
             them, and causal tracing is as many times faster without as a fact has tokens.
+        heads: whether each attention head is measured too, by what it gives to the output projection (z), at all
+            positions together; for the table `head_effects`, not for the ranking. Only where attention is looked at.
     """
 
     noise: float = 3.0
     samples: int = 3
     metric: str = "logit_difference"
     positions: bool = True
+    heads: bool = False
 
     def __post_init__(self) -> None:
         if self.noise <= 0 or self.samples < 1:
@@ -74,6 +77,7 @@ class Tally:
         whole: (units,) effects of restoring a unit at all positions.
         by_role: (units, roles) effects of restoring it at one position.
         n_by_role: (roles,) how many positions there were.
+        heads: layer -> (heads,) effects of giving back each head's output.
         total: sum of what corruption has cost.
         n: rows.
     """
@@ -85,6 +89,7 @@ class Tally:
     n_by_role: Tensor = field(init=False)
     total: float = 0.0
     n: int = 0
+    heads: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.whole = torch.zeros(len(self.units), dtype=torch.float64)
@@ -109,13 +114,22 @@ class Tally:
             for column, role in zip(own_columns(fact, values.shape[1]), roles(fact), strict=True):
                 self.by_role[index, ROLES.index(role)] += values[i, column]
 
+    def add_heads(self, layer: int, effects: Tensor) -> None:
+        """The effects (R, heads) of a layer's heads on rows."""
+        self.heads[layer] = self.heads.get(layer, 0) + effects.double().sum(0).cpu()
+
     def ranking(self, **notes: Any) -> Ranking:
         """The units by their mean effect when restored everywhere."""
         means = (self.whole / self.n).tolist()
         scores = dict(zip(self.units, means, strict=True))
         about = {"total_effect": self.total / self.n, "n_rows": self.n, **notes}
+        whole: dict[str, Any] = {}
+        if self.heads:
+            table = torch.stack([self.heads[layer] for layer in sorted(self.heads)]) / self.n
+            whole["head_effects"] = table.tolist()
+            about["heads"] = strongest(table)
         if not self.positions:
-            return Ranking(by_score(scores), scores, notes=about)
+            return Ranking(by_score(scores), scores, tables=whole, notes=about)
         tables: dict[str, Any] = {"roles": list(ROLES)}
         for kind in dict.fromkeys(unit.kind for unit in self.units):
             tables[kind] = [
@@ -123,7 +137,27 @@ class Tally:
                 for i, unit in enumerate(self.units)
                 if unit.kind == kind
             ]
-        return Ranking(by_score(scores), scores, tables={"effects": tables}, notes=about)
+        return Ranking(by_score(scores), scores, tables={"effects": tables, **whole}, notes=about)
+
+
+def strongest(effects: Tensor, n: int = 10) -> list[dict[str, Any]]:
+    """The heads with the greatest effects, of a table (layers, heads), as JSON."""
+    order = effects.flatten().argsort(descending=True, stable=True)[:n].tolist()
+    places = [divmod(place, effects.shape[1]) for place in order]
+    return [{"layer": layer, "head": head, "effect": float(effects[layer, head])} for layer, head in places]
+
+
+def check_heads(config: NoiseConfig, kinds: Sequence[str]) -> None:
+    """Refuse to look at heads where only MLPs are looked at.
+
+    Raises:
+        UserError: naming what does.
+    """
+    if config.heads and ATTENTION not in kinds:
+        raise UserError(
+            "this localization looks at MLPs only, and heads are attention's",
+            "leave out heads=true, or use causal_tracing or attribution_patching",
+        )
 
 
 def job_table(facts: Sequence[Fact], device: Any, single: bool = True) -> tuple[Tensor, Tensor, Tensor]:

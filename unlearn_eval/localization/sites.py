@@ -58,6 +58,11 @@ class Sites:
         """The path of the module whose output is the unit's."""
         return (self.attention if unit.kind == ATTENTION else self.mlp)[unit.layer]
 
+    def of_head(self, head: int, width: int) -> slice:
+        """Where a head's output z stands in what its output projection is given, which is `width` wide."""
+        size = width // self.n_heads
+        return slice(head * size, (head + 1) * size)
+
     def units(self, *kinds: str) -> list[Unit]:
         """All units of some kinds, from the lowest layer up."""
         return [Unit(kind, layer) for layer in range(self.parts.n_layers) for kind in kinds]

@@ -28,6 +28,9 @@ def _overview(content: Content) -> Table:
     table.add_column(overflow="fold")
     share, n_maps = content["n_weights"] / content["n_weights_in_blocks"], len(content["modules"])
     table.add_row("chosen", f"{n_maps} linear maps, {content['n_weights']:,} weights ({share:.1%} of the blocks')")
+    if content.get("mask"):
+        ways = content["mask"]["settings"]
+        table.add_row("masks", f"single weights by {ways['way']}, {ways['weights']} of those in the maps")
     layers = sorted(content["mlp_layers"])
     table.add_row("MLP layers", ", ".join(map(str, layers)) or "none")
     if content["budget"]:
@@ -45,7 +48,8 @@ def _overview(content: Content) -> Table:
             table.add_row(name, f"{text:.3g}" if isinstance(text, float) else str(text))
     if notes.get("heads"):
         heads = ", ".join(f"{own['layer']}.{own['head']} ({own['effect']:+.2f})" for own in notes["heads"])
-        table.add_row("extracting heads", heads)
+        name = "extracting heads" if "extraction_layer" in notes else "heads"
+        table.add_row(name, heads)
     table.add_row("score", _meaning(content))
     table.add_row("settings", ", ".join(f"{key}={value}" for key, value in content["settings"].items()) or "none")
     table.add_row("cost", f"{content['seconds']:.1f} s, seed {content['seed']}")
