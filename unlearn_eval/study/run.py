@@ -54,8 +54,8 @@ def states_of(plan: Plan, store: Store) -> tuple[dict[str, str], dict[str, Resul
 
 def made_otherwise(plan: Plan, store: Store, states: dict[str, str]) -> list[str]:
     """Warnings about results in the folder that look like what is to be done, and are not used."""
+    from unlearn_eval.study.cell_results import describe_cell
     from unlearn_eval.study.identity import code_hash
-    from unlearn_eval.study.worker import describe_cell
 
     def looks(cell: dict[str, Any]) -> str:
         return hash_json({key: value for key, value in cell.items() if key in _LOOKS})
@@ -152,7 +152,7 @@ def run_cell(cell: Cell, worker: Any, store: Store, command: list[str]) -> Resul
 
 def record_failure(cell: Cell, error: Exception, store: Store, command: list[str]) -> Result:
     """Write that a cell has failed, and why."""
-    from unlearn_eval.study.worker import failed_result
+    from unlearn_eval.study.cell_results import failed_result
 
     trace = "".join(traceback.format_exception(error))
     result = failed_result(cell, error, trace, utc_now(), command)

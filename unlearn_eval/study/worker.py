@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from unlearn_eval.known_items import conversations, known_items
 from unlearn_eval.models import LoadedModel, load_model
 from unlearn_eval.pipeline import describe_model
 from unlearn_eval.prompts import resolve_chat
-from unlearn_eval.provenance import hash_json, hash_weights, peak_memory_bytes, provenance
+from unlearn_eval.provenance import hash_json, hash_weights
 from unlearn_eval.results import Result, read_result, read_samples, utc_now, write_result
-from unlearn_eval.study.identity import code_hash
+from unlearn_eval.study.cell_results import whole_result
 from unlearn_eval.study.plan import Ask, Cell, Try, keeps_what_is_known
 from unlearn_eval.study.spec import OTHERS
 from unlearn_eval.study.store import RESULT, Store, read_if_whole
@@ -409,37 +409,8 @@ class Worker:
         from unlearn_eval.edits import read_description
 
         edit = None if folder is None else {"folder": str(folder), **read_description(folder)["info"]}
-        evaluation = sum(part.timing["evaluation_seconds"] for part in parts)
-        seconds = {name: round(value, 2) for name, value in timing.items()} | {
-            "evaluation_seconds": round(evaluation, 2)
-        }
-        if edit is not None and edit["seconds"] is not None:
-            seconds["editing_seconds"] = edit["seconds"]  # also where the edit was made by an earlier run
-        located = ((edit or {}).get("notes", {}).get("components") or {}).get("seconds")
-        if located is not None:
-            seconds["localization_seconds"] = located  # also where it was kept from an earlier edit
-        result = Result(
-            kind="evaluation",
-            status="complete",
-            created=created,
-            command=self.command,
-            config_as_passed=describe_cell(cell),
-            config={
-                "model_type": model_type(cell.backend, edit is not None),
-                "cell": describe_cell(cell) | {"ids": [item.id for item in chosen.forget], "kept": list(chosen.kept)},
-                "tasks": {name: config for part in parts for name, config in part.config["tasks"].items()},
-                "peak_memory_bytes": _peak(loaded.model.model.device),
-            },
-            model=parts[0].model,
-            edit=edit,
-            data={name: data for part in parts for name, data in part.data.items()},
-            metrics={task: metrics for part in parts for task, metrics in part.metrics.items()},
-            provenance=provenance(loaded.model.model.device),
-            seed=cell.seed,
-            timing=seconds,
-            robustness={task: own for part in parts for task, own in part.robustness.items()},
-            notes=[note for part in parts for note in part.notes],
-        )
+        device = loaded.model.model.device
+        result = whole_result(cell, chosen, edit, parts, device, timing, created, self.command)
         assert all(part.path is not None for part in parts)
         samples = {task: read_samples(str(part.path), task) for part in parts for task in part.samples}
         path = self.store.run_folder(cell.name, cell.key) / RESULT
@@ -447,43 +418,6 @@ class Worker:
         if folder is not None and not self.keep_edits:
             shutil.rmtree(folder, ignore_errors=True)
         return read_result(path)
-
-
-def describe_cell(cell: Cell) -> dict[str, Any]:
-    """What a cell is, for its result."""
-    return {
-        "key": cell.key,
-        "code": code_hash(),
-        "part": cell.part,
-        "model": cell.model.name,
-        "editor": None if cell.editor is None else cell.editor.name,
-        "settings": {} if cell.editor is None else dict(cell.editor.settings),
-        "recipe": None if cell.recipe is None else cell.recipe.name,
-        "forget": cell.forget,
-        "size": cell.size,
-        "seed": cell.seed,
-        "known": cell.known,
-        "retain": cell.retain,
-        "backend": cell.backend,
-        "finetune": None if cell.finetune is None else asdict(cell.finetune),
-        "tasks": [ask.task.task for ask in cell.asks],
-    } | ({"attacks": [asdict(own.attack) for own in cell.tries]} if cell.tries else {})
-
-
-def failed_result(cell: Cell, error: BaseException, trace: str, created: str, command: list[str]) -> Result:
-    """The result of a cell that did not work."""
-    return Result(
-        kind="evaluation",
-        status="failed",
-        created=created,
-        command=command,
-        config_as_passed=describe_cell(cell),
-        config={"cell": describe_cell(cell)},
-        model={"id": cell.model.model},
-        provenance=provenance(),
-        seed=cell.seed,
-        notes=[f"{type(error).__name__}: {error}", trace],
-    )
 
 
 @contextmanager
@@ -500,10 +434,3 @@ def _trains(editor: str) -> bool:
     from unlearn_eval.editors.base import get_editor
 
     return "folder" in {f.name for f in fields(get_editor(editor).Config)}
-
-
-def _peak(device: Any) -> int:
-    """The most memory so far, on the device on which the model is."""
-    import torch
-
-    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak_memory_bytes()
