@@ -409,7 +409,8 @@ def test_the_other_model_runner_says_the_same_steps():
     state = object.__new__(routed_model._model_state_cls())
     state.rope_state = state.prompt_embeds_state = None
     state.supports_mm_inputs = False
-    state._layer = SimpleNamespace(begin=made.append, rest=lambda: made.append(None))
+    layer = SimpleNamespace(begin=made.append, rest=lambda: made.append(None))
+    state.model = SimpleNamespace(unlearn_eval_layer=layer)
     state._progress, state._last = routed_model.Progress(), {}
     scored = SimpleNamespace(extra_args={"prompt_end": 3})
     plain = SimpleNamespace(extra_args=None)
