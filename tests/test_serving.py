@@ -1,6 +1,9 @@
 """What serving does before an engine is there: checkpoints are patched, and steps are routed token by token."""
 
 import random
+import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +17,9 @@ from unlearn_eval.errors import UserError
 from unlearn_eval.memory_edits import MemoryEdit
 from unlearn_eval.routing import prompt_lengths
 from unlearn_eval.serving.patches import layout_of, patched
+from unlearn_eval.serving.plugin import EXTENSION
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Slots, step_of
+from unlearn_eval.serving.swapping import EngineFacts, check_swap, facts_of
 
 
 def checkpoint(model, bare=False):
@@ -210,8 +215,6 @@ def test_steps_that_would_make_a_memory_guess_are_refused():
 @pytest.mark.parametrize("way", ["_sparing", "_static"])
 @pytest.mark.parametrize("kind", ["grace", "wise", "memoir"])
 def test_decisions_near_a_bound_are_recorded(tmp_path, kind, way, caplog):
-    from dataclasses import replace
-
     prompts = prompts_of(12, longest=20)
     edit = load_edit(write_edit(tmp_path / "edit", tmp_path, "llama", kind, prompts))
     model = model_of("llama")
@@ -251,3 +254,76 @@ def test_an_edits_folder_names_an_architecture_that_only_the_plugin_knows(tmp_pa
     folder = write_edit(tmp_path / "edit", tmp_path, "llama", kind, prompts_of(8, longest=8))
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["EditedLlamaForCausalLM"]
     assert load_edit(folder).info.base["architecture"] == "LlamaForCausalLM"
+
+
+# Swaps -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Edits of one base by name."""
+    root, prompts = tmp_path_factory.mktemp("swaps"), prompts_of(8, longest=8)
+    elsewhere = model_of("llama"), "model.layers.1.mlp.down_proj"
+    return {kind: write_edit(root / kind, root, "llama", kind, prompts) for kind in KINDS} | {
+        "whole": write_edit(root / "whole", root, "llama", "wise", prompts, positions="prompt"),
+        "moved": write_edit(root / "moved", root, elsewhere[1], "grace", prompts, model=elsewhere[0]),
+    }
+
+
+MEMORY_ENGINE = EngineFacts("model.layers.2.mlp.down_proj", eager=False, graphs=False, whole_prompts=False,
+                            extension=EXTENSION)  # fmt: skip
+WEIGHTS_ENGINE = replace(MEMORY_ENGINE, module=None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "engine", "says", "hint"),
+    [
+        ("grace", WEIGHTS_ENGINE, "was started with an edit of weights", "unlearn-eval serve .*grace"),
+        ("moved", MEMORY_ENGINE, "was compiled with one at model.layers.2.mlp.down_proj", "--enforce-eager"),
+        ("whole", MEMORY_ENGINE, "must be run in one step", "unlearn-eval serve .*whole"),
+        ("memoir", replace(MEMORY_ENGINE, graphs=True), "is part of its CUDA graphs", "--enforce-eager"),
+        ("dense", replace(MEMORY_ENGINE, graphs=True), "is part of its CUDA graphs", "--enforce-eager"),
+        ("grace", replace(MEMORY_ENGINE, extension="a.B"), "extended by a.B", "without --worker-extension-cls"),
+    ],
+)
+def test_swaps_that_an_engine_cannot_do_are_refused_with_what_to_do(folders, wanted, engine, says, hint):
+    with pytest.raises(UserError, match=says) as raised:
+        check_swap(folders["grace"], folders[wanted], engine)
+    assert re.search(hint, raised.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "engine"),
+    [
+        ("dense", replace(WEIGHTS_ENGINE, graphs=True, extension="a.B")),
+        ("low_rank", MEMORY_ENGINE),
+        ("wise", MEMORY_ENGINE),
+        ("moved", replace(MEMORY_ENGINE, eager=True)),
+        ("whole", replace(MEMORY_ENGINE, whole_prompts=True)),
+    ],
+)
+def test_swaps_that_an_engine_can_do(folders, wanted, engine):
+    after = check_swap(folders["low_rank"], folders[wanted], engine)
+    module = "model.layers.1.mlp.down_proj" if wanted == "moved" else engine.module
+    assert after == replace(engine, module=module)
+
+
+@pytest.mark.parametrize(
+    ("changes", "whole", "graphs"),
+    [
+        ({}, True, False),
+        ({"enable_chunked_prefill": True}, False, False),
+        ({"max_num_batched_tokens": 128}, False, False),
+        ({"long_prefill_token_threshold": 16}, False, False),
+        ({"cudagraph_mode": SimpleNamespace(name="PIECEWISE")}, True, True),
+    ],
+)
+def test_what_is_read_from_an_engines_settings(folders, changes, whole, graphs):
+    own = {"enable_chunked_prefill": False, "max_num_batched_tokens": 256, "long_prefill_token_threshold": 0}
+    own |= {"cudagraph_mode": SimpleNamespace(name="NONE"), "max_model_len": 256, "enforce_eager": True} | changes
+    parts = SimpleNamespace(**own, worker_extension_cls=EXTENSION)
+    names = ("scheduler_config", "compilation_config", "model_config", "parallel_config")
+    config = SimpleNamespace(**dict.fromkeys(names, parts))
+    expected = EngineFacts("model.layers.2.mlp.down_proj", True, graphs, whole, EXTENSION)
+    assert facts_of(config, folders["memoir"]) == expected
+    assert facts_of(config, folders["dense"]) == replace(expected, module=None)

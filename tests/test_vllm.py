@@ -5,117 +5,49 @@
 
 from __future__ import annotations
 
-import gc
+import functools
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from serving_models import KINDS, greedy, model_of, prompts_of, write_base, write_edit
+from tiny_models import tiny_tokenizer
+from vllm_engines import (  # noqa: F401
+    NEW,
+    N,
+    ask,
+    complete,
+    edits_and_answers,
+    engine,
+    engine_settings,
+    run,
+    say,
+    scores,
+    serve_command,
+    serving,
+    vllm,
+)
 
-vllm = pytest.importorskip("vllm")
-
-from serving_models import KINDS, greedy, model_of, prompts_of, write_base, write_edit  # noqa: E402
-from tiny_models import tiny_tokenizer  # noqa: E402
-
-from unlearn_eval import load_edit  # noqa: E402
-from unlearn_eval.edits import applied  # noqa: E402
-from unlearn_eval.errors import UserError  # noqa: E402
-from unlearn_eval.scoring import Query, score_answers  # noqa: E402
+from unlearn_eval import load_edit
+from unlearn_eval.edits import applied
+from unlearn_eval.errors import UserError
+from unlearn_eval.scoring import Query, score_answers
 
 pytestmark = pytest.mark.vllm
 ARCHITECTURES = ("llama", "qwen2", "gpt2")
-N, NEW = 64, 16
-PLAIN = {"max_model_len": 256, "max_num_seqs": 6, "enforce_eager": True, "block_size": 32}
 MODES = {
     "chunked": {"max_num_batched_tokens": 48, "enable_chunked_prefill": True},
     "preempted": {"num_gpu_blocks_override": 12, "max_num_batched_tokens": 256},
     "compiled": {"enforce_eager": False, "max_num_batched_tokens": 256},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def settings():
-    """The engine in this process, with little memory for keys and values."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield
-
-
-@contextmanager
-def engine(folder, **options):
-    """A vLLM engine; everything of it is gone afterwards."""
-    from vllm.distributed import cleanup_dist_env_and_memory
-
-    llm = vllm.LLM(str(folder), dtype="float32", seed=0, **(PLAIN | options))
-    try:
-        yield llm
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
-
-
-def say(llm, prompts, n=NEW):
-    sampling = vllm.SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False)
-    asked = [vllm.TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
-    return [list(out.outputs[0].token_ids) for out in llm.generate(asked, sampling, use_tqdm=False)]
-
-
-def scores(llm, queries):
-    """Log-probabilities of each query's labels, the prompt's end said."""
-    asked = [vllm.TokensPrompt(prompt_token_ids=[*q.prompt_ids, *q.label_ids]) for q in queries]
-    sampling = [
-        vllm.SamplingParams(
-            temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False,
-            extra_args={"prompt_end": len(q.prompt_ids)},
-        )
-        for q in queries
-    ]  # fmt: skip
-    found = []
-    for out, query in zip(llm.generate(asked, sampling, use_tqdm=False), queries, strict=True):
-        rows = out.prompt_logprobs[len(query.prompt_ids) :]
-        found.append([row[token].logprob for row, token in zip(rows, query.label_ids, strict=True)])
-    return found
-
-
-@pytest.fixture(scope="module")
-def edits(tmp_path_factory):
-    """(architecture, kind, settings) -> base, edit's folder, prompts, what is said without and with the edit."""
-    root, made = tmp_path_factory.mktemp("edits"), {}
-    prompts = prompts_of(N)
-
-    def make(architecture, kind, **more):
-        key = (architecture, kind, *sorted(more.items()))
-        if key not in made:
-            base = root / architecture
-            if not base.is_dir():
-                write_base(base, architecture)
-            folder = write_edit(
-                root / "-".join(map(str, key)).replace("'", ""), base, architecture, kind, prompts, **more
-            )
-            model = model_of(architecture)
-            plain = greedy(model, prompts, NEW)
-            with applied(load_edit(folder), model):
-                made[key] = base, folder, prompts, plain, greedy(model, prompts, NEW)
-        return made[key]
-
-    return make
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -237,39 +169,10 @@ def test_other_versions_and_other_plugins_are_named(monkeypatch):
 
 @pytest.fixture
 def server(edits, tmp_path):
-    """`unlearn-eval serve` of a low-rank edit; gives its address and the folder."""
+    """`unlearn-eval serve` of a low-rank edit; gives its port and the folder."""
     _, folder, *_ = edits("llama", "low_rank")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "unlearn_eval.cli", "serve", str(folder), "--port", str(port), "--name", "m"]
-    command += ["--api-key", "secret", "--", "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
-    command += ["--max-num-seqs", "2"]
-    log = (tmp_path / "log").open("w")
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    running = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
-        for _ in range(300):
-            with suppress(OSError):
-                if ask(port, "/health")[0] == 200:
-                    break
-            assert running.poll() is None, (tmp_path / "log").read_text()[-2000:]
-            time.sleep(1)
+    with serving(serve_command(folder, "--max-num-seqs", "2"), tmp_path / "log") as port:
         yield port, folder
-    finally:
-        os.killpg(running.pid, signal.SIGTERM)
-        running.wait(60)
-
-
-def ask(port, path, content=None, key="secret", timeout=60):
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    data = None if content is None else json.dumps(content).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read() or b"{}")
 
 
 def test_a_server_answers_says_what_it_serves_and_swaps(server, edits):
@@ -282,15 +185,9 @@ def test_a_server_answers_says_what_it_serves_and_swaps(server, edits):
     _, _, _, _, as_low_rank = edits("llama", "low_rank")
     _, grace, *_ = edits("llama", "grace")
 
-    def says(prompt):
-        asked = {"model": "m", "prompt": prompt, "max_tokens": NEW, "temperature": 0, "ignore_eos": True}
-        status, found = ask(port, "/v1/completions", asked | {"return_token_ids": True})
-        assert status == 200, found
-        return found["choices"][0]["token_ids"]
-
     def many():  # more at once than there are slots
         with ThreadPoolExecutor(12) as pool:
-            return list(pool.map(says, prompts[:12]))
+            return list(pool.map(functools.partial(complete, port), prompts[:12]))
 
     assert ask(port, "/health")[1]["edit"]["id"] == edit_id(folder)
     assert ask(port, "/v1/edit", key="wrong")[0] == 401
@@ -307,13 +204,6 @@ def test_a_server_answers_says_what_it_serves_and_swaps(server, edits):
     assert many() == as_dense[:12]
     assert ask(port, "/v1/edit", {"edit": str(folder)})[0] == 200
     assert many() == as_low_rank[:12]
-
-
-def run(*arguments):
-    """Our command line, in a process of its own."""
-    command = [sys.executable, "-m", "unlearn_eval.cli", *map(str, arguments)]
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def assert_same_metrics(found, expected, but=()):
