@@ -16,6 +16,7 @@ from unlearn_eval.edits import EditInfo, LowRankEdit, applied, describe_base
 from unlearn_eval.errors import UserError
 from unlearn_eval.memory_edits import MemoryEdit
 from unlearn_eval.routing import prompt_lengths
+from unlearn_eval.serving import moments
 from unlearn_eval.serving.patches import layout_of, patched
 from unlearn_eval.serving.plugin import EXTENSION
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Slots, step_of
@@ -327,3 +328,48 @@ def test_what_is_read_from_an_engines_settings(folders, changes, whole, graphs):
     expected = EngineFacts("model.layers.2.mlp.down_proj", True, graphs, whole, EXTENSION)
     assert facts_of(config, folders["memoir"]) == expected
     assert facts_of(config, folders["dense"]) == replace(expected, module=None)
+
+
+# Moments ---------------------------------------------------------------------------------------------------
+
+
+def rows_of(n, seed=0, size=3.0):
+    """Logits of n tokens, and the tokens that they are to predict."""
+    draw = torch.Generator().manual_seed(seed)
+    return size * torch.randn(n, 50, generator=draw), torch.randint(50, (n,), generator=draw).tolist()
+
+
+@pytest.mark.parametrize(
+    "order", ["one call", "last row first", "one row more", "chunks, each with its last row first"]
+)
+def test_moments_are_of_the_labels_whatever_order_rows_are_seen_in(order, monkeypatch):
+    monkeypatch.setattr(moments, "_NUMBERS", 50 * 4)  # pieces of four rows
+    logits, ids = rows_of(12)
+    watch = moments.Watch([7, *ids])
+    calls = {
+        "one call": [logits],
+        "last row first": [rows_of(1, seed=1)[0], logits],
+        "one row more": [rows_of(1, seed=1)[0], torch.cat([logits, rows_of(1, seed=1)[0]])],
+        "chunks, each with its last row first": [logits[8:9], logits[:9], rows_of(1, seed=1)[0], logits[9:]],
+    }[order]
+    for call in calls:
+        watch.see(call)
+    logp = logits.double().log_softmax(-1)
+    own = logp.gather(-1, torch.tensor(ids)[:, None])[:, 0].float()
+    p = logp.exp()
+    mean = (p * logp).sum(-1)
+    variance = (p * (logp - mean[:, None]) ** 2).sum(-1)
+    found = watch.moments(ids[-5:], own[-5:].tolist())
+    torch.testing.assert_close(torch.tensor(found), torch.stack([mean, variance])[:, -5:].float(), atol=1e-4, rtol=1e-4)
+
+
+def test_moments_of_logits_that_were_not_seen_are_not_guessed():
+    logits, ids = rows_of(12)
+    own = logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
+    watch = moments.Watch(ids)
+    assert watch.moments(ids[-3:], own[-3:].tolist()) is None, "nothing was seen"
+    watch.see(logits[:10])
+    assert watch.moments(ids[-3:], own[-3:].tolist()) is None, "the last were not"
+    watch.see(logits[10:])
+    assert watch.moments(ids[-3:], own[-3:].tolist()) is not None
+    assert watch.moments(ids[-3:], (own[-3:] + 1e-3).tolist()) is None, "another engine's"

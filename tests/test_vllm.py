@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +39,7 @@ from vllm_engines import (  # noqa: F401
 from unlearn_eval import load_edit
 from unlearn_eval.edits import applied
 from unlearn_eval.errors import UserError
+from unlearn_eval.harness.requests import make_query
 from unlearn_eval.scoring import Query, score_answers
 
 pytestmark = pytest.mark.vllm
@@ -206,12 +207,11 @@ def test_a_server_answers_says_what_it_serves_and_swaps(server, edits):
     assert many() == as_low_rank[:12]
 
 
-def assert_same_metrics(found, expected, but=()):
+def assert_same_metrics(found, expected):
     assert found.metrics.keys() == expected.metrics.keys()
     for task, metrics in expected.metrics.items():
         for name, metric in metrics.items():
-            if name not in but:
-                assert found.metrics[task][name].value == pytest.approx(metric.value, abs=1e-4), name
+            assert found.metrics[task][name].value == pytest.approx(metric.value, abs=1e-4), name
 
 
 def test_several_edits_share_one_engine(edits, tmp_path):
@@ -352,6 +352,41 @@ def test_a_real_model_says_what_it_says_with_hugging_face(tmp_path, kind):
         assert say(llm, prompts, 8) == edited
 
 
+@pytest.mark.parametrize("kind", [None, "grace"])
+def test_means_and_variances_are_those_of_hugging_face(edits, kind):
+    from lm_eval.api.instance import Instance
+
+    from unlearn_eval.harness import vllm_models
+    from unlearn_eval.harness.requests import KIND, options
+
+    base, folder, *_ = edits("llama", kind or "low_rank")
+    own = {"dtype": "float32", "max_model_len": 256, "enforce_eager": True, "block_size": 32}
+    own |= {"max_num_batched_tokens": 32} if kind else {}  # in several steps
+    if kind:
+        lm = vllm_models.EditedVLLM(str(base), str(folder), **own)
+    else:
+        lm = vllm_models.VLLM(str(base), **own)
+    try:
+        questions = [(f"Who wrote book {'very ' * i}{i}?", f" Nobody wrote {'it ' * (i % 5)}.") for i in range(24)]
+        asked = [
+            Instance("loglikelihood", {}, (*question, options(False, moments=i % 4 > 0)), i)
+            for i, question in enumerate(questions)
+        ]
+        found = getattr(lm, KIND)(asked, disable_tqdm=True)
+        queries = [make_query(lm, *request.args, lm.tok_encode)[0] for request in asked]
+    finally:
+        lm.model.llm_engine.engine_core.shutdown()
+    assert max(map(len, queries)) > 40
+    model = model_of("llama")
+    with applied(load_edit(folder), model) if kind else nullcontext():
+        expected = score_answers(model, queries, moments=True)
+    for i, (own, score) in enumerate(zip(found, expected, strict=True)):
+        assert "partial" not in own
+        assert ("means" in own) == (i % 4 > 0)
+        for name in ("token_nll", *(("means", "variances") if i % 4 else ())):
+            torch.testing.assert_close(torch.tensor(own[name]), torch.tensor(getattr(score, name)), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["dense", "grace"])
 def test_tofu_has_the_same_numbers_on_both_back_ends(edits, tmp_path, monkeypatch, kind):
     from conftest import write_tofu
@@ -371,8 +406,5 @@ def test_tofu_has_the_same_numbers_on_both_back_ends(edits, tmp_path, monkeypatc
         done = run(*asked, *options, "--output", tmp_path / f"{name}.json")
         assert done.returncode == 0, done.stderr[-2000:]
         found.append(read_result(tmp_path / f"{name}.json"))
-    assert_same_metrics(*found, but=["mia_min_k_plus_plus_auc"])
-    missing = found[0].metrics["unlearn_tofu_privacy"]["mia_min_k_plus_plus_auc"]
-    assert missing.value is None
-    assert "no means and variances" in missing.reason
-    assert found[0].metrics["unlearn_tofu_privacy"]["mia_min_k_auc"].value is not None
+    assert_same_metrics(*found)
+    assert found[0].metrics["unlearn_tofu_privacy"]["mia_min_k_plus_plus_auc"].value is not None

@@ -1,4 +1,4 @@
-"""Edits that take each other's place in a running engine: an answer is wholly the old edit's or wholly the new one's."""
+"""Edits that take each other's place in a running engine: answers are wholly the old edit's or wholly the new one's."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What vLLM's workers can do beside their own: take another edit (`worker_extension_cls`, `collective_rpc`)."""
+"""What vLLM's workers can do beside their own (`worker_extension_cls`, `collective_rpc`): another edit, and moments."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +32,27 @@ class WorkerExtension:
             self.reload_weights(weights_path=folder)
         change()
         return None
+
+    def unlearn_eval_watch(self: Any, ids: Sequence[int]) -> None:
+        """Note the moments of the next request, which has these tokens and runs alone."""
+        from unlearn_eval.serving.moments import Watch
+
+        model, watch = self.get_model(), Watch(ids)
+        own = model.compute_logits
+
+        def compute_logits(*arguments: Any, **options: Any) -> Any:
+            logits = own(*arguments, **options)
+            if logits is not None:  # of the process that has them
+                watch.see(logits)
+            return logits
+
+        vars(model).update(compute_logits=compute_logits, unlearn_eval_watch=watch)
+
+    def unlearn_eval_moments(
+        self: Any, labels: Sequence[int], logp: Sequence[float]
+    ) -> tuple[list[float], list[float]] | None:
+        """Means and variances at the labels of the request that was watched (see `Watch.moments`); the watch ends."""
+        own = vars(self.get_model())
+        del own["compute_logits"]
+        found: tuple[list[float], list[float]] | None = own.pop("unlearn_eval_watch").moments(labels, logp)
+        return found
