@@ -1,8 +1,10 @@
 """What serving does before an engine is there: checkpoints are patched, and steps are routed token by token."""
 
+import asyncio
 import random
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +20,9 @@ from unlearn_eval.memory_edits import MemoryEdit
 from unlearn_eval.routing import prompt_lengths
 from unlearn_eval.serving import moments
 from unlearn_eval.serving.patches import layout_of, patched
-from unlearn_eval.serving.plugin import EXTENSION
+from unlearn_eval.serving.plugin import EXTENSION, edit_id
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Slots, step_of
+from unlearn_eval.serving.routes import Served
 from unlearn_eval.serving.swapping import EngineFacts, check_swap, facts_of
 
 
@@ -328,6 +331,77 @@ def test_what_is_read_from_an_engines_settings(folders, changes, whole, graphs):
     expected = EngineFacts("model.layers.2.mlp.down_proj", True, graphs, whole, EXTENSION)
     assert facts_of(config, folders["memoir"]) == expected
     assert facts_of(config, folders["dense"]) == replace(expected, module=None)
+
+
+class Engine:
+    """Says what it is asked, and fails to read weights of some folders."""
+
+    def __init__(self, failing=(), refusing=()):
+        self.asked, self.failing, self.refusing = [], set(failing), set(refusing)
+        own = {"enable_chunked_prefill": True, "max_num_batched_tokens": 256, "long_prefill_token_threshold": 0}
+        own |= {"cudagraph_mode": None, "max_model_len": 256, "enforce_eager": True, "worker_extension_cls": EXTENSION}
+        names = ("scheduler_config", "compilation_config", "model_config", "parallel_config")
+        self.vllm_config = SimpleNamespace(**dict.fromkeys(names, SimpleNamespace(**own)))
+
+    async def collective_rpc(self, name, kwargs):
+        folder = Path(kwargs.get("folder") or kwargs["weights_path"])
+        self.asked.append((name, folder.name, kwargs.get("reload")))
+        if folder in self.refusing:
+            return [{"message": "it does not fit", "hint": "a smaller one"}]
+        if folder in self.failing:
+            raise RuntimeError("cannot be read")
+        return [None]
+
+    def __getattr__(self, name):
+        async def note(**options):
+            self.asked.append((name, *options.values()))
+
+        return note
+
+
+def swapped(served, folder):
+    """What a swap ended with, and what the engine was asked."""
+    served._engine.asked.clear()
+    try:
+        asyncio.run(served.swap(folder))
+        found = None
+    except Exception as error:
+        found = error
+    return found, [call for call in served._engine.asked if call[0] != "reset_prefix_cache"]
+
+
+PAUSE, RESUME = ("pause_generation", "wait", True), ("resume_generation",)
+
+
+def test_a_swap_happens_while_nothing_runs_and_reads_weights_only_where_they_change(folders):
+    served = Served(Engine(), folders["grace"])
+    for name, reload in (("wise", False), ("low_rank", True), ("dense", True), ("moved", True), ("memoir", False)):
+        assert swapped(served, folders[name]) == (None, [PAUSE, ("unlearn_eval_serve", name, reload), RESUME])
+        assert served.description["id"] == edit_id(folders[name])
+    served = Served(Engine(), folders["low_rank"])
+    assert swapped(served, folders["dense"]) == (None, [PAUSE, ("reload_weights", "dense", None), RESUME])
+    error, asked = swapped(served, folders["grace"])
+    assert isinstance(error, UserError)
+    assert asked == [], "requests need not wait for a refusal"
+
+
+def test_a_swap_that_fails_brings_the_old_edit_back(folders):
+    served = Served(Engine({folders["dense"]}, {folders["wise"]}), folders["grace"])
+    error, asked = swapped(served, folders["dense"])
+    assert isinstance(error, RuntimeError)
+    assert asked == [PAUSE, ("unlearn_eval_serve", "dense", True), ("reload_weights", "grace", None), RESUME]
+    error, asked = swapped(served, folders["wise"])
+    assert (error.message, error.hint) == ("it does not fit", "a smaller one")
+    assert asked == [PAUSE, ("unlearn_eval_serve", "wise", False), RESUME]
+    assert served.whole
+    assert served.description["id"] == edit_id(folders["grace"])
+    served._engine.failing.add(folders["grace"])
+    assert swapped(served, folders["dense"])[1][-1] == ("reload_weights", "grace", None), "and requests wait"
+    assert not served.whole
+    assert swapped(served, folders["wise"])[1][-1] == ("unlearn_eval_serve", "wise", True)
+    assert not served.whole, "a refusal mends nothing"
+    assert swapped(served, folders["memoir"]) == (None, [PAUSE, ("unlearn_eval_serve", "memoir", True), RESUME])
+    assert served.whole
 
 
 # Moments ---------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from vllm_engines import (  # noqa: F401
 
 from unlearn_eval import load_edit
 from unlearn_eval.edits import LowRankEdit, applied
-from unlearn_eval.serving.plugin import edit_id
+from unlearn_eval.serving.plugin import EXTENSION, edit_id
+from unlearn_eval.serving.swapping import EngineFacts, check_swap, facts_of, is_memory
 
 pytestmark = pytest.mark.vllm
 HELD = 24  # tokens of the answers that are under way during a swap
@@ -120,12 +121,16 @@ def test_what_is_refused_or_fails_leaves_the_edit_that_is_served(server, edits, 
 
 def test_compiled_engines_exchange_memories_too(edits):
     _, grace, prompts, _, as_grace = edits("llama", "grace")
-    with engine(grace, enforce_eager=False, max_num_batched_tokens=256) as llm:
+    whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": 256}
+    with engine(grace, enforce_eager=False, **whole) as llm:
+        facts = facts_of(llm.llm_engine.vllm_config, grace)
+        assert facts == EngineFacts(PROJECTION["llama"], False, False, True, EXTENSION)
         assert say(llm, prompts) == as_grace
-        served = "grace"
-        for kind in ("memoir", "low_rank", "wise", "grace"):
-            _, folder, _, _, expected = edits("llama", kind)
-            options = {"folder": str(folder), "reload": "low_rank" in (kind, served)}
+        served = grace
+        for kind, more in (("memoir", {}), ("low_rank", {}), ("wise", {"positions": "all"}), ("grace", {})):
+            _, folder, _, _, expected = edits("llama", kind, **more)
+            assert check_swap(served, folder, facts) == facts
+            options = {"folder": str(folder), "reload": not (is_memory(served) and is_memory(folder))}
             assert llm.collective_rpc("unlearn_eval_serve", kwargs=options) == [None]
             assert say(llm, prompts) == expected
-            served = kind
+            served = folder

@@ -102,8 +102,9 @@ class Served:
 
     async def _read(self, folder: Path) -> None:
         """Bring the edit into the engine, which runs nothing; or leave, or bring back, the one that was there."""
-        before = self.folder
-        reload = not (is_memory(before) and is_memory(folder))
+        before, description = self.folder, describe(folder)
+        was_whole = self.whole
+        reload = not (was_whole and is_memory(before) and is_memory(folder))  # else all weights are the base's
         self.whole = False
         try:
             refused = await self._tell(folder, reload)
@@ -112,10 +113,11 @@ class Served:
                 await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(before)})
             self.whole = True
             raise
-        self.whole = True
-        if refused:
+        if refused:  # before anything has changed
+            self.whole = was_whole
             raise UserError(refused["message"], refused["hint"])
-        self.folder, self.description = folder, describe(folder)
+        self.whole = True
+        self.folder, self.description = folder, description
         await self._engine.reset_prefix_cache()
 
     async def _tell(self, folder: Path, reload: bool) -> dict[str, str] | None:
