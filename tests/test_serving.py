@@ -16,6 +16,7 @@ from unlearn_eval import load_edit
 from unlearn_eval.dense_edits import DenseEdit
 from unlearn_eval.edits import EditInfo, LowRankEdit, applied, describe_base
 from unlearn_eval.errors import UserError
+from unlearn_eval.harness.vllm_requests import no_moments
 from unlearn_eval.memory_edits import MemoryEdit
 from unlearn_eval.routing import prompt_lengths
 from unlearn_eval.serving import moments
@@ -447,3 +448,20 @@ def test_moments_of_logits_that_were_not_seen_are_not_guessed():
     watch.see(logits[10:])
     assert watch.moments(ids[-3:], own[-3:].tolist()) is not None
     assert watch.moments(ids[-3:], (own[-3:] + 1e-3).tolist()) is None, "another engine's"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, None),
+        ({"data_parallel_size": 2}, "with data_parallel_size"),
+        ({"alone": False}, "not of edits together"),
+        ({"extension": "a.B"}, "with worker_extension_cls=a.B"),
+    ],
+)
+def test_why_an_engine_gives_no_moments(changes, says):
+    own = {"data_parallel_size": 1, "alone": True, "extension": EXTENSION} | changes
+    parallel = SimpleNamespace(worker_extension_cls=own["extension"])
+    engine = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=SimpleNamespace(parallel_config=parallel)))
+    reason = no_moments(SimpleNamespace(**own, model=engine))
+    assert reason is None if says is None else says in reason
