@@ -24,7 +24,7 @@ test-all: $(INSTALLED) $(MODEL)  ## the slow tests too
 	$(PYTEST) -m "not gpu and not vllm"
 
 test-vllm: $(VLLM_DONE)  ## edits in a real engine: vLLM on a CPU, in an environment of its own
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VLLM)/bin/python -m pytest tests/test_vllm.py -m vllm
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VLLM)/bin/python -m pytest tests/test_vllm*.py -m vllm
 
 check: $(INSTALLED)  ## formatting, lint, types, every number in the README has its file, the reference is the code's
 	$(BIN)/ruff format --check .

@@ -1,6 +1,11 @@
 """What serving does before an engine is there: checkpoints are patched, and steps are routed token by token."""
 
+import asyncio
 import random
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +16,15 @@ from unlearn_eval import load_edit
 from unlearn_eval.dense_edits import DenseEdit
 from unlearn_eval.edits import EditInfo, LowRankEdit, applied, describe_base
 from unlearn_eval.errors import UserError
+from unlearn_eval.harness.vllm_requests import no_moments
 from unlearn_eval.memory_edits import MemoryEdit
 from unlearn_eval.routing import prompt_lengths
+from unlearn_eval.serving import moments
 from unlearn_eval.serving.patches import layout_of, patched
+from unlearn_eval.serving.plugin import EXTENSION, edit_id
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Slots, step_of
+from unlearn_eval.serving.routes import Served
+from unlearn_eval.serving.swapping import EngineFacts, check_swap, facts_of
 
 
 def checkpoint(model, bare=False):
@@ -210,8 +220,6 @@ def test_steps_that_would_make_a_memory_guess_are_refused():
 @pytest.mark.parametrize("way", ["_sparing", "_static"])
 @pytest.mark.parametrize("kind", ["grace", "wise", "memoir"])
 def test_decisions_near_a_bound_are_recorded(tmp_path, kind, way, caplog):
-    from dataclasses import replace
-
     prompts = prompts_of(12, longest=20)
     edit = load_edit(write_edit(tmp_path / "edit", tmp_path, "llama", kind, prompts))
     model = model_of("llama")
@@ -251,3 +259,209 @@ def test_an_edits_folder_names_an_architecture_that_only_the_plugin_knows(tmp_pa
     folder = write_edit(tmp_path / "edit", tmp_path, "llama", kind, prompts_of(8, longest=8))
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["EditedLlamaForCausalLM"]
     assert load_edit(folder).info.base["architecture"] == "LlamaForCausalLM"
+
+
+# Swaps -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Edits of one base by name."""
+    root, prompts = tmp_path_factory.mktemp("swaps"), prompts_of(8, longest=8)
+    elsewhere = model_of("llama"), "model.layers.1.mlp.down_proj"
+    return {kind: write_edit(root / kind, root, "llama", kind, prompts) for kind in KINDS} | {
+        "whole": write_edit(root / "whole", root, "llama", "wise", prompts, positions="prompt"),
+        "moved": write_edit(root / "moved", root, elsewhere[1], "grace", prompts, model=elsewhere[0]),
+    }
+
+
+MEMORY_ENGINE = EngineFacts("model.layers.2.mlp.down_proj", eager=False, graphs=False, whole_prompts=False,
+                            extension=EXTENSION)  # fmt: skip
+WEIGHTS_ENGINE = replace(MEMORY_ENGINE, module=None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "engine", "says", "hint"),
+    [
+        ("grace", WEIGHTS_ENGINE, "was started with an edit of weights", "unlearn-eval serve .*grace"),
+        ("moved", MEMORY_ENGINE, "was compiled with one at model.layers.2.mlp.down_proj", "--enforce-eager"),
+        ("whole", MEMORY_ENGINE, "must be run in one step", "unlearn-eval serve .*whole"),
+        ("memoir", replace(MEMORY_ENGINE, graphs=True), "is part of its CUDA graphs", "--enforce-eager"),
+        ("dense", replace(MEMORY_ENGINE, graphs=True), "is part of its CUDA graphs", "--enforce-eager"),
+        ("grace", replace(MEMORY_ENGINE, extension="a.B"), "extended by a.B", "without --worker-extension-cls"),
+    ],
+)
+def test_swaps_that_an_engine_cannot_do_are_refused_with_what_to_do(folders, wanted, engine, says, hint):
+    with pytest.raises(UserError, match=says) as raised:
+        check_swap(folders["grace"], folders[wanted], engine)
+    assert re.search(hint, raised.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "engine"),
+    [
+        ("dense", replace(WEIGHTS_ENGINE, graphs=True, extension="a.B")),
+        ("low_rank", MEMORY_ENGINE),
+        ("wise", MEMORY_ENGINE),
+        ("moved", replace(MEMORY_ENGINE, eager=True)),
+        ("whole", replace(MEMORY_ENGINE, whole_prompts=True)),
+    ],
+)
+def test_swaps_that_an_engine_can_do(folders, wanted, engine):
+    after = check_swap(folders["low_rank"], folders[wanted], engine)
+    module = "model.layers.1.mlp.down_proj" if wanted == "moved" else engine.module
+    assert after == replace(engine, module=module)
+
+
+@pytest.mark.parametrize(
+    ("changes", "whole", "graphs"),
+    [
+        ({}, True, False),
+        ({"enable_chunked_prefill": True}, False, False),
+        ({"max_num_batched_tokens": 128}, False, False),
+        ({"long_prefill_token_threshold": 16}, False, False),
+        ({"cudagraph_mode": SimpleNamespace(name="PIECEWISE")}, True, True),
+    ],
+)
+def test_what_is_read_from_an_engines_settings(folders, changes, whole, graphs):
+    own = {"enable_chunked_prefill": False, "max_num_batched_tokens": 256, "long_prefill_token_threshold": 0}
+    own |= {"cudagraph_mode": SimpleNamespace(name="NONE"), "max_model_len": 256, "enforce_eager": True} | changes
+    parts = SimpleNamespace(**own, worker_extension_cls=EXTENSION)
+    names = ("scheduler_config", "compilation_config", "model_config", "parallel_config")
+    config = SimpleNamespace(**dict.fromkeys(names, parts))
+    expected = EngineFacts("model.layers.2.mlp.down_proj", True, graphs, whole, EXTENSION)
+    assert facts_of(config, folders["memoir"]) == expected
+    assert facts_of(config, folders["dense"]) == replace(expected, module=None)
+
+
+class Engine:
+    """Says what it is asked, and fails to read weights of some folders."""
+
+    def __init__(self, failing=(), refusing=()):
+        self.asked, self.failing, self.refusing = [], set(failing), set(refusing)
+        own = {"enable_chunked_prefill": True, "max_num_batched_tokens": 256, "long_prefill_token_threshold": 0}
+        own |= {"cudagraph_mode": None, "max_model_len": 256, "enforce_eager": True, "worker_extension_cls": EXTENSION}
+        names = ("scheduler_config", "compilation_config", "model_config", "parallel_config")
+        self.vllm_config = SimpleNamespace(**dict.fromkeys(names, SimpleNamespace(**own)))
+
+    async def collective_rpc(self, name, kwargs):
+        folder = Path(kwargs.get("folder") or kwargs["weights_path"])
+        self.asked.append((name, folder.name, kwargs.get("reload")))
+        if folder in self.refusing:
+            return [{"message": "it does not fit", "hint": "a smaller one"}]
+        if folder in self.failing:
+            raise RuntimeError("cannot be read")
+        return [None]
+
+    def __getattr__(self, name):
+        async def note(**options):
+            self.asked.append((name, *options.values()))
+
+        return note
+
+
+def swapped(served, folder):
+    """What a swap ended with, and what the engine was asked."""
+    served._engine.asked.clear()
+    try:
+        asyncio.run(served.swap(folder))
+        found = None
+    except Exception as error:
+        found = error
+    return found, [call for call in served._engine.asked if call[0] != "reset_prefix_cache"]
+
+
+PAUSE, RESUME = ("pause_generation", "wait", True), ("resume_generation",)
+
+
+def test_a_swap_happens_while_nothing_runs_and_reads_weights_only_where_they_change(folders):
+    served = Served(Engine(), folders["grace"])
+    for name, reload in (("wise", False), ("low_rank", True), ("dense", True), ("moved", True), ("memoir", False)):
+        assert swapped(served, folders[name]) == (None, [PAUSE, ("unlearn_eval_serve", name, reload), RESUME])
+        assert served.description["id"] == edit_id(folders[name])
+    served = Served(Engine(), folders["low_rank"])
+    assert swapped(served, folders["dense"]) == (None, [PAUSE, ("reload_weights", "dense", None), RESUME])
+    error, asked = swapped(served, folders["grace"])
+    assert isinstance(error, UserError)
+    assert asked == [], "requests need not wait for a refusal"
+
+
+def test_a_swap_that_fails_brings_the_old_edit_back(folders):
+    served = Served(Engine({folders["dense"]}, {folders["wise"]}), folders["grace"])
+    error, asked = swapped(served, folders["dense"])
+    assert isinstance(error, RuntimeError)
+    assert asked == [PAUSE, ("unlearn_eval_serve", "dense", True), ("reload_weights", "grace", None), RESUME]
+    error, asked = swapped(served, folders["wise"])
+    assert (error.message, error.hint) == ("it does not fit", "a smaller one")
+    assert asked == [PAUSE, ("unlearn_eval_serve", "wise", False), RESUME]
+    assert served.whole
+    assert served.description["id"] == edit_id(folders["grace"])
+    served._engine.failing.add(folders["grace"])
+    assert swapped(served, folders["dense"])[1][-1] == ("reload_weights", "grace", None), "and requests wait"
+    assert not served.whole
+    assert swapped(served, folders["wise"])[1][-1] == ("unlearn_eval_serve", "wise", True)
+    assert not served.whole, "a refusal mends nothing"
+    assert swapped(served, folders["memoir"]) == (None, [PAUSE, ("unlearn_eval_serve", "memoir", True), RESUME])
+    assert served.whole
+
+
+# Moments ---------------------------------------------------------------------------------------------------
+
+
+def rows_of(n, seed=0, size=3.0):
+    """Logits of n tokens, and the tokens that they are to predict."""
+    draw = torch.Generator().manual_seed(seed)
+    return size * torch.randn(n, 50, generator=draw), torch.randint(50, (n,), generator=draw).tolist()
+
+
+@pytest.mark.parametrize(
+    "order", ["one call", "last row first", "one row more", "chunks, each with its last row first"]
+)
+def test_moments_are_of_the_labels_whatever_order_rows_are_seen_in(order, monkeypatch):
+    monkeypatch.setattr(moments, "_NUMBERS", 50 * 4)  # pieces of four rows
+    logits, ids = rows_of(12)
+    watch = moments.Watch([7, *ids])
+    calls = {
+        "one call": [logits],
+        "last row first": [rows_of(1, seed=1)[0], logits],
+        "one row more": [rows_of(1, seed=1)[0], torch.cat([logits, rows_of(1, seed=1)[0]])],
+        "chunks, each with its last row first": [logits[8:9], logits[:9], rows_of(1, seed=1)[0], logits[9:]],
+    }[order]
+    for call in calls:
+        watch.see(call)
+    logp = logits.double().log_softmax(-1)
+    own = logp.gather(-1, torch.tensor(ids)[:, None])[:, 0].float()
+    p = logp.exp()
+    mean = (p * logp).sum(-1)
+    variance = (p * (logp - mean[:, None]) ** 2).sum(-1)
+    found = watch.moments(ids[-5:], own[-5:].tolist())
+    torch.testing.assert_close(torch.tensor(found), torch.stack([mean, variance])[:, -5:].float(), atol=1e-4, rtol=1e-4)
+
+
+def test_moments_of_logits_that_were_not_seen_are_not_guessed():
+    logits, ids = rows_of(12)
+    own = logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
+    watch = moments.Watch(ids)
+    assert watch.moments(ids[-3:], own[-3:].tolist()) is None, "nothing was seen"
+    watch.see(logits[:10])
+    assert watch.moments(ids[-3:], own[-3:].tolist()) is None, "the last were not"
+    watch.see(logits[10:])
+    assert watch.moments(ids[-3:], own[-3:].tolist()) is not None
+    assert watch.moments(ids[-3:], (own[-3:] + 1e-3).tolist()) is None, "another engine's"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, None),
+        ({"data_parallel_size": 2}, "with data_parallel_size"),
+        ({"alone": False}, "not of edits together"),
+        ({"extension": "a.B"}, "with worker_extension_cls=a.B"),
+    ],
+)
+def test_why_an_engine_gives_no_moments(changes, says):
+    own = {"data_parallel_size": 1, "alone": True, "extension": EXTENSION} | changes
+    parallel = SimpleNamespace(worker_extension_cls=own["extension"])
+    engine = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=SimpleNamespace(parallel_config=parallel)))
+    reason = no_moments(SimpleNamespace(**own, model=engine))
+    assert reason is None if says is None else says in reason

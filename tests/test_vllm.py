@@ -5,117 +5,50 @@
 
 from __future__ import annotations
 
-import gc
+import functools
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from serving_models import KINDS, greedy, model_of, prompts_of, write_base, write_edit
+from tiny_models import tiny_tokenizer
+from vllm_engines import (  # noqa: F401
+    NEW,
+    N,
+    ask,
+    complete,
+    edits_and_answers,
+    engine,
+    engine_settings,
+    run,
+    say,
+    scores,
+    serve_command,
+    serving,
+    vllm,
+)
 
-vllm = pytest.importorskip("vllm")
-
-from serving_models import KINDS, greedy, model_of, prompts_of, write_base, write_edit  # noqa: E402
-from tiny_models import tiny_tokenizer  # noqa: E402
-
-from unlearn_eval import load_edit  # noqa: E402
-from unlearn_eval.edits import applied  # noqa: E402
-from unlearn_eval.errors import UserError  # noqa: E402
-from unlearn_eval.scoring import Query, score_answers  # noqa: E402
+from unlearn_eval import load_edit
+from unlearn_eval.edits import applied
+from unlearn_eval.errors import UserError
+from unlearn_eval.harness.requests import make_query
+from unlearn_eval.scoring import Query, score_answers
 
 pytestmark = pytest.mark.vllm
 ARCHITECTURES = ("llama", "qwen2", "gpt2")
-N, NEW = 64, 16
-PLAIN = {"max_model_len": 256, "max_num_seqs": 6, "enforce_eager": True, "block_size": 32}
 MODES = {
     "chunked": {"max_num_batched_tokens": 48, "enable_chunked_prefill": True},
     "preempted": {"num_gpu_blocks_override": 12, "max_num_batched_tokens": 256},
     "compiled": {"enforce_eager": False, "max_num_batched_tokens": 256},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def settings():
-    """The engine in this process, with little memory for keys and values."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield
-
-
-@contextmanager
-def engine(folder, **options):
-    """A vLLM engine; everything of it is gone afterwards."""
-    from vllm.distributed import cleanup_dist_env_and_memory
-
-    llm = vllm.LLM(str(folder), dtype="float32", seed=0, **(PLAIN | options))
-    try:
-        yield llm
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
-
-
-def say(llm, prompts, n=NEW):
-    sampling = vllm.SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False)
-    asked = [vllm.TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
-    return [list(out.outputs[0].token_ids) for out in llm.generate(asked, sampling, use_tqdm=False)]
-
-
-def scores(llm, queries):
-    """Log-probabilities of each query's labels, the prompt's end said."""
-    asked = [vllm.TokensPrompt(prompt_token_ids=[*q.prompt_ids, *q.label_ids]) for q in queries]
-    sampling = [
-        vllm.SamplingParams(
-            temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False,
-            extra_args={"prompt_end": len(q.prompt_ids)},
-        )
-        for q in queries
-    ]  # fmt: skip
-    found = []
-    for out, query in zip(llm.generate(asked, sampling, use_tqdm=False), queries, strict=True):
-        rows = out.prompt_logprobs[len(query.prompt_ids) :]
-        found.append([row[token].logprob for row, token in zip(rows, query.label_ids, strict=True)])
-    return found
-
-
-@pytest.fixture(scope="module")
-def edits(tmp_path_factory):
-    """(architecture, kind, settings) -> base, edit's folder, prompts, what is said without and with the edit."""
-    root, made = tmp_path_factory.mktemp("edits"), {}
-    prompts = prompts_of(N)
-
-    def make(architecture, kind, **more):
-        key = (architecture, kind, *sorted(more.items()))
-        if key not in made:
-            base = root / architecture
-            if not base.is_dir():
-                write_base(base, architecture)
-            folder = write_edit(
-                root / "-".join(map(str, key)).replace("'", ""), base, architecture, kind, prompts, **more
-            )
-            model = model_of(architecture)
-            plain = greedy(model, prompts, NEW)
-            with applied(load_edit(folder), model):
-                made[key] = base, folder, prompts, plain, greedy(model, prompts, NEW)
-        return made[key]
-
-    return make
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -237,39 +170,10 @@ def test_other_versions_and_other_plugins_are_named(monkeypatch):
 
 @pytest.fixture
 def server(edits, tmp_path):
-    """`unlearn-eval serve` of a low-rank edit; gives its address and the folder."""
+    """`unlearn-eval serve` of a low-rank edit; gives its port and the folder."""
     _, folder, *_ = edits("llama", "low_rank")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "unlearn_eval.cli", "serve", str(folder), "--port", str(port), "--name", "m"]
-    command += ["--api-key", "secret", "--", "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
-    command += ["--max-num-seqs", "2"]
-    log = (tmp_path / "log").open("w")
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    running = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
-        for _ in range(300):
-            with suppress(OSError):
-                if ask(port, "/health")[0] == 200:
-                    break
-            assert running.poll() is None, (tmp_path / "log").read_text()[-2000:]
-            time.sleep(1)
+    with serving(serve_command(folder, "--max-num-seqs", "2"), tmp_path / "log") as port:
         yield port, folder
-    finally:
-        os.killpg(running.pid, signal.SIGTERM)
-        running.wait(60)
-
-
-def ask(port, path, content=None, key="secret", timeout=60):
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    data = None if content is None else json.dumps(content).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read() or b"{}")
 
 
 def test_a_server_answers_says_what_it_serves_and_swaps(server, edits):
@@ -282,15 +186,9 @@ def test_a_server_answers_says_what_it_serves_and_swaps(server, edits):
     _, _, _, _, as_low_rank = edits("llama", "low_rank")
     _, grace, *_ = edits("llama", "grace")
 
-    def says(prompt):
-        asked = {"model": "m", "prompt": prompt, "max_tokens": NEW, "temperature": 0, "ignore_eos": True}
-        status, found = ask(port, "/v1/completions", asked | {"return_token_ids": True})
-        assert status == 200, found
-        return found["choices"][0]["token_ids"]
-
     def many():  # more at once than there are slots
         with ThreadPoolExecutor(12) as pool:
-            return list(pool.map(says, prompts[:12]))
+            return list(pool.map(functools.partial(complete, port), prompts[:12]))
 
     assert ask(port, "/health")[1]["edit"]["id"] == edit_id(folder)
     assert ask(port, "/v1/edit", key="wrong")[0] == 401
@@ -309,19 +207,11 @@ def test_a_server_answers_says_what_it_serves_and_swaps(server, edits):
     assert many() == as_low_rank[:12]
 
 
-def run(*arguments):
-    """Our command line, in a process of its own."""
-    command = [sys.executable, "-m", "unlearn_eval.cli", *map(str, arguments)]
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-
-
-def assert_same_metrics(found, expected, but=()):
+def assert_same_metrics(found, expected):
     assert found.metrics.keys() == expected.metrics.keys()
     for task, metrics in expected.metrics.items():
         for name, metric in metrics.items():
-            if name not in but:
-                assert found.metrics[task][name].value == pytest.approx(metric.value, abs=1e-4), name
+            assert found.metrics[task][name].value == pytest.approx(metric.value, abs=1e-4), name
 
 
 def test_several_edits_share_one_engine(edits, tmp_path):
@@ -409,7 +299,8 @@ def test_the_other_model_runner_says_the_same_steps():
     state = object.__new__(routed_model._model_state_cls())
     state.rope_state = state.prompt_embeds_state = None
     state.supports_mm_inputs = False
-    state._layer = SimpleNamespace(begin=made.append, rest=lambda: made.append(None))
+    layer = SimpleNamespace(begin=made.append, rest=lambda: made.append(None))
+    state.model = SimpleNamespace(unlearn_eval_layer=layer)
     state._progress, state._last = routed_model.Progress(), {}
     scored = SimpleNamespace(extra_args={"prompt_end": 3})
     plain = SimpleNamespace(extra_args=None)
@@ -461,6 +352,41 @@ def test_a_real_model_says_what_it_says_with_hugging_face(tmp_path, kind):
         assert say(llm, prompts, 8) == edited
 
 
+@pytest.mark.parametrize("kind", [None, "grace"])
+def test_means_and_variances_are_those_of_hugging_face(edits, kind):
+    from lm_eval.api.instance import Instance
+
+    from unlearn_eval.harness import vllm_models
+    from unlearn_eval.harness.requests import KIND, options
+
+    base, folder, *_ = edits("llama", kind or "low_rank")
+    own = {"dtype": "float32", "max_model_len": 256, "enforce_eager": True, "block_size": 32}
+    own |= {"max_num_batched_tokens": 32} if kind else {}  # in several steps
+    if kind:
+        lm = vllm_models.EditedVLLM(str(base), str(folder), **own)
+    else:
+        lm = vllm_models.VLLM(str(base), **own)
+    try:
+        questions = [(f"Who wrote book {'very ' * i}{i}?", f" Nobody wrote {'it ' * (i % 5)}.") for i in range(24)]
+        asked = [
+            Instance("loglikelihood", {}, (*question, options(False, moments=i % 4 > 0)), i)
+            for i, question in enumerate(questions)
+        ]
+        found = getattr(lm, KIND)(asked, disable_tqdm=True)
+        queries = [make_query(lm, *request.args, lm.tok_encode)[0] for request in asked]
+    finally:
+        lm.model.llm_engine.engine_core.shutdown()
+    assert max(map(len, queries)) > 40
+    model = model_of("llama")
+    with applied(load_edit(folder), model) if kind else nullcontext():
+        expected = score_answers(model, queries, moments=True)
+    for i, (own, score) in enumerate(zip(found, expected, strict=True)):
+        assert "partial" not in own
+        assert ("means" in own) == (i % 4 > 0)
+        for name in ("token_nll", *(("means", "variances") if i % 4 else ())):
+            torch.testing.assert_close(torch.tensor(own[name]), torch.tensor(getattr(score, name)), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["dense", "grace"])
 def test_tofu_has_the_same_numbers_on_both_back_ends(edits, tmp_path, monkeypatch, kind):
     from conftest import write_tofu
@@ -480,8 +406,5 @@ def test_tofu_has_the_same_numbers_on_both_back_ends(edits, tmp_path, monkeypatc
         done = run(*asked, *options, "--output", tmp_path / f"{name}.json")
         assert done.returncode == 0, done.stderr[-2000:]
         found.append(read_result(tmp_path / f"{name}.json"))
-    assert_same_metrics(*found, but=["mia_min_k_plus_plus_auc"])
-    missing = found[0].metrics["unlearn_tofu_privacy"]["mia_min_k_plus_plus_auc"]
-    assert missing.value is None
-    assert "no means and variances" in missing.reason
-    assert found[0].metrics["unlearn_tofu_privacy"]["mia_min_k_auc"].value is not None
+    assert_same_metrics(*found)
+    assert found[0].metrics["unlearn_tofu_privacy"]["mia_min_k_plus_plus_auc"].value is not None

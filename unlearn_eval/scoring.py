@@ -338,10 +338,16 @@ def _read_positions(logits: Tensor, label_ids: Sequence[int], moments: bool) -> 
     result: tuple[list[Any], ...] = ((-own[:, 0]).tolist(), hits.tolist(), ranks.tolist())
     if not moments:
         return result
+    mean, variance = moments_of(logp)
+    return (*result, mean.tolist(), variance.tolist())
+
+
+def moments_of(logp: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (t,) of ln p under p itself, from ln p (t, V)."""
     p = logp.exp()
     mean = (p * logp).nan_to_num().sum(-1)
     square = (p * logp.square()).nan_to_num().sum(-1)
-    return (*result, mean.tolist(), (square - mean.square()).tolist())
+    return mean, square - mean.square()
 
 
 def pad(rows: Sequence[Sequence[int]], side: str, device: Any, filler: int = 0) -> tuple[Tensor, Tensor]:

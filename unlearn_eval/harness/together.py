@@ -180,6 +180,7 @@ def _view_class() -> Any:
 
         engine: Engine
         number: int
+        alone = False  # its requests run beside those of others
 
         def _model_generate(self, requests: Any, generate: bool = False, sampling_params: Any = None) -> Any:
             if not generate or sampling_params is None:

@@ -1,7 +1,7 @@
 """What our tasks and memory edits ask of lm-eval's own `vllm` model: the request kind, and where prompts end.
 
-A log-probability is that of vLLM's sampler in float32; means and variances over the vocabulary are not to be
-had from it, so min-k++ is missing there, with that reason.
+A log-probability is that of vLLM's sampler in float32. Means and variances over the vocabulary (for min-k++) are noted
+where the engine computes its logits; requests that ask for them run one at a time, and no others pay for it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from typing import Any
 from unlearn_eval.edits import EDITED
 from unlearn_eval.harness.requests import KIND, cannot_score, make_query
 from unlearn_eval.routing import PROMPT_END
+from unlearn_eval.serving.plugin import EXTENSION
 
+Pair = tuple[tuple[int, ...], tuple[int, ...]]  # a prompt and its labels
+_UNSEEN = "the logits that vLLM scored this answer with were not seen, so its means and variances are not known"
 _AT_ONCE = 1024  # requests whose log-probabilities are held before only the needed ones are kept
-_NO_MOMENTS = "vLLM gives no means and variances over the vocabulary"
 
 
 def lend(own: Any) -> None:
     """Give lm-eval's `vllm` class the request kind, and log-likelihoods that say where each prompt ends."""
     if KIND not in vars(own):
         setattr(own, KIND, from_vllm)
+        own.__init__ = _extending(own.__init__)
     plain = own._loglikelihood_tokens
     if hasattr(plain, "says_where_prompts_end"):
         return
@@ -32,6 +35,30 @@ def lend(own: Any) -> None:
 
     tokens.says_where_prompts_end = True  # type: ignore[attr-defined]
     own._loglikelihood_tokens = tokens
+
+
+def _extending(start: Any) -> Any:
+    """The class's `__init__`, with our extension of the engine's workers unless the user wants another."""
+
+    @functools.wraps(start)
+    def extended(self: Any, *arguments: Any, **options: Any) -> None:
+        if int(options.get("data_parallel_size", 1)) == 1:  # else engines come and go
+            options.setdefault("worker_extension_cls", EXTENSION)
+        start(self, *arguments, **options)
+
+    return extended
+
+
+def no_moments(lm: Any) -> str | None:
+    """Why an engine gives no means and variances over the vocabulary, or None."""
+    if lm.data_parallel_size > 1:
+        return "vLLM with data_parallel_size gives no means and variances over the vocabulary"
+    if not getattr(lm, "alone", True):
+        return "vLLM gives means and variances over the vocabulary of one request at a time, not of edits together"
+    extension = lm.model.llm_engine.vllm_config.parallel_config.worker_extension_cls
+    if extension != EXTENSION:
+        return f"vLLM gives no means and variances over the vocabulary with worker_extension_cls={extension}"
+    return None
 
 
 def is_edited(lm: Any) -> bool:
@@ -59,8 +86,10 @@ def score_tokens(lm: Any, requests: Sequence[tuple[Any, list[int], list[int]]]) 
 def from_vllm(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
     """`answer_logprobs` for vLLM: per-token values and ranks, of the answer's tokens only."""
     responses: list[dict[str, Any]] = [{} for _ in requests]
-    pairs, owners = [], []
+    together: dict[int, Pair] = {}
+    alone: dict[int, Pair] = {}
     encode = functools.cache(lambda text: tuple(self.tok_encode(text)))
+    untold = no_moments(self) if any(request.args[2]["moments"] for request in requests) else None
     for i, request in enumerate(requests):
         context, answer, asked = request.args
         query, labels = make_query(self, context, answer, asked, lambda text: list(encode(text)))
@@ -71,19 +100,36 @@ def from_vllm(self: Any, requests: list[Any], disable_tqdm: bool = False) -> lis
         if reason:
             responses[i] = {"unscored": reason}
             continue
-        if asked["moments"]:
-            responses[i]["partial"] = _NO_MOMENTS
-        pairs.append((query.prompt_ids, query.label_ids))
-        owners.append(i)
-    for owner, (logp, ranks) in zip(owners, _scored(self, pairs, disable_tqdm), strict=True):
-        hits = [rank == 1 for rank in ranks]
-        responses[owner] |= {"token_nll": [-value for value in logp], "hits": hits, "ranks": ranks}
+        if asked["moments"] and untold:
+            responses[i]["partial"] = untold
+        (alone if asked["moments"] and not untold else together)[i] = query.prompt_ids, query.label_ids
+    for owner, (logp, ranks) in zip(together, _scored(self, [*together.values()], disable_tqdm), strict=True):
+        responses[owner] |= _said(logp, ranks)
+    for owner, (logp, ranks, more) in zip(alone, _with_moments(self, [*alone.values()], disable_tqdm), strict=True):
+        responses[owner] |= _said(logp, ranks) | more
     return responses
 
 
-def _scored(
-    lm: Any, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], silent: bool = False
-) -> Iterator[tuple[list[float], list[int]]]:
+def _said(logp: list[float], ranks: list[int]) -> dict[str, Any]:
+    return {"token_nll": [-value for value in logp], "hits": [rank == 1 for rank in ranks], "ranks": ranks}
+
+
+def _with_moments(
+    lm: Any, pairs: Sequence[Pair], silent: bool
+) -> Iterator[tuple[list[float], list[int], dict[str, Any]]]:
+    """The same, and the moments at each label or the reason why there are none, one request after another."""
+    from tqdm import tqdm
+
+    quiet = silent or lm.rank != 0 or not pairs
+    for prompt, labels in tqdm(pairs, desc=f"Running {KIND} requests with moments", disable=quiet):
+        lm.model.collective_rpc("unlearn_eval_watch", args=([*prompt, *labels],))
+        ((logp, ranks),) = _scored(lm, [(prompt, labels)], silent=True)
+        found = lm.model.collective_rpc("unlearn_eval_moments", args=(list(labels), logp))
+        own = next((moments for moments in found if moments), None)
+        yield logp, ranks, dict(zip(("means", "variances"), own, strict=True)) if own else {"partial": _UNSEEN}
+
+
+def _scored(lm: Any, pairs: Sequence[Pair], silent: bool = False) -> Iterator[tuple[list[float], list[int]]]:
     """Ln p and ranks of each (prompt, labels)'s labels, in order; a prompt's answers are asked one after another."""
     from tqdm import tqdm
     from vllm import SamplingParams

@@ -15,6 +15,7 @@ from unlearn_eval.errors import UserError
 
 LOAD_FORMAT = "unlearn_eval"
 MODELS = "unlearn_eval.serving.routed_model"
+EXTENSION = "unlearn_eval.serving.worker.WorkerExtension"
 LOWEST, BELOW = (0, 32), (0, 34)
 OWN = "unlearn_eval"  # in additional_config
 BASE = "base"  # in model_loader_extra_config: another place of the base model than edit.json names
@@ -82,6 +83,8 @@ def settle(vllm_config: Any, stock: str) -> None:
     # Part of the key under which vLLM keeps compiled code; the number tells engines of one process apart.
     own = {"edit": edit_id(folder), "number": next(_numbers)}
     vllm_config.additional_config = {**(vllm_config.additional_config or {}), OWN: own}
+    if not vllm_config.parallel_config.worker_extension_cls:  # else somebody's own: memories cannot be swapped then
+        vllm_config.parallel_config.worker_extension_cls = EXTENSION
     if description["kind"] == "memory":
         _settle_memory(vllm_config, folder)
 

@@ -252,3 +252,20 @@ class RoutedLayer:
             self._pooled.index_add_(0, slot, own)
         else:
             self._pooled.scatter_reduce_(0, slot[:, None].expand_as(own), own, "amax")
+
+
+class Silence:
+    """In the place of a memory while the engine serves an edit of weights: every output stays what it is."""
+
+    def __init__(self, n_slots: int) -> None:
+        self.nobody = n_slots
+
+    def begin(self, step: Step) -> None:
+        """Nothing depends on whose tokens these are."""
+
+    def rest(self) -> None:
+        """The same."""
+
+    def __call__(self, inputs: Tensor, output: Tensor) -> Tensor:
+        """The output."""
+        return output

@@ -1,14 +1,15 @@
 """The architectures `Edited...`: vLLM's own, with a memory edit at one layer if the edit is one.
 
 `EditedLlamaForCausalLM` and all others are made when they are asked for. The layer's forward pass ends in one opaque
-operation, so that compilers see nothing of it. What each step computes is told to it by the model runner: V2's
-has a place for that (`get_model_state_cls`), V1's step is watched.
+operation, so that compilers see nothing of it, and another edit can take its place (`prepared`). What a step computes
+is told to it by the model runner: V2's has a place for that (`get_model_state_cls`), V1's step is watched.
 """
 
 from __future__ import annotations
 
 import functools
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from unlearn_eval.errors import UserError
 from unlearn_eval.memory_edits import MemoryEdit, check_memory
 from unlearn_eval.routing import PROMPT_END
 from unlearn_eval.serving.plugin import OWN
-from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Slots, step_of
+from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Silence, Slots, step_of
 
-_LAYER = "unlearn_eval_layer"
-_layers: weakref.WeakValueDictionary[int, RoutedLayer] = weakref.WeakValueDictionary()
+_LAYER, _MODULE = "unlearn_eval_layer", "unlearn_eval_module"  # of a model
+_NUMBER = "unlearn_eval_number"  # of a module
+_layers: weakref.WeakValueDictionary[int, RoutedLayer | Silence] = weakref.WeakValueDictionary()
 
 
 def __getattr__(name: str) -> Any:
@@ -65,6 +67,30 @@ def _check_settled(vllm_config: Any) -> None:
 
 def _put_in(model: Any, edit: MemoryEdit, vllm_config: Any) -> None:
     """Let the edited layer's forward pass end in our operation."""
+    module = _module_of(model, edit)
+    model.__dict__["get_model_state_cls"] = _model_state_cls
+    _serve(model, module, _layer_of(module, edit, vllm_config), vllm_config)
+    _watch_v1()
+
+
+def prepared(model: Any, folder: Path, vllm_config: Any) -> Callable[[], None]:
+    """What puts another edit into a model that was built with a memory edit, once nothing runs.
+
+    Nothing changes before it is called, and it cannot fail. In the place of a memory an edit of weights puts silence;
+    its weights are the loader's to read.
+
+    Raises:
+        UserError: the edit does not fit the model, or the device's memory.
+    """
+    if read_description(folder)["kind"] == "memory":
+        edit = load_edit(folder)
+        module = _module_of(model, edit)
+        return functools.partial(_serve, model, module, _layer_of(module, edit, vllm_config), vllm_config)
+    silence = Silence(vllm_config.scheduler_config.max_num_seqs)
+    return functools.partial(_serve, model, vars(model)[_MODULE], silence, vllm_config)
+
+
+def _module_of(model: Any, edit: MemoryEdit) -> Any:
     mapper = getattr(model, "hf_to_vllm_mapper", None)
     name = mapper._map_name(edit.module) if mapper is not None else edit.module
     try:
@@ -77,25 +103,35 @@ def _put_in(model: Any, edit: MemoryEdit, vllm_config: Any) -> None:
     d_out, d_in = edit.store.shape
     if (getattr(module, "output_size", None), getattr(module, "input_size", None)) != (d_out, d_in):
         raise UserError(f"the edit's memory fits a module of {d_out}×{d_in}, and {name} is another", "give its base")
+    return module
+
+
+def _layer_of(module: Any, edit: MemoryEdit, vllm_config: Any) -> RoutedLayer:
     weight = module.weight
     check_memory(edit.store.n_bytes(weight.dtype), weight.device, f"the {edit.store.n} memories of this edit")
     scheduler = vllm_config.scheduler_config
     memory = edit.store.at(weight.device, weight.dtype)
-    inputs = torch.zeros(1, d_in, dtype=weight.dtype, device=weight.device)
+    inputs = torch.zeros(1, edit.store.shape[1], dtype=weight.dtype, device=weight.device)
     # CUDA graphs pad a step, also beyond the number of tokens that are ever scheduled.
     sizes = getattr(vllm_config.compilation_config, "cudagraph_capture_sizes", None) or [0]
     n_tokens = max(scheduler.max_num_batched_tokens, *sizes)
-    layer = RoutedLayer(memory, scheduler.max_num_seqs, n_tokens, inputs)
-    number = int(vllm_config.additional_config[OWN]["number"])
-    _layers[number] = layer
-    model.__dict__[_LAYER] = layer
-    model.__dict__["unlearn_eval_slots"] = Slots(scheduler.max_num_seqs)
-    model.__dict__["unlearn_eval_progress"] = Progress()
-    model.__dict__["get_model_state_cls"] = _model_state_cls
-    module.unlearn_eval_number = number
+    return RoutedLayer(memory, scheduler.max_num_seqs, n_tokens, inputs)
+
+
+def _serve(model: Any, module: Any, layer: RoutedLayer | Silence, vllm_config: Any) -> None:
+    """Let this layer decide, at this module and at no other."""
+    own, number = model.__dict__, int(vllm_config.additional_config[OWN]["number"])
+    _layers[number] = own[_LAYER] = layer
+    own["unlearn_eval_slots"], own["unlearn_eval_progress"] = Slots(layer.nobody), Progress()
+    before = own.get(_MODULE)
+    if before is module:
+        return
+    if before is not None:
+        before.__class__ = type(before).__bases__[0]
+    own[_MODULE] = module
+    setattr(module, _NUMBER, number)
     kind: Any = type(module)
     module.__class__ = _routed(kind)
-    _watch_v1()
 
 
 @functools.cache
@@ -198,7 +234,7 @@ def _model_state_cls() -> Any:
 
         def __init__(self, vllm_config: Any, model: nn.Module, encoder_cache: Any, device: torch.device) -> None:
             super().__init__(vllm_config, model, encoder_cache, device)
-            self._layer, self._progress = vars(model)[_LAYER], Progress()
+            self._progress = Progress()
             self._last: dict[int, int] = {}
 
         def add_request(self, req_index: int, new_req_data: Any) -> None:
@@ -216,11 +252,11 @@ def _model_state_cls() -> Any:
             slots = [int(i) for i in input_batch.idx_mapping_np]
             scheduled, computed = input_batch.num_scheduled_tokens, input_batch.num_computed_tokens_np
             self._progress.check(input_batch.req_ids, scheduled, computed)
-            self._layer.begin(step_of(slots, scheduled, computed, [self._last[i] for i in slots]))
+            vars(self.model)[_LAYER].begin(step_of(slots, scheduled, computed, [self._last[i] for i in slots]))
             return found
 
         def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
-            self._layer.rest()
+            vars(self.model)[_LAYER].rest()
             found: dict[str, Any] = super().prepare_dummy_inputs(num_reqs, num_tokens)
             return found
 

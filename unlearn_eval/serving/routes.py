@@ -17,9 +17,9 @@ from typing import Any
 from unlearn_eval.edits import read_description
 from unlearn_eval.errors import UserError
 from unlearn_eval.serving.plugin import edit_id
+from unlearn_eval.serving.swapping import EngineFacts, check_swap, facts_of, is_memory
 
 NAME = "unlearn_eval_routes"
-WEIGHTS = ("low_rank", "dense")
 
 
 class EditRoutes:
@@ -72,6 +72,7 @@ class Served:
 
     def __init__(self, engine: Any, folder: Path) -> None:
         self._engine, self._one = engine, asyncio.Lock()
+        self._facts: EngineFacts = facts_of(engine.vllm_config, folder)
         self.folder, self.description, self.whole = folder, describe(folder), True
 
     async def is_well(self) -> bool:
@@ -86,28 +87,47 @@ class Served:
         """Serve another edit: running requests end first, and what was cached of the old one goes.
 
         Raises:
-            UserError: the folder is no edit of the same base that changes weights; the old one is served on.
+            UserError: the folder is no edit of the same base that this engine could serve; the old one is served on.
             Exception: the engine could not read it; the old one is read again.
         """
-        check_swap(self.folder, folder)
         async with self._one:
+            facts = check_swap(self.folder, folder, self._facts)
             await self._engine.pause_generation(mode="wait", clear_cache=True)
             try:
                 await self._read(folder)
+                self._facts = facts
             finally:
                 if self.whole:
                     await self._engine.resume_generation()  # else no request is answered until a swap works
 
     async def _read(self, folder: Path) -> None:
-        before, self.whole = self.folder, False
+        """Bring the edit into the engine, which runs nothing; or leave, or bring back, the one that was there."""
+        before, description = self.folder, describe(folder)
+        was_whole = self.whole
+        reload = not (was_whole and is_memory(before) and is_memory(folder))  # else all weights are the base's
+        self.whole = False
         try:
-            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            refused = await self._tell(folder, reload)
         except Exception:
-            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(before)})
+            if reload:  # else nothing has changed
+                await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(before)})
             self.whole = True
             raise
-        self.folder, self.description, self.whole = folder, describe(folder), True
+        if refused:  # before anything has changed
+            self.whole = was_whole
+            raise UserError(refused["message"], refused["hint"])
+        self.whole = True
+        self.folder, self.description = folder, description
         await self._engine.reset_prefix_cache()
+
+    async def _tell(self, folder: Path, reload: bool) -> dict[str, str] | None:
+        """Why the engine does not take the edit, if it does not."""
+        if self._facts.module is None:  # started with an edit of weights, and so serves only such
+            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            return None
+        options = {"folder": str(folder), "reload": reload}
+        found = await self._engine.collective_rpc("unlearn_eval_serve", kwargs=options)
+        return next((refusal for refusal in found if refusal), None)
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -121,25 +141,3 @@ def describe(folder: Path) -> dict[str, Any]:
         "base": {key: info["base"].get(key) for key in ("id", "canonical_hash")},
         "requests": info["requests"].get("n"),
     }
-
-
-def check_swap(served: Path, wanted: Path) -> None:
-    """Refuse an edit that cannot take the place of another.
-
-    Raises:
-        UserError: with the reason.
-    """
-    old, new = read_description(served), read_description(wanted)
-    for folder, found in ((served, old), (wanted, new)):
-        if found["kind"] not in WEIGHTS:
-            raise UserError(
-                f"{folder} is a memory edit, which is built into the engine",
-                "start a server for it: unlearn-eval serve",
-            )
-    own, other = (found["info"]["base"].get("canonical_hash") for found in (old, new))
-    if own != other:
-        raise UserError(
-            f"{wanted} was made on {new['info']['base'].get('id')} (weights {str(other)[:12]}), and this server's base "
-            f"has other weights ({str(own)[:12]})",
-            "start a server for it: unlearn-eval serve",
-        )

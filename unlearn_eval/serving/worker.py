@@ -1,0 +1,58 @@
+"""What vLLM's workers can do beside their own (`worker_extension_cls`, `collective_rpc`): another edit, and moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unlearn_eval.errors import UserError
+
+
+class WorkerExtension:
+    """Mixed into the class of vLLM's workers; each name says whose it is."""
+
+    def unlearn_eval_serve(self: Any, folder: str, reload: bool) -> dict[str, str] | None:
+        """Let the engine, which was started with a memory edit and runs nothing now, serve another edit.
+
+        Args:
+            folder: of the edit.
+            reload: whether weights change, so that the base's checkpoint has to be read again.
+
+        Returns:
+            None, or the message and the hint of a refusal; nothing has changed then.
+        """
+        from unlearn_eval.serving.routed_model import prepared
+
+        try:
+            change = prepared(self.get_model(), Path(folder), self.vllm_config)
+        except UserError as error:
+            return {"message": error.message, "hint": error.hint}
+        if reload:
+            self.reload_weights(weights_path=folder)
+        change()
+        return None
+
+    def unlearn_eval_watch(self: Any, ids: Sequence[int]) -> None:
+        """Note the moments of the next request, which has these tokens and runs alone."""
+        from unlearn_eval.serving.moments import Watch
+
+        model, watch = self.get_model(), Watch(ids)
+        own = model.compute_logits
+
+        def compute_logits(*arguments: Any, **options: Any) -> Any:
+            logits = own(*arguments, **options)
+            if logits is not None:  # of the process that has them
+                watch.see(logits)
+            return logits
+
+        vars(model).update(compute_logits=compute_logits, unlearn_eval_watch=watch)
+
+    def unlearn_eval_moments(
+        self: Any, labels: Sequence[int], logp: Sequence[float]
+    ) -> tuple[list[float], list[float]] | None:
+        """Means and variances at the labels of the request that was watched (see `Watch.moments`); the watch ends."""
+        own = vars(self.get_model())
+        del own["compute_logits"]
+        found: tuple[list[float], list[float]] | None = own.pop("unlearn_eval_watch").moments(labels, logp)
+        return found
