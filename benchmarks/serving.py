@@ -53,11 +53,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="default")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3, help="of the writing, in each process")
-    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--limit", type=int, default=24)
+    parser.add_argument("--limit", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=32, help="of Hugging Face's models")
     parser.add_argument("--device", default=None)
     parser.add_argument("--only", default="", help="names of engines, separated by '; '")
@@ -134,7 +134,7 @@ def in_a_process(name: str, arguments: argparse.Namespace) -> dict[str, float]:
 
 def _environment() -> dict[str, str]:
     """The engine in the process itself, so that its CPU time is told."""
-    return {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "2", **os.environ} | {
+    return {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1", **os.environ} | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0"
     }
 

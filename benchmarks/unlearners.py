@@ -247,7 +247,50 @@ def table(done: dict[str, Any]) -> str:
     ]
     for name, found in done["rows"].items():
         lines.append(f"| {name} | " + " | ".join(cell(found, key) for key in COLUMNS) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *reading(done["rows"])]) + "\n"
+
+
+def reading(rows: dict[str, Any]) -> list[str]:
+    """What the table says beside what is published, and why some methods do nothing; empty while rows are missing."""
+    if not set(GRADIENT_METHODS) <= rows.keys():
+        return []
+
+    def of(name: str, key: str) -> str:
+        return cell(rows[name], key)
+
+    def utility(name: str) -> str:
+        return of(name, "model_utility")
+
+    def loss(name: str) -> tuple[float, float]:
+        """The forget loss's means over the first and the last five steps."""
+        values = [step["forget_loss"] for step in rows[name]["curve"]]
+        return sum(values[:5]) / 5, sum(values[-5:]) / 5
+
+    alone = ", ".join(f"{name} {utility(name)}" for name in ("gradient_ascent", "ceu"))
+    rmu, satimp = loss("rmu"), loss("satimp")
+    return [
+        "",
+        "## Beside what is published",
+        "",
+        f"- Ascent destroys utility, and so does CE-U, which retains nothing either ({alone}; fine-tuned "
+        f"{utility('fine-tuned')}). Gradient difference and PDU, whose forget term is not bounded, lose much of it "
+        f"({utility('gradient_difference')}, {utility('pdu')}).",
+        f"- NPO keeps it ({utility('npo')}) and takes the answers' probability from "
+        f"{of('fine-tuned', 'forget_probability')} to {of('npo', 'forget_probability')}; UNDIAL does better on both "
+        f"({utility('undial')}, {of('undial', 'forget_probability')}). SimNPO keeps less than published "
+        f"({utility('simnpo')}) and leaves {of('simnpo', 'forget_probability')}.",
+        f"- Refusals hide: after IDK and DPO {of('idk', 'forget_refusal_rate')} and "
+        f"{of('dpo', 'forget_refusal_rate')} of the forgotten questions are refused, and the answers still have "
+        f"{of('idk', 'forget_probability')} and {of('dpo', 'forget_probability')}; IDK refuses "
+        f"{of('idk', 'retain_refusal_rate')} of what should be kept.",
+        f"- Two methods do nothing with these settings, and their curves say why. RMU's forget loss goes from "
+        f"{rmu[0]:.1f} to {rmu[1]:.1f}: the states of its layer are that far from a steering vector of length 2, and so "
+        f"few steps in three matrices do not move them. SatImp's is {abs(satimp[0]):.4f} from the start: its importance is one "
+        f"minus the probability, and fine-tuning has taken that to {of('fine-tuned', 'forget_probability')}.",
+        f"- Forget quality is that of a model that never knew only where utility is gone (CE-U "
+        f"{of('ceu', 'forget_quality')}, PDU {of('pdu', 'forget_quality')}); the base model has "
+        f"{of('base', 'forget_quality')}.",
+    ]
 
 
 def cell(found: dict[str, Any], key: str) -> str:
