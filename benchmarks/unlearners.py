@@ -284,9 +284,10 @@ def reading(rows: dict[str, Any]) -> list[str]:
         f"{of('idk', 'forget_probability')} and {of('dpo', 'forget_probability')}; IDK refuses "
         f"{of('idk', 'retain_refusal_rate')} of what should be kept.",
         f"- Two methods do nothing with these settings, and their curves say why. RMU's forget loss goes from "
-        f"{rmu[0]:.1f} to {rmu[1]:.1f}: the states of its layer are that far from a steering vector of length 2, and so "
-        f"few steps in three matrices do not move them. SatImp's is {abs(satimp[0]):.4f} from the start: its importance is one "
-        f"minus the probability, and fine-tuning has taken that to {of('fine-tuned', 'forget_probability')}.",
+        f"{rmu[0]:.1f} to {rmu[1]:.1f}: its layer's states are that far from a steering vector of length 2, and "
+        f"so few steps in three matrices do not move them. SatImp's is {abs(satimp[0]):.4f} from the start: its "
+        f"importance is one minus the probability, and fine-tuning has taken that to "
+        f"{of('fine-tuned', 'forget_probability')}.",
         f"- Forget quality is that of a model that never knew only where utility is gone (CE-U "
         f"{of('ceu', 'forget_quality')}, PDU {of('pdu', 'forget_quality')}); the base model has "
         f"{of('base', 'forget_quality')}.",
