@@ -301,7 +301,7 @@ def table(data: Mapping[str, Any]) -> str:
         "| engine | rounds | tokens/s | of vLLM | by CPU time | aim | evaluation, s | loading, s | peak GB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, rounds in data["engines"].items():
+    for name, rounds in sorted(data["engines"].items(), key=lambda entry: ENGINES.index(entry[0])):
         own = data["ratios"].get(name, {})
         aim = LIMITS.get(name.removeprefix("edited-vllm, "))
         cells = [

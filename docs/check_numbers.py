@@ -300,7 +300,7 @@ def unsourced_in_guides() -> list[str]:
 def stale_tables() -> list[str]:
     """The tables under results/ that are not those of the numbers beside them."""
     found = results_page.stale()
-    for name in ("editors", "memory_editors", "unlearners"):
+    for name in ("editors", "memory_editors", "serving", "unlearners"):
         made = importlib.import_module(name).table(read(f"results/{name}.json"))
         if made != (ROOT / "results" / f"{name}.md").read_text(encoding="utf-8"):
             found.append(f"results/{name}.md is not the table of results/{name}.json: run benchmarks/{name}.py")
