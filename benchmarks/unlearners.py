@@ -252,7 +252,8 @@ def table(done: dict[str, Any]) -> str:
 
 def reading(rows: dict[str, Any]) -> list[str]:
     """What the table says beside what is published, and why some methods do nothing; empty while rows are missing."""
-    if not set(GRADIENT_METHODS) <= rows.keys():
+    wanted = "fine-tuned gradient_ascent ceu gradient_difference pdu npo undial simnpo idk dpo ft_m rmu satimp".split()
+    if not set(wanted) <= rows.keys():
         return []
 
     def of(name: str, key: str) -> str:
@@ -273,7 +274,7 @@ def reading(rows: dict[str, Any]) -> list[str]:
         "## Beside what is published",
         "",
         f"- Ascent destroys utility, and so does CE-U, which retains nothing either ({alone}; fine-tuned "
-        f"{utility('fine-tuned')}). Gradient difference and PDU, whose forget term is not bounded, lose much of it "
+        f"{utility('fine-tuned')}). Gradient difference and PDU lose much of it too "
         f"({utility('gradient_difference')}, {utility('pdu')}).",
         f"- NPO keeps it ({utility('npo')}) and takes the answers' probability from "
         f"{of('fine-tuned', 'forget_probability')} to {of('npo', 'forget_probability')}; UNDIAL does better on both "
@@ -282,7 +283,8 @@ def reading(rows: dict[str, Any]) -> list[str]:
         f"- Refusals hide: after IDK and DPO {of('idk', 'forget_refusal_rate')} and "
         f"{of('dpo', 'forget_refusal_rate')} of the forgotten questions are refused, and the answers still have "
         f"{of('idk', 'forget_probability')} and {of('dpo', 'forget_probability')}; IDK refuses "
-        f"{of('idk', 'retain_refusal_rate')} of what should be kept.",
+        f"{of('idk', 'retain_refusal_rate')} of what should be kept, FT-M, which trains one layer until it refuses, "
+        f"{of('ft_m', 'retain_refusal_rate')} (utility {utility('ft_m')}).",
         f"- Two methods do nothing with these settings, and their curves say why. RMU's forget loss goes from "
         f"{rmu[0]:.1f} to {rmu[1]:.1f}: its layer's states are that far from a steering vector of length 2, and "
         f"so few steps in three matrices do not move them. SatImp's is {abs(satimp[0]):.4f} from the start: its "
