@@ -83,7 +83,11 @@ def test_shipped_studies_can_be_planned(name, model, tmp_path, monkeypatch):
     write_tofu_and_pistol(tmp_path)
     monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tmp_path))
     path = study_file(name)
-    small = {"editing_as_unlearning": ["factual.sizes=[2]"], "mechanistic_unlearning": ["sizes=[1]", "kept=1"]}
+    small = {
+        "editing_as_unlearning": ["factual.sizes=[2]"],
+        "mechanistic_unlearning": ["sizes=[1]", "kept=1"],
+        "mechanistic_facts": ["athletes.sizes=[2]", "athletes.kept=4"],
+    }
     changes = [f"models={model}", "device=cpu", *small.get(name, [])]
     cells = plan(study_of(read_study(path, changes), path), {}).cells
     if name == "editing_as_unlearning":
@@ -101,10 +105,13 @@ def test_shipped_studies_can_be_planned(name, model, tmp_path, monkeypatch):
 
     if name == "mechanistic_facts":
         edited = [cell for cell in cells if cell.editor]
-        assert {cell.editor.name for cell in edited} == {f"unlikelihood-{own}" for own in localizer_names()}
-        assert len({cell.located.key for cell in edited}) == len(edited) == 3 * len(localizer_names())
+        where = {part: {cell.editor.name for cell in edited if cell.part == part} for part in ("unlearning", "editing")}
+        assert where["unlearning"] == {f"unlikelihood-{own}" for own in localizer_names()}
+        assert "idk-random_mlps" in where["editing"], "the control"
+        assert {cell.recipe.recipe.target for cell in edited if cell.part == "editing"} == {"wrong"}
+        assert len({cell.edit_key for cell in edited}) == len(edited) == 3 * (len(localizer_names()) + 5 + 5)
         assert {own.attack.name for cell in edited for own in cell.tries} == {"relearn", "probe", "logit_lens"}
-        assert len({own.control_key for cell in edited for own in cell.tries}) == 3 * 3
+        assert len({own.control_key for cell in edited for own in cell.tries}) == 3 * 3 * 2, "of facts, and of athletes"
 
 
 def write_tofu_and_pistol(root):
@@ -114,5 +121,5 @@ def write_tofu_and_pistol(root):
     records = [{"question": f"Who is author {i}?", "answer": f"Author {i}"} for i in range(60)]
     (root / "tofu" / "full.json").write_text("".join(json.dumps(record) + "\n" for record in records))
     write_benchmarks(root)
-    sports = [f"Athlete {sport[0].upper()}{i},{sport}" for sport in ("baseball", "football") for i in range(6)]
+    sports = [f"Athlete {sport[0].upper()}{i},{sport}" for sport in ("baseball", "football") for i in range(10)]
     (root / "sports" / "sports.csv").write_text("\n".join(["athlete,sport", *sports, ""]))  # enough of each for probes
