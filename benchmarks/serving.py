@@ -3,7 +3,7 @@
     python benchmarks/serving.py [--model default] [--rounds 3] [--only NAMES] [--device cuda] [--output FILE]
 
 Compared are lm-eval's `hf`, our `edited`, stock `vllm` on the base model, `edited-vllm` with each kind of edit, and ten
-edits in one engine beside one. All of them write the same number of tokens after the same questions, then evaluate
+edits in one engine beside one (also in bfloat16, of which a CPU is not full so soon). All of them write the same number of tokens after the same questions, then evaluate
 `unlearn_tofu --limit`; TOFU comes from the hub or from `UNLEARN_EVAL_DATA`. Rounds go through all engines, so that
 what else the machine does falls on all; ratios are to stock vLLM of the same round, by wall and by CPU time (the
 engine runs in the measured process). Edits are made by this project's own commands, into `--folder`. A measurement is
@@ -44,7 +44,7 @@ TEN = tuple(f"low_rank_{seed}" for seed in range(10))
 ENGINES = (
     "hf", "edited, low_rank", "edited, grace", STOCK,
     *(f"edited-vllm, {kind}" for kind in ("low_rank", "dense", "grace", "wise", "memoir")),
-    f"1 edit {TOGETHER}", f"10 edits {TOGETHER}",
+    *(f"{n} {TOGETHER}{dtype}" for dtype in ("", ", bfloat16") for n in ("1 edit", "10 edits")),
 )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def one_of_ten(name: str) -> tuple[str, ...]:
 
 def edits_of(engine: str) -> tuple[str, ...]:
     """The edits in an engine."""
-    if engine.endswith(TOGETHER):
+    if TOGETHER in engine:
         return TEN[: int(engine.partition(" ")[0])]
     _, _, name = engine.partition(", ")
     return (name,) if name else ()
@@ -147,7 +147,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     from unlearn_eval.harness.run import quiet
 
     with quiet():
-        if name.endswith(TOGETHER):
+        if TOGETHER in name:
             return together(name, arguments)
         return alone(name, arguments)
 
@@ -190,7 +190,7 @@ def together(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     config = EvalConfig(
         tasks=("unlearn_tofu",),
         model=arguments.model,
-        model_args=f"dtype={arguments.dtype}",
+        model_args=f"dtype={name.partition(', ')[2] or arguments.dtype}",
         backend="vllm",
         limit=arguments.limit,
         metadata={"encoder": "off", "fluency_model": "off"},
@@ -269,20 +269,28 @@ def ratios(engines: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, di
                 key: round(statistics.median(own[key] / base[key] for own, base in both), 3)
                 for key in ("tokens_per_second", "tokens_per_cpu_second", "evaluation_seconds")
             }
-    one, ten = (engines.get(f"{n} edit{s} {TOGETHER}", []) for n, s in ((1, ""), (10, "s")))
-    both = list(zip(ten, one, strict=False))
-    if both:
-        found[f"10 edits {TOGETHER}, by one"] = {
-            "evaluation_seconds": round(statistics.median(t["evaluation_seconds"] / o["evaluation_seconds"]
-                                                          for t, o in both), 3),
-            "with_loading": round(statistics.median(whole(t) / whole(o) for t, o in both), 3),
-        }  # fmt: skip
+    for dtype in ("", ", bfloat16"):
+        one, ten = (engines.get(f"{n} {TOGETHER}{dtype}", []) for n in ("1 edit", "10 edits"))
+        pairs = list(zip(ten, one, strict=False))
+        if pairs:
+            found[by_one(dtype)] = {
+                "evaluation_seconds": _ratio(pairs, lambda row: row["evaluation_seconds"]),
+                "with_loading": _ratio(pairs, lambda row: row["loading_seconds"] + row["evaluation_seconds"]),
+                "cpu_seconds": _ratio(pairs, lambda row: row["whole_cpu_seconds"]),
+            }
     return found
 
 
-def whole(row: Mapping[str, float]) -> float:
-    """Seconds of loading and evaluating."""
-    return row["loading_seconds"] + row["evaluation_seconds"]
+def by_one(dtype: str) -> str:
+    """Under which name the ratios of ten edits to one stand."""
+    return f"10 edits {TOGETHER}{dtype}, by one"
+
+
+Row = Mapping[str, float]
+
+
+def _ratio(pairs: Sequence[tuple[Row, Row]], value: Callable[[Row], float]) -> float:
+    return round(statistics.median(value(a) / value(b) for a, b in pairs), 3)
 
 
 def table(data: Mapping[str, Any]) -> str:
@@ -310,13 +318,14 @@ def table(data: Mapping[str, Any]) -> str:
             *(_median(rounds, key, ".1f") for key in ("evaluation_seconds", "loading_seconds", "peak_gigabytes")),
         ]  # fmt: skip
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    by_one = data["ratios"].get(f"10 edits {TOGETHER}, by one")
-    if by_one:
-        lines += [
-            "",
-            f"Ten edits in one engine take {by_one['evaluation_seconds']:.2f} times as long as one, "
-            f"{by_one['with_loading']:.2f} times with starting the engine (the aim is {MOST_TIMES}).",
-        ]
+    for dtype, said in (("", "Ten edits in one engine"), (", bfloat16", "In bfloat16 they")):
+        own = data["ratios"].get(by_one(dtype))
+        if own:
+            lines += [
+                "",
+                f"{said} take {own['evaluation_seconds']:.2f} times as long as one, {own['with_loading']:.2f} times with "
+                f"starting the engine, {own['cpu_seconds']:.2f} times the CPU seconds (the aim is {MOST_TIMES}).",
+            ]
     return "\n".join(lines) + "\n"
 
 

@@ -70,3 +70,22 @@ def test_one_server_answers_as_the_base_and_as_each_edit(edits, tmp_path):
             (score,) = score_answers(model, [Query(tuple(prompts[3][:1]), tuple(prompts[3][1:]))])
         # Base and adapter are computed apart and added, which rounds otherwise than one matrix does.
         torch.testing.assert_close(torch.tensor(own), -torch.tensor(score.token_nll), atol=3e-4, rtol=0)
+
+
+def test_only_modules_that_edits_change_have_room_for_them(edits):
+    """Room costs time wherever it is; where names are not the checkpoint's, it is by their last part."""
+    from unlearn_eval.backends import engine_stopped
+    from unlearn_eval.harness.together import Engine, read_adapter
+
+    base, folder, *_ = edits("llama", "low_rank")
+    own = read_adapter(str(folder))
+    model = model_of("llama")
+    every = sorted(name for name, _ in model.named_modules() if name.endswith("down_proj"))
+    assert own.modules < set(every)
+    elsewhere = replace(own, modules=frozenset(name.replace("model.", "text.model.") for name in own.modules))
+    for adapter, without in ((own, sorted(set(every) - own.modules)), (elsewhere, [])):
+        options = {"dtype": "float32", "max_model_len": 256, "enforce_eager": True}
+        engine = Engine(str(base), [adapter], **options)
+        with engine_stopped(engine.own):
+            (found,) = engine.own.model.collective_rpc("unlearn_eval_without_lora", args=(every,))
+        assert found == without

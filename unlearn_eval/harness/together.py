@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.backends import engine_stopped
 from unlearn_eval.edits import ADAPTER_CONFIG, DESCRIPTION, EditInfo, read_description
 from unlearn_eval.errors import UserError
 from unlearn_eval.harness import vllm_models
+from unlearn_eval.harness.vllm_requests import extends_workers
 from unlearn_eval.provenance import sha256_of_file
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM allows
+PACKED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # several of them are one module there
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Adapter:
         folder: of the edit.
         info: what it is.
         rank: of its factors as they are stored.
-        modules: the last names of the modules that it changes.
+        modules: the full names of the modules that it changes.
     """
 
     folder: str
@@ -52,25 +55,43 @@ def read_adapter(folder: str) -> Adapter:
     config = json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if config["r"] > RANKS[-1]:
         raise UserError(f"{folder} has rank {config['r']}, and vLLM's LoRA goes up to {RANKS[-1]}", alone)
-    names = frozenset(name.rpartition(".")[2] for name in config["target_modules"])
-    return Adapter(folder, EditInfo(**description["info"]), int(config["r"]), names)
+    return Adapter(folder, EditInfo(**description["info"]), int(config["r"]), frozenset(config["target_modules"]))
+
+
+def _started(model: str, adapters: Sequence[Adapter], options: Mapping[str, Any]) -> Any:
+    """lm-eval's model with room for every adapter, in the modules that they change and no others.
+
+    A module with room for adapters is slow even where they have nothing: on a CPU all down-projections of a model take
+    longer than the model itself. Not every model of vLLM has its modules under their names in the checkpoint; then it
+    is started again with room wherever a module's last name is one of theirs.
+    """
+    names = frozenset().union(*(adapter.modules for adapter in adapters))
+    last = {name: name.rpartition(".")[2] for name in names}
+    # Of all modules vLLM would wrap the head too, and then cannot give log-probabilities of prompts.
+    loose = sorted(set(last.values()))
+    exact = sorted({last[name] if last[name] in PACKED else name for name in names})
+    if not extends_workers(options):
+        exact = loose  # nobody could tell whether the names are right
+
+    def start(targets: Sequence[str]) -> Any:
+        highest = max(adapter.rank for adapter in adapters)
+        rank = next(rank for rank in RANKS if rank >= highest)
+        lora = {"enable_lora": True, "max_lora_rank": rank, "max_loras": len(adapters), "lora_target_modules": targets}
+        return vllm_models.VLLM(pretrained=model, **(lora | options))  # type: ignore[attr-defined]
+
+    own = start(exact)
+    if exact != loose and any(own.model.collective_rpc("unlearn_eval_without_lora", args=(exact,))):
+        with engine_stopped(own):
+            pass
+        own = start(loose)
+    return own
 
 
 class Engine:
     """One vLLM engine, and who waits for it."""
 
     def __init__(self, model: str, adapters: Sequence[Adapter], **options: Any) -> None:
-        highest = max(adapter.rank for adapter in adapters)
-        lora = {
-            "enable_lora": True,
-            "max_lora_rank": next(rank for rank in RANKS if rank >= highest),
-            "max_loras": len(adapters),
-            # Of all modules it would wrap the head too, and then cannot give log-probabilities of prompts.
-            "lora_target_modules": sorted(frozenset().union(*(adapter.modules for adapter in adapters))),
-        }
-        self.own: Any = vllm_models.VLLM(  # type: ignore[attr-defined]
-            pretrained=model, **(lora | options)
-        )
+        self.own = _started(model, adapters, options)
         self.views = [self._view(i, adapter) for i, adapter in enumerate(adapters)]
         self._turn = threading.Condition()
         self._running: int | None = None

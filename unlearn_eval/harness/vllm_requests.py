@@ -7,7 +7,7 @@ where the engine computes its logits; requests that ask for them run one at a ti
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from unlearn_eval.edits import EDITED
@@ -42,11 +42,17 @@ def _extending(start: Any) -> Any:
 
     @functools.wraps(start)
     def extended(self: Any, *arguments: Any, **options: Any) -> None:
-        if int(options.get("data_parallel_size", 1)) == 1:  # else engines come and go
-            options.setdefault("worker_extension_cls", EXTENSION)
+        if extends_workers(options):
+            options["worker_extension_cls"] = EXTENSION
         start(self, *arguments, **options)
 
     return extended
+
+
+def extends_workers(options: Mapping[str, Any]) -> bool:
+    """Whether an engine with these options has our extension of its workers: one engine, and no extension but ours."""
+    alone = int(options.get("data_parallel_size", 1)) == 1  # else engines come and go
+    return alone and options.get("worker_extension_cls", EXTENSION) == EXTENSION
 
 
 def no_moments(lm: Any) -> str | None:

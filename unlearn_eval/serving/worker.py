@@ -33,6 +33,13 @@ class WorkerExtension:
         change()
         return None
 
+    def unlearn_eval_without_lora(self: Any, names: Sequence[str]) -> list[str]:
+        """Those of the modules in which there is no room for adapters; one without dots is all modules of that name."""
+        from vllm.lora.layers import BaseLayerWithLoRA
+
+        wrapped = {name for name, module in self.get_model().named_modules() if isinstance(module, BaseLayerWithLoRA)}
+        return [name for name in names if "." in name and name not in wrapped]
+
     def unlearn_eval_watch(self: Any, ids: Sequence[int]) -> None:
         """Note the moments of the next request, which has these tokens and runs alone."""
         from unlearn_eval.serving.moments import Watch
