@@ -3,11 +3,12 @@
     python benchmarks/serving.py [--model default] [--rounds 3] [--only NAMES] [--device cuda] [--output FILE]
 
 Compared are lm-eval's `hf`, our `edited`, stock `vllm` on the base model, `edited-vllm` with each kind of edit, and ten
-edits in one engine beside one (also in bfloat16, of which a CPU is not full so soon). All of them write the same number of tokens after the same questions, then evaluate
-`unlearn_tofu --limit`; TOFU comes from the hub or from `UNLEARN_EVAL_DATA`. Rounds go through all engines, so that
-what else the machine does falls on all; ratios are to stock vLLM of the same round, by wall and by CPU time (the
-engine runs in the measured process). Edits are made by this project's own commands, into `--folder`. A measurement is
-written to results/serving.json as soon as it is there and not taken again; results/serving.md is the table.
+edits in one engine beside one (also in bfloat16, with which a CPU is not full so soon). All of them write the same
+number of tokens after the same questions, then evaluate `unlearn_tofu --limit`; TOFU comes from the hub or from
+`UNLEARN_EVAL_DATA`. Rounds go through all engines, so that what else the machine does falls on all; ratios are to stock
+vLLM of the same round, by wall and by CPU time (the engine runs in the measured process). Edits are made by this
+project's own commands, into `--folder`. A measurement is written to results/serving.json as soon as it is there and not
+taken again; results/serving.md is the table.
 """
 
 from __future__ import annotations
@@ -323,8 +324,8 @@ def table(data: Mapping[str, Any]) -> str:
         if own:
             lines += [
                 "",
-                f"{said} take {own['evaluation_seconds']:.2f} times as long as one, {own['with_loading']:.2f} times with "
-                f"starting the engine, {own['cpu_seconds']:.2f} times the CPU seconds (the aim is {MOST_TIMES}).",
+                f"{said} take {own['evaluation_seconds']:.2f} times as long as one, {own['with_loading']:.2f} times "
+                f"with starting the engine, {own['cpu_seconds']:.2f} times the CPU seconds (the aim is {MOST_TIMES}).",
             ]
     return "\n".join(lines) + "\n"
 
