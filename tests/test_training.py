@@ -309,6 +309,14 @@ def test_mixed_precision_runs():
     assert curves[0] != curves[1]
 
 
+def test_a_model_of_bfloat16_can_be_trained_again():
+    """The Trainer leaves a mark on a model that computes in mixed precision; with it the next one would not."""
+    model = tiny_model("llama", torch.bfloat16)
+    first, second = (train(npo, model, learning_rate=1e-3, components="mlp.down_proj") for _ in range(2))
+    assert first.tensors.keys() == second.tensors.keys()
+    assert all(torch.equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items())
+
+
 def test_nothing_elses_randomness_moves():
     model = tiny_model("gpt2")
     states = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002

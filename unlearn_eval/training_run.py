@@ -587,6 +587,10 @@ def _own_randomness(model: Any, seed: int) -> Iterator[None]:
             np.random.set_state(kept[1])  # noqa: NPY002
 
 
+# The last says that a model computes in mixed precision already: with it left, the next training would not.
+_LEFT_BEHIND = ("forward", "_original_forward", "peft_config", "_is_accelerate_prepared")
+
+
 @contextmanager
 def _cleaned(model: Any) -> Iterator[None]:
     """Take away what the Trainer leaves behind: its mode, its wrapper around `forward`, gradient checkpointing."""
@@ -598,7 +602,7 @@ def _cleaned(model: Any) -> Iterator[None]:
         yield
     finally:
         for name in set(model.__dict__) - before:
-            if name in ("forward", "_original_forward", "peft_config") or name.startswith("_require_grads_hook"):
+            if name in _LEFT_BEHIND or name.startswith("_require_grads_hook"):
                 del model.__dict__[name]
         if not checkpointing and getattr(model, "is_gradient_checkpointing", False):
             model.gradient_checkpointing_disable()
