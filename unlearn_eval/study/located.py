@@ -114,6 +114,7 @@ def _sites(model: ModelSpec) -> Any:
     return sites(skeleton)
 
 
+@cache
 def n_layers_of(model: ModelSpec, usual: int = 32) -> int:
     """How many blocks a model has, by its configuration; `usual` where that cannot be read."""
     from transformers import AutoConfig
