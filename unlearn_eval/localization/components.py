@@ -12,7 +12,6 @@ from unlearn_eval.anatomy import anatomy
 from unlearn_eval.errors import UserError
 from unlearn_eval.json_files import dumps, parse, plain, read_text, write_all
 from unlearn_eval.provenance import hash_weights, sha256_of_file
-from unlearn_eval.weight_masks import write_bytes
 
 VERSION = 1
 KIND = "components"
@@ -92,12 +91,13 @@ class Components:
         path = Path(path).expanduser()
         content = {"kind": KIND, "version": VERSION, **plain(asdict(self), KIND)}
         del content["folder"]
+        files: dict[str, str | bytes] = {}
         if self.mask:
-            content["mask"]["file"] = f"{path.stem}{MASKS}"
-            write_bytes(path.parent / f"{path.stem}{MASKS}", Path(self.mask_file).read_bytes())
+            content["mask"]["file"] = name = f"{path.stem}{MASKS}"
+            files[name] = Path(self.mask_file).read_bytes()
         else:
             del content["mask"]
-        write_all({path.name: dumps(content, indent=2) + "\n"}, path.parent)
+        write_all({**files, path.name: dumps(content, indent=2) + "\n"}, path.parent)
         return path
 
 
