@@ -182,7 +182,7 @@ def _map_of_edit(run: Run, components: Mapping[str, Any]) -> Record:
 
 def _map(own: Mapping[str, Any], model: Any, facts: Any, n: Any, file: str | None) -> Record:
     modules = list(own.get("modules") or ())
-    chosen = _chosen(modules)
+    chosen = chosen_units(modules)
     layers = [layer for _, layer, _ in chosen]
     effects = own.get("effects") or None
     return {
@@ -214,7 +214,7 @@ def _identity(own: Mapping[str, Any]) -> str:
     return json.dumps([own[key] for key in kept] + [Path(own["model"]).name], sort_keys=True)
 
 
-def _chosen(modules: Iterable[str]) -> list[tuple[str, int, int]]:
+def chosen_units(modules: Iterable[str]) -> list[tuple[str, int, int]]:
     """(kind, layer, how many linear maps of it) of every unit of which a map is chosen."""
     counts: dict[tuple[str, int], int] = {}
     for name in modules:
