@@ -294,3 +294,23 @@ def chromium():
             pytest.skip(f"no Chromium: {error.message.splitlines()[0]}")
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(folder):
+    """The page of the results in a module's `folder`."""
+    from unlearn_eval.report.page import write_page
+    from unlearn_eval.result_files import read_runs
+
+    return write_page(read_runs(folder), folder / "report.html")
+
+
+@pytest.fixture
+def opened(chromium, page_file):
+    """The page from disk, which must ask for nothing else and make no mistake."""
+    from browsing import open_page
+
+    page = open_page(chromium, page_file)
+    yield page
+    assert page.mistakes == []
+    page.close()

@@ -10,7 +10,6 @@ from scipy.stats import spearmanr
 from tiny_models import (
     ARCHITECTURES,
     LAYERS,
-    WIDTH,
     assert_untouched,
     one_thread,  # noqa: F401
     random_ids,
@@ -81,24 +80,33 @@ def known(model, seed=0):
 # Tracing ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_restored_unit_is_that_of_the_whole_model(architecture):
-    model = tiny_model(architecture, torch.float64)
-    before, run = weights_of(model), the_run(model)
+def corrupted(model):
+    """A run, the noise on its subjects, its facts with that noise, and which position of which is restored when."""
+    run = the_run(model)
     noise = subject_noise(run, run.facts, 0, 2, 3 * embedding_spread(model, run.facts))
     batch = Corrupted.of(run, run.facts, noise, 2, "logit_difference")
     rows, where, _ = job_table(batch.facts, model.device)
+    return run, noise, batch, rows, where
+
+
+def whole_row(kept, fact):
+    """What is known of a prompt's last positions (n, ...), with zeros before them: one for each of its tokens."""
+    length, n = len(fact.prompt_ids), min(len(fact.prompt_ids), len(kept))
+    return torch.cat([kept.new_zeros(length - n, *kept.shape[1:]), kept[-n:]])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_restored_unit_is_that_of_the_whole_model(architecture):
+    model = tiny_model(architecture, torch.float64)
+    before = weights_of(model)
+    run, noise, batch, rows, where = corrupted(model)
     embeddings = model.get_input_embeddings()
     for unit in run.sites.units(*KINDS):
         found = batch.restored(unit, rows, where, 5)
         name = run.sites.output(unit)
         for k in range(unit.layer, len(rows), 5):
             fact = batch.facts[rows[k]]
-            length, kept = len(fact.prompt_ids), where.shape[1]
-            added = torch.zeros(length, WIDTH, dtype=torch.float64)
-            mine = torch.zeros(length, dtype=torch.bool)
-            n = min(length, kept)
-            added[-n:], mine[-n:] = noise[rows[k], -n:].double(), where[k, -n:]
+            added, mine = (whole_row(own, fact) for own in (noise[rows[k]].double(), where[k]))
             with trace(model, outputs=[name]) as seen:
                 model(input_ids=torch.tensor([fact.prompt_ids]))
             hooks = [
@@ -118,10 +126,8 @@ def test_a_restored_unit_is_that_of_the_whole_model(architecture):
 def test_a_restored_head_is_that_of_the_whole_model(architecture):
     """What the output projection is given of one head, at some positions, in a run of the whole model."""
     model = tiny_model(architecture, torch.float64)
-    before, run = weights_of(model), the_run(model)
-    noise = subject_noise(run, run.facts, 0, 2, 3 * embedding_spread(model, run.facts))
-    batch = Corrupted.of(run, run.facts, noise, 2, "logit_difference")
-    rows, where, _ = job_table(batch.facts, model.device)
+    before = weights_of(model)
+    run, noise, batch, rows, where = corrupted(model)
     embeddings, seen_differences = model.get_input_embeddings(), set()
     for layer, head in ((0, 1), (1, 0), (3, 1)):
         unit = Unit(ATTENTION, layer)
@@ -130,10 +136,7 @@ def test_a_restored_head_is_that_of_the_whole_model(architecture):
         size = batch.clean.heads[layer].shape[-1] // run.sites.n_heads
         for k in range(layer, len(rows), 7):
             fact = batch.facts[rows[k]]
-            length, kept = len(fact.prompt_ids), where.shape[1]
-            n = min(length, kept)
-            added, mine = torch.zeros(length, WIDTH, dtype=torch.float64), torch.zeros(length, dtype=torch.bool)
-            added[-n:], mine[-n:] = noise[rows[k], -n:].double(), where[k, -n:]
+            added, mine = (whole_row(own, fact) for own in (noise[rows[k]].double(), where[k]))
             with trace(model, inputs=[name]) as seen:
                 model(input_ids=torch.tensor([fact.prompt_ids]))
 

@@ -23,20 +23,6 @@ def folder(tmp_path_factory):
     return made
 
 
-@pytest.fixture(scope="module")
-def page_file(folder):
-    return write_page(read_runs(folder), folder / "report.html")
-
-
-@pytest.fixture
-def opened(chromium, page_file):
-    """The page from disk, which must ask for nothing else and make no mistake."""
-    page = open_page(chromium, page_file)
-    yield page
-    assert page.mistakes == []
-    page.close()
-
-
 def column(page, name):
     heads = [text.split("\u00a0")[0] for text in page.locator("#leaderboard th").all_inner_texts()]
     place = next(i for i, text in enumerate(heads) if text.replace(" ", "") == name)

@@ -20,19 +20,6 @@ def folder(tmp_path_factory):
     return write_study(tmp_path_factory.mktemp("attacked"), random.Random(0))
 
 
-@pytest.fixture(scope="module")
-def page_file(folder):
-    return write_page(read_runs(folder), folder / "report.html")
-
-
-@pytest.fixture
-def opened(chromium, page_file):
-    page = open_page(chromium, page_file)
-    yield page
-    assert page.mistakes == []
-    page.close()
-
-
 def row(page, name):
     return page.locator("#comebacks tbody tr").filter(has=page.locator("td.run", has_text=name))
 

@@ -21,9 +21,18 @@ def model_type(backend: str, edited: bool) -> str:
     Raises:
         UserError: no such back end.
     """
-    if backend not in BACKENDS:
-        raise unknown_name("backend", str(backend), BACKENDS)
-    return {"hf": ("hf", "edited"), "vllm": ("vllm", "edited-vllm")}[backend][edited]
+    return {"hf": ("hf", "edited"), "vllm": ("vllm", "edited-vllm")}[check_backend(backend)][edited]
+
+
+def check_backend(name: str) -> str:
+    """The name of a back end, if there is such a one.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in BACKENDS:
+        raise unknown_name("backend", str(name), BACKENDS)
+    return name
 
 
 def check_vllm() -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.backends import engine_stopped, model_type
+from unlearn_eval.backends import check_backend, engine_stopped, model_type
 from unlearn_eval.errors import UserError
 from unlearn_eval.models import model_source, resolve_model
 from unlearn_eval.provenance import hash_weights, peak_memory_bytes, provenance
@@ -183,7 +183,7 @@ def model_arguments(config: EvalConfig) -> tuple[str, dict[str, Any]]:
     """
     from unlearn_eval.harness.run import model_names
 
-    model_type(config.backend, False)  # there is such a back end
+    check_backend(config.backend)
     arguments = _parsed(config.model_args)
     kind = config.model
     if kind not in model_names():

@@ -45,14 +45,14 @@ def plain(value: Any, key: str) -> Any:
     raise ValueError(f"{key} is a {type(value).__name__}, which JSON does not know")
 
 
-def write_all(files: Mapping[str, str], folder: Path) -> None:
-    """All files of one folder, each whole; on failure the temporary ones are removed."""
+def write_all(files: Mapping[str, str | bytes], folder: Path) -> None:
+    """All files of one folder, each whole, texts as UTF-8; on failure the temporary ones are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = {name: folder / f".{name}.{uuid.uuid4().hex[:8]}.tmp" for name in files}
     try:
-        for name, text in files.items():
-            with open(temporary[name], "x", encoding="utf-8", newline="") as stream:
-                stream.write(text)
+        for name, content in files.items():
+            with open(temporary[name], "xb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
         for name in files:

@@ -29,12 +29,14 @@ __all__ = [
     "Metric",
     "Result",
     "compare",
+    "few_digits",
     "load_frame",
     "read_jsonl",
     "read_result",
     "read_samples",
     "result_from",
     "samples_of",
+    "scores_by_layer",
     "utc_now",
     "write_result",
 ]
@@ -411,6 +413,31 @@ def _paired_samples(
             return f"the samples of the {which} result have no unique ids"
     shared = [(record, keyed[1][key]) for key, record in keyed[0].items() if key in keyed[1]]
     return shared or "the two results share no items"
+
+
+# What results and reports have of a localization -----------------------------------------------------------
+
+
+def scores_by_layer(ranking: Iterable[Mapping[str, Any]], n_layers: int) -> dict[str, list[Any]]:
+    """Kind of unit -> its score in every layer, None where it has none.
+
+    Args:
+        ranking: `{"kind", "layer", "score"}` of each unit.
+        n_layers: of the model.
+    """
+    scores: dict[str, list[Any]] = {}
+    for unit in ranking:
+        scores.setdefault(unit["kind"], [None] * n_layers)[unit["layer"]] = unit["score"]
+    return scores
+
+
+def few_digits(value: Any) -> Any:
+    """The same with four significant digits of every float in it."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, Mapping):
+        return {key: few_digits(own) for key, own in value.items()}
+    return [few_digits(own) for own in value] if isinstance(value, list | tuple) else value
 
 
 # Many results ----------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unlearn_eval.errors import UserError
+from unlearn_eval.json_files import write_all
 
 FORMAT, VERSION = "unlearn_eval_masks", "1"
 
@@ -77,19 +77,9 @@ class WeightMasks:
 
         about = {"format": FORMAT, "version": VERSION, "shapes": json.dumps(self.shapes)}
         content = save(dict(self.bits), about)
-        write_bytes(Path(path).expanduser(), content)
+        path = Path(path).expanduser()
+        write_all({path.name: content}, path.parent)
         return hashlib.sha256(content).hexdigest()
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_masks(path: str | Path) -> WeightMasks:

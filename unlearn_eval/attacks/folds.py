@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
@@ -59,6 +60,15 @@ def split(items: ForgetSet, n_folds: int, seed: int) -> list[tuple[list[ForgetIt
         ([everything[i] for i in range(len(everything)) if i not in set(fold)], [everything[i] for i in sorted(fold)])
         for fold in folds
     ]
+
+
+def check(items: ForgetSet, others: ForgetSet | None, config: Any) -> None:
+    """Refuse facts that cannot be split into `config.folds`.
+
+    Raises:
+        UserError: fewer groups of facts than folds.
+    """
+    split(items, config.folds, 0)
 
 
 def apart(items: ForgetSet, others: ForgetSet) -> ForgetSet | None:

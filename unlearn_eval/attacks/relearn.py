@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation, Work
+from unlearn_eval.attacks.folds import check as check
 from unlearn_eval.attacks.folds import split
 from unlearn_eval.attacks.retraining import WHY_NO_MEMORY, RetrainingConfig, curve
-from unlearn_eval.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.forget_sets import ForgetItem
 
 FORMAT = "format"
 ABOUT = About(
@@ -70,15 +71,6 @@ def work(config: Config, n_items: int, n_layers: int) -> Work:
     shown = n_items - n_items // config.folds
     rows = config.steps * min(config.batch_size, shown) * config.folds
     return Work(runs * rows, n_items * (1 + runs * len(config.points)))
-
-
-def check(items: ForgetSet, others: ForgetSet | None, config: Config) -> None:
-    """Refuse facts that cannot be split.
-
-    Raises:
-        UserError: fewer groups of facts than folds.
-    """
-    split(items, config.folds, 0)
 
 
 def _as_many(case: Case, n: int, seed: int) -> list[ForgetItem]:

@@ -218,13 +218,8 @@ def robustness(attacked: Attacked) -> dict[str, Any]:
 
 def _level(one: Observation) -> dict[str, Any]:
     """One observation as means over its items; `at` is null before the attack, a mean without any value is null."""
-    names = dict.fromkeys(name for score in one.scores for name in score.values)
-    known = {name: [v for score in one.scores if (v := score.values.get(name)) is not None] for name in names}
-    return {
-        **_place(one.model, one.condition, one.fold, one.seed, one.at),
-        "n": len(one.scores),
-        "values": {name: sum(values) / len(values) if values else None for name, values in known.items()},
-    }
+    place = _place(one.model, one.condition, one.fold, one.seed, one.at)
+    return {**place, "n": len(one.scores), "values": _means(one.scores)}
 
 
 def sample_lines(attacked: Attacked, items: ForgetSet) -> list[dict[str, Any]]:
@@ -265,7 +260,8 @@ def _place(model: str, condition: str, fold: int, seed: int | None, at: Any) -> 
 
 def _means(scores: Sequence[ItemScore]) -> dict[str, float | None]:
     """The mean of each value where it is known."""
-    known = {name: [v for one in scores if (v := one.values[name]) is not None] for name in scores[0].values}
+    names = dict.fromkeys(name for one in scores for name in one.values)
+    known = {name: [v for one in scores if (v := one.values.get(name)) is not None] for name in names}
     return {name: sum(values) / len(values) if values else None for name, values in known.items()}
 
 

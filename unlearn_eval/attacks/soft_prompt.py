@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from unlearn_eval.attacks.asking import Row
 from unlearn_eval.attacks.base import About, Case, Observation, Work
+from unlearn_eval.attacks.folds import check as check
 from unlearn_eval.attacks.folds import split
 from unlearn_eval.editors import objectives
 from unlearn_eval.errors import UserError
-from unlearn_eval.forget_sets import ForgetSet
 from unlearn_eval.models import LoadedModel
 from unlearn_eval.routing import prompt_lengths
 from unlearn_eval.scoring import positions
@@ -91,15 +91,6 @@ def work(config: Config, n_items: int, n_layers: int) -> Work:
     """Every fold and seed."""
     rows = config.steps * min(config.batch_size, n_items - n_items // config.folds) * config.folds
     return Work(len(config.seeds) * rows, len(config.seeds) * 2 * n_items)
-
-
-def check(items: ForgetSet, others: ForgetSet | None, config: Config) -> None:
-    """Refuse facts that cannot be split.
-
-    Raises:
-        UserError: fewer groups of facts than folds.
-    """
-    split(items, config.folds, 0)
 
 
 def unused_ids(loaded: LoadedModel, rows: Sequence[Row], n: int) -> list[int]:

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from unlearn_eval.localization.base import Ranking, Run
-from unlearn_eval.localization.random_mlps import Config
+from unlearn_eval.localization.random_mlps import NEEDS_FACTS, Config, passes
 from unlearn_eval.localization.sites import MLP
 
 __all__ = ["NEEDS_FACTS", "Config", "localize", "passes"]
-
-NEEDS_FACTS = False
 
 
 def localize(run: Run, config: Config) -> Ranking:
     """All MLPs from the lowest layer up."""
     return Ranking(tuple(run.sites.units(MLP)), takes_budget=False)
-
-
-def passes(config: Config, n_layers: int) -> float:
-    """None: no fact is looked at."""
-    return 0.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from unlearn_eval.errors import UserError
 from unlearn_eval.localization.sites import MLP, Sites, Unit
 
-TIMES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+_TIMES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _MLPS_IN = 6  # one in so many: the paper's choices are 6 of 28 layers, 5 of 42 and 4 of 32
 
 
@@ -38,24 +38,30 @@ def budget_of(text: str, sites: Sites) -> Budget:
     """
     whole = sum(sites.parameters.values())
     mlps = [sites.size(Unit(MLP, layer)) for layer in range(sites.parts.n_layers)]
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[kmb]?)", text.strip().lower())
-    if found is None:
+    n = n_weights_of(text, whole)
+    if n is None:
         raise UserError(
             f"the budget '{text}' cannot be read", "give a number of MLPs (6), of weights (40M), or a share (10%)"
         )
-    number, unit = float(found[1]), found[2]
-    if unit == "%" or (not unit and "." in found[1]):
-        n = round(whole * (number / 100 if unit == "%" else number))
-    elif unit:
-        n = round(number * TIMES[unit])
-    else:
-        n = sum(mlps[: int(number)]) if number <= len(mlps) else whole + 1
+    if text.strip().isdecimal():  # of MLPs
+        n = sum(mlps[:n]) if n <= len(mlps) else whole + 1
     if not 0 < n <= whole:
         raise UserError(
             f"the budget '{text}' is nothing, or more than the model's {len(mlps)} MLPs and {whole:,} weights",
             "give a number of MLPs (6), of weights (40M), or a share (10%)",
         )
     return Budget(text.strip(), n)
+
+
+def n_weights_of(text: str, whole: int) -> int | None:
+    """How many weights of so many a number (`500`, `40M`) or a share (`10%`, `0.1`) says; None if it is neither."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[kmb]?)", text.strip().lower())
+    if found is None:
+        return None
+    number, unit = float(found[1]), found[2]
+    if unit == "%" or (not unit and "." in found[1]):
+        return round(whole * (number / 100 if unit == "%" else number))
+    return round(number * _TIMES[unit])
 
 
 def usual_budget(sites: Sites) -> Budget:

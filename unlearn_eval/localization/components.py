@@ -12,7 +12,7 @@ from unlearn_eval.anatomy import anatomy
 from unlearn_eval.errors import UserError
 from unlearn_eval.json_files import dumps, parse, plain, read_text, write_all
 from unlearn_eval.provenance import hash_weights, sha256_of_file
-from unlearn_eval.weight_masks import write_bytes
+from unlearn_eval.results import few_digits, scores_by_layer
 
 VERSION = 1
 KIND = "components"
@@ -92,12 +92,13 @@ class Components:
         path = Path(path).expanduser()
         content = {"kind": KIND, "version": VERSION, **plain(asdict(self), KIND)}
         del content["folder"]
+        files: dict[str, str | bytes] = {}
         if self.mask:
-            content["mask"]["file"] = f"{path.stem}{MASKS}"
-            write_bytes(path.parent / f"{path.stem}{MASKS}", Path(self.mask_file).read_bytes())
+            content["mask"]["file"] = name = f"{path.stem}{MASKS}"
+            files[name] = Path(self.mask_file).read_bytes()
         else:
             del content["mask"]
-        write_all({path.name: dumps(content, indent=2) + "\n"}, path.parent)
+        write_all({**files, path.name: dumps(content, indent=2) + "\n"}, path.parent)
         return path
 
 
@@ -143,29 +144,16 @@ def scores_of(content: Mapping[str, Any]) -> dict[str, Any]:
         content: a components file, or the same as a dictionary.
     """
     tables, notes = content["tables"], content["notes"]
-    scores: dict[str, list[Any]] = {}
-    for unit in content["ranking"]:
-        own = scores.setdefault(unit["kind"], [None] * content["n_layers"])
-        own[unit["layer"]] = _short(unit["score"])
     found = {
         "n_layers": content["n_layers"],
         "n_weights_in_blocks": content["n_weights_in_blocks"],
-        "scores": scores,
-        "effects": _short(tables.get("effects")),
-        "probe_accuracy": _short(tables.get("probe_accuracy")),
+        "scores": few_digits(scores_by_layer(content["ranking"], content["n_layers"])),
+        "effects": few_digits(tables.get("effects")),
+        "probe_accuracy": few_digits(tables.get("probe_accuracy")),
         "model": {"id": content["model"].get("id")},
         "notes": {key: notes[key] for key in ("way", "metric", "extraction_layer", "total_effect") if key in notes},
     }
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _short(value: Any) -> Any:
-    """The same with four significant digits of every number."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, Mapping):
-        return {key: _short(own) for key, own in value.items()}
-    return [_short(own) for own in value] if isinstance(value, list | tuple) else value
 
 
 def patterns_of(modules: Sequence[str]) -> str:

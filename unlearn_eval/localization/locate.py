@@ -50,13 +50,21 @@ class Wanted:
         masks = {name.partition(".")[2] or "way": value for name, value in settings.items() if name not in own}
         return cls(method, budget, own, masks or None)
 
+    def config(self) -> Any:
+        """The method's settings, resolved.
+
+        Raises:
+            UserError: an unknown method or setting, with the nearest.
+        """
+        return configure(get_localizer(self.method).Config, self.settings)
+
     def check(self) -> None:
         """Refuse unknown settings.
 
         Raises:
             UserError: naming the nearest.
         """
-        configure(get_localizer(self.method).Config, self.settings)
+        self.config()
         if self.masks is not None:
             configure(MaskConfig, self.masks)
 
@@ -91,8 +99,7 @@ def localize(
         UserError: an unknown method or setting, a budget that the method cannot fill, no item that can be used, or a
             model whose parts are not found.
     """
-    method = get_localizer(wanted.method)
-    config = configure(method.Config, wanted.settings)
+    method, config = get_localizer(wanted.method), wanted.config()
     model, found = loaded.model, sites(loaded.model)
     budget = None if wanted.budget is None else budget_of(wanted.budget, found)
     masks = None if wanted.masks is None else configure(MaskConfig, wanted.masks)

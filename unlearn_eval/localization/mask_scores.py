@@ -13,7 +13,6 @@ mechanistic-unlearning) is without a licence and was not read for this: rate, st
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from unlearn_eval.editors.base import Progress
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.localization.activations import answer_metric
 from unlearn_eval.localization.base import Run
-from unlearn_eval.localization.budget import TIMES
+from unlearn_eval.localization.budget import n_weights_of
 from unlearn_eval.scoring import accepts, pad, positions
 from unlearn_eval.training_data import RETAIN, Row, tensors
 from unlearn_eval.weight_masks import WeightMasks, largest
@@ -76,13 +75,8 @@ def n_of(text: str, whole: int) -> int:
     Raises:
         UserError: it is no number or share, or more than there are.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[kmb]?)", text.strip().lower())
-    n = 0
-    if found is not None:
-        number, unit = float(found[1]), found[2]
-        share = unit == "%" or (not unit and "." in found[1])
-        n = round(whole * (number / 100 if unit == "%" else number)) if share else round(number * TIMES[unit])
-    if not 0 < n <= whole:
+    n = n_weights_of(text, whole)
+    if n is None or not 0 < n <= whole:
         raise UserError(
             f"masks.weights '{text}' is no number of weights between 1 and {whole:,}", "give 10%, 0.1, 500k or 2M"
         )

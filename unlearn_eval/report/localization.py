@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from unlearn_eval.report.robustness import chosen_units
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -67,7 +69,7 @@ def _layers(content: Content) -> Table:
     table.add_column("layer", justify="right")
     for name in (*(KINDS[kind] for kind in kinds), *(f"probe, {name}" for name in probes)):
         table.add_column(name, justify="right")
-    marks = _chosen_units(content)
+    marks = {(kind, layer) for kind, layer, _ in chosen_units(content["modules"])}
     for layer in range(content["n_layers"]):
         cells = [_cell(scores, marks, kind, layer) for kind in kinds]
         table.add_row(str(layer), *cells, *(f"{curve[layer + 1]:.3f}" for curve in probes.values()))
@@ -80,17 +82,6 @@ def _cell(scores: Mapping[tuple[str, int], Any], marks: set[tuple[str, int]], ki
         return f"–{mark}"
     score = scores[kind, layer]
     return mark if score is None else f"{score:+.3f}{mark}"
-
-
-def _chosen_units(content: Content) -> set[tuple[str, int]]:
-    """(kind, layer) of every unit of which a map is chosen."""
-    found = set()
-    for name in content["modules"]:
-        parts = name.split(".")
-        place = next(i for i, part in enumerate(parts) if part.isdigit())
-        inner = parts[place + 1]
-        found.add(("attention" if "attn" in inner or "attention" in inner else "mlp", int(parts[place])))
-    return found
 
 
 def _meaning(content: Content) -> str:

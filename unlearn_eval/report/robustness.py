@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.result_files import Run, Runs
-from unlearn_eval.results import Result
+from unlearn_eval.results import Result, few_digits, scores_by_layer
 
 Record = dict[str, Any]
 RANDOM_MLPS = "random_mlps"
-_DIGITS = 4
 _EDIT_KEYS = ("editor", "config", "seed")
 
 # Attacks ---------------------------------------------------------------------------------------------------
@@ -151,8 +150,8 @@ def maps(runs: Runs) -> list[Record]:
     """Every localisation once, of edits and of files, with its scores by layer; the random control comes last.
 
     `{"method", "settings", "budget", "model", "facts", "seed", "n_layers", "n_weights", "n_weights_in_blocks",
-    "scores", "chosen", "effects", "probe_accuracy", "notes", "runs", "file"}`: `chosen` is by kind and layer how many
-    linear maps of a unit are trained, as (kind, layer, number); `runs` are those that use it.
+    "scores", "chosen", "effects", "notes", "runs", "file"}`: `chosen` is by kind and layer how many linear maps of a
+    unit are trained, as (kind, layer, number); `runs` are those that use it.
     """
     found: dict[str, Record] = {}
     for path, content in runs.localizations:
@@ -168,16 +167,9 @@ def maps(runs: Runs) -> list[Record]:
 
 def _map_of_file(path: Path, content: Mapping[str, Any]) -> Record:
     facts, model = content.get("facts") or {}, content.get("model") or {}
-    scores: dict[str, list[Any]] = {}
-    for unit in content["ranking"]:
-        scores.setdefault(unit["kind"], [None] * content["n_layers"])[unit["layer"]] = unit["score"]
-    tables = content.get("tables") or {}
-    own = {
-        **content,
-        "scores": scores,
-        "effects": tables.get("effects"),
-        "probe_accuracy": tables.get("probe_accuracy"),
-    }
+    scores = scores_by_layer(content["ranking"], content["n_layers"])
+    effects = (content.get("tables") or {}).get("effects")
+    own = {**content, "scores": scores, "effects": effects}
     return _map(own, model.get("id"), facts.get("set"), facts.get("n"), path.name)
 
 
@@ -190,7 +182,7 @@ def _map_of_edit(run: Run, components: Mapping[str, Any]) -> Record:
 
 def _map(own: Mapping[str, Any], model: Any, facts: Any, n: Any, file: str | None) -> Record:
     modules = list(own.get("modules") or ())
-    chosen = _chosen(modules)
+    chosen = chosen_units(modules)
     layers = [layer for _, layer, _ in chosen]
     effects = own.get("effects") or None
     return {
@@ -203,9 +195,9 @@ def _map(own: Mapping[str, Any], model: Any, facts: Any, n: Any, file: str | Non
         "n_layers": int(own.get("n_layers") or max(layers, default=-1) + 1),
         "n_weights": own.get("n_weights"),
         "n_weights_in_blocks": own.get("n_weights_in_blocks"),
-        "scores": _nested(own.get("scores") or {}),
+        "scores": few_digits(own.get("scores") or {}),
         "chosen": chosen,
-        "effects": _nested(effects) if effects else None,
+        "effects": few_digits(effects) if effects else None,
         "notes": {key: value for key, value in (own.get("notes") or {}).items() if not isinstance(value, list | dict)},
         "runs": [],
         "file": file,
@@ -222,7 +214,7 @@ def _identity(own: Mapping[str, Any]) -> str:
     return json.dumps([own[key] for key in kept] + [Path(own["model"]).name], sort_keys=True)
 
 
-def _chosen(modules: Iterable[str]) -> list[tuple[str, int, int]]:
+def chosen_units(modules: Iterable[str]) -> list[tuple[str, int, int]]:
     """(kind, layer, how many linear maps of it) of every unit of which a map is chosen."""
     counts: dict[tuple[str, int], int] = {}
     for name in modules:
@@ -237,17 +229,4 @@ def _chosen(modules: Iterable[str]) -> list[tuple[str, int, int]]:
 
 
 def _rounded(values: Iterable[float | None]) -> list[float | None]:
-    return [None if value is None or not math.isfinite(value) else _short(value) for value in values]
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
-
-
-def _nested(value: Any) -> Any:
-    """The same with few digits of every number."""
-    if isinstance(value, dict):
-        return {key: _nested(own) for key, own in value.items()}
-    if isinstance(value, list | tuple):
-        return [_nested(own) for own in value]
-    return _short(value) if isinstance(value, float) else value
+    return [None if value is None or not math.isfinite(value) else few_digits(float(value)) for value in values]

@@ -82,10 +82,11 @@ def prepared(model: Any, folder: Path, vllm_config: Any) -> Callable[[], None]:
     Raises:
         UserError: the edit does not fit the model, or the device's memory.
     """
-    if read_description(folder)["kind"] == "memory":
-        edit = load_edit(folder)
+    if read_description(folder, check_files=False)["kind"] == "memory":
+        edit = load_edit(folder)  # refuses files that have changed
         module = _module_of(model, edit)
         return functools.partial(_serve, model, module, _layer_of(module, edit, vllm_config), vllm_config)
+    read_description(folder)  # refuses files that have changed
     silence = Silence(vllm_config.scheduler_config.max_num_seqs)
     return functools.partial(_serve, model, vars(model)[_MODULE], silence, vllm_config)
 

@@ -17,7 +17,7 @@ from typing import Any
 from unlearn_eval.edits import read_description
 from unlearn_eval.errors import UserError
 from unlearn_eval.serving.plugin import edit_id
-from unlearn_eval.serving.swapping import EngineFacts, check_swap, facts_of, is_memory
+from unlearn_eval.serving.swapping import EngineFacts, check_swap, facts_of
 
 NAME = "unlearn_eval_routes"
 
@@ -104,7 +104,8 @@ class Served:
         """Bring the edit into the engine, which runs nothing; or leave, or bring back, the one that was there."""
         before, description = self.folder, describe(folder)
         was_whole = self.whole
-        reload = not (was_whole and is_memory(before) and is_memory(folder))  # else all weights are the base's
+        memories = self.description["kind"] == description["kind"] == "memory"
+        reload = not (was_whole and memories)  # else all weights are the base's
         self.whole = False
         try:
             refused = await self._tell(folder, reload)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any
 
 from unlearn_eval.errors import UserError
-from unlearn_eval.forget_sets import ForgetSet, load_forget_set
+from unlearn_eval.forget_sets import ForgetSet
 from unlearn_eval.provenance import hash_json
 from unlearn_eval.study.identity import Identities
 from unlearn_eval.study.spec import AttackSpec, EditorSpec, ModelSpec
-from unlearn_eval.study.told import Chosen
+from unlearn_eval.study.told import Chosen, forget_set
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def tries_of(
             "attack": attack.attack,
             "config": asdict(config_of_attack(attack)),
             "max_new_tokens": attack.max_new_tokens,
-            "retain": None if attack.retain is None else _load(attack.retain).hash,
+            "retain": None if attack.retain is None else forget_set(attack.retain).hash,
             "reference": reference,
         }
         key = hash_json({**inputs, "edit": edit_key, "name": attack.name})
@@ -168,8 +167,3 @@ def missing_references(attacks: Sequence[AttackSpec]) -> list[str]:
         f"{', '.join(without)}: without a reference (a model that never knew the facts) {what} are null; give it as"
         " {attack: NAME, reference: MODEL}"
     ]
-
-
-@cache
-def _load(name: str) -> ForgetSet:
-    return load_forget_set(name)

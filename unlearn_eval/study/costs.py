@@ -26,7 +26,7 @@ from unlearn_eval.forget_sets import load_forget_set
 from unlearn_eval.models import resolve_model
 from unlearn_eval.results import Result
 from unlearn_eval.study.attacked import Try, config_of_attack
-from unlearn_eval.study.located import n_layers_of
+from unlearn_eval.study.located import Located, n_layers_of
 from unlearn_eval.study.plan import Cell
 from unlearn_eval.study.spec import ModelSpec
 
@@ -111,7 +111,7 @@ class Costs:
             tokens += n_items * (WITH_GRADIENTS * row * epochs if epochs else TOKENS_PER_EDIT)
             copies += 0.25 if lora or not epochs else 3.0
         if cell.located is not None and cell.located.key in first:
-            tokens += n_items * item * passes_of(cell)
+            tokens += n_items * item * passes_of(cell.located, cell.model)
         for own in cell.tries:
             others = 1 + (own.attack.reference is not None)
             n_models = 1 + (others if not own.control_key or own.control_key in first else 0)
@@ -151,17 +151,12 @@ def attack_tokens(own: Try, cell: Cell, n_items: int, item: float) -> float:
     return WITH_GRADIENTS * work.trained * item + work.answered * answer + work.read * item
 
 
-def passes_of(cell: Cell) -> float:
-    """Passes of the model for each fact of a cell's localization."""
+def passes_of(located: Located, model: ModelSpec) -> float:
+    """Passes of a model for each fact of a localization."""
     from unlearn_eval.localization.base import get_localizer
-    from unlearn_eval.localization.locate import Wanted, wanted_of
-    from unlearn_eval.settings import configure
 
-    assert cell.located is not None
-    wanted = wanted_of(cell.located.text)
-    assert isinstance(wanted, Wanted)
-    module = get_localizer(wanted.method)
-    return module.passes(configure(module.Config, wanted.settings), n_layers_of(cell.model))
+    wanted = located.wanted
+    return get_localizer(wanted.method).passes(wanted.config(), n_layers_of(model))
 
 
 @cache

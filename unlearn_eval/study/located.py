@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetSet
@@ -15,30 +15,38 @@ from unlearn_eval.models import resolve_model
 from unlearn_eval.provenance import hash_json
 from unlearn_eval.study.spec import EditorSpec, ModelSpec
 
+if TYPE_CHECKING:
+    from unlearn_eval.localization.locate import Wanted
+
 
 @dataclass(frozen=True)
 class Located:
     """The localization that says where an edit is made.
 
     Attributes:
-        text: as the study names it.
+        wanted: which one, as the study asks for it.
         key: of the model, the facts, the seed and the settings: edits with the same one share what was computed.
     """
 
-    text: str
+    wanted: Wanted
     key: str
 
 
 def located_of(editor: EditorSpec, common: Mapping[str, Any], seed: int, retain: str | None) -> Located | None:
+    """The localization that says where an editor's edit is made; None if none does."""
+    wanted = _wanted(editor)
+    if wanted is None:
+        return None
+    own = [common["model"], common["dtype"], common["selection"], seed, retain]
+    return Located(wanted, hash_json([*own, wanted.method, wanted.budget, dict(sorted(wanted.settings.items()))]))
+
+
+def _wanted(editor: EditorSpec) -> Wanted | None:
     """The localization of an editor's `components`; None where these are a file, patterns of modules, or not there."""
     from unlearn_eval.localization.locate import Wanted, wanted_of
 
-    text = editor.settings.get("components", "")
-    wanted = wanted_of(text) if text else None
-    if not isinstance(wanted, Wanted):
-        return None
-    own = [common["model"], common["dtype"], common["selection"], seed, retain]
-    return Located(text, hash_json([*own, wanted.method, wanted.budget, dict(sorted(wanted.settings.items()))]))
+    found = wanted_of(editor.settings.get("components", ""))
+    return found if isinstance(found, Wanted) else None
 
 
 def check_located(editor: EditorSpec, model: ModelSpec, items: ForgetSet, retain: ForgetSet | None) -> None:
@@ -50,11 +58,9 @@ def check_located(editor: EditorSpec, model: ModelSpec, items: ForgetSet, retain
     """
     from unlearn_eval.localization.base import get_localizer
     from unlearn_eval.localization.budget import budget_of
-    from unlearn_eval.localization.locate import Wanted, wanted_of
-    from unlearn_eval.settings import configure
 
-    wanted = wanted_of(editor.settings.get("components", "") or "-")
-    if not isinstance(wanted, Wanted):
+    wanted = _wanted(editor)
+    if wanted is None:
         return
     module = get_localizer(wanted.method)
     try:
@@ -63,7 +69,7 @@ def check_located(editor: EditorSpec, model: ModelSpec, items: ForgetSet, retain
         check = getattr(module, "check", None)
         if check is not None:
             answers = {item.question: item.answer for item in (*items, *(retain or ()))}
-            check(configure(module.Config, wanted.settings), list(answers.values()))
+            check(wanted.config(), list(answers.values()))
         found = _sites(model)
         if wanted.budget is not None and found is not None:
             budget_of(wanted.budget, found)
@@ -108,6 +114,7 @@ def _sites(model: ModelSpec) -> Any:
     return sites(skeleton)
 
 
+@cache
 def n_layers_of(model: ModelSpec, usual: int = 32) -> int:
     """How many blocks a model has, by its configuration; `usual` where that cannot be read."""
     from transformers import AutoConfig

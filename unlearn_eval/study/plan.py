@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from unlearn_eval.backends import check_vllm
 from unlearn_eval.config import Recipe
 from unlearn_eval.editors.from_file import editor_file
 from unlearn_eval.errors import UserError, unknown_name
-from unlearn_eval.forget_sets import ForgetSet, load_forget_set
+from unlearn_eval.forget_sets import ForgetSet
 from unlearn_eval.provenance import hash_json
 from unlearn_eval.study.attacked import Try as Try
 from unlearn_eval.study.attacked import check_facts, check_kinds, missing_references, tries_of
@@ -31,7 +30,7 @@ from unlearn_eval.study.spec import (
     Study,
     TaskSpec,
 )
-from unlearn_eval.study.told import Chosen, choose, depends_on_set, told
+from unlearn_eval.study.told import Chosen, choose, depends_on_set, forget_set, told
 
 _VARIABLES = ("UNLEARN_EVAL_ENCODER", "UNLEARN_EVAL_RETAIN_REFERENCE")
 
@@ -164,9 +163,9 @@ def _cells(part: Part, planner: _Planner) -> Iterator[Cell]:
     for model in part.models:
         model_key, commit = _model_key(model, part, planner)
         for name in part.forget:
-            items = _load(name)
+            items = forget_set(name)
             for (editor, _), retain in zip(editors, checked, strict=True):
-                check_located(editor, model, items, None if retain is None else _load(retain))
+                check_located(editor, model, items, None if retain is None else forget_set(retain))
             for size in part.sizes:
                 for seed in part.seeds:
                     chosen = choose(items, size, seed, part.kept, None)
@@ -258,7 +257,7 @@ def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
             "settings": planner.identities.settings(dict(cell.editor.settings)),
             "recipe": planner.identities.settings(recipe),
             **({"kept": cell.kept} if cell.editor.settings.get("text") == OTHERS or keeps_what_is_known(cell) else {}),
-            "retain": None if cell.retain is None else _load(cell.retain).hash,
+            "retain": None if cell.retain is None else forget_set(cell.retain).hash,
         }
     )
 
@@ -306,7 +305,7 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
             "give it retain: SET (tofu:retain99, facts, a file), or the editor settings: {retain_term: none}",
         )
     if keeps:
-        _load(str(part.retain))
+        forget_set(str(part.retain))
     return part.retain if keeps else None
 
 
@@ -349,7 +348,7 @@ def _model_key(model: ModelSpec, part: Part, planner: _Planner) -> tuple[str, st
     from unlearn_eval.finetuning import preset_of
     from unlearn_eval.settings import configure
 
-    data = _load(part.finetune.on)
+    data = forget_set(part.finetune.on)
     preset = preset_of(data, part.finetune.preset)
     configure(GradientConfig, {**(preset.settings if preset else {}), **part.finetune.settings})
     taught = {
@@ -371,8 +370,3 @@ def _enough(items: ForgetSet, chosen: Chosen, part: Part) -> None:
             f"{needed} items to forget and to keep are more than the {len(items)} of '{items.name}'",
             "give smaller sizes or kept",
         )
-
-
-@cache
-def _load(name: str) -> ForgetSet:
-    return load_forget_set(name)

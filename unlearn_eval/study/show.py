@@ -130,7 +130,7 @@ def _localization_lines(cells: Sequence[Cell]) -> list[str]:
     located = [cell.located for cell in cells if cell.located is not None]
     if not located:
         return []
-    names = dict.fromkeys(own.text.partition("(")[0] for own in located)
+    names = dict.fromkeys(own.wanted.method for own in located)
     return [f"{len({own.key for own in located})} localizations for {len(located)} edits ({', '.join(names)})"]
 
 

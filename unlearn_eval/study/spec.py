@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.backends import model_type
+from unlearn_eval.backends import check_backend
 from unlearn_eval.config import Recipe
 from unlearn_eval.editors.from_file import editor_label
 from unlearn_eval.errors import UserError, unknown_name
@@ -233,14 +233,9 @@ def _part(name: str, own: Mapping[str, Any]) -> Part:
         known=_bool(own.get("known", False), "known"),
         kept=None if own.get("kept", 48) is None else _whole(own.get("kept", 48), "kept", 0),
         chat=None if own.get("chat") is None else _bool(own["chat"], "chat"),
-        backends=tuple(dict.fromkeys(_backend(entry) for entry in _list(own.get("backends", "hf")))),
+        backends=tuple(dict.fromkeys(check_backend(str(entry)) for entry in _list(own.get("backends", "hf")))),
         attacks=_distinct([_attack(entry) for entry in _list(own.get("attacks") or [])], "attack"),
     )
-
-
-def _backend(entry: Any) -> str:
-    model_type(str(entry), False)  # there is such a one
-    return str(entry)
 
 
 def _model(entry: Any, dtype: str) -> ModelSpec:

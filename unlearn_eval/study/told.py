@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from unlearn_eval.errors import UserError
-from unlearn_eval.forget_sets import ForgetSet
+from unlearn_eval.forget_sets import ForgetSet, load_forget_set
 
 BY_IDS = {  # task -> (the sets that it asks about, what stands before its own ids in theirs)
     "unlearn_facts": ("facts", ""),
@@ -39,6 +40,16 @@ class Chosen:
     forget: ForgetSet
     kept: tuple[str, ...]
     whole: bool
+
+
+@cache
+def forget_set(name: str) -> ForgetSet:
+    """The set of this name, which a process reads once.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    return load_forget_set(name)
 
 
 def choose(items: ForgetSet, size: int | None, seed: int, kept: int | None, known: Collection[str] | None) -> Chosen:

@@ -25,6 +25,7 @@ from unlearn_eval.pipeline import describe_model
 from unlearn_eval.prompts import resolve_chat
 from unlearn_eval.provenance import hash_json, hash_weights
 from unlearn_eval.results import Result, read_result, read_samples, utc_now, write_result
+from unlearn_eval.study.attacked import config_of_attack
 from unlearn_eval.study.cell_results import whole_result
 from unlearn_eval.study.plan import Ask, Cell, Try, keeps_what_is_known
 from unlearn_eval.study.spec import OTHERS
@@ -353,7 +354,6 @@ class Worker:
         from unlearn_eval.attacks.controls import kept_controls
         from unlearn_eval.attacks.run import attack_case, described, robustness, sample_lines, task_name
         from unlearn_eval.edits import load_edit
-        from unlearn_eval.settings import configure
 
         assert folder is not None
         attack, created, started = own.attack, utc_now(), time.monotonic()
@@ -371,7 +371,7 @@ class Worker:
             progress=self.progress,
         )
         module = get_attack(attack.attack)
-        settings, known = configure(module.Config, attack.settings), None
+        settings, known = config_of_attack(attack), None
         if own.control_key and kind_of(case.edit) in module.ABOUT.kinds:
             place = self.store.shared("controls", f"{attack.attack}-{own.control_key[:16]}.json")
             with _alone(place):
