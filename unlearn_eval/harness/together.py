@@ -77,7 +77,7 @@ def _started(model: str, adapters: Sequence[Adapter], options: Mapping[str, Any]
         highest = max(adapter.rank for adapter in adapters)
         rank = next(rank for rank in RANKS if rank >= highest)
         lora = {"enable_lora": True, "max_lora_rank": rank, "max_loras": len(adapters), "lora_target_modules": targets}
-        return vllm_models.VLLM(pretrained=model, **(lora | options))  # type: ignore[attr-defined]
+        return vllm_models.VLLM(pretrained=model, **{**lora, **options})  # type: ignore[attr-defined]
 
     own = start(exact)
     if exact != loose and any(own.model.collective_rpc("unlearn_eval_without_lora", args=(exact,))):
