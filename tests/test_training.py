@@ -130,7 +130,7 @@ def trainer_for(model, rows, objective, folder):
     config, weights = TrainingConfig(**FAST), FullWeights(model, [], folder)
     n = len(rows[ANSWER])
     schedule = Schedule(n, len(rows.get(RETAIN, ())), n, 2, 1, 0)
-    return Unlearner(weights, rows, objective, schedule, _arguments(model, config, folder, 2, 1, 1), lambda *_: None)
+    return Unlearner(weights, rows, objective, schedule, _arguments(weights, config, folder, 2, 1, 1), lambda *_: None)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -307,6 +307,22 @@ def test_mixed_precision_runs():
     curves = [[json.loads(line) for line in edit.texts["training.jsonl"].splitlines()] for edit in (mixed, plain)]
     assert curves[0][0]["loss"] == pytest.approx(curves[1][0]["loss"], rel=0.02)  # bfloat16 has 8 bits
     assert curves[0] != curves[1]
+
+
+@pytest.mark.parametrize("components", ["", "mlp.down_proj"])
+def test_precision_is_that_of_the_model(components):
+    """Mixed for bfloat16 on a CPU, whether all of it is trained, and in float32 by then, or a part."""
+    model = tiny_model("llama", torch.bfloat16)
+    automatic, mixed = (
+        train(npo, model, learning_rate=1e-3, components=components, precision=precision).texts["training.jsonl"]
+        for precision in ("auto", "bfloat16")
+    )
+    assert automatic == mixed
+
+
+def test_what_is_not_trained_must_be_wide_enough():
+    with pytest.raises(UserError, match="what is not trained of the model is bfloat16"):
+        train(npo, tiny_model("llama", torch.bfloat16), components="mlp.down_proj", precision="float32")
 
 
 def test_a_model_of_bfloat16_can_be_trained_again():

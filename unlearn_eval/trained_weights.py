@@ -126,7 +126,7 @@ class FullWeights:
                     "no masked weight is in the components that are trained",
                     "leave out components, or give other masks",
                 )
-        self.model = model
+        self.model, self.dtype = model, next(model.parameters()).dtype  # as it was: what is trained becomes float32
         self._parameters = {name: parameters[name] for name in names}
         self._types = {name: p.dtype for name, p in self._parameters.items()}
         self._needed_gradients = {p: p.requires_grad for p in model.parameters()}
@@ -226,6 +226,7 @@ class LowRankWeights:
         maps = linear_maps(model)
         names = match_names(maps, patterns) if patterns else maps
         self._inner, self._needed_gradients = model, {p: p.requires_grad for p in model.parameters()}
+        self.dtype = next(model.parameters()).dtype
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha,

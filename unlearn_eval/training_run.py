@@ -147,7 +147,7 @@ def _fits(
     steps = config.steps or math.ceil(n * config.epochs / batch)
     accumulation = math.ceil(batch / (size * processes))
     schedule = Schedule(n, len(rows.get(RETAIN, ())), batch, steps, accumulation * processes, config.seed)
-    arguments = _arguments(run.weights.model, config, folder, steps, accumulation, n / batch)
+    arguments = _arguments(run.weights, config, folder, steps, accumulation, n / batch)
     arguments.ddp_find_unused_parameters = objective.layer is not None
     run.notes |= {
         "steps": steps,
@@ -527,16 +527,28 @@ def _processes() -> tuple[int, int]:
 
 
 def _arguments(
-    model: Any, config: TrainingConfig, folder: Path, steps: int, accumulation: int, steps_per_epoch: float
+    weights: FullWeights | LowRankWeights,
+    config: TrainingConfig,
+    folder: Path,
+    steps: int,
+    accumulation: int,
+    steps_per_epoch: float,
 ) -> TrainingArguments:
-    device = next(model.parameters()).device
+    device = next(weights.model.parameters()).device
     launched = _processes()[0] > 1
     if device.type == "cuda" and device.index and not launched:
         raise UserError(
             f"training runs on the first visible GPU, not on {device}", f"set CUDA_VISIBLE_DEVICES={device.index}"
         )
-    full = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    full = weights.dtype in (torch.float32, torch.float64)
     auto = "float32" if full and device.type == "cpu" else "bfloat16"
+    precision = auto if config.precision == "auto" else config.precision
+    narrow = {str(p.dtype).removeprefix("torch.") for p in weights.model.parameters() if p.dtype.itemsize < 4}
+    if precision == "float32" and narrow:
+        raise UserError(
+            f"precision=float32, and what is not trained of the model is {', '.join(sorted(narrow))}",
+            "load the model with --dtype float32, or leave precision out",
+        )
     checkpoint_steps = config.checkpoint_steps or max(math.ceil(steps_per_epoch), math.ceil(steps / 5))
     reports = [name.strip() for name in config.report_to.split(",") if name.strip()]
     with warnings.catch_warnings():
@@ -552,7 +564,7 @@ def _arguments(
             lr_scheduler_type=config.schedule,
             max_grad_norm=config.max_grad_norm,
             optim=config.optimizer,
-            bf16=(auto if config.precision == "auto" else config.precision) == "bfloat16",
+            bf16=precision == "bfloat16",
             gradient_checkpointing=config.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
             save_strategy="steps",
