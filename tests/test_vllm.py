@@ -387,6 +387,40 @@ def test_means_and_variances_are_those_of_hugging_face(edits, kind):
             torch.testing.assert_close(torch.tensor(own[name]), torch.tensor(getattr(score, name)), atol=1e-4, rtol=0)
 
 
+def test_what_answers_have_in_common_is_run_once(edits):
+    """Their prompt's blocks are read from the cache; what was cached of an answer itself is run again, to be scored."""
+    from lm_eval.api.instance import Instance
+
+    from unlearn_eval.harness import vllm_models
+    from unlearn_eval.harness.requests import KIND, options
+
+    base, *_ = edits("llama", "low_rank")
+    lm = vllm_models.VLLM(str(base), dtype="float32", max_model_len=256, enforce_eager=True, block_size=32)
+    calls, generate = [], lm._model_generate
+
+    def noted(*arguments, **options):
+        calls.append(generate(*arguments, **options))
+        return calls[-1]
+
+    lm._model_generate = noted
+    try:
+        questions = [f"Who wrote {'very ' * 12}old book, number {i}?" for i in range(3)]
+        answers = [" Nobody wrote it.", " Anna did.", f" Ben {'never ' * 12}did."]
+        pairs = [(question, answer) for question in questions for answer in (*answers, answers[-1])]
+        asked = [Instance("loglikelihood", {}, (*pair, options(False)), i) for i, pair in enumerate(pairs)]
+        found = getattr(lm, KIND)(asked, disable_tqdm=True)
+        queries = [make_query(lm, *request.args, lm.tok_encode)[0] for request in asked]
+    finally:
+        lm.model.llm_engine.engine_core.shutdown()
+    first, again = calls
+    assert all(0 < len(query.prompt_ids) % 32 for query in queries), "else the prompt's end is cached too"
+    assert sum(out.num_cached_tokens > 0 for out in first) == 11, "of the first nothing, of the others the beginning"
+    assert len(again) == len(questions), "the answers that were given twice"
+    assert all(out.num_cached_tokens == 0 for out in again)
+    for own, score in zip(found, score_answers(model_of("llama"), queries), strict=True):
+        torch.testing.assert_close(torch.tensor(own["token_nll"]), torch.tensor(score.token_nll), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["dense", "grace"])
 def test_tofu_has_the_same_numbers_on_both_back_ends(edits, tmp_path, monkeypatch, kind):
     from conftest import write_tofu

@@ -136,33 +136,44 @@ def _with_moments(
 
 
 def _scored(lm: Any, pairs: Sequence[Pair], silent: bool = False) -> Iterator[tuple[list[float], list[int]]]:
-    """Ln p and ranks of each (prompt, labels)'s labels, in order; a prompt's answers are asked one after another."""
+    """Ln p and ranks of each (prompt, labels)'s labels, in order.
+
+    A prompt's answers are asked one after another: what of it fills blocks of the engine's cache is run once.
+    """
     from tqdm import tqdm
     from vllm import SamplingParams
+
+    def ask(part: Sequence[Pair], whole: bool) -> Any:
+        """What the engine says to some of them, each of which is run whole or from where its text is known."""
+        sampling = [
+            SamplingParams(
+                temperature=0,
+                max_tokens=1,
+                prompt_logprobs=0,  # of the prompt's own tokens, with their ranks
+                flat_logprobs=True,
+                detokenize=False,
+                extra_args={PROMPT_END: len(prompt)},
+                skip_reading_prefix_cache=whole,
+            )
+            for prompt, _ in part
+        ]
+        size = lm.batch_size
+        lm.batch_size = len(part)  # else it shows a bar of its own
+        try:
+            asked = [[*prompt, *labels] for prompt, labels in part]
+            return lm._model_generate(requests=asked, generate=True, sampling_params=sampling)
+        finally:
+            lm.batch_size = size
 
     bar = tqdm(total=len(pairs), desc=f"Running {KIND} requests", disable=silent or lm.rank != 0)
     with bar:
         for start in range(0, len(pairs), _AT_ONCE):
             part = pairs[start : start + _AT_ONCE]
-            sampling = [
-                SamplingParams(
-                    temperature=0,
-                    max_tokens=1,
-                    prompt_logprobs=0,  # of the prompt's own tokens, with their ranks
-                    flat_logprobs=True,
-                    detokenize=False,
-                    extra_args={PROMPT_END: len(prompt)},
-                )
-                for prompt, _ in part
-            ]
-            asked = [[*prompt, *labels] for prompt, labels in part]
-            size = lm.batch_size
-            lm.batch_size = len(asked)  # else it shows a bar of its own
-            try:
-                found = lm._model_generate(requests=asked, generate=True, sampling_params=sampling)
-            finally:
-                lm.batch_size = size
-            for out, (prompt, labels) in zip(found, part, strict=True):
-                rows = [out.prompt_logprobs[len(prompt) + j][label] for j, label in enumerate(labels)]
+            found = dict(enumerate(ask(part, whole=False)))
+            # Of tokens whose keys and values are read from the cache there are no log-probabilities.
+            unseen = [i for i, (prompt, _) in enumerate(part) if (found[i].num_cached_tokens or 0) >= len(prompt)]
+            found |= zip(unseen, ask([part[i] for i in unseen], whole=True) if unseen else (), strict=True)
+            for i, (prompt, labels) in enumerate(part):
+                rows = [found[i].prompt_logprobs[len(prompt) + j][label] for j, label in enumerate(labels)]
                 bar.update(1)
                 yield [row.logprob for row in rows], [row.rank for row in rows]
