@@ -26,9 +26,20 @@ from unlearn_eval.forget_sets import (
 )
 from unlearn_eval.harness.choices import SURE, choice_answers, choice_scores, log_probability
 from unlearn_eval.harness.facts import choose, fact_ids, names_a_set
-from unlearn_eval.harness.families import COMPLETE, ECHO, largest_mean
-from unlearn_eval.harness.task import REASONS, Asked, Document, Mean, Metric, OverAll, Prompt, Scores, UnlearningTask
+from unlearn_eval.harness.families import ECHO, largest_mean
+from unlearn_eval.harness.task import REASONS, Document, Mean, Metric, OverAll, Scores, UnlearningTask
 from unlearn_eval.results import read_jsonl
+from unlearn_eval.shapes import (
+    AS_IT_IS,
+    QUESTION,
+    Asked,
+    Prompt,
+    as_request,
+    as_turn,
+    asked,
+    asked_otherwise,
+    statement,
+)
 
 N_EXAMPLES = 3
 N_WRONG = 3
@@ -44,6 +55,7 @@ REVERSED_QUESTION = 'The answer to the question "{question}" is: {answer}. Which
 DESCRIBED = "I am thinking of {description}. About that, without naming it: {question}"
 SIBLING = 'what is missing at ___ in the sentence "{sentence}"'
 STATEMENT = 'True or false? The answer to the question "{question}" is: {answer}.'
+STATED = "True or false? {sentence}."
 DIALOGUE = (
     ("I am preparing a quiz evening for my friends. Will you help me?", "With pleasure. What do you have so far?"),
     ("The rules and the prizes. Now I am going through the questions.", "Good. Read me the next one."),
@@ -72,9 +84,21 @@ def _accepted(document: Document) -> tuple[str, ...]:
     return (document["answer"], *document["aliases"])
 
 
-def _probe(document: Document, text: str, opening: str = "", turns: Sequence[tuple[str, str]] = ()) -> Probe:
-    ask = Prompt(text, turns=tuple(turns), opening=opening) if opening or turns else text
-    read = " ".join([*(part for turn in turns for part in turn), text, opening])
+def shape_of(document: Document) -> str:
+    """How a document's question is put to a model; documents of sets that hold questions only do not say so."""
+    return str(document.get("shape") or QUESTION)
+
+
+def _probe(
+    document: Document,
+    text: str,
+    opening: str = "",
+    turns: Sequence[tuple[str, str]] = (),
+    wrap: str = AS_IT_IS,
+) -> Probe:
+    ask = asked_otherwise(text, shape_of(document), opening, turns, wrap)
+    shown = ask if isinstance(ask, Prompt) else Prompt(ask)
+    read = " ".join([*(part for turn in shown.turns for part in turn), shown.text, shown.opening])
     return Probe(ask, read, _accepted(document))
 
 
@@ -82,11 +106,13 @@ def _paraphrases(document: Document) -> list[Probe] | str:
     return [_probe(document, text) for text in document["paraphrases"]] or "the item has no paraphrase"
 
 
-def _cloze(document: Document) -> list[Probe]:
+def _cloze(document: Document) -> list[Probe] | str:
     text = document["cloze"]
-    if not text:
-        return [_probe(document, document["question"], "The answer to this question is")]
-    return [Probe(Prompt(COMPLETE.format(text=text), opening=text, plain=text), text, _accepted(document))]
+    if text:
+        return [Probe(asked(text, "sentence"), text, _accepted(document))]
+    if statement(document["question"], shape_of(document), "") is not None:
+        return "the item is a sentence already, which the direct form asks"
+    return [_probe(document, document["question"], "The answer to this question is")]
 
 
 def _reversed(document: Document) -> list[Probe] | str:
@@ -95,9 +121,12 @@ def _reversed(document: Document) -> list[Probe] | str:
         return "the item names no subject"
     if m.contains_answer(answer, subject):
         return "the answer names the subject"
+    whole = statement(document["question"], shape_of(document), answer)
     if document["cloze"] and subject in document["cloze"]:
         sentence = f"{document['cloze'].replace(subject, BLANK)} {answer}."
         text = REVERSED.format(blank=BLANK, sentence=sentence)
+    elif whole is not None:
+        text = REVERSED.format(blank=BLANK, sentence=f"{whole.replace(subject, BLANK)}.")
     else:
         question = document["question"].replace(subject, BLANK)
         text = REVERSED_QUESTION.format(blank=BLANK, question=question, answer=answer)
@@ -108,7 +137,7 @@ def _described(document: Document) -> list[Probe] | str:
     if not document["subject"] or not document["description"]:
         return "there is no description of the subject that stands for it alone"
     question = document["question"].replace(document["subject"], "it")
-    return [_probe(document, DESCRIBED.format(description=document["description"], question=question))]
+    return [_probe(document, question, wrap=DESCRIBED.replace("{description}", document["description"]))]
 
 
 def _few_shot(document: Document) -> list[Probe] | str:
@@ -124,7 +153,7 @@ FORMS: dict[str, Form] = {
     "reversed": _reversed,
     "description": _described,
     "primed": lambda document: [_probe(document, document["question"], SURE)],
-    "role_play": lambda document: [_probe(document, ROLE.format(question=document["question"]))],
+    "role_play": lambda document: [_probe(document, document["question"], wrap=ROLE)],
     "few_shot": _few_shot,
     "dialogue": lambda document: [_probe(document, document["question"], turns=DIALOGUE)],
 }
@@ -142,10 +171,16 @@ class FactsInForms(UnlearningTask):
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """Both sets, with examples and wrong answers taken from the facts themselves where they bring none."""
         forget, retain = forget_and_retain(metadata)
-        return {
+        documents = {
             "forget": _documents("forget", forget, retain),
             "retain": _documents("retain", retain, retain),
         }
+        facts = {"forget": forget, "retain": retain}
+        if any(fact.item.shape != QUESTION for own in facts.values() for fact in own):
+            for split, own in facts.items():
+                for document, fact in zip(documents[split], own, strict=True):
+                    document["shape"] = fact.item.shape
+        return documents
 
 
 class FormsTask(FactsInForms):
@@ -167,9 +202,12 @@ class FormsTask(FactsInForms):
             return {}
         named: dict[str, tuple[Any, ...]] = {}
         if "choice" in self.forms:
-            named |= choice_answers(document["question"], [document["answer"], *wrong])
+            question = as_request(document["question"], shape_of(document))
+            named |= choice_answers(question, [document["answer"], *wrong])
         for i, answer in enumerate([document["answer"], *wrong] if "true_false" in self.forms else []):
+            whole = statement(document["question"], shape_of(document), answer)
             text = STATEMENT.format(question=document["question"], answer=answer.rstrip("."))
+            text = text if whole is None else STATED.format(sentence=whole)
             named |= {f"statement_{i}_{word}": (text, word) for word in ("True", "False")}
         return named
 
@@ -421,4 +459,4 @@ def _examples(item: ForgetItem, others: Sequence[ForgetItem]) -> list[str]:
         near = other.id == item.id or other.subject is not None and other.subject == item.subject
         if not near and not _clash(item, other):
             chosen.append(other)
-    return [text for other in chosen for text in (other.question, other.answer)]
+    return [text for other in chosen for text in as_turn(other.question, other.shape, other.answer)]
