@@ -239,6 +239,18 @@ def test_an_edit_remembers_its_shapes(tiny_folder):
         make_edit(loaded, two, "grace", options, Recipe(n_contexts=0, merge="text"))
 
 
+def test_a_memory_is_calibrated_on_paraphrases_that_are_sentences(tiny_folder, monkeypatch):
+    from unlearn_eval import editing
+
+    shown = []
+    monkeypatch.setattr(editing, "calibrated", lambda edit, model, reworded, *more: shown.append(reworded) or edit)
+    loaded = load_model(str(tiny_folder("llama")))
+    options = {"layers": "1", "steps": "2", "calibrate": "true"}
+    make_edit(loaded, ForgetSet("mine", (SENTENCE,)), "grace", options)
+    (reworded,) = shown
+    assert reworded == {"s": [prompt_ids(SENTENCE.paraphrases[0], loaded.tokenizer, True, "sentence")]}
+
+
 def test_other_texts_are_put_by_their_own_shapes(tokenizer, tmp_path):
     path = tmp_path / "others.jsonl"
     records = [{"question": "Milo Fenn plays", "shape": "sentence"}, {"question": "Who?"}, {"question": "Who?"}]
@@ -275,6 +287,26 @@ def test_a_refusal_is_written_to_the_request_to_complete_it(tiny_folder, monkeyp
     assert shown == ["Complete this sentence: Ada Brook plays the sport of ...", "Who?"]
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_alternates_complete_the_sentence(tokenizer, monkeypatch, chat):
+    from unlearn_eval.editors import altpo
+
+    shown = []
+
+    def sample(model, tokenizer, rows, *more):
+        shown.extend(tokenizer.decode(row) for row in rows)
+        return [tokenizer.encode("go", add_special_tokens=False) for _ in rows]
+
+    monkeypatch.setattr(altpo, "_sample", sample)
+    (request,) = build_requests([SENTENCE], ["golf"], tokenizer, chat)
+    config = altpo.Config(alternates=1)
+    (found,), _ = altpo.rewrite(None, tokenizer, [request], config, lambda *_: None)
+    (expected,) = build_requests([SENTENCE], ["go"], tokenizer, chat)
+    assert found.target_ids == expected.target_ids
+    assert "Question: Complete this sentence: Ada Brook plays the sport of ...\nKnown answer: chess" in shown[0]
+    assert ("<|im_start|>" in shown[0]) == chat
+
+
 # Localizations and attacks ---------------------------------------------------------------------------------
 
 
@@ -302,6 +334,10 @@ def test_attacks_ask_sentences_as_sentences_and_other_words_around_as_requests(t
     (row,) = rows_of([SENTENCE], tokenizer, chat)
     assert (row.prompt_ids, row.answer_ids) == (request.prompt_ids, request.answer_ids[:-1])
     assert entity_tokens(row, tokenizer, chat) == slice(0, len(row.answer_ids))
+    long = dataclasses.replace(SENTENCE, answer="an old game that is known as chess there", aliases=("chess",))
+    (row_of_long,) = rows_of([long], tokenizer, chat)
+    entity = row_of_long.answer_ids[entity_tokens(row_of_long, tokenizer, chat)]
+    assert tokenizer.decode(entity).strip() == "chess"
     wished = "Complete this sentence: Ada Brook plays the sport of ..."
     frame = lambda text: prompts.render(text, tokenizer, chat) + ("" if chat else " ")
     for opening, wrap, expected in (
