@@ -9,7 +9,7 @@ from typing import Any
 from unlearn_eval import metrics as m
 from unlearn_eval.errors import UserError
 from unlearn_eval.harness.families import ECHO
-from unlearn_eval.harness.forms import FactsInForms, shape_of
+from unlearn_eval.harness.form_facts import FactsInForms, shape_of
 from unlearn_eval.harness.task import REASONS, Document, Mean, Metric, OverAll, Scores
 from unlearn_eval.shapes import Asked, asked
 
