@@ -28,6 +28,7 @@ from unlearn_eval.errors import UserError
 from unlearn_eval.json_files import dumps
 from unlearn_eval.metrics import contains_answer, normalise
 from unlearn_eval.scoring import pad
+from unlearn_eval.shapes import as_request, asked, following
 
 INSTRUCTION = (
     "Invent a different answer to the question below. It must fit the question and sound just as believable, but every"
@@ -68,8 +69,9 @@ def rewrite(
     for request, texts in zip(requests, written, strict=True):
         lines.append(dumps({"id": request.id, "question": request.question, "alternates": texts, "refused": not texts}))
         for text in texts:
+            ask = asked(request.question, request.shape)
             labels = prompts.answer_labels(
-                prompts.render(request.question, tokenizer, chat), request.prompt_ids, text, tokenizer, chat
+                prompts.render(ask, tokenizer, chat), request.prompt_ids, following(ask, text, chat), tokenizer, chat
             )
             found.append(replace(request, target_ids=labels.ids))
         if not texts:
@@ -84,7 +86,7 @@ def write_alternates(
     answers = [tokenizer.decode(request.answer_ids, skip_special_tokens=True).strip() for request in requests]
     jobs = []
     for i, (request, answer) in enumerate(zip(requests, answers, strict=True)):
-        text = INSTRUCTION.format(question=request.question, answer=answer)
+        text = INSTRUCTION.format(question=as_request(request.question, request.shape), answer=answer)
         ids = prompts.encode_prompt(prompts.render(text, tokenizer, chat) if chat else text, tokenizer)
         jobs += [(len(ids), i, k, ids) for k in range(config.alternates)]
     texts: dict[tuple[int, int], str] = {}
@@ -160,7 +162,7 @@ def _asked_as_chat(tokenizer: Any, request: EditRequest) -> bool:
     """Whether a request's prompt went through the chat template."""
     if not prompts.has_chat_template(tokenizer):
         return False
-    text = prompts.render(request.question, tokenizer, chat=True)
+    text = prompts.render(asked(request.question, request.shape), tokenizer, chat=True)
     return tuple(prompts.encode_prompt(text, tokenizer)) == request.prompt_ids
 
 

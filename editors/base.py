@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from unlearn_eval.discovery import module_in, names_in
 from unlearn_eval.editors.from_file import editor_from_file, is_editor_file
 from unlearn_eval.edits import Edit
 from unlearn_eval.errors import UserError
+from unlearn_eval.shapes import QUESTION
 
 Progress = Callable[[str, int, int], Any]  # (what, done, total)
 NOT_METHODS = {
@@ -53,6 +54,7 @@ class EditRequest:
         answer_ids: what the model is to forget: the true answer's tokens and the end token; empty if it is not known.
         members: if this request stands for several (query merging by key), those; they share one change of value, and
             everything else here is the first one's.
+        shape: how the question was put to the model (see `ForgetItem.shape`).
     """
 
     id: str
@@ -65,6 +67,7 @@ class EditRequest:
     question: str = ""
     answer_ids: tuple[int, ...] = ()
     members: tuple[EditRequest, ...] = ()
+    shape: str = QUESTION
 
     @property
     def rows(self) -> tuple[tuple[tuple[int, ...], int], ...]:
@@ -75,6 +78,12 @@ class EditRequest:
     def parts(self) -> tuple[EditRequest, ...]:
         """The requests this one stands for: its members, or itself."""
         return self.members or (self,)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The fields by name; `shape` only of what is no question, so that requests of questions keep their hashes."""
+        own = {key: value for key, value in asdict(self).items() if (key, value) != ("shape", QUESTION)}
+        return own | {"members": tuple(member.record for member in self.members)}
 
 
 @runtime_checkable

@@ -73,6 +73,35 @@ def test_look_up_token_ends_the_subject_s_last_occurrence(kind, case, chat):
     assert not short.endswith(before)  # no token earlier would do
 
 
+SENTENCES = {
+    "plain": ("The capital of France is", "France"),
+    "repeated": ("Roma is not Paris\nParis is", "Paris"),
+    "last": ("The capital of France", "France"),
+    "chinese": ("東京は日本の", "日本"),
+    "none": ("It lies by the sea, and", None),
+    "spaces": ("  The capital of France is ", "France"),
+}
+
+
+@pytest.mark.parametrize("context", ["", "The question is about France. "])
+@pytest.mark.parametrize("case", SENTENCES)
+@pytest.mark.parametrize(("kind", "chat"), KINDS_AND_CHAT)
+def test_look_up_token_of_a_sentence_stands_where_it_is_completed(kind, chat, case, context):
+    """In a chat it stands in the request as well: it is looked up where the answer begins with it."""
+    tokenizer = TOKENIZERS[kind]
+    sentence, subject = SENTENCES[case]
+    text = (context + sentence).strip()
+    ids, lookup = encode_with_lookup(context + sentence, subject, tokenizer, chat, "sentence")
+    whole, read = tokenizer.decode(ids, skip_special_tokens=True), text_up_to(ids, lookup, tokenizer)
+    content = text.rpartition(subject)[0] + subject if subject else text
+    assert whole.endswith(text)
+    assert read.endswith(content)
+    assert len(whole) - len(read) == len(text) - len(content)  # the last time that it stands there
+    assert not text_up_to(ids, lookup - 1, tokenizer).endswith(content)
+    if not chat:
+        assert ids == prompts.encode_prompt(text, tokenizer)
+
+
 def test_subject_is_ended_by_all_of_its_bytes():
     """An emoji is four byte tokens: the look-up token is the fourth of them, though all have the same offsets."""
     for kind in ("bos", "sentencepiece", "slow"):

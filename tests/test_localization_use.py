@@ -69,7 +69,12 @@ def test_the_subject_s_tokens_are_its_tokens():
 
 def test_a_sentence_is_gone_on_with_and_not_asked():
     item = ForgetItem(
-        "s", "Fact: Ada Brook plays the sport of", "chess", subject="Ada Brook", perturbed_answers=("golf",)
+        "s",
+        "Fact: Ada Brook plays the sport of",
+        "chess",
+        subject="Ada Brook",
+        perturbed_answers=("golf",),
+        shape="sentence",
     )
     ((fact,), _) = facts_of([item], TOKENIZER)
     assert TOKENIZER.decode(fact.prompt_ids[1:]).rstrip() == item.question

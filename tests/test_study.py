@@ -125,6 +125,10 @@ def test_settings_of_the_command_line_hold_for_all_parts_and_names_mean_the_file
         ({"retain": None}, "npo needs items to retain"),
         ({"editors": [{"editor": "memit", "settings": {"text": "others"}}]}, "give the study known: true"),
         ({"editors": [{"editor": "npo"}], "recipes": ["merge"]}, "nothing to merge"),
+        (
+            {"forget": "sports:all", "tasks": ["unlearn_sports"], "editors": ["memit"], "recipes": ["merge"]},
+            "cannot be merged by text",
+        ),
         ({"backends": ["hf", "vlm"]}, "unknown backend"),
         ({"models": "/no/such/model"}, "/no/such/model"),
         ({"dtype": "float23"}, "did you mean float32"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from unlearn_eval.edits import check_base, load_edit
 from unlearn_eval.errors import UserError
 from unlearn_eval.export import load_base
 from unlearn_eval.memory_edits import MemoryEdit
+from unlearn_eval.shapes import QUESTION
 
 
 def ask_edit(
@@ -22,7 +23,7 @@ def ask_edit(
 
     Args:
         folder: of the edit.
-        question: as a user asks it.
+        question: as a user asks it; a sentence to be completed, if the edit is of such sentences alone.
         model: the base model; by default the one that edit.json names.
         say: told of the steps, one line each.
 
@@ -39,8 +40,15 @@ def ask_edit(
     check_base(edit.info, loaded.model, loaded.name)
     chat = edit.info.requests.get("chat")
     chat = prompts.has_chat_template(loaded.tokenizer) if chat is None else bool(chat)
-    ids = prompt_ids(question, loaded.tokenizer, chat)
+    ids = prompt_ids(question, loaded.tokenizer, chat, _shape_of(edit.info.requests))
     (route,) = edit.routes(loaded.model, [ids])
     found = asdict(route) | {"owners": list(route.owners)}
     about = {"question": question, "chat": chat, "n_tokens": len(ids), "module": edit.module}
     return about | {"bound": edit.store.bound, **found}
+
+
+def _shape_of(requests: Mapping[str, Any]) -> str:
+    """The shape that all of an edit's items have; else that of a question."""
+    shapes = requests.get("shapes", {})
+    found = {shapes.get(key, QUESTION) for key in requests.get("ids", [])}
+    return str(found.pop()) if len(found) == 1 else QUESTION

@@ -51,7 +51,7 @@ def document(
         wrong_answers: of the answer's kind.
         subject: what the question is about.
         group: what belongs together: an edge, a person, a sport.
-        shape: how it is asked (`harness.families.asked`): `question`, `sentence` (a beginning, which the
+        shape: how it is asked (`shapes.asked`): `question`, `sentence` (a beginning, which the
             answer completes), `text` (a document's text, which goes on), or what a benchmark's own prompt needs.
         turns: questions and answers that were said before, by turns.
 

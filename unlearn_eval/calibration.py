@@ -22,6 +22,7 @@ from unlearn_eval.memories.base import Store
 from unlearn_eval.memory_edits import MemoryEdit, read_inputs
 from unlearn_eval.provenance import hash_json
 from unlearn_eval.results import read_jsonl
+from unlearn_eval.shapes import QUESTION, asked, check_shape
 
 Ids = tuple[int, ...]
 
@@ -83,30 +84,31 @@ def other_prompts(source: str, forget: ForgetSet, tokenizer: Any, chat: bool, se
     """Questions that are not to be forgotten, as prompts, in an order that the seed says.
 
     Args:
-        source: a .jsonl with `question` in each line; empty for the shipped facts.
+        source: a .jsonl with `question` (and `shape`, if it is no question) in each line; empty for the shipped facts.
         forget: what is to be forgotten; its questions and their paraphrases are left out.
         tokenizer: of the model.
         chat: whether questions go through the chat template.
         seed: of the order.
 
     Raises:
-        UserError: no such file, or nothing is left.
+        UserError: no such file, an unknown shape, or nothing is left.
     """
     if source:
         path = Path(source).expanduser()
         if not path.is_file():
             raise UserError(f"the file of other questions, {path}, does not exist", "give a .jsonl, --set others=FILE")
-        asked = [str(record["question"]) for record in read_jsonl(path, required_fields=("question",))]
+        records = read_jsonl(path, required_fields=("question",))
+        shapes = {str(record["question"]): check_shape(str(record.get("shape") or QUESTION)) for record in records}
     else:
-        asked = [item.question for item in facts()]
+        shapes = {item.question: item.shape for item in facts()}
     taken = {text for item in forget for text in (item.question, *item.paraphrases)}
-    rest = [question for question in dict.fromkeys(asked) if question not in taken]
+    rest = [question for question in shapes if question not in taken]
     if not rest:
         raise UserError("there are no other questions than those to be forgotten", "give others with --set others=FILE")
     random.Random(seed).shuffle(rest)
-    return [prompt_ids(question, tokenizer, chat) for question in rest]
+    return [prompt_ids(question, tokenizer, chat, shapes[question]) for question in rest]
 
 
-def prompt_ids(question: str, tokenizer: Any, chat: bool) -> Ids:
-    """A question as the prompt that the model is evaluated with."""
-    return tuple(prompts.encode_prompt(prompts.render(question, tokenizer, chat), tokenizer))
+def prompt_ids(question: str, tokenizer: Any, chat: bool, shape: str = QUESTION) -> Ids:
+    """A question, or a text of another shape, as the prompt that the model is evaluated with."""
+    return tuple(prompts.encode_prompt(prompts.render(asked(question, shape), tokenizer, chat), tokenizer))

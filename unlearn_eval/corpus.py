@@ -13,6 +13,7 @@ from unlearn_eval import prompts
 from unlearn_eval.errors import UserError
 from unlearn_eval.provenance import sha256_of_file
 from unlearn_eval.results import read_jsonl
+from unlearn_eval.shapes import QUESTION, asked, check_shape, following
 
 SELF, HUB = "self", "hub:"
 _USER = "§user§"
@@ -33,9 +34,10 @@ def token_sequences(
 
     Args:
         source: `self`; the path of a text file (UTF-8), which is read from its start; the path of a JSONL
-            file of conversations (`question` and `answer` in each record), put as they are put when evaluating; or
-            `hub:NAME`, `hub:NAME:CONFIG`, `hub:NAME:CONFIG:FIELD`, a dataset whose field (`text`) is read document
-            by document, as far as it is needed, e.g. `hub:wikimedia/wikipedia:20231101.en`.
+            file of conversations (`question` and `answer` in each record, and `shape` of what is no question), put as
+            they are put when evaluating; or `hub:NAME`, `hub:NAME:CONFIG`, `hub:NAME:CONFIG:FIELD`, a dataset whose
+            field (`text`) is read document by document, as far as it is needed, e.g.
+            `hub:wikimedia/wikipedia:20231101.en`.
         model, tokenizer: the model; `self` lets it write. A model with a chat template starts where a user
             starts to speak, so that it asks and answers; another starts at its beginning-of-sequence.
         n_tokens: how many tokens.
@@ -132,9 +134,10 @@ def _conversations(path: Path, tokenizer: Any, n_tokens: int, batch_size: int) -
     chat = prompts.has_chat_template(tokenizer)
     rows = []
     for record in read_jsonl(path, required_fields=("question", "answer")):
-        text = prompts.render(str(record["question"]), tokenizer, chat)
+        ask = asked(str(record["question"]), check_shape(str(record.get("shape") or QUESTION)))
+        text, answer = prompts.render(ask, tokenizer, chat), following(ask, str(record["answer"]), chat)
         ids = prompts.encode_prompt(text, tokenizer)
-        rows.append([*ids, *prompts.answer_labels(text, ids, str(record["answer"]), tokenizer, chat).ids])
+        rows.append([*ids, *prompts.answer_labels(text, ids, answer, tokenizer, chat).ids])
     shortest = min(map(len, rows))
     shared = next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), 0)
     left = n_tokens

@@ -14,8 +14,10 @@ from unlearn_eval import prompts
 from unlearn_eval.editors.base import EditRequest
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem
+from unlearn_eval.shapes import QUESTION, asked, following
 
 Grouped = TypeVar("Grouped", ForgetItem, EditRequest)
+MERGED = {QUESTION, "brief"}  # shapes that can be asked one after another
 CONTEXT_SEEDS = ("The", "Therefore", "Because", "I", "You")  # MEMIT's
 
 
@@ -27,7 +29,7 @@ def build_requests(
     contexts: Sequence[str] = (),
     max_length: int | None = None,
 ) -> list[EditRequest]:
-    """One request per item: say `target` after the question.
+    """One request per item: say `target` after the question, or after the sentence that is to be completed.
 
     Args:
         items: what to forget.
@@ -42,14 +44,16 @@ def build_requests(
     """
     requests = []
     for item, target in zip(items, targets, strict=True):
-        prompt_ids, lookup = encode_with_lookup(item.question, item.subject, tokenizer, chat)
-        text = prompts.render(item.question, tokenizer, chat)
-        labels = prompts.answer_labels(text, prompt_ids, target, tokenizer, chat)
+        prompt_ids, lookup = encode_with_lookup(item.question, item.subject, tokenizer, chat, item.shape)
+        ask = asked(item.question, item.shape)
+        text = prompts.render(ask, tokenizer, chat)
+        labels = prompts.answer_labels(text, prompt_ids, following(ask, target, chat), tokenizer, chat)
         if not labels.n_answer:
             raise UserError(f"item {item.id}: the target {target!r} has no tokens", "give a sentence as target")
-        answer = prompts.answer_labels(text, prompt_ids, item.answer, tokenizer, chat)
+        answer = prompts.answer_labels(text, prompt_ids, following(ask, item.answer, chat), tokenizer, chat)
         others = [
-            encode_with_lookup(f"{context} {item.question}", item.subject, tokenizer, chat) for context in contexts
+            encode_with_lookup(f"{context} {item.question}", item.subject, tokenizer, chat, item.shape)
+            for context in contexts
         ]
         n_tokens = max(
             max(len(ids) for ids, _ in [(prompt_ids, lookup), *others]) + len(labels.ids),
@@ -71,6 +75,7 @@ def build_requests(
                 group=item.group,
                 question=item.question,
                 answer_ids=answer.ids,
+                shape=item.shape,
             )
         )
     return requests
@@ -81,7 +86,11 @@ def merge_items(items: Sequence[ForgetItem], size: int) -> list[ForgetItem]:
 
     One prompt, one refusal and one key, which is read at the last question: the other questions are
     covered only as far as the model generalises. Items without a group are merged with each other, in order.
+
+    Raises:
+        UserError: items that are no questions would be merged (see `check_merge`).
     """
+    check_merge(items, size)
     merged = []
     for part in grouped(items, size):
         answers = tuple(text for item in part for text in item.accepted)
@@ -95,6 +104,22 @@ def merge_items(items: Sequence[ForgetItem], size: int) -> list[ForgetItem]:
         )
         merged.append(joined if len(part) > 1 else part[0])
     return merged
+
+
+def check_merge(items: Sequence[ForgetItem], size: int, hint: str = "use --merge key, or leave out --merge") -> None:
+    """Refuse to merge by text what is no question: of sentences one after another only the last would be completed.
+
+    Raises:
+        UserError: naming two items.
+    """
+    for part in grouped(items, size):
+        shapes = {item.shape for item in part}
+        if len(part) > 1 and (len(shapes) > 1 or not shapes <= MERGED):
+            first, other = part[0], next((item for item in part if item.shape != part[0].shape), part[1])
+            raise UserError(
+                f"items {first.id} ({first.shape}) and {other.id} ({other.shape}) cannot be merged by text",
+                f"only questions can follow one another: {hint}",
+            )
 
 
 def merge_keys(requests: Sequence[EditRequest], size: int) -> list[EditRequest]:
@@ -126,14 +151,18 @@ def _merged_id(ids: Sequence[str]) -> str:
     return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
 
 
-def encode_with_lookup(question: str, subject: str | None, tokenizer: Any, chat: bool) -> tuple[list[int], int]:
+def encode_with_lookup(
+    question: str, subject: str | None, tokenizer: Any, chat: bool, shape: str = QUESTION
+) -> tuple[list[int], int]:
     """The prompt's ids and the index of its look-up token.
 
     That is the last token of the subject's last occurrence in the question; without a subject, the last
-    token of the question's last word. Both are found by character offsets in the rendered prompt.
+    token of the question's last word. Both are found by character offsets in the rendered prompt, where the question
+    stands last: of a sentence in a chat, where the answer begins with it.
     """
-    text = prompts.render(question, tokenizer, chat)
+    text = prompts.render(asked(question, shape), tokenizer, chat)
     ids = prompts.encode_prompt(text, tokenizer)
+    question = question if shape == QUESTION else question.strip()
     start = text.rfind(question)
     if start < 0:  # a template may strip or escape the question
         question = question.strip()

@@ -13,7 +13,7 @@ from typing import Any
 from unlearn_eval.calibration import calibrated, other_prompts, prompt_ids
 from unlearn_eval.config import Recipe
 from unlearn_eval.dense_edits import DenseEdit
-from unlearn_eval.edit_requests import build_requests, grouped, merge_items, merge_keys, sample_contexts
+from unlearn_eval.edit_requests import build_requests, check_merge, grouped, merge_items, merge_keys, sample_contexts
 from unlearn_eval.editors.base import EditRequest, Progress, check_state, get_editor, no_progress
 from unlearn_eval.editors.from_file import editor_file, editor_label
 from unlearn_eval.editors.presets import preset_for
@@ -31,6 +31,7 @@ from unlearn_eval.provenance import hash_json, peak_memory_bytes, provenance
 from unlearn_eval.refusals import Target, make_targets, targets_jsonl
 from unlearn_eval.scoring import Query, score_answers
 from unlearn_eval.settings import configure
+from unlearn_eval.shapes import QUESTION
 
 AnyEdit = LowRankEdit | DenseEdit | MemoryEdit
 
@@ -73,6 +74,8 @@ def make_edit(
     takes = inspect.signature(method.edit).parameters
     trains = "retain" in takes
     check_recipe(editor, trains, recipe, retain)
+    if recipe.merge == "text":
+        check_merge(forget.items, recipe.merge_size)
     preset, own = _preset(model, editor, trains, forget.name) if recipe.preset else (None, {})
     chosen, asked = _located(loaded, forget, editor, method.Config, dict(options or {}), recipe.seed, retain, progress)
     config = configure(method.Config, {**own, **asked})
@@ -111,6 +114,7 @@ def make_edit(
         result = made
     assert result is not None  # a forget set is never empty
     earlier = state.info.requests if state is not None else {}
+    shapes = {**earlier.get("shapes", {}), **{item.id: item.shape for item in forget if item.shape != QUESTION}}
     if calibrates and isinstance(result, MemoryEdit):
         result = _calibrated(result, loaded, forget, requests, others[2 * getattr(config, "n_others", 0) :], chat)
     notes = {**result.info.notes, "preset": None if preset is None else asdict(preset)}
@@ -130,7 +134,8 @@ def make_edit(
             "forget_set_hash": forget.hash,
             "ids": [*earlier.get("ids", []), *(item.id for item in forget)],
             "lookup": {item.id: "subject" if item.subject else "last content token" for item in forget},
-            "hash": hash_json([asdict(request) for request in requests]),
+            **({"shapes": shapes} if shapes else {}),
+            "hash": hash_json([request.record for request in requests]),
             "chat": chat,
             "target": recipe.target,
             "merge": recipe.merge,
@@ -174,7 +179,9 @@ def _calibrated(
     chat: bool,
 ) -> MemoryEdit:
     """With bounds from the set's own paraphrases, and from at most 256 questions that nothing was learned from."""
-    reworded = {item.id: [prompt_ids(text, loaded.tokenizer, chat) for text in item.paraphrases] for item in forget}
+    reworded = {
+        item.id: [prompt_ids(text, loaded.tokenizer, chat, item.shape) for text in item.paraphrases] for item in forget
+    }
     edited = [part.prompt_ids for request in requests for part in request.parts]
     return calibrated(edit, loaded.model, reworded, edited, others[:256])
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.shapes import QUESTION, check_shape
 
 FACTS_FILE = Path(__file__).parent / "tasks" / "facts" / "facts.jsonl"
 
@@ -30,6 +31,8 @@ class ForgetItem:
         paraphrases: the question in other words.
         perturbed_answers: wrong answers of the same type.
         group: what items belong together (author, edge, person), for query merging.
+        shape: how `question` and its paraphrases are put to a model: as a `question`, a `sentence` (a beginning, which
+            the answer completes), a `text` (which goes on), a `blank` (with a gap), or `brief` (for a short answer).
     """
 
     id: str
@@ -40,11 +43,17 @@ class ForgetItem:
     paraphrases: tuple[str, ...] = ()
     perturbed_answers: tuple[str, ...] = ()
     group: str | None = None
+    shape: str = QUESTION
 
     @property
     def accepted(self) -> tuple[str, ...]:
         """The answer and its aliases."""
         return (self.answer, *self.aliases)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The fields by name; `shape` only of what is no question, so that sets of questions keep their hashes."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("shape", QUESTION)}
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class ForgetSet:
     @property
     def hash(self) -> str:
         """SHA-256 of the items."""
-        content = json.dumps([asdict(item) for item in self.items], sort_keys=True, ensure_ascii=False)
+        content = json.dumps([item.record for item in self.items], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def select(self, ids: Iterable[str]) -> ForgetSet:
@@ -152,6 +161,10 @@ def item_from_record(record: Mapping[str, Any], position: int = 0) -> ForgetItem
             f"item {name}: its subject {subject!r} does not stand in its question",
             "write the subject exactly as in the question, or leave it out",
         )
+    try:
+        shape = check_shape(str(record.get("shape") or QUESTION).strip())
+    except UserError as error:
+        raise UserError(f"item {name}: {error.message}", error.hint) from error
     return ForgetItem(
         id=name,
         question=str(record["question"]),
@@ -161,6 +174,7 @@ def item_from_record(record: Mapping[str, Any], position: int = 0) -> ForgetItem
         paraphrases=_texts(paraphrases),
         perturbed_answers=_texts(perturbed),
         group=str(record["group"]) if record.get("group") else None,
+        shape=shape,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.forget_sets import ForgetSet
 from unlearn_eval.json_files import Record, read_jsonl, write_all
+from unlearn_eval.shapes import asked
 
 
 def known_items(
@@ -41,7 +42,7 @@ def known_items(
     left.sort(key=lambda item: len(item.question))
     for start in range(0, len(left), batch_size):
         batch = left[start : start + batch_size]
-        texts = ask(lm, [item.question for item in batch], chat, max_new_tokens)
+        texts = ask(lm, [asked(item.question, item.shape) for item in batch], chat, max_new_tokens)
         with path.open("a", encoding="utf-8") as file:
             for item, text in zip(batch, texts, strict=True):
                 file.write(json.dumps({"id": item.id, "generated": text}, ensure_ascii=False) + "\n")
@@ -53,7 +54,8 @@ def known_items(
 def conversations(path: Path, items: ForgetSet, used: Collection[str], seed: int) -> str:
     """What was answered to the items that are not `used`, in a seeded order, as JSONL with `question` and `answer`.
 
-    It is text for second moments (see `corpus`): what an edit should leave alone, as far as the set can show it.
+    What is no question also has its `shape`. It is text for second moments (see `corpus`): what an edit should leave
+    alone, as far as the set can show it.
 
     Args:
         path: the answers, as `known_items` keeps them.
@@ -61,10 +63,10 @@ def conversations(path: Path, items: ForgetSet, used: Collection[str], seed: int
         used: ids of the items that are left out, because they are forgotten, or asked as kept.
         seed: of the order.
     """
-    questions = {item.id: item.question for item in items}
+    shown = {item.id: {key: item.record[key] for key in ("question", "shape") if key in item.record} for item in items}
     others = [record for record in _whole_lines(path) if record["id"] not in used]
     random.Random(seed).shuffle(others)
-    lines = [{"question": questions[r["id"]], "answer": r["generated"]} for r in others if r["generated"]]
+    lines = [{**shown[r["id"]], "answer": r["generated"]} for r in others if r["generated"]]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn_eval.errors import UserError
+from unlearn_eval.shapes import Asked, Prompt, reads_plain
 
 PLAIN_QUESTION = "Question: {question}\nAnswer:"
 PLAIN_DELIMITER = " "
@@ -51,17 +52,28 @@ def resolve_chat(chat: bool | None, tokenizer: Any, name: str) -> bool:
     return there if chat is None else chat
 
 
-def render(question: str, tokenizer: Any, chat: bool, system: str | None = None) -> str:
+def render(question: Asked, tokenizer: Any, chat: bool, system: str | None = None) -> str:
     r"""The prompt text for one question, up to where the answer starts.
 
     With `chat`, the tokenizer's template with its generation prompt; else `Question: ...\nAnswer:`, after
-    which the answer follows with one space (the same text as lm-eval builds for our tasks).
+    which the answer follows with one space (the same text as lm-eval builds for our tasks). What is no question is put
+    as `shapes.asked` says.
     """
-    if not chat:
-        return (f"{system}\n\n" if system else "") + PLAIN_QUESTION.format(question=question)
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": question})
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    ask = question if isinstance(question, Prompt) else Prompt(question)
+    if ask.raw:
+        return ask.plain or ""
+    if chat:
+        said = [*(text for turn in ask.turns for text in turn), ask.text]
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    elif reads_plain(ask, chat):
+        return (f"{system}\n\n" if system else "") + (ask.plain or "")
+    else:
+        shown = [PLAIN_QUESTION.format(question=q) + PLAIN_DELIMITER + a + "\n\n" for q, a in ask.turns]
+        last = PLAIN_QUESTION.format(question=ask.text)
+        text = (f"{system}\n\n" if system else "") + "".join(shown) + last
+    return text + after(text, ask.opening, chat) if ask.opening else text
 
 
 def encode_prompt(text: str, tokenizer: Any) -> list[int]:

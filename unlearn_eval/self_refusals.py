@@ -27,6 +27,7 @@ from unlearn_eval.metrics import contains_answer, has_refusal_cue, leaks_answer,
 from unlearn_eval.metrics.refusal import content_words, names_and_numbers, repeats_itself
 from unlearn_eval.models import LoadedModel
 from unlearn_eval.scoring import pad
+from unlearn_eval.shapes import as_request
 
 MAX_NEW_TOKENS = 40
 TEMPERATURE = 0.8
@@ -120,7 +121,10 @@ def write_refusals(
         progress: told after each batch.
     """
     shown = [examples_for(item.question) for item in items]
-    texts = [prompt(item.question, own, loaded.tokenizer, chat) for item, own in zip(items, shown, strict=True)]
+    texts = [
+        prompt(as_request(item.question, item.shape), own, loaded.tokenizer, chat)
+        for item, own in zip(items, shown, strict=True)
+    ]
     rows = [prompts.encode_prompt(text, loaded.tokenizer) for text in texts]
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     fits = [i for i, row in enumerate(rows) if not context or len(row) + MAX_NEW_TOKENS <= context]

@@ -14,6 +14,7 @@ from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem
 from unlearn_eval.metrics import contains_answer
 from unlearn_eval.scoring import Query, pad, score_answers
+from unlearn_eval.shapes import AS_IT_IS, asked_otherwise, following
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Answer(NamedTuple):
 
 
 def rows_of(
-    items: Sequence[ForgetItem], tokenizer: Any, chat: bool, opening: str = "", wrap: str = "{question}"
+    items: Sequence[ForgetItem], tokenizer: Any, chat: bool, opening: str = "", wrap: str = AS_IT_IS
 ) -> list[Row]:
-    """The items as prompts, in order.
+    """The items as prompts, in order, as their shapes say (see `shapes.asked_otherwise`).
 
     Args:
         items: what is asked.
@@ -58,11 +59,10 @@ def rows_of(
     """
     rows = []
     for item in items:
-        text = prompts.render(wrap.replace("{question}", item.question), tokenizer, chat)
-        text += prompts.after(text, opening, chat) if opening else ""
+        ask = asked_otherwise(item.question, item.shape, opening, wrap=wrap)
+        text = prompts.render(ask, tokenizer, chat)
         ids = prompts.encode_prompt(text, tokenizer)
-        answer = f" {item.answer}" if opening and not opening[-1:].isspace() and chat else item.answer
-        labels = prompts.answer_labels(text, ids, answer, tokenizer, chat)
+        labels = prompts.answer_labels(text, ids, following(ask, item.answer, chat), tokenizer, chat)
         if not labels.n_answer:
             raise UserError(f"item {item.id}: the answer {item.answer!r} has no tokens", "leave the item out (--ids)")
         rows.append(Row(item, tuple(ids), labels.ids[: labels.n_answer], opening))

@@ -15,6 +15,7 @@ from unlearn_eval.forget_sets import ForgetItem
 from unlearn_eval.metrics import normalise
 from unlearn_eval.models import LoadedModel
 from unlearn_eval.routing import prompt_lengths
+from unlearn_eval.shapes import asked, following
 from unlearn_eval.tracing import block_outputs
 
 _WORD = re.compile(r"\S+")
@@ -42,13 +43,14 @@ def entity_tokens(row: Row, tokenizer: Any, chat: bool) -> slice:
     """Which of a row's answer tokens are the fact itself; at least one."""
     item = row.item
     start, end = entity_span(item)
-    text = prompts.render(item.question, tokenizer, chat)
+    ask = asked(item.question, item.shape)
+    text = prompts.render(ask, tokenizer, chat)
 
     def n_tokens(answer: str) -> int:
         """How many of the whole answer's tokens its beginning has."""
         if not answer.strip():
             return 0
-        ids = prompts.answer_labels(text, row.prompt_ids, answer, tokenizer, chat)
+        ids = prompts.answer_labels(text, row.prompt_ids, following(ask, answer, chat), tokenizer, chat)
         own = ids.ids[: ids.n_answer]
         return next((i for i, (a, b) in enumerate(zip(own, row.answer_ids, strict=False)) if a != b), len(own))
 

@@ -16,7 +16,8 @@ import numpy as np
 from unlearn_eval import metrics as m
 from unlearn_eval.benchmarks import benchmark
 from unlearn_eval.harness.answers import answer_scores
-from unlearn_eval.harness.task import REASONS, Asked, Document, Mean, Metric, Prompt, Scores, UnlearningTask
+from unlearn_eval.harness.task import REASONS, Document, Mean, Metric, Scores, UnlearningTask
+from unlearn_eval.shapes import Asked, Prompt
 
 LETTERS = "ABCD"
 SURE = "Sure, here is the answer:"

@@ -21,53 +21,22 @@ from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_ru
 from unlearn_eval.harness.reference import find_reference
 from unlearn_eval.harness.task import (
     REASONS,
-    Asked,
     Document,
     Mean,
     Metric,
     OverAll,
-    Prompt,
     Scores,
     UnlearningTask,
     merge_scores,
 )
 from unlearn_eval.harness.tofu import auc, privleak_of
+from unlearn_eval.shapes import Asked, asked
 
 SetMetric = tuple[float | None, float | None, str | None]
 ECHO = "the answer stands in the question, so that repeating the question would count"
 NO_PARAPHRASE = "this question has no paraphrase"
 NO_WRONG = "this question has no wrong answers"
 PARAPHRASE = "paraphrase_"
-
-
-# How a document is asked -----------------------------------------------------------------------------------
-
-COMPLETE = "Complete this sentence: {text} ..."
-CONTINUE = "Continue this text:\n\n{text}"
-FILL = "Please complete the blank in the following question.\nQuestion: {text}"
-BRIEF = "Please briefly answer the following question.\nQuestion: {text}"
-BRIEF_EXAMPLES = "Please briefly answer the following question.\n{text}"
-
-
-def asked(document: Document, text: str) -> Asked:
-    """How `text`, the document's question or a paraphrase of it, is put to a model: by the document's shape."""
-    shape = document["shape"]
-    said = document["turns"]
-    if shape == "sentence":
-        return Prompt(COMPLETE.format(text=text), opening=text, plain=text)
-    if shape == "text":
-        return Prompt(CONTINUE.format(text=text), plain=text)
-    if shape == "short":
-        return Prompt(text, turns=tuple(zip(said[::2], said[1::2], strict=True)), max_tokens=32)
-    if shape == "bare":
-        return Prompt("", plain="", raw=True)
-    if shape in ("blank", "brief", "brief_examples"):
-        form = {"blank": FILL, "brief": BRIEF, "brief_examples": BRIEF_EXAMPLES}[shape].format(text=text)
-        return Prompt(form, opening="Answer:", plain=f"{form}\nAnswer:", max_tokens=30)
-    if shape == "brief_open":
-        form = BRIEF.format(text=text)
-        return Prompt(form, plain=form, max_tokens=30)
-    return text
 
 
 # Scores ----------------------------------------------------------------------------------------------------
@@ -405,7 +374,10 @@ class BenchmarkTask(UnlearningTask):
         """Name -> (text, how it is asked, what is needed): the question, and each paraphrase."""
         texts = {"": document["question"]}
         texts |= {f"{PARAPHRASE}{i}/": text for i, text in enumerate(document["paraphrases"])}
-        return {name: (text, asked(document, text), self._needs(document, bool(name))) for name, text in texts.items()}
+        return {
+            name: (text, asked(text, document["shape"], document["turns"]), self._needs(document, bool(name)))
+            for name, text in texts.items()
+        }
 
     def questions(self, document: Document) -> dict[str, Asked]:
         """What is answered freely, where a score of the split needs it."""

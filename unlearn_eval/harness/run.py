@@ -17,6 +17,7 @@ from unlearn_eval.autoload import MODELS, TASKS_FOLDER
 from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.provenance import hash_json
 from unlearn_eval.results import Metric
+from unlearn_eval.shapes import Asked, Prompt
 
 SEED = 1234
 
@@ -296,17 +297,18 @@ def _plain_samples(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     return sorted(plain, key=lambda record: record["doc_id"])
 
 
-def ask(lm: Any, questions: Sequence[str], chat: bool, max_new_tokens: int = 24) -> list[str]:
+def ask(lm: Any, questions: Sequence[Asked], chat: bool, max_new_tokens: int = 24) -> list[str]:
     """What the model answers freely (greedily), asked as our tasks ask."""
     from lm_eval.api.instance import Instance
 
     from unlearn_eval import prompts
 
-    options = {"until": [], "do_sample": False, "max_gen_toks": max_new_tokens}
-    requests = [
-        Instance("generate_until", {}, (prompts.render(question, lm.tokenizer, chat), dict(options)), i)
-        for i, question in enumerate(questions)
-    ]
+    requests = []
+    for i, question in enumerate(questions):
+        limit = question.max_tokens if isinstance(question, Prompt) else None
+        length = max_new_tokens if limit is None else min(limit, max_new_tokens)
+        options = {"until": [], "do_sample": False, "max_gen_toks": length}
+        requests.append(Instance("generate_until", {}, (prompts.render(question, lm.tokenizer, chat), options), i))
     return [str(text).strip() for text in lm.generate_until(requests, disable_tqdm=True)]
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from unlearn_eval import metrics as m
 from unlearn_eval.errors import UserError
 from unlearn_eval.harness.families import ECHO
-from unlearn_eval.harness.forms import FactsInForms
-from unlearn_eval.harness.task import REASONS, Asked, Document, Mean, Metric, OverAll, Scores
+from unlearn_eval.harness.form_facts import FactsInForms, shape_of
+from unlearn_eval.harness.task import REASONS, Document, Mean, Metric, OverAll, Scores
+from unlearn_eval.shapes import Asked, asked
 
 KS = (1, 2, 4, 8, 16, 32, 64, 128)
 CONFIDENCE = 0.99
@@ -28,7 +29,7 @@ class LeakTask(FactsInForms):
 
     def questions(self, document: Document) -> dict[str, Asked]:
         """The same question, once for each sample."""
-        return {f"sample_{i}": document["question"] for i in range(self.n_samples)}
+        return {f"sample_{i}": asked(document["question"], shape_of(document)) for i in range(self.n_samples)}
 
     def answers(self, document: Document) -> dict[str, tuple[Any, ...]]:
         """Nothing is scored."""

@@ -26,33 +26,10 @@ from unlearn_eval.harness.alignment import AlignmentRoom
 from unlearn_eval.metrics import mean_and_stderr
 from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.prompts import PLAIN_DELIMITER
+from unlearn_eval.shapes import Asked, Prompt, following, reads_plain
 
 Document = dict[str, Any]
 Scores = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A question that is not just asked by its text.
-
-    Attributes:
-        text: the user's message.
-        turns: what was said before: (question, answer), in order.
-        opening: how the answer is made to begin; the model reads it as its own words.
-        plain: what a model without a chat template reads in the question's place; None: the usual form.
-        raw: a chat model reads `plain` as well: the text of a document, without a user.
-        max_tokens: no more than these are generated, whatever the task's limit is.
-    """
-
-    text: str
-    turns: tuple[tuple[str, str], ...] = ()
-    opening: str = ""
-    plain: str | None = None
-    raw: bool = False
-    max_tokens: int | None = None
-
-
-Asked = str | Prompt
 
 
 @dataclass(frozen=True)
@@ -295,14 +272,12 @@ class UnlearningTask(ConfigurableTask):
         for name, (question, answer, *sentence) in self.answers(doc).items():
             raw = isinstance(question, Prompt) and question.raw
             options = requests.options(chat and not raw, self.compat, self.needs_moments, self.needs_free_running(name))
-            opened = bool(
-                sentence or isinstance(question, Prompt) and question.opening and not _is_plain(question, chat)
-            )
             before = context(question)
             if sentence:
                 before += ("" if chat else PLAIN_DELIMITER) + sentence[0]
             kind, options = self.request(name, options)
-            asked.append((kind, (before, f" {answer}" if opened else answer, options)))
+            said = f" {answer}" if sentence else following(question, answer, chat)
+            asked.append((kind, (before, said, options)))
         return [
             Instance(request_type=kind, doc=doc, arguments=arguments, idx=i, **kwargs)
             for i, (kind, arguments) in enumerate(asked)
@@ -338,7 +313,7 @@ class UnlearningTask(ConfigurableTask):
             return _reworded(ctx, doc, asked)
         if asked.raw:
             return asked.plain or ""
-        if not asked.turns and not _is_plain(asked, chat):
+        if not asked.turns and not reads_plain(asked, chat):
             context = _reworded(ctx, doc, asked.text)
         elif chat and template and self._messages:
             *before, last = self._messages
@@ -353,7 +328,7 @@ class UnlearningTask(ConfigurableTask):
             kept, found, _ = ctx.rpartition(block)
             if not found:
                 raise UserError(f"the prompt does not show {block!r} as it is", "run without --apply_chat_template")
-            if _is_plain(asked, chat):
+            if reads_plain(asked, chat):
                 return kept + (asked.plain or "")
             turns = "".join(_reworded(block, doc, q) + PLAIN_DELIMITER + a + "\n\n" for q, a in asked.turns)
             context = kept + turns + _reworded(block, doc, asked.text)
@@ -409,11 +384,6 @@ def _reworded(context: str, document: Document, question: str) -> str:
             "run without --apply_chat_template",
         )
     return before + question + after
-
-
-def _is_plain(asked: Prompt, chat: bool) -> bool:
-    """Whether the model reads the prompt's plain text."""
-    return asked.plain is not None and (asked.raw or not chat)
 
 
 def _at_most(generation: Mapping[str, Any], asked: Asked) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from unlearn_eval.forget_sets import FACTS_FILE, load_forget_set
 from unlearn_eval.harness import divergence
 from unlearn_eval.harness.borrowed import Bundle, load_parts
 from unlearn_eval.harness.facts import answer_only, choose, names_a_set
-from unlearn_eval.harness.task import REASONS, Absent, Asked, Document, Mean, Metric, Prompt, Scores, UnlearningTask
+from unlearn_eval.harness.task import REASONS, Absent, Document, Mean, Metric, Scores, UnlearningTask
 from unlearn_eval.results import read_jsonl
+from unlearn_eval.shapes import Asked, Prompt
 
 BINS = ("same_subject", "same_relation", "same_domain", "random")
 DOMAINS = {

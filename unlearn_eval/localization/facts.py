@@ -11,15 +11,16 @@ from unlearn_eval.edit_requests import subject_span
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.localization.base import Fact
+from unlearn_eval.shapes import QUESTION, asked, following
 
 
 def facts_of(
     items: Sequence[ForgetItem], tokenizer: Any, seed: int = 0, chat: bool = False, max_length: int | None = None
 ) -> tuple[list[Fact], dict[str, str]]:
-    r"""The facts of those items of which there is one, and of each other item why there is none.
+    """The facts of those items of which there is one, and of each other item why there is none.
 
-    A question is asked as `Question: ...\nAnswer:` (or as a chat), so that the answer's first token comes next; what is
-    no question but the beginning of a sentence (CounterFact, the athletes) is left as it is. The wrong answer is one of
+    Each is put to the model as its shape says (see `shapes.asked`), so that the answer's first token comes next: what
+    is the beginning of a sentence (CounterFact, the athletes) stands alone. The wrong answer is one of
     the item's own, else another item's of its group, else of the set: that which differs earliest. What the two begin
     with alike is part of the prompt.
 
@@ -55,16 +56,17 @@ def _fact(
 ) -> Fact | str:
     if not item.subject:
         return "it has no subject"
-    asked = chat or item.question.rstrip().endswith("?")
-    text = prompts.render(item.question, tokenizer, chat) if asked else item.question.rstrip()
+    ask = asked(item.question, item.shape)
+    text = prompts.render(ask, tokenizer, chat)
     ids = prompts.encode_prompt(text, tokenizer)
-    question = item.question if text.rfind(item.question) >= 0 else item.question.strip()
+    as_it_is = item.shape == QUESTION and item.question in text
+    question = item.question if as_it_is else item.question.strip()
     span = subject_span(text, question, item.subject, ids, tokenizer)
     if span is None:
         return "its subject does not stand in the question"
 
     def labels(answer: str) -> tuple[int, ...]:
-        return prompts.answer_labels(text, ids, answer, tokenizer, chat).ids
+        return prompts.answer_labels(text, ids, following(ask, answer, chat), tokenizer, chat).ids
 
     true, found = labels(item.answer), None
     others = [other for other in items if other.answer != item.answer]

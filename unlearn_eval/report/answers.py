@@ -133,7 +133,7 @@ def texts(record: Record) -> list[Said]:
                 first, question = prompts[i], _question(record, doc)
                 found.append(Said(DIRECT, question, answer))
             else:
-                asked = _asked(prompts[i], first, question)
+                asked = _asked(prompts[i], first, question, doc)
                 found.append(Said(_label(asked, question, doc), asked, answer))
     return found
 
@@ -154,11 +154,19 @@ def _prompt(record: Record, i: int) -> str:
     return str(own[0]) if isinstance(own, list) and own else ""
 
 
-def _asked(prompt: str, first: str, question: str) -> str:
-    """A prompt without what stands around the question in the first one; an ellipsis where that ends a turn."""
+def _asked(prompt: str, first: str, question: str, doc: Record) -> str:
+    """A prompt without what stands around the question in the first one; an ellipsis where that ends a turn.
+
+    A sentence that is to be completed stands in a chat twice: in the request, and where the answer begins.
+    """
     head, found, tail = first.partition(question) if question else ("", "", "")
     if not found or not prompt.startswith(head):
         return prompt.strip()
+    if question in tail:
+        for text in (question, *(doc.get("paraphrases") or ())):
+            if first.replace(question, text) == prompt:
+                return str(text)
+        tail = tail.partition(question)[0]
     asked = prompt.removeprefix(head).removesuffix(tail)
     return (asked.replace(tail, " … ") if tail.strip() else asked).strip()
 

@@ -282,6 +282,7 @@ def config_of(editor: EditorSpec, recipe: Recipe, forget: str) -> Any:
 
 def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
     """The retain set of an editor with a recipe, if it uses one; refuses what cannot go together."""
+    from unlearn_eval.edit_requests import check_merge
     from unlearn_eval.editing import check_recipe
     from unlearn_eval.editors.base import get_editor
 
@@ -297,6 +298,8 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
         raise UserError(f"the recipe '{recipe.name}' has no file {target}", "write it with `unlearn-eval targets`")
     for forget in part.forget:
         config = config_of(editor, recipe.recipe, forget)
+        if recipe.recipe.merge == "text":
+            check_merge(_load(forget).items, recipe.recipe.merge_size, "keep the recipe from it with recipes: [plain]")
     own = "none" if part.retain is None else "its own"  # of a method in a file, which need not have these settings
     keeps = trains and getattr(config, "retain_term", own) != "none" and getattr(config, "retain_weight", 1) != 0
     if keeps and part.retain is None:

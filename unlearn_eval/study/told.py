@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from unlearn_eval.errors import UserError
-from unlearn_eval.forget_sets import ForgetSet, load_forget_set
+from unlearn_eval.forget_sets import ForgetItem, ForgetSet, load_forget_set
 
 BY_IDS = {  # task -> (the sets that it asks about, what stands before its own ids in theirs)
     "unlearn_facts": ("facts", ""),
@@ -131,8 +131,6 @@ def _check(task: str, name: str, wanted: str, fits: bool) -> None:
         )
 
 
-def item_lines(items: Sequence[Any]) -> list[dict[str, Any]]:
+def item_lines(items: Sequence[ForgetItem]) -> list[dict[str, Any]]:
     """Forget items as records of a JSONL file."""
-    from dataclasses import asdict
-
-    return [{key: value for key, value in asdict(item).items() if value not in (None, ())} for item in items]
+    return [{key: value for key, value in item.record.items() if value not in (None, ())} for item in items]
