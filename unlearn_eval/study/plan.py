@@ -299,7 +299,8 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
     for forget in part.forget:
         config = config_of(editor, recipe.recipe, forget)
         if recipe.recipe.merge == "text":
-            check_merge(forget_set(forget).items, recipe.recipe.merge_size, "keep the recipe from it with recipes: [plain]")
+            hint = "keep the recipe from it with recipes: [plain]"
+            check_merge(forget_set(forget).items, recipe.recipe.merge_size, hint)
     own = "none" if part.retain is None else "its own"  # of a method in a file, which need not have these settings
     keeps = trains and getattr(config, "retain_term", own) != "none" and getattr(config, "retain_weight", 1) != 0
     if keeps and part.retain is None:
