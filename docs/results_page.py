@@ -148,6 +148,8 @@ def _row(path: Path) -> tuple[str, ...]:
     if path.suffix == ".md":
         source = path.with_suffix(".json")
         return link, f"the tables of {source.name}" if source.is_file() else NOT_SAID, _script(source), "", "", ""
+    if path.suffix == ".html":
+        return link, f"the page of {path.stem}'s runs, with every answer", "`unlearn-eval report`", "", "", ""
     if path.suffix == ".jsonl":
         result = f"{path.name.split('.')[0]}.json"
         return link, f"every answer of {result}", f"with {result}", "", "", ""

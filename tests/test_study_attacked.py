@@ -59,6 +59,12 @@ def test_a_dry_run_counts_attacks_and_localizations(model, tmp_path):
     assert row[5:8] == ["2", "6", "0"], "cells, attacks, done"
 
 
+def test_other_masks_are_another_localization(model, tmp_path):
+    places = ["random(budget=1)", *(f"random(budget=1,masks=attribution,masks.weights={n})" for n in ("5%", "10%"))]
+    cells = cells_of(tmp_path, model, editors=[{**PLACES, "components": places}])
+    assert len({cell.located.key for cell in cells if cell.editor}) == 3
+
+
 def test_what_is_shared_is_paid_once(model, tmp_path):
     cells = cells_of(tmp_path, model, editors=[PLACES, memit(model)], attacks=[RELEARN, {"attack": "revert"}])
     first = shared_by(cells)

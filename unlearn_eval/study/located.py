@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ def located_of(editor: EditorSpec, common: Mapping[str, Any], seed: int, retain:
     if wanted is None:
         return None
     own = [common["model"], common["dtype"], common["selection"], seed, retain]
-    return Located(wanted, hash_json([*own, wanted.method, wanted.budget, dict(sorted(wanted.settings.items()))]))
+    return Located(wanted, hash_json([*own, asdict(wanted)]))
 
 
 def _wanted(editor: EditorSpec) -> Wanted | None:
