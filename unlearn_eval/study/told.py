@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet, load_forget_set
+from unlearn_eval.harness.data import DATA_VARIABLE
 
 BY_IDS = {  # task -> (the sets that it asks about, what stands before its own ids in theirs)
     "unlearn_facts": ("facts", ""),
@@ -42,13 +44,17 @@ class Chosen:
     whole: bool
 
 
-@cache
 def forget_set(name: str) -> ForgetSet:
-    """The set of this name, which a process reads once.
+    """The set of this name, which a process reads once from one folder of data.
 
     Raises:
         UserError: there is none, or it cannot be read.
     """
+    return _forget_set(name, os.environ.get(DATA_VARIABLE))
+
+
+@cache
+def _forget_set(name: str, data: str | None) -> ForgetSet:
     return load_forget_set(name)
 
 
