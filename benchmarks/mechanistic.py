@@ -128,8 +128,9 @@ def table(data: Mapping[str, Any]) -> str:
         "(an eighth of all MLPs; `all_mlps` and `none` take what they take). Means over seeds, each with other facts, "
         "± standard deviation. What is forgotten was known: the unedited model answers it rightly. *Relearned*: right "
         "after training on the other half of the forgotten facts. *Probe over control*: how much better a linear "
-        "reader of the states is than one of shuffled labels. *Logit lens gap*: 1 if no layer's states lead to the "
-        f"answer any more. Code: {commits}.",
+        "reader of the states is than one of shuffled labels. *Logit lens gap*: how much less likely the answer is "
+        "when it is read from a layer, in nats per token, the mean over layers. *KL*: to the unedited model on "
+        f"passages of everyday life, nats per token. Code: {commits}.",
     ]
     for part, title in TITLES.items():
         own = [cell for cell in cells if cell["part"] == part]
@@ -152,7 +153,7 @@ def part_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for name in names:
         own = [cell for cell in cells if cell["localization"] == name]
-        row = [_spread([*values(cells, name, column).values()]) for column in shown]
+        row = [_spread([*values(cells, name, column).values()], column) for column in shown]
         seconds = [[s for cell in own if (s := cell["seconds"][key]) is not None] for key in SECONDS]
         took = ", ".join(f"{mean(found):.0f}" if found and name != UNEDITED else "–" for found in seconds)
         lines.append("| " + " | ".join([name, str(len(own)), *row, took]) + " |")
@@ -185,19 +186,22 @@ def _reading(cells: Sequence[Mapping[str, Any]]) -> list[str]:
             signs = {value > 0 for value in found}
             if len(found) < 2 or len(signs) > 1 or 0 in found:
                 continue
-            words = f"{column} ({mean(found):+.2f})".replace("-", "−")
+            words = f"{column} ({mean(found):+.{3 if column.startswith('KL') else 2}f})".replace("-", "−")
             (better if (found[0] > 0) == higher else worse).append(words)
         said = [f"{word} in {', '.join(own)}" for word, own in (("better", better), ("worse", worse)) if own]
         lines.append(f"- {name}: {'; '.join(said) if said else 'nowhere the same sign'}.")
     n = len({cell["seed"] for cell in cells})
+    if n < 2:
+        return ["", "One seed: what differs from random MLPs may differ the other way with another."]
     return ["", f"Against random MLPs, with the same sign in all of {n} seeds (mean difference):", "", *lines]
 
 
-def _spread(found: Sequence[float]) -> str:
+def _spread(found: Sequence[float], column: str) -> str:
     if not found:
         return "–"
-    deviation = f" ±{stdev(found):.2f}" if len(found) > 1 else ""
-    return f"{mean(found):.2f}{deviation}".replace("-", "−")
+    digits = 3 if column.startswith("KL") else 2
+    deviation = f" ±{stdev(found):.{digits}f}" if len(found) > 1 else ""
+    return f"{mean(found):.{digits}f}{deviation}".replace("-", "−")
 
 
 if __name__ == "__main__":
