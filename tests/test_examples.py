@@ -89,6 +89,7 @@ def test_shipped_studies_can_be_planned(name, model, tmp_path, monkeypatch):
         "mechanistic_facts": ["athletes.sizes=[2]", "athletes.kept=4"],
     }
     changes = [f"models={model}", "device=cpu", *small.get(name, [])]
+    changes += [f"athletes.models={model}"] if name == "mechanistic_facts" else []
     cells = plan(study_of(read_study(path, changes), path), {}).cells
     if name == "editing_as_unlearning":
         methods = {(cell.part, cell.editor.editor, cell.recipe.name) for cell in cells if cell.editor}
