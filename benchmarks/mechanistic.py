@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "results" / "mechanistic_facts.json"
 CONTROL = "random_mlps"
 UNEDITED = "unedited"
+MODELS = {"default": "SmolLM2-135M-Instruct"}
 TITLES = {
     "unlearning": "Facts made unlikely",
     "editing": "Facts replaced by wrong ones",
@@ -92,7 +93,6 @@ def collected(runs: Sequence[Run]) -> dict[str, Any]:
     first = runs[0].result
     return {
         "what": "The study mechanistic_facts, its cells' numbers without their answers",
-        "model": first.model["id"],
         "settings": {run.result.config["cell"]["part"]: _settings(run) for run in runs if run.result.edit},
         "cells": cells,
         "provenance": first.provenance,
@@ -102,7 +102,8 @@ def collected(runs: Sequence[Run]) -> dict[str, Any]:
 def _settings(run: Run) -> dict[str, Any]:
     cell = run.result.config["cell"]
     own = {key: value for key, value in cell["settings"].items() if key != "components"}
-    return {"editor": cell["editor"].partition("-")[0], **own, "recipe": cell["recipe"], "attacks": cell["attacks"]}
+    said = {"editor": cell["editor"].partition("-")[0], "model": MODELS.get(cell["model"], cell["model"])}
+    return {**said, **own, "recipe": cell["recipe"], "attacks": cell["attacks"]}
 
 
 def _known(values: Mapping[str, float | None]) -> dict[str, float]:
@@ -124,21 +125,29 @@ def table(data: Mapping[str, Any]) -> str:
     lines = [
         "# Does it matter where facts are forgotten?",
         "",
-        f"{Path(data['model']).name}, bfloat16: each localization is trained with the same settings in as many weights "
-        "(an eighth of all MLPs; `all_mlps` and `none` take what they take). Means over seeds, each with other facts, "
-        "± standard deviation. What is forgotten was known: the unedited model answers it rightly. *Relearned*: right "
-        "after training on the other half of the forgotten facts. *Probe over control*: how much better a linear "
-        "reader of the states is than one of shuffled labels. *Logit lens gap*: how much less likely the answer is "
-        "when it is read from a layer, in nats per token, the mean over layers. *KL*: to the unedited model on "
-        f"passages of everyday life, nats per token. Code: {commits}.",
+        "In bfloat16. Each localization is trained with the same settings in as many weights (an eighth of all MLPs; "
+        "`all_mlps` and `none` take what they take). Means over seeds, each with other facts, ± standard deviation. "
+        "What is forgotten was known: the unedited model answers it rightly. *Relearned*: right after training on the "
+        "other half of the forgotten facts. *Probe over control*: how much better a linear reader of the states is "
+        "than one of shuffled labels. *Logit lens gap*: how much less likely the answer is when it is read from a "
+        "layer, in nats per token, the mean over layers. *KL*: to the unedited model on passages of everyday life, "
+        f"nats per token. Code: {commits}.",
     ]
     for part, title in TITLES.items():
         own = [cell for cell in cells if cell["part"] == part]
         if own:
             said = data["settings"][part]
-            about = ", ".join(f"{key} {value}" for key, value in said.items() if key not in ("editor", "attacks"))
+            unsaid = ("editor", "model", "attacks")
+            about = ", ".join(f"{key} {value}" for key, value in said.items() if key not in unsaid)
             n = next(cell["items"] for cell in own)
-            lines += ["", f"## {title}", "", f"`{said['editor']}`, {n} facts, {about}.", "", *part_table(own)]
+            lines += [
+                "",
+                f"## {title}",
+                "",
+                f"{said['model']}, `{said['editor']}`, {n} facts, {about}.",
+                "",
+                *part_table(own),
+            ]
             lines += [*_reading(own)]
     return "\n".join(lines) + "\n"
 

@@ -173,7 +173,9 @@ def _scored(lm: Any, pairs: Sequence[Pair], silent: bool = False) -> Iterator[tu
             # Of tokens whose keys and values are read from the cache there are no log-probabilities.
             unseen = [i for i, (prompt, _) in enumerate(part) if (found[i].num_cached_tokens or 0) >= len(prompt)]
             found |= zip(unseen, ask([part[i] for i in unseen], whole=True) if unseen else (), strict=True)
-            for i, (prompt, labels) in enumerate(part):
-                rows = [found[i].prompt_logprobs[len(prompt) + j][label] for j, label in enumerate(labels)]
+            for i, (_, labels) in enumerate(part):
+                rows = found[i].prompt_logprobs
+                first = len(rows) - len(labels)  # one runner leaves out what was cached, the other has it empty
+                rows = [rows[first + j][label] for j, label in enumerate(labels)]
                 bar.update(1)
                 yield [row.logprob for row in rows], [row.rank for row in rows]
