@@ -65,7 +65,13 @@ def _metric(d: Content, name: str) -> Any:
     return d["metrics"]["unlearn_facts"][name]
 
 
-WHERE = "results/localization_speed.json"
+def _place(d: Content, localization: str, column: str) -> str:
+    """The mean over seeds of what one localization reached with facts made unlikely."""
+    own = [cell for cell in d["cells"] if cell["part"] == "unlearning" and cell["localization"] == localization]
+    return f"{sum(cell['values'][column] for cell in own) / len(own):.2f}"
+
+
+WHERE, PLACES = "results/localization_speed.json", "results/mechanistic_facts.json"
 EASY, TARGETS, DEMO = "results/easyedit.json", "results/target_values.json", "results/demo/after.json"
 MEMORIES = "results/memory_editors.json"
 CLAIMS = (
@@ -134,6 +140,16 @@ CLAIMS = (
         "estimate takes {} times less than that",
         WHERE,
         lambda d: (f"{d['estimate']['ratio']:.0f}",),
+    ),
+    Claim(
+        "{} of the forgotten facts are still answered where `fact_lookup` points, {} in random MLPs and {} where all "
+        "weights are trained; {}, {} and {} after training on half of them; and {}, {} and {} of the kept ones",
+        PLACES,
+        lambda d: tuple(
+            _place(d, name, column)
+            for column in ("forgotten: right", "relearned", "kept: right")
+            for name in ("fact_lookup", "random_mlps", "none")
+        ),
     ),
     Claim(
         "an edit takes MEMIT {} CPU seconds against {}, AlphaEdit {} against {} (with one context; {} with three), "

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from unlearn_eval import default_model, models
 from unlearn_eval.default_model import DEFAULT_MODEL, cache_dir, fetch_default_model, load_gguf, model_source
 from unlearn_eval.errors import UserError
-from unlearn_eval.models import load_model, resolve_model
+from unlearn_eval.models import load_model, read_together, resolve_model
 from unlearn_eval.provenance import hash_weights
 
 WORDS = ["<unk>", "<s>", "</s>", "a", "b", "c"]
@@ -130,6 +130,24 @@ def test_a_loaded_model_is_ready(checkpoint):
     assert loaded.tokenizer.pad_token == "</s>"
     assert loaded.notes == ("the tokenizer has no pad token: '</s>' is used",)
     assert load_model(str(checkpoint), device=None, dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_a_head_reads_states_that_lie_together(checkpoint):
+    """Of a part of each row PyTorch on CPUs makes a product for each row, with a copy of the head's weights."""
+    loaded = load_model(str(checkpoint))
+    model, seen = loaded.model, []
+    head = model.get_output_embeddings()
+    states = torch.randn(3, 5, head.in_features)[:, -2:]
+    assert not states.is_contiguous()
+    expected = torch.nn.functional.linear(states.contiguous(), head.weight)
+    read_together(model)
+    assert len(head._forward_pre_hooks) == 1, "however often it is asked for"
+    head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].is_contiguous()))
+    with torch.no_grad():
+        assert torch.equal(head(states), expected)
+        model.generate(torch.arange(12).reshape(3, 4), max_new_tokens=2, do_sample=False)
+    assert len(seen) == 3
+    assert all(seen)
 
 
 def test_a_pad_token_of_its_own_stays(copy):

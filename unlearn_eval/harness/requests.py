@@ -2,7 +2,7 @@
 
 lm-eval sends a document's requests to the model by name (`getattr(lm, kind)`). `install()` adds this kind to
 its base class, with what plain `loglikelihood` can give, and to `hf`, with everything, from one forward pass
-per answer. It is called when one of our tasks is built, and changes nothing else.
+per answer. It is called when one of our tasks is built, and makes `hf` faster on CPUs; it changes nothing else.
 
 A request's arguments are `(context, answer, options)`, its response is a JSON object:
 `token_nll, hits, ranks` (lists over the T labels), `n_answer`, `text`, with `options["moments"]` also `means,
@@ -13,6 +13,7 @@ variances`, with `options["free_running"]` also `free_ranks, prompt_confidence` 
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 from unlearn_eval import prompts
 from unlearn_eval.errors import UserError
+from unlearn_eval.models import read_together
 
 KIND = "answer_logprobs"
 COMPATIBILITY = (None, "openunlearning")
@@ -43,6 +45,7 @@ def install() -> None:
         setattr(LM, KIND, from_loglikelihood)
     if KIND not in vars(HFLM):
         setattr(HFLM, KIND, from_transformers)
+        HFLM._model_generate = _reading_together(HFLM._model_generate)  # type: ignore[method-assign]
     original = getattr(evaluator_utils, "stderr_for_metric", None)
     if original is not None and not hasattr(original, "asks_the_aggregation"):
 
@@ -52,6 +55,17 @@ def install() -> None:
 
         stderr_for_metric.asks_the_aggregation = True  # type: ignore[attr-defined]
         evaluator_utils.stderr_for_metric = stderr_for_metric
+
+
+def _reading_together(generate: Any) -> Any:
+    """`hf`'s generation with a head that reads states which lie together: on CPUs that is much faster."""
+
+    @functools.wraps(generate)
+    def generating(self: Any, *arguments: Any, **options: Any) -> Any:
+        read_together(self.model)
+        return generate(self, *arguments, **options)
+
+    return generating
 
 
 def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
