@@ -145,7 +145,7 @@ def test_a_head_reads_states_that_lie_together(checkpoint):
     head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].is_contiguous()))
     with torch.no_grad():
         assert torch.equal(head(states), expected)
-        model.generate(torch.arange(12).reshape(3, 4), max_new_tokens=2, do_sample=False)
+        model.generate(torch.ones(3, 4, dtype=torch.long), max_new_tokens=2, min_new_tokens=2, do_sample=False)
     assert len(seen) == 3
     assert all(seen)
 
