@@ -295,6 +295,21 @@ def item(key, subject=None, group=None, question=None, answer="A"):
     return ForgetItem(key, question, answer, subject=subject, group=group)
 
 
+def test_a_group_that_is_the_answer_holds_nothing_together():
+    """Athletes of one sport are known or forgotten one by one: others of it can be trained on, and read."""
+    names = [f"Athlete {i}" for i in range(12)]
+    athletes = ForgetSet(
+        "sports",
+        tuple(
+            ForgetItem(name, f"{name} plays", sport, subject=name, group=sport.title())
+            for name, sport in zip(names, ["golf", "tennis"] * 6, strict=True)
+        ),
+    )
+    forget = athletes.select(names[:4])
+    assert [item.id for item in apart(forget, athletes)] == names[4:]
+    assert all(len(shown) == len(tested) == 2 for shown, tested in split(forget, 2, 0))
+
+
 def test_folds_share_no_subject_and_no_group():
     items = ForgetSet("s", (
         item("a", "Ada", "x"), item("b", "Ada", "y"), item("c", "Bo", "y"), item("d", "Cy"), item("e", "Di"),

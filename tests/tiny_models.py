@@ -26,6 +26,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from unlearn_eval import models
 from unlearn_eval.editors.base import EditRequest
 
 VOCABULARY = 400
@@ -123,7 +124,7 @@ def assert_untouched(model: nn.Module, weights: dict[str, torch.Tensor]) -> None
     for name, module in model.named_modules():
         assert "forward" not in module.__dict__, name
         assert not module._forward_hooks, name
-        assert not module._forward_pre_hooks, name
+        assert set(module._forward_pre_hooks.values()) <= {models._together}, name  # which changes no number
 
 
 def random_ids(generator: torch.Generator, n: int) -> tuple[int, ...]:

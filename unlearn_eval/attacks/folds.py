@@ -8,6 +8,7 @@ from typing import Any
 
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.metrics import normalise
 
 
 def clusters(items: Sequence[ForgetItem] | ForgetSet) -> list[list[int]]:
@@ -22,7 +23,7 @@ def clusters(items: Sequence[ForgetItem] | ForgetSet) -> list[list[int]]:
         return i
 
     for i, item in enumerate(items):
-        keys = (("group", item.group), ("subject", item.subject), ("question", item.question.strip()))
+        keys = (("group", group_of(item)), ("subject", item.subject), ("question", item.question.strip()))
         for kind, value in keys:
             if value:
                 root[find(i)] = find(owner.setdefault((kind, value), i))
@@ -30,6 +31,12 @@ def clusters(items: Sequence[ForgetItem] | ForgetSet) -> list[list[int]]:
     for i in range(len(items)):
         found.setdefault(find(i), []).append(i)
     return list(found.values())
+
+
+def group_of(item: ForgetItem) -> str | None:
+    """An item's group; None if that is but its answer (an athlete's sport), which unrelated items may share."""
+    same = item.group is not None and normalise(item.group) in map(normalise, item.accepted)
+    return None if same else item.group
 
 
 def split(items: ForgetSet, n_folds: int, seed: int) -> list[tuple[list[ForgetItem], list[ForgetItem]]]:
@@ -76,13 +83,13 @@ def apart(items: ForgetSet, others: ForgetSet) -> ForgetSet | None:
     ids = {item.id for item in items}
     asked = {item.question.strip() for item in items}
     subjects = {item.subject for item in items if item.subject}
-    groups = {item.group for item in items if item.group}
+    groups = {group for item in items if (group := group_of(item))}
     kept = tuple(
         item
         for item in others
         if item.id not in ids
         and item.question.strip() not in asked
         and item.subject not in subjects
-        and item.group not in groups
+        and group_of(item) not in groups
     )
     return ForgetSet(others.name, kept) if kept else None
