@@ -127,7 +127,7 @@ def table(data: Mapping[str, Any]) -> str:
         "",
         "In bfloat16. Each localization is trained with the same settings in as many weights (an eighth of all MLPs; "
         "`all_mlps` and `none` take what they take). Means over seeds, each with other facts, ± standard deviation. "
-        "What is forgotten was known: the unedited model answers it rightly. *Relearned*: right after training on the "
+        "What is forgotten was known: the unedited model was asked before. *Relearned*: right after training on the "
         "other half of the forgotten facts. *Probe over control*: how much better a linear reader of the states is "
         "than one of shuffled labels. *Logit lens gap*: how much less likely the answer is when it is read from a "
         "layer, in nats per token, the mean over layers. *KL*: to the unedited model on passages of everyday life, "

@@ -142,7 +142,7 @@ CLAIMS = (
         lambda d: (f"{d['estimate']['ratio']:.0f}",),
     ),
     Claim(
-        "{} of the forgotten facts are still answered where `fact_lookup` points, {} in random MLPs and {} where all "
+        "{} of the forgotten facts are still answered where fact lookup points, {} in random MLPs and {} where all "
         "weights are trained; {}, {} and {} after training on half of them; and {}, {} and {} of the kept ones",
         PLACES,
         lambda d: tuple(
