@@ -28,6 +28,7 @@ TITLES = {
     "unlearning": "Facts made unlikely",
     "editing": "Facts replaced by wrong ones",
     "athletes": "Athletes' sports made unlikely",
+    "athletes_editing": "Athletes' sports replaced by others",
 }
 # column -> where it stands, and whether higher is better. Of an attack: the answers under it.
 COLUMNS: dict[str, tuple[str, str, bool]] = {

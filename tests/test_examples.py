@@ -86,10 +86,13 @@ def test_shipped_studies_can_be_planned(name, model, tmp_path, monkeypatch):
     small = {
         "editing_as_unlearning": ["factual.sizes=[2]"],
         "mechanistic_unlearning": ["sizes=[1]", "kept=1"],
-        "mechanistic_facts": ["athletes.sizes=[2]", "athletes.kept=4"],
+        "mechanistic_facts": [
+            f"{part}.{own}" for part in ("athletes", "athletes_editing") for own in ("sizes=[2]", "kept=4")
+        ],
     }
     changes = [f"models={model}", "device=cpu", *small.get(name, [])]
-    changes += [f"athletes.models={model}"] if name == "mechanistic_facts" else []
+    if name == "mechanistic_facts":
+        changes += [f"{part}.models={model}" for part in ("athletes", "athletes_editing")]
     cells = plan(study_of(read_study(path, changes), path), {}).cells
     if name == "editing_as_unlearning":
         methods = {(cell.part, cell.editor.editor, cell.recipe.name) for cell in cells if cell.editor}
@@ -110,7 +113,7 @@ def test_shipped_studies_can_be_planned(name, model, tmp_path, monkeypatch):
         assert where["unlearning"] == {f"unlikelihood-{own}" for own in localizer_names()}
         assert "idk-random_mlps" in where["editing"], "the control"
         assert {cell.recipe.recipe.target for cell in edited if cell.part == "editing"} == {"wrong"}
-        assert len({cell.edit_key for cell in edited}) == len(edited) == 3 * (len(localizer_names()) + 5 + 5)
+        assert len({cell.edit_key for cell in edited}) == len(edited) == 3 * (len(localizer_names()) + 5 + 5 + 3)
         assert {own.attack.name for cell in edited for own in cell.tries} == {"relearn", "probe", "logit_lens"}
         assert len({own.control_key for cell in edited for own in cell.tries}) == 3 * 3 * 2, "of facts, and of athletes"
 
