@@ -157,7 +157,7 @@ def load_model(name: str, dtype: str = "auto", device: str | None = "cpu", revis
 
 
 def read_together(model: Any) -> None:
-    """Let a model's head read states that lie together in memory; the numbers are the same.
+    """Let a model's head read states that lie together in memory; up to rounding the numbers are the same.
 
     Of a part of each row's states (the last ones, when text is generated, or an answer's, when it is trained) PyTorch
     makes one product for each row on a CPU, and copies the weights for it: in bfloat16 that takes 200 times as long.
