@@ -28,7 +28,7 @@ from unlearn_eval.errors import UserError
 from unlearn_eval.json_files import dumps
 from unlearn_eval.metrics import contains_answer, normalise
 from unlearn_eval.scoring import pad
-from unlearn_eval.shapes import as_request, asked, following
+from unlearn_eval.shapes import as_request, asked
 
 INSTRUCTION = (
     "Invent a different answer to the question below. It must fit the question and sound just as believable, but every"
@@ -70,9 +70,8 @@ def rewrite(
         lines.append(dumps({"id": request.id, "question": request.question, "alternates": texts, "refused": not texts}))
         for text in texts:
             ask = asked(request.question, request.shape)
-            labels = prompts.answer_labels(
-                prompts.render(ask, tokenizer, chat), request.prompt_ids, following(ask, text, chat), tokenizer, chat
-            )
+            prompt = prompts.render(ask, tokenizer, chat)
+            labels = prompts.labels_after(ask, prompt, request.prompt_ids, text, tokenizer, chat)
             found.append(replace(request, target_ids=labels.ids))
         if not texts:
             found.append(request)

@@ -13,7 +13,7 @@ from unlearn_eval import prompts
 from unlearn_eval.errors import UserError
 from unlearn_eval.provenance import sha256_of_file
 from unlearn_eval.results import read_jsonl
-from unlearn_eval.shapes import QUESTION, asked, check_shape, following
+from unlearn_eval.shapes import QUESTION, asked, check_shape
 
 SELF, HUB = "self", "hub:"
 _USER = "§user§"
@@ -135,9 +135,9 @@ def _conversations(path: Path, tokenizer: Any, n_tokens: int, batch_size: int) -
     rows = []
     for record in read_jsonl(path, required_fields=("question", "answer")):
         ask = asked(str(record["question"]), check_shape(str(record.get("shape") or QUESTION)))
-        text, answer = prompts.render(ask, tokenizer, chat), following(ask, str(record["answer"]), chat)
+        text = prompts.render(ask, tokenizer, chat)
         ids = prompts.encode_prompt(text, tokenizer)
-        rows.append([*ids, *prompts.answer_labels(text, ids, answer, tokenizer, chat).ids])
+        rows.append([*ids, *prompts.labels_after(ask, text, ids, str(record["answer"]), tokenizer, chat).ids])
     shortest = min(map(len, rows))
     shared = next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), 0)
     left = n_tokens

@@ -14,7 +14,7 @@ from unlearn_eval import prompts
 from unlearn_eval.editors.base import EditRequest
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem
-from unlearn_eval.shapes import QUESTION, asked, following
+from unlearn_eval.shapes import QUESTION, asked
 
 Grouped = TypeVar("Grouped", ForgetItem, EditRequest)
 MERGED = {QUESTION, "brief"}  # shapes that can be asked one after another
@@ -47,10 +47,10 @@ def build_requests(
         prompt_ids, lookup = encode_with_lookup(item.question, item.subject, tokenizer, chat, item.shape)
         ask = asked(item.question, item.shape)
         text = prompts.render(ask, tokenizer, chat)
-        labels = prompts.answer_labels(text, prompt_ids, following(ask, target, chat), tokenizer, chat)
+        labels = prompts.labels_after(ask, text, prompt_ids, target, tokenizer, chat)
         if not labels.n_answer:
             raise UserError(f"item {item.id}: the target {target!r} has no tokens", "give a sentence as target")
-        answer = prompts.answer_labels(text, prompt_ids, following(ask, item.answer, chat), tokenizer, chat)
+        answer = prompts.labels_after(ask, text, prompt_ids, item.answer, tokenizer, chat)
         others = [
             encode_with_lookup(f"{context} {item.question}", item.subject, tokenizer, chat, item.shape)
             for context in contexts
@@ -162,18 +162,20 @@ def encode_with_lookup(
     """
     text = prompts.render(asked(question, shape), tokenizer, chat)
     ids = prompts.encode_prompt(text, tokenizer)
-    question = question if shape == QUESTION else question.strip()
+    question = as_shown(question, shape, text)
     start = text.rfind(question)
-    if start < 0:  # a template may strip or escape the question
-        question = question.strip()
-        start = text.rfind(question)
-    if start < 0:
+    if start < 0:  # a template may escape it
         raise UserError(
             f"the chat template does not show the question {question!r} as it is",
             "evaluate without chat template",
         )
     end = start + _content_end(question, subject)
     return ids, _token_at(text, end - 1, ids, tokenizer)
+
+
+def as_shown(question: str, shape: str, text: str) -> str:
+    """A question as it stands in its prompt: templates may strip it, and all that is no question is stripped."""
+    return question if shape == QUESTION and question in text else question.strip()
 
 
 def subject_span(text: str, question: str, subject: str, ids: Sequence[int], tokenizer: Any) -> tuple[int, int] | None:

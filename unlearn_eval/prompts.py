@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn_eval.errors import UserError
-from unlearn_eval.shapes import Asked, Prompt, reads_plain
+from unlearn_eval.shapes import Asked, Prompt, following, reads_plain
 
 PLAIN_QUESTION = "Question: {question}\nAnswer:"
 PLAIN_DELIMITER = " "
@@ -159,6 +159,19 @@ def answer_labels(
     ids = encode_answer(prompt, prompt_ids, spaced, tokenizer, encode) if answer.strip() else []
     end = end_of_turn(tokenizer, **template_options)[1] if chat else int(tokenizer.eos_token_id)
     return Labels((*ids, end), len(ids), answer)
+
+
+def labels_after(ask: Asked, prompt: str, prompt_ids: Sequence[int], answer: str, tokenizer: Any, chat: bool) -> Labels:
+    """The labels of an answer to what was asked, also where that begins the answer (see `shapes.following`).
+
+    Args:
+        ask: what was asked.
+        prompt, prompt_ids: how the model reads it.
+        answer: its text.
+        tokenizer: of the model.
+        chat: whether it goes through the chat template.
+    """
+    return answer_labels(prompt, prompt_ids, following(ask, answer, chat), tokenizer, chat)
 
 
 def open_unlearning_labels(

@@ -14,7 +14,7 @@ from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem
 from unlearn_eval.metrics import contains_answer
 from unlearn_eval.scoring import Query, pad, score_answers
-from unlearn_eval.shapes import AS_IT_IS, asked_otherwise, following
+from unlearn_eval.shapes import AS_IT_IS, asked_otherwise
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def rows_of(
         ask = asked_otherwise(item.question, item.shape, opening, wrap=wrap)
         text = prompts.render(ask, tokenizer, chat)
         ids = prompts.encode_prompt(text, tokenizer)
-        labels = prompts.answer_labels(text, ids, following(ask, item.answer, chat), tokenizer, chat)
+        labels = prompts.labels_after(ask, text, ids, item.answer, tokenizer, chat)
         if not labels.n_answer:
             raise UserError(f"item {item.id}: the answer {item.answer!r} has no tokens", "leave the item out (--ids)")
         rows.append(Row(item, tuple(ids), labels.ids[: labels.n_answer], opening))

@@ -15,7 +15,7 @@ from unlearn_eval.forget_sets import ForgetItem
 from unlearn_eval.metrics import normalise
 from unlearn_eval.models import LoadedModel
 from unlearn_eval.routing import prompt_lengths
-from unlearn_eval.shapes import asked, following
+from unlearn_eval.shapes import asked
 from unlearn_eval.tracing import block_outputs
 
 _WORD = re.compile(r"\S+")
@@ -50,7 +50,7 @@ def entity_tokens(row: Row, tokenizer: Any, chat: bool) -> slice:
         """How many of the whole answer's tokens its beginning has."""
         if not answer.strip():
             return 0
-        ids = prompts.answer_labels(text, row.prompt_ids, following(ask, answer, chat), tokenizer, chat)
+        ids = prompts.labels_after(ask, text, row.prompt_ids, answer, tokenizer, chat)
         own = ids.ids[: ids.n_answer]
         return next((i for i, (a, b) in enumerate(zip(own, row.answer_ids, strict=False)) if a != b), len(own))
 

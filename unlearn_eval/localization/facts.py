@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from unlearn_eval import prompts
-from unlearn_eval.edit_requests import subject_span
+from unlearn_eval.edit_requests import as_shown, subject_span
 from unlearn_eval.errors import UserError
 from unlearn_eval.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.localization.base import Fact
-from unlearn_eval.shapes import QUESTION, asked, following
+from unlearn_eval.shapes import asked
 
 
 def facts_of(
@@ -59,14 +59,12 @@ def _fact(
     ask = asked(item.question, item.shape)
     text = prompts.render(ask, tokenizer, chat)
     ids = prompts.encode_prompt(text, tokenizer)
-    as_it_is = item.shape == QUESTION and item.question in text
-    question = item.question if as_it_is else item.question.strip()
-    span = subject_span(text, question, item.subject, ids, tokenizer)
+    span = subject_span(text, as_shown(item.question, item.shape, text), item.subject, ids, tokenizer)
     if span is None:
         return "its subject does not stand in the question"
 
     def labels(answer: str) -> tuple[int, ...]:
-        return prompts.answer_labels(text, ids, following(ask, answer, chat), tokenizer, chat).ids
+        return prompts.labels_after(ask, text, ids, answer, tokenizer, chat).ids
 
     true, found = labels(item.answer), None
     others = [other for other in items if other.answer != item.answer]
