@@ -16,19 +16,18 @@ import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from unlearn_eval.errors import UserError
-from unlearn_eval.forget_sets import load_forget_set
 from unlearn_eval.models import resolve_model
 from unlearn_eval.results import Result
 from unlearn_eval.study.attacked import Try, config_of_attack
 from unlearn_eval.study.located import Located, n_layers_of
 from unlearn_eval.study.plan import Cell
 from unlearn_eval.study.spec import ModelSpec
+from unlearn_eval.study.told import forget_set
 
 TOKENS_PER_DOCUMENT, TOKENS_PER_EDIT = 600, 3 * 4_000
 CHARACTERS_PER_TOKEN, TOKENS_AROUND = 4, 24  # of a question with its answer, and what a template puts around it
@@ -159,10 +158,9 @@ def passes_of(located: Located, model: ModelSpec) -> float:
     return get_localizer(wanted.method).passes(wanted.config(), n_layers_of(model))
 
 
-@cache
 def tokens_of(name: str) -> float:
     """About how many tokens a question of a set has with its answer, by their letters."""
-    items = load_forget_set(name).items
+    items = forget_set(name).items
     return TOKENS_AROUND + mean(len(item.question) + len(item.answer) for item in items) / CHARACTERS_PER_TOKEN
 
 

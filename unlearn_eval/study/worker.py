@@ -17,7 +17,7 @@ from filelock import FileLock
 from unlearn_eval.backends import engine_stopped, model_type
 from unlearn_eval.editors.base import Progress, no_progress
 from unlearn_eval.errors import UserError
-from unlearn_eval.forget_sets import ForgetSet, load_forget_set
+from unlearn_eval.forget_sets import ForgetSet
 from unlearn_eval.json_files import dumps, write_all
 from unlearn_eval.known_items import conversations, known_items
 from unlearn_eval.models import LoadedModel, load_model
@@ -30,7 +30,7 @@ from unlearn_eval.study.cell_results import whole_result
 from unlearn_eval.study.plan import Ask, Cell, Try, keeps_what_is_known
 from unlearn_eval.study.spec import OTHERS
 from unlearn_eval.study.store import RESULT, Store, read_if_whole
-from unlearn_eval.study.told import Chosen, choose, item_lines, told
+from unlearn_eval.study.told import Chosen, choose, forget_set, item_lines, told
 
 _EVERYTHING = 2**20  # requests that vLLM is given at once ("auto" does too, with a bar of its own)
 _MAX_NEW_TOKENS = 24  # of the answers by which it is told what a model knows
@@ -135,7 +135,7 @@ class Worker:
 
         assert cell.finetune is not None
         base = self._read(spec.model, spec.dtype, spec.revision)
-        data = load_forget_set(cell.finetune.on)
+        data = forget_set(cell.finetune.on)
         self.say(f"fine-tuning {cell.model.name} on {data.name}")
         training = self.store.shared("training", folder.name)
         options = {**cell.finetune.settings, "folder": str(training)}
@@ -165,7 +165,7 @@ class Worker:
     # What is forgotten -------------------------------------------------------------------------------------
 
     def _choose(self, cell: Cell, loaded: Loaded) -> Chosen:
-        items, known = load_forget_set(cell.forget), None
+        items, known = forget_set(cell.forget), None
         if cell.known:
             if items.hash not in loaded.known:
                 self.say(f"asking {cell.model.name} the {len(items)} questions of {items.name}")
@@ -183,7 +183,7 @@ class Worker:
 
     def _others(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> Path:
         """A file of what the model says to the items of the set that are neither forgotten nor kept."""
-        items = load_forget_set(cell.forget)
+        items = forget_set(cell.forget)
         used = {item.id for item in chosen.forget} | set(chosen.kept)
         text = conversations(self._asked(loaded, items), items, used, cell.seed)
         path = self.store.shared("texts", f"{hash_json(text)[:16]}.jsonl")
@@ -224,7 +224,7 @@ class Worker:
 
     def _retained(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> ForgetSet:
         """What a method that is trained keeps: of the forget set itself only what is known, and not asked as kept."""
-        retain = load_forget_set(str(cell.retain))
+        retain = forget_set(str(cell.retain))
         if not keeps_what_is_known(cell):
             return retain
         left_out = {*chosen.kept, *(item.id for item in chosen.forget)}
@@ -345,7 +345,7 @@ class Worker:
         found = others_of(chosen.forget, retain)
         if found is None or not cell.known or found.name != chosen.forget.name:
             return found
-        known = set(loaded.known[load_forget_set(cell.forget).hash])
+        known = set(loaded.known[forget_set(cell.forget).hash])
         items = tuple(item for item in found if item.id in known)
         return replace(found, items=items) if items else None
 
