@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from unlearn_eval.json_files import dumps, write_all
 from unlearn_eval.result_files import Run, read_runs
+from unlearn_eval.study.over_seeds import spread, value_of
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "results" / "mechanistic_facts.json"
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    runs = [run for folder in arguments.folders for run in read_runs(folder / "runs").runs]
+    runs = read_runs([folder / "runs" for folder in arguments.folders]).runs
     data = collected([run for run in runs if run.result.status == "complete"])
     text = table(data)
     output = arguments.output
@@ -73,8 +74,8 @@ def collected(runs: Sequence[Run]) -> dict[str, Any]:
     for run in runs:
         cell = run.result.config["cell"]
         editor = cell["editor"]
-        values = {name: _value(run, task, metric) for name, (task, metric, _) in COLUMNS.items()}
-        of_unedited = {name: _value(run, *own) for name, own in OF_UNEDITED.items()}
+        values = {name: value_of(run.result, (task, metric)) for name, (task, metric, _) in COLUMNS.items()}
+        of_unedited = {name: value_of(run.result, own) for name, own in OF_UNEDITED.items()}
         cells.append(
             {
                 "part": cell["part"],
@@ -109,11 +110,6 @@ def _settings(run: Run) -> dict[str, Any]:
 
 def _known(values: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _value(run: Run, task: str, name: str) -> float | None:
-    metric = run.result.metrics.get(task, {}).get(name)
-    return None if metric is None else metric.value
 
 
 # The table -------------------------------------------------------------------------------------------------
@@ -207,11 +203,11 @@ def _reading(cells: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _spread(found: Sequence[float], column: str) -> str:
-    if not found:
+    over, digits = spread(found), 3 if column.startswith("KL") else 2
+    if over.mean is None:
         return "–"
-    digits = 3 if column.startswith("KL") else 2
-    deviation = f" ±{stdev(found):.{digits}f}" if len(found) > 1 else ""
-    return f"{mean(found):.{digits}f}{deviation}".replace("-", "−")
+    deviation = "" if over.deviation is None else f" ±{over.deviation:.{digits}f}"
+    return f"{over.mean:.{digits}f}{deviation}".replace("-", "−")
 
 
 if __name__ == "__main__":
