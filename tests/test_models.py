@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import hf
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -147,6 +148,26 @@ def test_a_head_reads_states_that_lie_together(checkpoint):
         assert torch.equal(head(states), expected)
         model.generate(torch.ones(3, 4, dtype=torch.long), max_new_tokens=2, min_new_tokens=2, do_sample=False)
     assert len(seen) == 3
+    assert all(seen)
+
+
+def test_lm_eval_own_model_generates_with_such_a_head_too(checkpoint):
+    """A model that lm-eval loaded by itself; several prompts, whose last states do not lie together."""
+    from lm_eval.api.instance import Instance
+
+    from unlearn_eval.harness import requests
+
+    requests.install()
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    lm, seen = hf(model, load_model(str(checkpoint)).tokenizer), []
+    head = model.get_output_embeddings()
+    assert not head._forward_pre_hooks
+    asked = {"until": [], "max_gen_toks": 3, "do_sample": False}
+    rows = [Instance("generate_until", {}, (f"Who is {'very ' * i}old?", asked), i) for i in range(3)]
+    lm.generate_until(rows, disable_tqdm=True)
+    head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].is_contiguous()))
+    lm.generate_until(rows, disable_tqdm=True)
+    assert seen
     assert all(seen)
 
 
