@@ -15,10 +15,12 @@ from unlearn_eval.harness.data import load_split
 from unlearn_eval.harness.reference import ABSENT, RetainReference, find_reference
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask
 from unlearn_eval.metrics.alignment import Question
+from unlearn_eval.metrics.arrays import FloatArray
 
 HUB_ID = "locuslab/TOFU"
 FORGET_SPLITS = {"forget01": "holdout01", "forget05": "holdout05", "forget10": "holdout10"}
 UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
+UTILITY_PARTS = ("probability", "rouge", "truth_ratio")
 # The fields of each split beside question and answer; without a paraphrase the answer itself is the `correct`
 # of the truth ratio.
 FIELDS = {
@@ -100,10 +102,10 @@ class TofuTask(UnlearningTask):
             function = partial(_forget_quality, reference=reference, part=part)
             table[name] = OverAll(("forget",), ("log_truth_ratio",), function, direction)
         for split in UTILITY_SPLITS:
-            for key in ("probability", "rouge", "truth_ratio"):
+            for key in UTILITY_PARTS:
                 table[f"{split}_{key}"] = Mean(split, key, True)
             table[f"{split}_refusal_rate"] = Mean(split, "refusal_rate", False)
-        table["model_utility"] = OverAll(UTILITY_SPLITS, ("probability", "rouge", "truth_ratio"), _model_utility, True)
+        table["model_utility"] = OverAll(UTILITY_SPLITS, UTILITY_PARTS, _model_utility, True)
         return table | alignment_metrics("forget", UTILITY_SPLITS, words_only=self.alignment.is_off)
 
 
@@ -212,27 +214,39 @@ def _forget_quality(items: list[Scores], reference: RetainReference | None, part
 def _model_utility(items: list[Scores]) -> SetMetric:
     """Harmonic mean of nine means, its standard error by a bootstrap within splits."""
     columns = {
-        f"{split}_{key}": np.array([i[key] for i in items if i["split"] == split and i[key] is not None], float)
+        (split, key): np.array([item[key] for item in items if item["split"] == split], float)  # None becomes NaN
         for split in UTILITY_SPLITS
-        for key in ("probability", "rouge", "truth_ratio")
+        for key in UTILITY_PARTS
     }
-    empty = [name for name, column in columns.items() if not len(column)]
+    known = {f"{split}_{key}": _known(column) for (split, key), column in columns.items()}
+    empty = [name for name, column in known.items() if not column.size]
     if empty:
         return None, None, f"{', '.join(empty)} could not be computed"
-    value = m.model_utility({name: float(column.mean()) for name, column in columns.items()})
+    value = m.model_utility({name: float(column.mean()) for name, column in known.items()})
     generator = np.random.default_rng(0)
-    draws = [_resampled_utility(items, generator) for _ in range(RESAMPLES)]
+    draws = [_resampled_utility(columns, generator) for _ in range(RESAMPLES)]
     return value, float(np.std([draw for draw in draws if draw is not None], ddof=1)), None
 
 
-def _resampled_utility(items: list[Scores], generator: np.random.Generator) -> float | None:
+def _resampled_utility(columns: Mapping[tuple[str, str], FloatArray], generator: np.random.Generator) -> float | None:
+    """The utility of as many items of each split, drawn with replacement.
+
+    Args:
+        columns: (split, part) -> a number for each item of the split, NaN where there is none.
+        generator: to draw with.
+    """
     parts: dict[str, float | None] = {}
     for split in UTILITY_SPLITS:
-        own = [item for item in items if item["split"] == split]
-        chosen = [own[i] for i in generator.integers(len(own), size=len(own))]
-        for key in ("probability", "rouge", "truth_ratio"):
-            parts[f"{split}_{key}"] = m.mean_and_stderr([item[key] for item in chosen])[0]
+        n = len(columns[split, UTILITY_PARTS[0]])
+        chosen = generator.integers(n, size=n)
+        for key in UTILITY_PARTS:
+            known = _known(columns[split, key][chosen])
+            parts[f"{split}_{key}"] = float(known.mean()) if known.size else None
     return m.model_utility(parts)
+
+
+def _known(column: FloatArray) -> FloatArray:
+    return column[~np.isnan(column)]
 
 
 def auc(items: list[Scores], key: str, splits: tuple[str, str] = ("forget", "holdout")) -> SetMetric:
