@@ -57,7 +57,7 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     Raises:
         UserError: no such task or model, a mistake in the settings, or the result cannot be written.
     """
-    from unlearn_eval.harness.run import load_lm, names_of
+    from unlearn_eval.harness.run import load_lm, names_of, without_machine
 
     for task in config.tasks:  # a misspelt one is found before a model is loaded
         names_of(task, config.include_path)
@@ -72,7 +72,7 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     if cache and weights:  # lm-eval's cache does not know whose answers it holds
         cache = f"{cache}-{getattr(lm, 'answers_hash', weights['weights_hash'])[:16]}"
     loaded = time.monotonic()
-    with engine_stopped(lm):
+    with engine_stopped(lm), without_machine():
         found = _ask(config, lm, cache)
     if not found.metrics:
         return None
@@ -92,7 +92,7 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
         UserError: as `run_evaluation`, and an edit that is no LoRA or was made on another base; no result is lost that
             was written before.
     """
-    from unlearn_eval.harness.run import names_of
+    from unlearn_eval.harness.run import names_of, without_machine
 
     for task in config.tasks:
         names_of(task, config.include_path)
@@ -115,7 +115,7 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
     say(f"loading {arguments['pretrained']} with {len(edits)} edits")
     engine = Engine(arguments["pretrained"], adapters, **{k: v for k, v in arguments.items() if k != "pretrained"})
     loaded = time.monotonic()
-    with engine_stopped(engine.own):
+    with engine_stopped(engine.own), without_machine():
         found = engine.run(lambda lm: _ask(config, lm, None))
     timing = {"loading_seconds": round(loaded - started, 2), "evaluation_seconds": round(time.monotonic() - loaded, 2)}
     results = []

@@ -314,11 +314,7 @@ def ask(lm: Any, questions: Sequence[Asked], chat: bool, max_new_tokens: int = 2
 
 @contextmanager
 def within_a_study() -> Iterator[None]:
-    """No progress bars, and nothing that lm-eval finds out about machine and git after every evaluation.
-
-    A study shows how far it is by itself, and our own provenance says the rest.
-    """
-    import lm_eval.evaluator
+    """No progress bars, for a study shows how far it is by itself, and what `without_machine` leaves out."""
     import tqdm
 
     show = tqdm.std.tqdm.__init__
@@ -326,8 +322,19 @@ def within_a_study() -> Iterator[None]:
     def silent(self: Any, *arguments: Any, **options: Any) -> None:
         show(self, *arguments, **{**options, "disable": True})
 
+    with _replaced(tqdm.std.tqdm, "__init__", silent), without_machine():
+        yield
+
+
+@contextmanager
+def without_machine() -> Iterator[None]:
+    """Nothing that lm-eval finds out about machine and git, a second or two after every evaluation.
+
+    Our own provenance says it, once.
+    """
+    import lm_eval.evaluator
+
     with (
-        _replaced(tqdm.std.tqdm, "__init__", silent),
         _replaced(lm_eval.evaluator, "add_env_info", lambda results: None),
         _replaced(lm_eval.evaluator, "get_git_commit_hash", lambda: None),
     ):
