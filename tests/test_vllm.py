@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -418,6 +419,11 @@ def test_what_answers_have_in_common_is_run_once(edits):
     assert sum(out.num_cached_tokens > 0 for out in first) == 11, "of the first nothing, of the others the beginning"
     assert len(again) == len(questions), "the answers that were given twice"
     assert all(out.num_cached_tokens == 0 for out in again)
+    for out, query in zip(again, queries[len(answers) :: len(answers) + 1], strict=True):
+        rows = out.prompt_logprobs[1:]  # of every token but the first
+        known = [not math.isnan(rows[i][token].logprob) for i, token in enumerate(out.prompt_token_ids[1:])]
+        n_prompt = len(query.prompt_ids) - 1
+        assert known == [False] * n_prompt + [True] * len(query.label_ids), "logits of the answer, and of nothing else"
     for own, score in zip(found, score_answers(model_of("llama"), queries), strict=True):
         torch.testing.assert_close(torch.tensor(own["token_nll"]), torch.tensor(score.token_nll), atol=1e-4, rtol=0)
 

@@ -88,4 +88,71 @@ def test_only_modules_that_edits_change_have_room_for_them(edits):
         engine = Engine(str(base), [adapter], **options)
         with engine_stopped(engine.own):
             (found,) = engine.own.model.collective_rpc("unlearn_eval_without_lora", args=(every,))
+            (again,) = engine.own.model.collective_rpc("unlearn_eval_quicken")
         assert found == without
+        assert again == [], "the engine was quickened when it started"
+
+
+def test_adapters_of_a_step_are_multiplied_together():
+    """Each token's own factors, also where steps follow each other, and nothing for tokens without an adapter."""
+    from vllm.lora.layers import LoRAMapping
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    from unlearn_eval.serving.cpu_steps import grouped_class
+
+    places, rank, d_in, widths = 4, 3, 5, (6, 2)
+    draw = torch.Generator().manual_seed(0)
+    first = tuple(torch.randn(places, 1, rank, d_in, generator=draw) for _ in widths)
+    second = tuple(torch.randn(places, 1, width, rank, generator=draw) for width in widths)
+    wrapper = PunicaWrapperCPU(64, 64, "cpu")
+    wrapper.__class__ = grouped_class()
+    for own in ([1, 3, 1, 0, 2, 2, 0, 1], [2, 1], [0, 0, 0]):  # ids; 0 is none
+        mapping = LoRAMapping(index_mapping=tuple(own), prompt_mapping=tuple(own), is_prefill=True)
+        wrapper.update_metadata(mapping, [3, None, 1, 2], places, 100)
+        place = {1: 2, 2: 3, 3: 0}
+        x, y = torch.randn(len(own), d_in, generator=draw), torch.randn(len(own), sum(widths), generator=draw)
+        expected = y.clone()
+        for i, name in enumerate(own):
+            if name:
+                delta = [b[place[name], 0] @ (a[place[name], 0] @ x[i]) for a, b in zip(first, second, strict=True)]
+                expected[i] += 0.5 * torch.cat(delta)
+        for _ in range(2):  # the second layer of a step
+            found = y.clone()
+            wrapper.add_lora_linear(found, x, first, second, 0.5, widths)
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quicker_steps_are_the_same(dtype):
+    """Norms (alone, and with a residual) and rotations of what attention reads: a part of a wider matrix."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor.layers.layernorm import RMSNorm
+    from vllm.model_executor.layers.rotary_embedding import get_rope
+
+    from unlearn_eval.serving.cpu_steps import quicken
+
+    draw = torch.Generator().manual_seed(0)
+    with set_current_vllm_config(VllmConfig()):
+        norm = RMSNorm(32, eps=1e-5, dtype=dtype)
+        rope = get_rope(8, 64, is_neox_style=True, dtype=dtype)
+    norm.weight.data = torch.randn(32, generator=draw).to(dtype)
+    x, residual = (torch.randn(20, 32, generator=draw).to(dtype) for _ in range(2))
+    query, key, _ = torch.randn(20, 64, generator=draw).to(dtype).split([32, 16, 16], dim=-1)
+    asked = [(norm, (x,)), (norm, (x, residual)), (rope, (torch.arange(20) % 7, query, key))]
+
+    def answers():
+        """Of copies, for what is quick works in place."""
+        found = []
+        for module, inputs in asked:
+            wide = [torch.empty(len(t), 64, dtype=t.dtype)[:, : t.shape[1]] if t.dim() > 1 else t for t in inputs]
+            own = [
+                w.copy_(t) if module is rope and t.dim() > 1 else t.clone() for w, t in zip(wide, inputs, strict=True)
+            ]
+            said = module(*own)
+            found += [said] if isinstance(said, torch.Tensor) else [*said]
+        return found
+
+    before = answers()
+    assert quicken(torch.nn.ModuleList([norm, rope])) == ["RMSNorm", "RotaryEmbedding"]
+    for own, expected in zip(answers(), before, strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-5 if dtype == torch.float32 else 0.04, rtol=0)

@@ -84,6 +84,8 @@ def _started(model: str, adapters: Sequence[Adapter], options: Mapping[str, Any]
         with engine_stopped(own):
             pass
         own = start(loose)
+    if extends_workers(options):
+        own.model.collective_rpc("unlearn_eval_quicken")
     return own
 
 

@@ -42,9 +42,12 @@ def _extending(start: Any) -> Any:
 
     @functools.wraps(start)
     def extended(self: Any, *arguments: Any, **options: Any) -> None:
-        if extends_workers(options):
+        ours = extends_workers(options)
+        if ours:
             options["worker_extension_cls"] = EXTENSION
         start(self, *arguments, **options)
+        if ours:
+            self.model.collective_rpc("unlearn_eval_only_answers")
 
     return extended
 

@@ -1,0 +1,62 @@
+"""Logits of what is scored, not of the prompt before it, in vLLM's runner that computes them request by request (V1).
+
+An engine that is asked for log-probabilities of a prompt computes logits for every token of it, and for small models
+with large vocabularies that is much of the work. A request of ours says where its prompt ends and its answer begins;
+what stands before that is left out, as the engine itself leaves out what it read from its cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+
+from unlearn_eval.routing import PROMPT_END
+
+_NAME = "_get_prompt_logprobs_dict"
+
+
+def install(runner: Any) -> None:
+    """Let a runner leave out what nobody asks for; one that is built otherwise stays as it is."""
+    wanted = ("requests", "num_prompt_logprobs", "input_batch", "query_start_loc")
+    if _NAME in vars(runner) or not all(hasattr(runner, name) for name in (_NAME, *wanted)):
+        return
+    own = getattr(runner, _NAME)
+
+    def only_answers(self: Any, hidden_states: Any, num_scheduled_tokens: Mapping[str, int]) -> Any:
+        starts, scheduled, moved = self.query_start_loc.np, dict(num_scheduled_tokens), []
+        for name in self.num_prompt_logprobs:
+            request, n = self.requests[name], scheduled.get(name)
+            end = ((getattr(request.sampling_params, "extra_args", None)) or {}).get(PROMPT_END)
+            if end is None or n is None or request.prompt_token_ids is None:
+                continue
+            left_out = max(0, min(n, end - 1 - request.num_computed_tokens))
+            if left_out:
+                if request.in_progress_prompt_logprobs_cpu is None:
+                    request.in_progress_prompt_logprobs_cpu = _unknown(request, self.num_prompt_logprobs[name])
+                moved.append((request, self.input_batch.req_id_to_index[name], left_out))
+                scheduled[name] = n - left_out
+        for request, row, left_out in moved:
+            request.num_computed_tokens += left_out
+            starts[row] += left_out
+        try:
+            return own(hidden_states, scheduled)
+        finally:
+            for request, row, left_out in moved:
+                request.num_computed_tokens -= left_out
+                starts[row] -= left_out
+
+    setattr(runner, _NAME, MethodType(only_answers, runner))
+
+
+def _unknown(request: Any, n: int) -> Any:
+    """Room for a prompt's log-probabilities, with NaN and rank 0 where none are written."""
+    from vllm.v1.outputs import LogprobsTensors
+
+    found = LogprobsTensors.empty_cpu(len(request.prompt_token_ids) - 1, n + 1)
+    found.logprob_token_ids[:] = torch.tensor(request.prompt_token_ids[1:])[:, None]
+    found.logprobs.fill_(float("nan"))
+    found.selected_token_ranks.zero_()
+    return found
