@@ -56,8 +56,9 @@ benchmark-memories: $(INSTALLED) $(MODEL)  ## GRACE and WISE on 10, 50 and 100 f
 benchmark-refusals: $(INSTALLED) $(MODEL)  ## refusal alignment against labelled answers, and its calibration
 	$(BIN)/python benchmarks/refusal_alignment.py
 
-benchmark-serving: $(VLLM_DONE)  ## what edits cost in vLLM, against stock vLLM and Hugging Face (half an hour on two cores)
+benchmark-serving: $(VLLM_DONE)  ## what edits cost in vLLM, against stock vLLM and Hugging Face, and ten beside one (an hour on two cores)
 	HF_HUB_OFFLINE=1 $(VLLM)/bin/python benchmarks/serving.py
+	HF_HUB_OFFLINE=1 $(VLLM)/bin/python benchmarks/sharing.py
 
 $(INSTALLED): pyproject.toml constraints.txt hatch_build.py unlearn_eval_autoload.pth
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

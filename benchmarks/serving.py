@@ -2,13 +2,12 @@
 
     python benchmarks/serving.py [--model default] [--rounds 3] [--only NAMES] [--device cuda] [--output FILE]
 
-Compared are lm-eval's `hf`, our `edited`, stock `vllm` on the base model, `edited-vllm` with each kind of edit, and ten
-edits in one engine beside one (also in bfloat16, with which a CPU is not full so soon). All of them write the same
-number of tokens after the same questions, then evaluate `unlearn_tofu --limit`; TOFU comes from the hub or from
-`UNLEARN_EVAL_DATA`. Rounds go through all engines, so that what else the machine does falls on all; ratios are to stock
-vLLM of the same round, by wall and by CPU time (the engine runs in the measured process). Edits are made by this
-project's own commands, into `--folder`. A measurement is written to results/serving.json as soon as it is there and not
-taken again; results/serving.md is the table.
+Compared are lm-eval's `hf`, our `edited`, stock `vllm` on the base model, and `edited-vllm` with each kind of edit. All
+of them write the same number of tokens after the same questions, then evaluate `unlearn_tofu --limit`; TOFU comes from
+the hub or from `UNLEARN_EVAL_DATA`. Rounds go through all engines, so that what else the machine does falls on all;
+ratios are to stock vLLM of the same round, by wall and by CPU time (the engine runs in the measured process). Edits are
+made by this project's own commands, into `--folder`. A measurement is written to results/serving.json as soon as it is
+there and not taken again; results/serving.md is the table. Several edits in one engine: see sharing.py.
 """
 
 from __future__ import annotations
@@ -29,9 +28,7 @@ from unlearn_eval.json_files import dumps, write_all
 ROOT = Path(__file__).parent.parent
 RESULT, TABLE = ROOT / "results" / "serving.json", ROOT / "results" / "serving.md"
 STOCK = "vllm"
-TOGETHER = "in one engine"
 LIMITS = {"low_rank": 0.98, "dense": 0.98, "grace": 0.95, "wise": 0.90}  # of stock vLLM's throughput, what we aim at
-MOST_TIMES = 1.5  # that ten edits in one engine may take
 
 
 EDITS = {  # what stands after `unlearn-eval edit`
@@ -41,11 +38,9 @@ EDITS = {  # what stands after `unlearn-eval edit`
     "wise": ("--editor", "wise", "--limit", "10"),
     "memoir": ("--editor", "memoir", "--limit", "10"),
 }
-TEN = tuple(f"low_rank_{seed}" for seed in range(10))
 ENGINES = (
     "hf", "edited, low_rank", "edited, grace", STOCK,
     *(f"edited-vllm, {kind}" for kind in ("low_rank", "dense", "grace", "wise", "memoir")),
-    *(f"{n} {TOGETHER}{dtype}" for dtype in ("", ", bfloat16") for n in ("1 edit", "10 edits")),
 )  # fmt: skip
 
 
@@ -67,7 +62,11 @@ def main() -> None:
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(arguments.one, arguments)))
+        from unlearn_eval.harness.run import quiet
+
+        with quiet():
+            found = measure(arguments.one, arguments)
+        print(json.dumps(found))
         return
     engines = arguments.only.split("; ") if arguments.only else ENGINES
     data = json.loads(arguments.output.read_text()) if arguments.output.is_file() else start(arguments)
@@ -106,22 +105,11 @@ def make_edits(engine: str, arguments: argparse.Namespace) -> None:
         folder = arguments.folder / name
         if not (folder / "edit.json").is_file():
             command = [sys.executable, "-m", "unlearn_eval.cli", "edit", "-o", str(folder), "-m", arguments.model]
-            subprocess.run([*command, *(EDITS.get(name) or one_of_ten(name))], check=True, env=_environment())
-
-
-def one_of_ten(name: str) -> tuple[str, ...]:
-    """The command line of one of the edits that share an engine: two facts of its own."""
-    from unlearn_eval.forget_sets import facts
-
-    i = TEN.index(name)
-    ids = ",".join(item.id for item in facts().items[2 * i : 2 * i + 2])
-    return ("--editor", "memit", "--ids", ids, "--contexts", "0")
+            subprocess.run([*command, *EDITS[name]], check=True, env=_environment())
 
 
 def edits_of(engine: str) -> tuple[str, ...]:
     """The edits in an engine."""
-    if TOGETHER in engine:
-        return TEN[: int(engine.partition(" ")[0])]
     _, _, name = engine.partition(", ")
     return (name,) if name else ()
 
@@ -144,17 +132,7 @@ def _environment() -> dict[str, str]:
 
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Seconds of loading and evaluating, and tokens per second."""
-    from unlearn_eval.harness.run import quiet
-
-    with quiet():
-        if TOGETHER in name:
-            return together(name, arguments)
-        return alone(name, arguments)
-
-
-def alone(name: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """One model in one engine."""
+    """Seconds of loading and evaluating, and tokens per second, of one model in one engine."""
     from unlearn_eval.backends import engine_stopped
     from unlearn_eval.harness.run import evaluate, load_lm
     from unlearn_eval.models import resolve_model
@@ -180,32 +158,6 @@ def alone(name: str, arguments: argparse.Namespace) -> dict[str, float]:
         wall, cpu = timed(lambda: evaluate(lm, ["unlearn_tofu"], limit=arguments.limit, metadata=metadata))
     found |= {"evaluation_seconds": wall, "evaluation_cpu_seconds": cpu, "peak_gigabytes": peak_memory_bytes() / 1e9}
     return {key: round(value, 3) for key, value in found.items()}
-
-
-def together(name: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Several edits in one engine, evaluated at once."""
-    from unlearn_eval.evaluation import EvalConfig, run_together
-    from unlearn_eval.provenance import peak_memory_bytes
-
-    folders = [str(arguments.folder / edit) for edit in edits_of(name)]
-    config = EvalConfig(
-        tasks=("unlearn_tofu",),
-        model=arguments.model,
-        model_args=f"dtype={name.partition(', ')[2] or arguments.dtype}",
-        backend="vllm",
-        limit=arguments.limit,
-        metadata={"encoder": "off", "fluency_model": "off"},
-        output=str(arguments.folder / "evaluations"),
-    )
-    results: list[Any] = []
-    _, cpu = timed(lambda: results.extend(run_together(config, folders, lambda text: None)))
-    timing = results[0].timing
-    return {
-        "loading_seconds": timing["loading_seconds"],
-        "evaluation_seconds": timing["evaluation_seconds"],
-        "whole_cpu_seconds": round(cpu, 3),
-        "peak_gigabytes": round(peak_memory_bytes() / 1e9, 3),
-    }
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
@@ -270,28 +222,7 @@ def ratios(engines: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, di
                 key: round(statistics.median(own[key] / base[key] for own, base in both), 3)
                 for key in ("tokens_per_second", "tokens_per_cpu_second", "evaluation_seconds")
             }
-    for dtype in ("", ", bfloat16"):
-        one, ten = (engines.get(f"{n} {TOGETHER}{dtype}", []) for n in ("1 edit", "10 edits"))
-        pairs = list(zip(ten, one, strict=False))
-        if pairs:
-            found[by_one(dtype)] = {
-                "evaluation_seconds": _ratio(pairs, lambda row: row["evaluation_seconds"]),
-                "with_loading": _ratio(pairs, lambda row: row["loading_seconds"] + row["evaluation_seconds"]),
-                "cpu_seconds": _ratio(pairs, lambda row: row["whole_cpu_seconds"]),
-            }
     return found
-
-
-def by_one(dtype: str) -> str:
-    """Under which name the ratios of ten edits to one stand."""
-    return f"10 edits {TOGETHER}{dtype}, by one"
-
-
-Row = Mapping[str, float]
-
-
-def _ratio(pairs: Sequence[tuple[Row, Row]], value: Callable[[Row], float]) -> float:
-    return round(statistics.median(value(a) / value(b) for a, b in pairs), 3)
 
 
 def table(data: Mapping[str, Any]) -> str:
@@ -319,14 +250,6 @@ def table(data: Mapping[str, Any]) -> str:
             *(_median(rounds, key, ".1f") for key in ("evaluation_seconds", "loading_seconds", "peak_gigabytes")),
         ]  # fmt: skip
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    for dtype, said in (("", "Ten edits in one engine"), (", bfloat16", "In bfloat16 they")):
-        own = data["ratios"].get(by_one(dtype))
-        if own:
-            lines += [
-                "",
-                f"{said} take {own['evaluation_seconds']:.2f} times as long as one, {own['with_loading']:.2f} times "
-                f"with starting the engine, {own['cpu_seconds']:.2f} times the CPU seconds (the aim is {MOST_TIMES}).",
-            ]
     return "\n".join(lines) + "\n"
 
 
