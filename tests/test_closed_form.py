@@ -454,7 +454,9 @@ def test_emmet_equals_the_formula(slack):
     keys, residuals = single_layer(model, requests)
     right = keys.T @ torch.linalg.inv(moments.moment(Z))  # KᵀC⁻¹
     gram = right @ keys
-    expected = residuals @ torch.linalg.inv(gram + slack * gram.diagonal().mean() * torch.eye(5)) @ right
+    expected = (
+        residuals @ torch.linalg.inv(gram + slack * gram.diagonal().mean() * torch.eye(5, dtype=torch.float64)) @ right
+    )
     edit = emmet.edit(model, None, requests, emmet.Config(**SOME, slack=slack), moments=moments)
     assert distance(delta_of(edit, model, Z), expected) < 1e-8
 
@@ -526,7 +528,7 @@ def test_alphaedit_equals_the_official_solve(architecture, kind):
     projection = null @ null.T
 
     def solve(keys, residuals, past, l2):
-        left = projection @ (keys @ keys.T + past @ past.T) + l2 * torch.eye(MLP)
+        left = projection @ (keys @ keys.T + past @ past.T) + l2 * torch.eye(MLP, dtype=torch.float64)
         return torch.linalg.solve(left, projection @ keys @ residuals.T).T
 
     for own, l2 in (({"ridge": 0.1}, 0.1 * held), ({"l2": 0.01, "ridge": 7.0}, 0.01)):
