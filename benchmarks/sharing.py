@@ -1,6 +1,6 @@
 """What evaluating ten edits in one vLLM engine takes, beside one: the command that a user types, as a whole.
 
-    python benchmarks/sharing.py [--model default] [--rounds 2] [--limits 1,2,4,8] [--dtypes float32,bfloat16]
+    python benchmarks/sharing.py [--model default] [--rounds 2] [--limits 2,4,8] [--dtypes float32,bfloat16]
 
 Timed is `unlearn-eval eval --edits ... --backend vllm --tasks unlearn_tofu --limit N` in a process of its own: wall and
 CPU seconds from its start to its end, and what it says of loading and evaluating. Everything of the task is on. The one
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="default")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--limits", default="1,2,4,8")
+    parser.add_argument("--limits", default="2,4,8")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--folder", type=Path, default=ROOT / "results" / "scratch" / "sharing")
     parser.add_argument("--output", type=Path, default=RESULT)
@@ -117,7 +117,7 @@ def table(data: Mapping[str, Any]) -> str:
         "| dtype | limit | rounds | one, s | ten, s | times | times, from loading on | times the CPU seconds |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, pairs in data["pairs"].items():
+    for name, pairs in sorted(data["pairs"].items(), key=lambda own: (own[0].partition(", ")[0], len(own[0]), own[0])):
         dtype, _, limit = name.partition(", ")
         walls = [[pair[key]["wall"] for pair in pairs] for key in ("one", "ten")]
         ratios = [

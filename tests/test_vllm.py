@@ -40,6 +40,7 @@ from vllm_engines import (  # noqa: F401
 from unlearn_eval import load_edit
 from unlearn_eval.edits import applied
 from unlearn_eval.errors import UserError
+from unlearn_eval.evaluation import EvalConfig, run_evaluation, run_together
 from unlearn_eval.harness.requests import make_query
 from unlearn_eval.scoring import Query, score_answers
 
@@ -216,6 +217,13 @@ def assert_same_metrics(found, expected):
             assert found.metrics[task][name].value == pytest.approx(metric.value, abs=1e-4), name
 
 
+def with_hugging_face(**settings):
+    """The same evaluation without vLLM."""
+    own = {"model_args": "dtype=float32,max_length=512", "device": "cpu"} | settings
+    paths = {name: str(own[name]) for name in ("model", "edit", "output")}
+    return run_evaluation(EvalConfig(**{**own, **paths}), print)
+
+
 def test_several_edits_share_one_engine(edits, tmp_path):
     from dataclasses import replace
 
@@ -230,20 +238,18 @@ def test_several_edits_share_one_engine(edits, tmp_path):
     asked = ["eval", "--tasks", "unlearn_facts", "--model", base, "--limit", "30", "--gen_kwargs", "max_gen_toks=8"]
     asked += ["--metadata", '{"forget": "capital_of", "encoder": "off"}']
     together = [*asked, "--backend", "vllm", "--model_args", "dtype=float32,max_model_len=512,enforce_eager=True"]
-    done = run(*together, "--edits", folder, second, "--output", tmp_path / "out")
+    done = run(*together, "--edits", folder, second, "--output", tmp_path / "out", apart=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    same = {"tasks": ("unlearn_facts",), "model": str(base), "limit": 30, "gen_kwargs": "max_gen_toks=8"}
+    same["metadata"] = {"forget": "capital_of", "encoder": "off"}
     for own in (folder, second):
-        alone = tmp_path / f"{own.name}.json"
-        options = ["--model_args", "dtype=float32,max_length=512", "--device", "cpu"]
-        assert run(*asked, "--edit", own, *options, "--output", alone).returncode == 0
         (path,) = (tmp_path / "out").glob(f"*+{own.name}_*.json")
-        found, expected = read_result(path), read_result(alone)
+        found, expected = read_result(path), with_hugging_face(edit=own, output=tmp_path / f"{own.name}.json", **same)
         assert found.edit["editor"] == expected.edit["editor"]
         assert_same_metrics(found, expected)
     _, dense, *_ = edits("llama", "dense")
-    refused = run(*together, "--edits", folder, dense, "--output", tmp_path / "no")
-    assert refused.returncode == 1
-    assert "only low-rank ones can share an engine" in refused.stderr
+    with pytest.raises(UserError, match="only low-rank ones can share an engine"):
+        run_together(EvalConfig(**same, backend="vllm", output=str(tmp_path / "no")), [str(folder), str(dense)], print)
 
 
 def test_a_study_asks_both_back_ends(edits, tmp_path):
@@ -437,15 +443,14 @@ def test_tofu_has_the_same_numbers_on_both_back_ends(edits, tmp_path, monkeypatc
     write_tofu(tmp_path / "data")
     monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tmp_path / "data"))
     base, folder, *_ = edits("llama", kind)
+    off = {"encoder": "off", "fluency_model": "off"}
     asked = ["eval", "--tasks", "unlearn_tofu,unlearn_tofu_privacy", "--model", base, "--edit", folder, "--limit", "24"]
-    asked += ["--gen_kwargs", "max_gen_toks=8", "--metadata", '{"encoder": "off", "fluency_model": "off"}']
-    found = []
-    for name, options in (
-        ("vllm", ["--backend", "vllm", "--model_args", "dtype=float32,max_model_len=512,enforce_eager=True"]),
-        ("hf", ["--model_args", "dtype=float32,max_length=512", "--device", "cpu"]),
-    ):
-        done = run(*asked, *options, "--output", tmp_path / f"{name}.json")
-        assert done.returncode == 0, done.stderr[-2000:]
-        found.append(read_result(tmp_path / f"{name}.json"))
-    assert_same_metrics(*found)
-    assert found[0].metrics["unlearn_tofu_privacy"]["mia_min_k_plus_plus_auc"].value is not None
+    asked += ["--gen_kwargs", "max_gen_toks=8", "--metadata", json.dumps(off), "--backend", "vllm"]
+    asked += ["--model_args", "dtype=float32,max_model_len=512,enforce_eager=True", "--output", tmp_path / "vllm.json"]
+    done = run(*asked)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = read_result(tmp_path / "vllm.json")
+    same = {"tasks": ("unlearn_tofu", "unlearn_tofu_privacy"), "model": base, "edit": folder, "limit": 24}
+    expected = with_hugging_face(**same, gen_kwargs="max_gen_toks=8", metadata=off, output=tmp_path / "hf.json")
+    assert_same_metrics(found, expected)
+    assert found.metrics["unlearn_tofu_privacy"]["mia_min_k_plus_plus_auc"].value is not None
