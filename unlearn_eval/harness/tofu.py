@@ -218,11 +218,11 @@ def _model_utility(items: list[Scores]) -> SetMetric:
         for split in UTILITY_SPLITS
         for key in UTILITY_PARTS
     }
-    known = {f"{split}_{key}": _known(column) for (split, key), column in columns.items()}
-    empty = [name for name, column in known.items() if not column.size]
+    means = {f"{split}_{key}": m.mean_and_stderr(column).mean for (split, key), column in columns.items()}
+    empty = [name for name, mean in means.items() if mean is None]
     if empty:
         return None, None, f"{', '.join(empty)} could not be computed"
-    value = m.model_utility({name: float(column.mean()) for name, column in known.items()})
+    value = m.model_utility(means)
     generator = np.random.default_rng(0)
     draws = [_resampled_utility(columns, generator) for _ in range(RESAMPLES)]
     return value, float(np.std([draw for draw in draws if draw is not None], ddof=1)), None
@@ -240,13 +240,8 @@ def _resampled_utility(columns: Mapping[tuple[str, str], FloatArray], generator:
         n = len(columns[split, UTILITY_PARTS[0]])
         chosen = generator.integers(n, size=n)
         for key in UTILITY_PARTS:
-            known = _known(columns[split, key][chosen])
-            parts[f"{split}_{key}"] = float(known.mean()) if known.size else None
+            parts[f"{split}_{key}"] = m.mean_and_stderr(columns[split, key][chosen]).mean
     return m.model_utility(parts)
-
-
-def _known(column: FloatArray) -> FloatArray:
-    return column[~np.isnan(column)]
 
 
 def auc(items: list[Scores], key: str, splits: tuple[str, str] = ("forget", "holdout")) -> SetMetric:

@@ -18,6 +18,7 @@ MaybeNumbers = Sequence[float | None] | npt.NDArray[np.floating[Any]]
 # A log-softmax in bfloat16 can land a little on the wrong side of 0; log-probabilities passed where losses
 # are wanted are off by whole units, so anything between the two tells them apart.
 SIGN_TOLERANCE = 1e-3
+_LARGEST = float(np.finfo(np.float64).max)
 
 
 def token_losses(token_nll: Numbers) -> FloatArray:
@@ -52,11 +53,10 @@ def defined(value: float | np.floating[Any] | None) -> float | None:
     """
     if value is None or np.isnan(value):
         return None
-    largest = float(np.finfo(np.float64).max)
-    return min(max(float(value), -largest), largest)
+    return min(max(float(value), -_LARGEST), _LARGEST)
 
 
 def drop_missing(values: Iterable[float | None]) -> FloatArray:
-    """The values that are neither None nor NaN, as a float64 vector."""
-    kept = [number for value in values if (number := defined(value)) is not None]
-    return np.asarray(kept, dtype=np.float64)
+    """The values that are neither None nor NaN, as a float64 vector; infinities as in `defined`."""
+    numbers = np.asarray(values if isinstance(values, np.ndarray) else [*values], dtype=np.float64)  # None becomes NaN
+    return np.clip(numbers[~np.isnan(numbers)], -_LARGEST, _LARGEST)
