@@ -28,6 +28,7 @@ from unlearn_eval.json_files import dumps, write_all
 ROOT = Path(__file__).parent.parent
 RESULT, TABLE = ROOT / "results" / "serving.json", ROOT / "results" / "serving.md"
 STOCK = "vllm"
+ENGINE = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}  # environment, where it says nothing else
 LIMITS = {"low_rank": 0.98, "dense": 0.98, "grace": 0.95, "wise": 0.90}  # of stock vLLM's throughput, what we aim at
 
 
@@ -102,10 +103,14 @@ def write(data: Mapping[str, Any], output: Path) -> None:
 def make_edits(engine: str, arguments: argparse.Namespace) -> None:
     """The edits that an engine needs, where they are not there."""
     for name in edits_of(engine):
-        folder = arguments.folder / name
-        if not (folder / "edit.json").is_file():
-            command = [sys.executable, "-m", "unlearn_eval.cli", "edit", "-o", str(folder), "-m", arguments.model]
-            subprocess.run([*command, *EDITS[name]], check=True, env=_environment())
+        make_edit(arguments.folder / name, arguments.model, EDITS[name])
+
+
+def make_edit(folder: Path, model: str, options: Sequence[str]) -> None:
+    """An edit in its folder, if it is not there."""
+    if not (folder / "edit.json").is_file():
+        command = [sys.executable, "-m", "unlearn_eval.cli", "edit", "-o", str(folder), "-m", model]
+        subprocess.run([*command, *options], check=True)
 
 
 def edits_of(engine: str) -> tuple[str, ...]:
@@ -123,9 +128,7 @@ def in_a_process(name: str, arguments: argparse.Namespace) -> dict[str, float]:
 
 def _environment() -> dict[str, str]:
     """The engine in the process itself, so that its CPU time is told."""
-    return {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1", **os.environ} | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0"
-    }
+    return {**ENGINE, **os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 # In the process of one engine ------------------------------------------------------------------------------
@@ -227,14 +230,11 @@ def ratios(engines: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, di
 
 def table(data: Mapping[str, Any]) -> str:
     """The medians over rounds as Markdown."""
-    said, machine = data["settings"], data["provenance"]
-    packages, gpus = machine["packages"], machine["gpus"]
-    version = packages.get("vllm") or f"{packages.get('vllm-cpu', '?')} for CPU"
-    where = gpus[0]["name"] if gpus else f"{machine['cpu']['model']}, {machine['cpu']['usable_cores']} CPUs"
+    said = data["settings"]
     lines = [
         "# What an edit costs in vLLM",
         "",
-        f"{said['model']}, {said['dtype']}, vLLM {version}, {where}: "
+        f"{said['model']}, {said['dtype']}, {where(data['provenance'])}: "
         f"{said['prompts']} questions, {said['tokens']} tokens each; `unlearn_tofu --limit {said['limit']}`. Medians "
         "over rounds; ratios are to stock vLLM in the same round.",
         "",
@@ -251,6 +251,14 @@ def table(data: Mapping[str, Any]) -> str:
         ]  # fmt: skip
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def where(machine: Mapping[str, Any]) -> str:
+    """Which vLLM ran where, from a result's provenance."""
+    packages, gpus = machine["packages"], machine["gpus"]
+    version = packages.get("vllm") or f"{packages.get('vllm-cpu', '?')} for CPU"
+    place = gpus[0]["name"] if gpus else f"{machine['cpu']['model']}, {machine['cpu']['usable_cores']} CPUs"
+    return f"vLLM {version}, {place}"
 
 
 def _median(rounds: Sequence[Mapping[str, float]], key: str, form: str) -> str:

