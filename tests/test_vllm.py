@@ -40,7 +40,7 @@ from vllm_engines import (  # noqa: F401
 from unlearn_eval import load_edit
 from unlearn_eval.edits import applied
 from unlearn_eval.errors import UserError
-from unlearn_eval.evaluation import EvalConfig, run_evaluation, run_together
+from unlearn_eval.evaluation import EvalConfig, run_evaluation
 from unlearn_eval.harness.requests import make_query
 from unlearn_eval.scoring import Query, score_answers
 
@@ -238,7 +238,7 @@ def test_several_edits_share_one_engine(edits, tmp_path):
     asked = ["eval", "--tasks", "unlearn_facts", "--model", base, "--limit", "30", "--gen_kwargs", "max_gen_toks=8"]
     asked += ["--metadata", '{"forget": "capital_of", "encoder": "off"}']
     together = [*asked, "--backend", "vllm", "--model_args", "dtype=float32,max_model_len=512,enforce_eager=True"]
-    done = run(*together, "--edits", folder, second, "--output", tmp_path / "out", apart=True)
+    done = run(*together, "--edits", folder, second, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr[-2000:]
     same = {"tasks": ("unlearn_facts",), "model": str(base), "limit": 30, "gen_kwargs": "max_gen_toks=8"}
     same["metadata"] = {"forget": "capital_of", "encoder": "off"}
@@ -248,8 +248,9 @@ def test_several_edits_share_one_engine(edits, tmp_path):
         assert found.edit["editor"] == expected.edit["editor"]
         assert_same_metrics(found, expected)
     _, dense, *_ = edits("llama", "dense")
-    with pytest.raises(UserError, match="only low-rank ones can share an engine"):
-        run_together(EvalConfig(**same, backend="vllm", output=str(tmp_path / "no")), [str(folder), str(dense)], print)
+    refused = run(*together, "--edits", folder, dense, "--output", tmp_path / "no")
+    assert refused.returncode == 1
+    assert "only low-rank ones can share an engine" in refused.stderr
 
 
 def test_a_study_asks_both_back_ends(edits, tmp_path):

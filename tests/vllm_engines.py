@@ -150,8 +150,8 @@ def complete(port, prompt, n=NEW, model="m"):
     return found["choices"][0]["token_ids"]
 
 
-def run(*arguments, apart=False):
-    """Our command line, in a process of its own, and the engine in one of its own if it is to be apart."""
+def run(*arguments):
+    """Our command line, in a process of its own."""
     command = [sys.executable, "-m", "unlearn_eval.cli", *map(str, arguments)]
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(apart))}
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
