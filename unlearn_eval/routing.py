@@ -48,6 +48,18 @@ _ATTRIBUTE = "unlearn_eval_router"  # on the model
 _DECISIONS = "unlearn_eval_decisions"  # on a cache
 
 
+def said_prompt_end(sampling: Any, n: int) -> int | None:
+    """How many of the n tokens of a request to an engine are its prompt, where it says so.
+
+    Raises:
+        UserError: it says what cannot be.
+    """
+    said = (getattr(sampling, "extra_args", None) or {}).get(PROMPT_END)
+    if said is not None and (isinstance(said, bool) or not isinstance(said, int) or not 1 <= said <= n):
+        raise UserError(f"{PROMPT_END} is {said!r}, of a request of {n} tokens", f"give a number from 1 to {n}")
+    return said
+
+
 @dataclass(frozen=True)
 class _Prompt:
     """Where the prompts of the rows end: after `lengths[r]` tokens, or within the first `width` columns."""

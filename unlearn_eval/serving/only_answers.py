@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from unlearn_eval.routing import PROMPT_END
+from unlearn_eval.routing import said_prompt_end
 
 _NAME = "_get_prompt_logprobs_dict"
 
@@ -26,11 +26,15 @@ def install(runner: Any) -> None:
     own = getattr(runner, _NAME)
 
     def only_answers(self: Any, hidden_states: Any, num_scheduled_tokens: Mapping[str, int]) -> Any:
+        if not self.num_prompt_logprobs:  # as in most steps
+            return own(hidden_states, num_scheduled_tokens)
         starts, scheduled, moved = self.query_start_loc.np, dict(num_scheduled_tokens), []
         for name in self.num_prompt_logprobs:
             request, n = self.requests[name], scheduled.get(name)
-            end = ((getattr(request.sampling_params, "extra_args", None)) or {}).get(PROMPT_END)
-            if end is None or n is None or request.prompt_token_ids is None:
+            if n is None or request.prompt_token_ids is None:
+                continue
+            end = said_prompt_end(request.sampling_params, len(request.prompt_token_ids))
+            if end is None:
                 continue
             left_out = max(0, min(n, end - 1 - request.num_computed_tokens))
             if left_out:

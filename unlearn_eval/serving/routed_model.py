@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unlearn_eval.edits import EDITED, load_edit, read_description
 from unlearn_eval.errors import UserError
 from unlearn_eval.memory_edits import MemoryEdit, check_memory
-from unlearn_eval.routing import PROMPT_END
+from unlearn_eval.routing import said_prompt_end
 from unlearn_eval.serving.plugin import OWN
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Silence, Slots, step_of
 
@@ -215,12 +215,7 @@ def _tell_v1(model: Any, runner: Any, scheduler_output: Any, scheduled: Any) -> 
 
 def last_of_prompt(sampling: Any, n: int) -> int:
     """The position of the last token of a request's prompt; of a scored one, the request says how long that is."""
-    said = (getattr(sampling, "extra_args", None) or {}).get(PROMPT_END)
-    if said is None:
-        return n - 1
-    if isinstance(said, bool) or not isinstance(said, int) or not 1 <= said <= n:
-        raise UserError(f"{PROMPT_END} is {said!r}, of a request of {n} tokens", f"give a number from 1 to {n}")
-    return said - 1
+    return (said_prompt_end(sampling, n) or n) - 1
 
 
 # What each step computes: V2 ---------------------------------------------------------------------------------
