@@ -10,6 +10,8 @@ MODEL     := $(VENV)/.model
 VLLM      ?= .venv-vllm
 VLLM_DONE := $(VLLM)/.installed
 PYTEST    := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+VLLM_TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VLLM)/bin/python -m pytest tests/test_vllm*.py \
+             -n 2 --dist worksteal
 
 .PHONY: demo test test-all test-vllm check format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
         benchmark-refusals benchmark-serving clean help
@@ -23,8 +25,9 @@ test: $(INSTALLED) $(MODEL)  ## the whole default suite
 test-all: $(INSTALLED) $(MODEL)  ## the slow tests too
 	$(PYTEST) -m "not gpu and not vllm"
 
-test-vllm: $(VLLM_DONE)  ## edits in a real engine: vLLM on a CPU, in an environment of its own
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VLLM)/bin/python -m pytest tests/test_vllm*.py -m vllm
+test-vllm: $(VLLM_DONE)  ## edits in real engines: vLLM on a CPU, with both of its model runners, in an environment of its own
+	$(VLLM_TEST) -m vllm
+	TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 $(VLLM_TEST) -m "vllm and both_runners"
 
 check: $(INSTALLED)  ## formatting, lint, types, every number in the README has its file, the reference is the code's
 	$(BIN)/ruff format --check .

@@ -23,6 +23,7 @@ from serving_models import KINDS, greedy, model_of, prompts_of, write_base, writ
 from tiny_models import tiny_tokenizer
 from vllm_engines import (  # noqa: F401
     NEW,
+    V2,
     N,
     ask,
     complete,
@@ -53,15 +54,23 @@ MODES = {
 MODES["compiled and preempted"] = MODES["preempted"] | MODES["compiled"]
 IN_MODES = [("llama", mode) for mode in ("chunked", "preempted", "compiled")]
 IN_MODES += [(own, mode) for own in ("qwen2", "gpt2") for mode in ("chunked", "compiled and preempted")]
+MEMORIES = ("grace", "wise", "memoir")
+both_runners = pytest.mark.both_runners
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("architecture", "mode"), IN_MODES)
+def cases():
+    """Architecture, mode and kind; those that differ between vLLM's model runners are asked of both."""
+    other = {(*own, kind) for own in (IN_MODES[0], IN_MODES[-1]) for kind in MEMORIES} | {(*IN_MODES[0], "low_rank")}
+    every = [(*own, kind) for own in IN_MODES for kind in KINDS]
+    return [pytest.param(*own, marks=[both_runners] if own in other else []) for own in every]
+
+
+@pytest.mark.parametrize(("architecture", "mode", "kind"), cases())
 def test_tokens_and_log_probabilities_are_those_of_hugging_face(edits, architecture, kind, mode):
     _, folder, prompts, plain, edited = edits(architecture, kind)
     changed = sum(a != b for a, b in zip(plain, edited, strict=True))
     assert changed > N // 4
-    if kind in ("grace", "wise", "memoir"):
+    if kind in MEMORIES:
         assert changed < 3 * N // 4, "some are to be left alone"
     queries = [Query(tuple(prompts[i][:40]), tuple(prompts[i + 1][:7])) for i in range(0, N - 1, 4)]
     model = model_of(architecture)
@@ -73,7 +82,7 @@ def test_tokens_and_log_probabilities_are_those_of_hugging_face(edits, architect
             torch.testing.assert_close(torch.tensor(own), -torch.tensor(nll), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["grace", "low_rank"])
+@pytest.mark.parametrize("kind", [pytest.param("grace", marks=both_runners), "low_rank"])
 def test_second_turns_are_those_of_hugging_face(edits, kind):
     """A turn that goes on from an edited answer is a prompt of its own: the first one's cache may not answer."""
     _, folder, prompts, _, edited = edits("llama", kind)
@@ -90,6 +99,7 @@ def test_second_turns_are_those_of_hugging_face(edits, kind):
         assert say(llm, prompts[:3]) == edited[:3], "a refused request harms no other"
 
 
+@both_runners
 def test_positions_that_change_the_prompt_are_run_whole(edits):
     _, folder, prompts, plain, edited = edits("llama", "wise", positions="all")
     assert plain != edited
@@ -99,6 +109,7 @@ def test_positions_that_change_the_prompt_are_run_whole(edits):
         pass
 
 
+@both_runners
 def test_tied_embeddings_that_an_edit_changes(tmp_path):
     prompts = prompts_of(8)
     base = write_base(tmp_path / "base", "llama", tied=True)
@@ -301,7 +312,7 @@ def test_two_processes_of_one_engine_share_an_edited_model(edits, kind, monkeypa
 
 
 def test_the_other_model_runner_says_the_same_steps():
-    """V2 (CUDA's default) is not to be had on a CPU: its state is driven by hand, as its runner would."""
+    """V2's state (CUDA's default) driven by hand, as its runner would, with what no run here comes to."""
     from unlearn_eval.serving import routed_model
 
     made = []
@@ -326,6 +337,8 @@ def test_the_other_model_runner_says_the_same_steps():
             num_computed_tokens_np=np.array(computed),
         )
 
+    state.prepare_inputs(batch(["made up", "this too"], [0, 1], [3, 3], [0, 0]), None)
+    assert made.pop() is None, "what memory is measured with is nobody's"
     state.prepare_inputs(batch(["b", "a"], [2, 5], [8, 4], [0, 0]), None)
     state.prepare_inputs(batch(["a"], [5], [2], [4]), None)
     state.prepare_dummy_inputs(1, 1)
@@ -361,6 +374,7 @@ def test_a_real_model_says_what_it_says_with_hugging_face(tmp_path, kind):
         assert say(llm, prompts, 8) == edited
 
 
+@both_runners
 @pytest.mark.parametrize("kind", [None, "grace"])
 def test_means_and_variances_are_those_of_hugging_face(edits, kind):
     from lm_eval.api.instance import Instance
@@ -396,6 +410,7 @@ def test_means_and_variances_are_those_of_hugging_face(edits, kind):
             torch.testing.assert_close(torch.tensor(own[name]), torch.tensor(getattr(score, name)), atol=1e-4, rtol=0)
 
 
+@both_runners
 def test_what_answers_have_in_common_is_run_once(edits):
     """Their prompt's blocks are read from the cache; what was cached of an answer itself is run again, to be scored."""
     from lm_eval.api.instance import Instance
@@ -430,7 +445,8 @@ def test_what_answers_have_in_common_is_run_once(edits):
         rows = out.prompt_logprobs[1:]  # of every token but the first
         known = [not math.isnan(rows[i][token].logprob) for i, token in enumerate(out.prompt_token_ids[1:])]
         n_prompt = len(query.prompt_ids) - 1
-        assert known == [False] * n_prompt + [True] * len(query.label_ids), "logits of the answer, and of nothing else"
+        # The second runner takes logits of whole steps.
+        assert known == [V2] * n_prompt + [True] * len(query.label_ids), "logits of the answer, and of nothing else"
     for own, score in zip(found, score_answers(model_of("llama"), queries), strict=True):
         torch.testing.assert_close(torch.tensor(own["token_nll"]), torch.tensor(score.token_nll), atol=1e-4, rtol=0)
 

@@ -72,6 +72,7 @@ def test_one_server_answers_as_the_base_and_as_each_edit(edits, tmp_path):
         torch.testing.assert_close(torch.tensor(own), -torch.tensor(score.token_nll), atol=3e-4, rtol=0)
 
 
+@pytest.mark.both_runners
 def test_only_modules_that_edits_change_have_room_for_them(edits):
     """Room costs time wherever it is; where names are not the checkpoint's, it is by their last part."""
     from unlearn_eval.backends import engine_stopped

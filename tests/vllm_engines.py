@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 
 import pytest
 from serving_models import greedy, model_of, prompts_of, write_base, write_edit
@@ -20,7 +21,27 @@ from serving_models import greedy, model_of, prompts_of, write_base, write_edit
 from unlearn_eval import load_edit
 from unlearn_eval.edits import applied
 
+
+def _with_v2() -> bool:
+    """Whether engines of this process have vLLM's second model runner (`VLLM_USE_V2_MODEL_RUNNER=1`), CUDA's default.
+
+    It runs on a CPU too, with Triton's interpreter (`TRITON_INTERPRET=1`) in place of a compiler: vLLM only looks
+    whether there is a back end named `cpu`, and so it finds one. PyTorch would ask more of it, and so finds none.
+    """
+    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") != "1":
+        return False
+    from triton.backends import Backend, backends
+
+    backends["cpu"] = Backend(compiler=None, driver=SimpleNamespace(is_active=lambda: True))
+    import vllm.triton_utils
+
+    del backends["cpu"]
+    assert vllm.triton_utils.HAS_TRITON, "set TRITON_INTERPRET=1"
+    return True
+
+
 vllm = pytest.importorskip("vllm")
+V2 = _with_v2()
 
 N, NEW = 64, 16
 PLAIN = {"max_model_len": 256, "max_num_seqs": 6, "enforce_eager": True, "block_size": 32}

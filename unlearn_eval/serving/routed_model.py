@@ -231,24 +231,29 @@ def _model_state_cls() -> Any:
         def __init__(self, vllm_config: Any, model: nn.Module, encoder_cache: Any, device: torch.device) -> None:
             super().__init__(vllm_config, model, encoder_cache, device)
             self._progress = Progress()
-            self._last: dict[int, int] = {}
+            self._last: dict[str, int] = {}
 
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             super().add_request(req_index, new_req_data)
             n = new_req_data.prompt_len if hasattr(new_req_data, "prompt_len") else len(new_req_data.prompt_token_ids)
-            self._last[req_index] = last_of_prompt(new_req_data.sampling_params, n)
+            self._last[new_req_data.req_id] = last_of_prompt(new_req_data.sampling_params, n)
             self._progress.forget([new_req_data.req_id])
 
         def remove_request(self, req_id: str) -> None:
             super().remove_request(req_id)
+            self._last.pop(req_id, None)
             self._progress.forget([req_id])
 
         def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
             found: dict[str, Any] = super().prepare_inputs(input_batch, req_states)
+            layer, names = vars(self.model)[_LAYER], input_batch.req_ids
+            if self._last.keys().isdisjoint(names):  # made up, to measure memory or to warm up
+                layer.rest()
+                return found
             slots = [int(i) for i in input_batch.idx_mapping_np]
             scheduled, computed = input_batch.num_scheduled_tokens, input_batch.num_computed_tokens_np
-            self._progress.check(input_batch.req_ids, scheduled, computed)
-            vars(self.model)[_LAYER].begin(step_of(slots, scheduled, computed, [self._last[i] for i in slots]))
+            self._progress.check(names, scheduled, computed)
+            layer.begin(step_of(slots, scheduled, computed, [self._last[name] for name in names]))
             return found
 
         def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
