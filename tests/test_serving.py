@@ -1,8 +1,10 @@
 """What serving does before an engine is there: checkpoints are patched, and steps are routed token by token."""
 
 import asyncio
+import os
 import random
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ import torch
 from serving_models import KINDS, model_of, prompts_of, write_edit
 from tiny_models import ARCHITECTURES, one_thread, tiny_model, tiny_tokenizer  # noqa: F401
 
-from unlearn_eval import load_edit
+from unlearn_eval import backends, load_edit
 from unlearn_eval.dense_edits import DenseEdit
 from unlearn_eval.edits import EditInfo, LowRankEdit, applied, describe_base
 from unlearn_eval.errors import UserError
@@ -465,3 +467,26 @@ def test_why_an_engine_gives_no_moments(changes, says):
     engine = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=SimpleNamespace(parallel_config=parallel)))
     reason = no_moments(SimpleNamespace(**own, model=engine))
     assert reason is None if says is None else says in reason
+
+
+@pytest.mark.parametrize(
+    ("few", "said", "options", "within"),
+    [
+        (True, None, {}, "0"),
+        (True, None, {"tensor_parallel_size": 1}, "0"),
+        (True, None, {"tensor_parallel_size": "2"}, None),
+        (True, None, {"data_parallel_size": 2}, None),
+        (True, "1", {}, "1"),
+        (False, None, {}, None),
+    ],
+)
+def test_an_engine_is_in_this_process_where_cpus_are_few(monkeypatch, few, said, options, within):
+    name = "VLLM_ENABLE_V1_MULTIPROCESSING"
+    monkeypatch.setattr(backends, "_on_few_cpus", lambda: few)
+    monkeypatch.delenv(name, raising=False)
+    if said:
+        monkeypatch.setenv(name, said)
+    with suppress(OSError), backends.engine_here(options):
+        assert os.environ.get(name) == within
+        raise OSError("the model cannot be read")
+    assert os.environ.get(name) == said

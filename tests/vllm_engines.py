@@ -172,7 +172,7 @@ def complete(port, prompt, n=NEW, model="m"):
 
 
 def run(*arguments):
-    """Our command line, in a process of its own."""
+    """Our command line, in a process of its own; where its engines are is its to say."""
     command = [sys.executable, "-m", "unlearn_eval.cli", *map(str, arguments)]
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.backends import check_backend, engine_stopped, model_type
+from unlearn_eval.backends import check_backend, engine_here, engine_stopped, model_type
 from unlearn_eval.errors import UserError
 from unlearn_eval.models import model_source, resolve_model
 from unlearn_eval.provenance import hash_weights, peak_memory_bytes, provenance
@@ -65,8 +65,11 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     path = _output(config, kind, arguments)
     created, started = utc_now(), time.monotonic()
     say(f"loading {arguments.get('pretrained', kind)}" + (f" with the edit {config.edit}" if config.edit else ""))
-    size = "auto" if kind.endswith("vllm") else config.batch_size  # vLLM makes its batches by itself
-    lm = load_lm(kind, arguments, size, config.device)
+    if kind.endswith("vllm"):
+        with engine_here(arguments):
+            lm = load_lm(kind, arguments, "auto", config.device)  # vLLM makes its batches by itself
+    else:
+        lm = load_lm(kind, arguments, config.batch_size, config.device)
     weights = _hash(lm)
     cache = config.use_cache
     if cache and weights:  # lm-eval's cache does not know whose answers it holds
@@ -113,7 +116,9 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
         check_checkpoint(info, arguments["pretrained"], arguments.get("revision"))
     created, started = utc_now(), time.monotonic()
     say(f"loading {arguments['pretrained']} with {len(edits)} edits")
-    engine = Engine(arguments["pretrained"], adapters, **{k: v for k, v in arguments.items() if k != "pretrained"})
+    options = {name: value for name, value in arguments.items() if name != "pretrained"}
+    with engine_here(options):
+        engine = Engine(arguments["pretrained"], adapters, **options)
     loaded = time.monotonic()
     with engine_stopped(engine.own), without_machine():
         found = engine.run(lambda lm: _ask(config, lm, None))

@@ -68,7 +68,7 @@ def provenance(device: Any = None) -> dict[str, Any]:
             "python": platform.python_version(),
             "platform": platform.platform(),
             "device": None if device is None else str(device),
-            "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "usable_cores": _usable_cores()},
+            "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "usable_cores": usable_cores()},
             "threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None,
             "gpus": _gpus(),
             "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
@@ -114,7 +114,8 @@ def _cpu_model() -> str | None:
     return platform.processor() or platform.machine() or None
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int | None:
+    """How many of the machine's CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -184,7 +185,7 @@ def hash_weights(model: torch.nn.Module) -> WeightsHash:
     """
     tensors = _distinct(_base_names(model.state_dict(keep_vars=False)))
     parameters = set(_base_names(dict(model.named_parameters(remove_duplicate=False))))
-    with ThreadPoolExecutor(min(8, _usable_cores() or 1)) as pool:  # hashlib frees the lock
+    with ThreadPoolExecutor(min(8, usable_cores() or 1)) as pool:  # hashlib frees the lock
         digests = list(pool.map(lambda item: _tensor_digests(*item), tensors))
     canonical = {name: own for (name, _), (_, own) in zip(tensors, digests, strict=True) if name in parameters}
     return WeightsHash(_combine([exact for exact, _ in digests]), canonical_hash(canonical))
