@@ -2,7 +2,8 @@
 
 lm-eval evaluates one model after another, and would leave the engine half empty at the end of each. Here every edit
 has a view of the engine (`View`) and an evaluation of its own, in a thread of its own. Only one of them runs at a time;
-when all of them wait for the engine, it is given the requests of all.
+when all of them wait for the engine, it is given the requests of all, by the thread that started it: on a CPU an engine
+that is asked by another thread than its own takes twice as long.
 """
 
 from __future__ import annotations
@@ -136,6 +137,12 @@ class Engine:
         threads = [threading.Thread(target=one, args=(i,), daemon=True) for i in range(len(self.views))]
         for thread in threads:
             thread.start()
+        with self._turn:
+            while self._alive:
+                self._turn.wait_for(lambda: not self._alive or self._all_wait())
+                if self._alive:
+                    self._ask_for_all()
+                    self._turn.notify_all()
         for thread in threads:
             thread.join()
         for error in errors:
@@ -156,7 +163,6 @@ class Engine:
             self._alive.discard(number)
             if self._running == number:
                 self._running = None
-            self._ask_if_all_wait()
             self._turn.notify_all()
 
     def ask(self, number: int, prompts: list[Any], sampling: list[Any]) -> Any:
@@ -164,7 +170,6 @@ class Engine:
         with self._turn:
             self._waiting[number] = prompts, sampling
             self._running = None
-            self._ask_if_all_wait()
             self._turn.notify_all()
             self._turn.wait_for(lambda: (number in self._answers or self._error) and self._running is None)
             self._running = number
@@ -172,10 +177,12 @@ class Engine:
                 raise self._error
             return self._answers.pop(number)
 
-    def _ask_if_all_wait(self) -> None:
-        """Give the engine everybody's requests, mixed, once nobody is left who could ask for more."""
-        if not self._waiting or set(self._waiting) != self._alive or self._error is not None:
-            return
+    def _all_wait(self) -> bool:
+        """Whether nobody is left who could ask for more."""
+        return bool(self._waiting) and set(self._waiting) == self._alive and self._error is None
+
+    def _ask_for_all(self) -> None:
+        """Give the engine everybody's requests, mixed."""
         waiting, self._waiting = self._waiting, {}
         longest = max(len(prompts) for prompts, _ in waiting.values())
         order = [(n, i) for i in range(longest) for n, (prompts, _) in waiting.items() if i < len(prompts)]
