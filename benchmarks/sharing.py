@@ -1,9 +1,10 @@
 """What evaluating ten edits in one vLLM engine takes, beside one: the command that a user types, as a whole.
 
-    python benchmarks/sharing.py [--model default] [--rounds 2] [--limits 2,4,8] [--dtypes float32,bfloat16]
+    python benchmarks/sharing.py [--model default] [--rounds 2] [--limits 2,8] [--dtypes float32,bfloat16]
 
 Timed is `unlearn-eval eval --edits ... --backend vllm --tasks unlearn_tofu --limit N` in a process of its own: wall and
-CPU seconds from its start to its end, and what it says of loading and evaluating. Everything of the task is on. The one
+CPU seconds from its start to its end, and what it says of loading and evaluating. Everything of the task is on, and the
+engine is where the command puts it. The one
 edit is another one in each round, since edits differ in how long their answers are; both are run one after the other,
 and ratios are within a round. TOFU comes from the hub or from `UNLEARN_EVAL_DATA`; the edits, two facts each, are made
 by this project's own command, into `--folder`. A pair is written to results/sharing.json as soon as it is there and not
@@ -41,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="default")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--limits", default="2,4,8")
+    parser.add_argument("--limits", default="2,8")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--folder", type=Path, default=ROOT / "results" / "scratch" / "sharing")
     parser.add_argument("--output", type=Path, default=RESULT)

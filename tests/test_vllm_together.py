@@ -1,0 +1,87 @@
+"""Evaluations that share an engine: whose turn it is, who asks the engine, and what an error does to the others."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("vllm")  # of which nothing runs here
+from unlearn_eval.harness.together import Engine
+
+pytestmark = pytest.mark.vllm
+
+
+class Echo:
+    """An engine that says each prompt back, and notes which prompts came together and in which thread."""
+
+    def __init__(self, fails_at=None):
+        self.calls, self.threads, self.fails_at = [], set(), fails_at
+
+    def generate(self, prompts, sampling_params, lora_request, use_tqdm):
+        if len(self.calls) == self.fails_at:
+            raise MemoryError("no room")
+        self.calls.append(list(zip(prompts, lora_request, strict=True)))
+        self.threads.add(threading.current_thread())
+        return [f"{prompt} by {adapter}" for prompt, adapter in zip(prompts, lora_request, strict=True)]
+
+
+def engine_of(n, **settings):
+    engine = object.__new__(Engine)
+    engine.own = SimpleNamespace(model=Echo(**settings))
+    engine.views = [SimpleNamespace(number=i, lora_request=f"edit {i}") for i in range(n)]
+    engine._turn, engine._running = threading.Condition(), None
+    engine._waiting, engine._answers, engine._alive, engine._error = {}, {}, set(), None
+    return engine
+
+
+def test_everybodys_requests_are_mixed_and_asked_by_the_engines_own_thread():
+    engine = engine_of(3)
+    at_once, most = [], []
+
+    def work(view):
+        said = []
+        for i in range(view.number + 1):  # the first asks once, the last three times
+            at_once.append(view)
+            most.append(len(at_once))
+            at_once.pop()
+            said += engine.ask(view.number, [f"{i}{letter}" for letter in "ab"], [None] * 2)
+        return said
+
+    found = engine.run(work)
+    assert found == [[f"{i}{letter} by edit {n}" for i in range(n + 1) for letter in "ab"] for n in range(3)]
+    calls = engine.own.model.calls
+    assert [len(call) for call in calls] == [6, 4, 2]
+    assert sorted(calls[0]) == sorted((f"0{letter}", f"edit {n}") for n in range(3) for letter in "ab")
+    assert len({prompt for prompt, _ in calls[0][:3]}) == 1, "each one's first before anybody's second"
+    assert max(most) == 1, "one at a time"
+    assert engine.own.model.threads == {threading.current_thread()}
+
+
+def test_an_evaluation_that_fails_keeps_no_other_waiting():
+    engine, done = engine_of(3), []
+
+    def work(view):
+        engine.ask(view.number, ["first"], [None])
+        if view.number == 1:
+            raise ValueError("a mistake in one")
+        done.append(engine.ask(view.number, ["second"], [None]))
+
+    with pytest.raises(ValueError, match="a mistake in one"):
+        engine.run(work)
+    assert sorted(done) == [["second by edit 0"], ["second by edit 2"]]
+
+
+def test_an_engine_that_fails_is_everybodys_error():
+    engine, told = engine_of(3, fails_at=1), []
+
+    def work(view):
+        engine.ask(view.number, ["first"], [None])
+        try:
+            engine.ask(view.number, ["second"], [None])
+        except MemoryError:
+            told.append(view.number)
+            raise
+
+    with pytest.raises(MemoryError, match="no room"):
+        engine.run(work)
+    assert sorted(told) == [0, 1, 2]
