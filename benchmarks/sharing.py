@@ -4,11 +4,10 @@
 
 Timed is `unlearn-eval eval --edits ... --backend vllm --tasks unlearn_tofu --limit N` in a process of its own: wall and
 CPU seconds from its start to its end, and what it says of loading and evaluating. Everything of the task is on, and the
-engine is where the command puts it. The one
-edit is another one in each round, since edits differ in how long their answers are; both are run one after the other,
-and ratios are within a round. TOFU comes from the hub or from `UNLEARN_EVAL_DATA`; the edits, two facts each, are made
-by this project's own command, into `--folder`. A pair is written to results/sharing.json as soon as it is there and not
-taken again; results/sharing.md is the table.
+engine is where the command puts it. The one edit is another one in each round, since edits differ in how long their
+answers are; both are run one after the other, and ratios are within a round. TOFU comes from the hub or from
+`UNLEARN_EVAL_DATA`; the edits, two facts each, are made by this project's own command, into `--folder`. A pair is
+written to results/sharing.json as soon as it is there and not taken again; results/sharing.md is the table.
 """
 
 from __future__ import annotations
