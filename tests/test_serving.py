@@ -474,7 +474,7 @@ def test_why_an_engine_gives_no_moments(changes, says):
     [
         (True, None, {}, "0"),
         (True, None, {"tensor_parallel_size": 1}, "0"),
-        (True, None, {"tensor_parallel_size": "2"}, None),
+        (True, None, {"tensor_parallel_size": "two"}, None),
         (True, None, {"data_parallel_size": 2}, None),
         (True, "1", {}, "1"),
         (False, None, {}, None),

@@ -62,7 +62,7 @@ def engine_here(options: Mapping[str, Any]) -> Iterator[None]:
     Args:
         options: of the engine. One that is parallel has its own processes.
     """
-    parallel = any(int(options.get(name, 1)) > 1 for name in _PARALLEL)
+    parallel = any(str(options.get(name, 1)) != "1" for name in _PARALLEL)
     here = not parallel and _APART not in os.environ and _on_few_cpus()
     if here:
         os.environ[_APART] = "0"
