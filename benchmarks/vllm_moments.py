@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from serving import ENGINE
+
 WORDS = "the author of a book who was born in a small town and wrote about her life with many friends".split()
 
 
@@ -26,7 +28,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("results/vllm_moments.json"))
     arguments = parser.parse_args()
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    os.environ |= {**ENGINE, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     import numpy as np
     import torch
     from lm_eval.api.instance import Instance

@@ -24,7 +24,8 @@ from unlearn_eval.memories.side_memories import SideMemories
 from unlearn_eval.memory_edits import MemoryEdit, read_inputs
 
 WIDTH, MLP, LAYERS, VOCABULARY = 64, 96, 4, 400
-KINDS = ("low_rank", "dense", "grace", "wise", "memoir")
+MEMORIES = ("grace", "wise", "memoir")
+KINDS = ("low_rank", "dense", *MEMORIES)
 PROJECTION = {"llama": "model.layers.2.mlp.down_proj", "gpt2": "transformer.h.2.mlp.c_proj"}
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from serving_models import KINDS, model_of, prompts_of, write_edit
+from serving_models import KINDS, MEMORIES, model_of, prompts_of, write_edit
 from tiny_models import ARCHITECTURES, one_thread, tiny_model, tiny_tokenizer  # noqa: F401
 
 from unlearn_eval import backends, load_edit
@@ -220,7 +220,7 @@ def test_steps_that_would_make_a_memory_guess_are_refused():
 
 
 @pytest.mark.parametrize("way", ["_sparing", "_static"])
-@pytest.mark.parametrize("kind", ["grace", "wise", "memoir"])
+@pytest.mark.parametrize("kind", MEMORIES)
 def test_decisions_near_a_bound_are_recorded(tmp_path, kind, way, caplog):
     prompts = prompts_of(12, longest=20)
     edit = load_edit(write_edit(tmp_path / "edit", tmp_path, "llama", kind, prompts))

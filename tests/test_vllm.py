@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from serving_models import KINDS, greedy, model_of, prompts_of, write_base, write_edit
+from serving_models import KINDS, MEMORIES, greedy, model_of, prompts_of, write_base, write_edit
 from tiny_models import tiny_tokenizer
 from vllm_engines import (  # noqa: F401
     NEW,
@@ -39,6 +39,7 @@ from vllm_engines import (  # noqa: F401
 )
 
 from unlearn_eval import load_edit
+from unlearn_eval.backends import engine_stopped
 from unlearn_eval.edits import applied
 from unlearn_eval.errors import UserError
 from unlearn_eval.evaluation import EvalConfig, run_evaluation
@@ -54,7 +55,6 @@ MODES = {
 MODES["compiled and preempted"] = MODES["preempted"] | MODES["compiled"]
 IN_MODES = [("llama", mode) for mode in ("chunked", "preempted", "compiled")]
 IN_MODES += [(own, mode) for own in ("qwen2", "gpt2") for mode in ("chunked", "compiled and preempted")]
-MEMORIES = ("grace", "wise", "memoir")
 both_runners = pytest.mark.both_runners
 
 
@@ -389,7 +389,7 @@ def test_means_and_variances_are_those_of_hugging_face(edits, kind):
         lm = vllm_models.EditedVLLM(str(base), str(folder), **own)
     else:
         lm = vllm_models.VLLM(str(base), **own)
-    try:
+    with engine_stopped(lm):
         questions = [(f"Who wrote book {'very ' * i}{i}?", f" Nobody wrote {'it ' * (i % 5)}.") for i in range(24)]
         asked = [
             Instance("loglikelihood", {}, (*question, options(False, moments=i % 4 > 0)), i)
@@ -397,8 +397,6 @@ def test_means_and_variances_are_those_of_hugging_face(edits, kind):
         ]
         found = getattr(lm, KIND)(asked, disable_tqdm=True)
         queries = [make_query(lm, *request.args, lm.tok_encode)[0] for request in asked]
-    finally:
-        lm.model.llm_engine.engine_core.shutdown()
     assert max(map(len, queries)) > 40
     model = model_of("llama")
     with applied(load_edit(folder), model) if kind else nullcontext():
@@ -427,15 +425,13 @@ def test_what_answers_have_in_common_is_run_once(edits):
         return calls[-1]
 
     lm._model_generate = noted
-    try:
+    with engine_stopped(lm):
         questions = [f"Who wrote {'very ' * 12}old book, number {i}?" for i in range(3)]
         answers = [" Nobody wrote it.", " Anna did.", f" Ben {'never ' * 12}did."]
         pairs = [(question, answer) for question in questions for answer in (*answers, answers[-1])]
         asked = [Instance("loglikelihood", {}, (*pair, options(False)), i) for i, pair in enumerate(pairs)]
         found = getattr(lm, KIND)(asked, disable_tqdm=True)
         queries = [make_query(lm, *request.args, lm.tok_encode)[0] for request in asked]
-    finally:
-        lm.model.llm_engine.engine_core.shutdown()
     first, again = calls
     assert all(0 < len(query.prompt_ids) % 32 for query in queries), "else the prompt's end is cached too"
     assert sum(out.num_cached_tokens > 0 for out in first) == 11, "of the first nothing, of the others the beginning"

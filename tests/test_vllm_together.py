@@ -1,12 +1,13 @@
 """Evaluations that share an engine: whose turn it is, who asks the engine, and what an error does to the others."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("vllm")  # of which nothing runs here
-from unlearn_eval.harness.together import Engine
+from unlearn_eval.harness import together
 
 pytestmark = pytest.mark.vllm
 
@@ -25,16 +26,22 @@ class Echo:
         return [f"{prompt} by {adapter}" for prompt, adapter in zip(prompts, lora_request, strict=True)]
 
 
-def engine_of(n, **settings):
-    engine = object.__new__(Engine)
-    engine.own = SimpleNamespace(model=Echo(**settings))
-    engine.views = [SimpleNamespace(number=i, lora_request=f"edit {i}") for i in range(n)]
-    engine._turn, engine._running = threading.Condition(), None
-    engine._waiting, engine._answers, engine._alive, engine._error = {}, {}, set(), None
-    return engine
+@pytest.fixture
+def engine_of(monkeypatch):
+    """(number of views, settings of the echo) -> what shares it."""
+
+    def view_of(engine, number, adapter):
+        return SimpleNamespace(number=number, lora_request=f"edit {number}")
+
+    def make(n, **settings):
+        monkeypatch.setattr(together, "_started", lambda *_: SimpleNamespace(model=Echo(**settings)))
+        monkeypatch.setattr(together.Engine, "_view", view_of)
+        return together.Engine("base", [None] * n)
+
+    return make
 
 
-def test_everybodys_requests_are_mixed_and_asked_by_the_engines_own_thread():
+def test_everybodys_requests_are_mixed_and_asked_by_the_engines_own_thread(engine_of):
     engine = engine_of(3)
     at_once, most = [], []
 
@@ -42,8 +49,9 @@ def test_everybodys_requests_are_mixed_and_asked_by_the_engines_own_thread():
         said = []
         for i in range(view.number + 1):  # the first asks once, the last three times
             at_once.append(view)
+            time.sleep(0.02)  # in which others would come, if they could
             most.append(len(at_once))
-            at_once.pop()
+            at_once.remove(view)
             said += engine.ask(view.number, [f"{i}{letter}" for letter in "ab"], [None] * 2)
         return said
 
@@ -57,7 +65,7 @@ def test_everybodys_requests_are_mixed_and_asked_by_the_engines_own_thread():
     assert engine.own.model.threads == {threading.current_thread()}
 
 
-def test_an_evaluation_that_fails_keeps_no_other_waiting():
+def test_an_evaluation_that_fails_keeps_no_other_waiting(engine_of):
     engine, done = engine_of(3), []
 
     def work(view):
@@ -71,7 +79,7 @@ def test_an_evaluation_that_fails_keeps_no_other_waiting():
     assert sorted(done) == [["second by edit 0"], ["second by edit 2"]]
 
 
-def test_an_engine_that_fails_is_everybodys_error():
+def test_an_engine_that_fails_is_everybodys_error(engine_of):
     engine, told = engine_of(3, fails_at=1), []
 
     def work(view):

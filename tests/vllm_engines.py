@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ import pytest
 from serving_models import greedy, model_of, prompts_of, write_base, write_edit
 
 from unlearn_eval import load_edit
+from unlearn_eval.backends import engine_stopped
 from unlearn_eval.edits import applied
 
 
@@ -61,16 +61,9 @@ def engine_settings():
 @contextmanager
 def engine(folder, **options):
     """A vLLM engine; everything of it is gone afterwards."""
-    from vllm.distributed import cleanup_dist_env_and_memory
-
     llm = vllm.LLM(str(folder), dtype="float32", seed=0, **(PLAIN | options))
-    try:
+    with engine_stopped(SimpleNamespace(model=llm)):
         yield llm
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
 
 
 def say(llm, prompts, n=NEW):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,10 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     path = _output(config, kind, arguments)
     created, started = utc_now(), time.monotonic()
     say(f"loading {arguments.get('pretrained', kind)}" + (f" with the edit {config.edit}" if config.edit else ""))
-    if kind.endswith("vllm"):
-        with engine_here(arguments):
-            lm = load_lm(kind, arguments, "auto", config.device)  # vLLM makes its batches by itself
-    else:
-        lm = load_lm(kind, arguments, config.batch_size, config.device)
+    on_vllm = kind.endswith("vllm")
+    size = "auto" if on_vllm else config.batch_size  # vLLM makes its batches by itself
+    with engine_here(arguments) if on_vllm else nullcontext():
+        lm = load_lm(kind, arguments, size, config.device)
     weights = _hash(lm)
     cache = config.use_cache
     if cache and weights:  # lm-eval's cache does not know whose answers it holds
