@@ -10,7 +10,7 @@ MODEL     := $(VENV)/.model
 VLLM      ?= .venv-vllm
 VLLM_DONE := $(VLLM)/.installed
 PYTEST    := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
-VLLM_TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VLLM)/bin/python -m pytest tests/test_vllm*.py \
+VLLM_TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VLLM)/bin/python -m pytest tests/serving/test_vllm*.py \
              -n 2 --dist worksteal
 
 .PHONY: demo test test-all test-vllm check format benchmark benchmark-editors benchmark-memories benchmark-unlearners \

@@ -9,16 +9,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from unlearn_eval.forget_sets import ForgetItem, ForgetSet, facts
+from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, facts
 from unlearn_eval.harness.models import lent_lm
 from unlearn_eval.harness.run import ask
-from unlearn_eval.known_items import known_items
 from unlearn_eval.metrics import contains_answer, is_refusal, ngram_entropy
 from unlearn_eval.metrics.alignment import Question
-from unlearn_eval.models import LoadedModel
-from unlearn_eval.prompts import has_chat_template
-from unlearn_eval.refusal_judge import Judge, load_judge
-from unlearn_eval.results import read_jsonl
+from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompts import has_chat_template
+from unlearn_eval.models.refusal_judge import Judge, load_judge
+from unlearn_eval.results.schema import read_jsonl
+from unlearn_eval.runs.known_items import known_items
 
 MAX_NEW_TOKENS = 24
 N_RETAIN = 48
@@ -111,6 +111,6 @@ def _mean(values: Any) -> float | None:
 
 
 def _records() -> list[dict[str, Any]]:
-    from unlearn_eval.forget_sets import FACTS_FILE
+    from unlearn_eval.data.forget_sets import FACTS_FILE
 
     return read_jsonl(FACTS_FILE)

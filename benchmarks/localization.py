@@ -19,9 +19,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from unlearn_eval.forget_sets import facts
+from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.harness.run import quiet
-from unlearn_eval.localization import attribution_patching, causal_tracing
 from unlearn_eval.localization.activations import (
     Activations,
     Corrupted,
@@ -33,10 +32,11 @@ from unlearn_eval.localization.activations import (
 )
 from unlearn_eval.localization.base import Run
 from unlearn_eval.localization.facts import facts_of
+from unlearn_eval.localization.methods import attribution_patching, causal_tracing
 from unlearn_eval.localization.scores import NoiseConfig, job_table
 from unlearn_eval.localization.sites import KINDS, Unit, sites
-from unlearn_eval.models import load_model
-from unlearn_eval.provenance import hash_weights, provenance
+from unlearn_eval.models.load import load_model
+from unlearn_eval.utils.provenance import hash_weights, provenance
 
 ROOT = Path(__file__).parent.parent
 CONFIG = NoiseConfig(samples=1)

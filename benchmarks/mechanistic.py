@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from unlearn_eval.json_files import dumps, write_all
-from unlearn_eval.result_files import Run, read_runs
-from unlearn_eval.study.over_seeds import spread, value_of
+from unlearn_eval.results.files import Run, read_runs
+from unlearn_eval.runs.study.over_seeds import spread, value_of
+from unlearn_eval.utils.json_files import dumps, write_all
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "results" / "mechanistic_facts.json"

@@ -20,22 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.anatomy import anatomy
-from unlearn_eval.calibration import other_prompts, prompt_ids
-from unlearn_eval.edit_requests import build_requests, sample_contexts
-from unlearn_eval.editors import joint, wise
-from unlearn_eval.editors.presets import preset_for
-from unlearn_eval.editors.replacements import Replacements
-from unlearn_eval.edits import EditInfo
-from unlearn_eval.forget_sets import ForgetSet, facts
-from unlearn_eval.memories.codebook import Codebook
-from unlearn_eval.memories.residual_memory import ResidualMemory
-from unlearn_eval.memories.side_memories import SideMemories
-from unlearn_eval.memory_edits import MemoryEdit
-from unlearn_eval.models import load_model
-from unlearn_eval.provenance import hash_weights, provenance
-from unlearn_eval.refusals import make_targets
-from unlearn_eval.scoring import pad
+from unlearn_eval.data.forget_sets import ForgetSet, facts
+from unlearn_eval.editing.memory import joint
+from unlearn_eval.editing.memory.calibration import other_prompts, prompt_ids
+from unlearn_eval.editing.memory.replacements import Replacements
+from unlearn_eval.editing.presets import preset_for
+from unlearn_eval.editing.requests.build import build_requests, sample_contexts
+from unlearn_eval.editing.requests.targets import make_targets
+from unlearn_eval.editors.memory import wise
+from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.memory.codebook import Codebook
+from unlearn_eval.edits.memory.edit import MemoryEdit
+from unlearn_eval.edits.memory.residual_memory import ResidualMemory
+from unlearn_eval.edits.memory.side_memories import SideMemories
+from unlearn_eval.models.anatomy import anatomy
+from unlearn_eval.models.load import load_model
+from unlearn_eval.models.scoring import pad
+from unlearn_eval.utils.provenance import hash_weights, provenance
 
 RESULT = Path("results/memory_speed.json")
 

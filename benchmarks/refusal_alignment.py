@@ -27,9 +27,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.model_selection import GroupKFold
 
 from unlearn_eval import metrics as m
-from unlearn_eval.embedding import FILES, NAME, load_encoder
 from unlearn_eval.harness.alignment import MOST_SENTENCES_FOR_CUT
-from unlearn_eval.json_files import dumps, read_jsonl, write_all
 from unlearn_eval.metrics.alignment import (
     FEATURES,
     KINDS,
@@ -46,9 +44,17 @@ from unlearn_eval.metrics.alignment import (
     texts_of,
 )
 from unlearn_eval.metrics.leaks import gives_away
-from unlearn_eval.models import load_model
-from unlearn_eval.provenance import provenance, sha256_of_file
-from unlearn_eval.refusal_judge import CALIBRATION_FILE, FOLDER, REFERENCES_FILE, base_likelihoods, read_references
+from unlearn_eval.models.embedding import FILES, NAME, load_encoder
+from unlearn_eval.models.load import load_model
+from unlearn_eval.models.refusal_judge import (
+    CALIBRATION_FILE,
+    FOLDER,
+    REFERENCES_FILE,
+    base_likelihoods,
+    read_references,
+)
+from unlearn_eval.utils.json_files import dumps, read_jsonl, write_all
+from unlearn_eval.utils.provenance import provenance, sha256_of_file
 
 ANSWERS = FOLDER / "answers.jsonl"
 LATER = FOLDER / "later.jsonl"

@@ -25,15 +25,16 @@ from typing import Any
 import torch
 from editing import known_facts
 
-from unlearn_eval import make_edit, prompts
-from unlearn_eval.config import DemoConfig, Recipe
-from unlearn_eval.edits import load_edit
-from unlearn_eval.forget_sets import ForgetSet, facts
+from unlearn_eval import make_edit
+from unlearn_eval.data.forget_sets import ForgetSet, facts
+from unlearn_eval.editing.recipe import DemoConfig, Recipe
+from unlearn_eval.editing.requests.targets import POOL
+from unlearn_eval.edits.base import load_edit
 from unlearn_eval.harness.run import quiet
-from unlearn_eval.models import LoadedModel, load_model
-from unlearn_eval.pipeline import _as_lm
-from unlearn_eval.provenance import hash_weights
-from unlearn_eval.refusals import POOL
+from unlearn_eval.models import prompts
+from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.runs.demo import _as_lm
+from unlearn_eval.utils.provenance import hash_weights
 
 FOLDER = Path("results/scratch/refusal")
 OUTPUT = FOLDER / "generations.jsonl"

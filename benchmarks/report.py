@@ -2,7 +2,7 @@
 
 python benchmarks/report.py [--runs 200] [--questions 400] [--output results/report.json]
 
-The runs are made up (tests/report_data.py): different texts of eighteen words, about as hard to compress as English.
+The runs are made up (tests/helpers): different texts of eighteen words, about as hard to compress as English.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from unlearn_eval.provenance import provenance
-from unlearn_eval.report.page import write_page
-from unlearn_eval.result_files import read_runs
+from unlearn_eval.results.files import read_runs
+from unlearn_eval.results.report.page import write_page
+from unlearn_eval.utils.provenance import provenance
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 from report_data import write_many  # noqa: E402
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.json_files import dumps, write_all
+from unlearn_eval.utils.json_files import dumps, write_all
 
 ROOT = Path(__file__).parent.parent
 RESULT, TABLE = ROOT / "results" / "serving.json", ROOT / "results" / "serving.md"
@@ -86,7 +86,7 @@ def main() -> None:
 
 def start(arguments: argparse.Namespace) -> dict[str, Any]:
     """An empty result."""
-    from unlearn_eval.provenance import provenance
+    from unlearn_eval.utils.provenance import provenance
 
     names = ("model", "dtype", "prompts", "tokens", "limit", "batch_size", "repeats")
     return {"settings": {name: getattr(arguments, name) for name in names}, "engines": {}, "provenance": provenance()}
@@ -136,10 +136,10 @@ def _environment() -> dict[str, str]:
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds of loading and evaluating, and tokens per second, of one model in one engine."""
-    from unlearn_eval.backends import engine_stopped
+    from unlearn_eval.harness.backends import engine_stopped
     from unlearn_eval.harness.run import evaluate, load_lm
-    from unlearn_eval.models import resolve_model
-    from unlearn_eval.provenance import peak_memory_bytes
+    from unlearn_eval.models.load import resolve_model
+    from unlearn_eval.utils.provenance import peak_memory_bytes
 
     kind, _, edit = name.partition(", ")
     options = {"pretrained": resolve_model(arguments.model), "dtype": arguments.dtype}
@@ -172,8 +172,8 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 
 def prompts(lm: Any, arguments: argparse.Namespace, seed: int) -> list[list[int]]:
     """Token ids of other questions for every repeat, as a chat if the model has one."""
-    from unlearn_eval import prompts as shape
-    from unlearn_eval.forget_sets import facts
+    from unlearn_eval.data.forget_sets import facts
+    from unlearn_eval.models import prompts as shape
 
     items = [facts().sample(len(facts()), seed).items[i % len(facts())] for i in range(arguments.prompts)]
     chat = shape.has_chat_template(lm.tokenizer)
@@ -197,7 +197,7 @@ def by_transformers(lm: Any, arguments: argparse.Namespace) -> Callable[[Sequenc
     """Writes in batches."""
     import torch
 
-    from unlearn_eval.scoring import pad
+    from unlearn_eval.models.scoring import pad
 
     n, size = arguments.tokens, arguments.batch_size
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from serving import ENGINE, make_edit, where
 
-from unlearn_eval.json_files import dumps, write_all
+from unlearn_eval.utils.json_files import dumps, write_all
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "results" / "sharing.json"
@@ -66,14 +66,14 @@ def main() -> None:
 
 def start(arguments: argparse.Namespace) -> dict[str, Any]:
     """An empty result."""
-    from unlearn_eval.provenance import provenance
+    from unlearn_eval.utils.provenance import provenance
 
     return {"settings": {"model": arguments.model, "edits": N}, "pairs": {}, "provenance": provenance()}
 
 
 def made(i: int, arguments: argparse.Namespace) -> Path:
     """One of the edits: two facts of its own."""
-    from unlearn_eval.forget_sets import facts
+    from unlearn_eval.data.forget_sets import facts
 
     folder: Path = arguments.folder / f"edit_{i}"
     ids = ",".join(item.id for item in facts().items[2 * i : 2 * i + 2])

@@ -12,7 +12,7 @@ import sysconfig
 import time
 from pathlib import Path
 
-from unlearn_eval.provenance import provenance
+from unlearn_eval.utils.provenance import provenance
 
 ROOT = Path(__file__).parent.parent
 LINE = (ROOT / "unlearn_eval_autoload.pth").read_text().strip()

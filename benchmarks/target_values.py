@@ -17,15 +17,15 @@ import torch
 from editing import forget_peak_memory
 from torch import Tensor
 
-from unlearn_eval.anatomy import anatomy
-from unlearn_eval.edit_requests import build_requests, sample_contexts
-from unlearn_eval.editors.base import EditRequest
-from unlearn_eval.editors.target_values import TargetValueConfig, target_values
-from unlearn_eval.forget_sets import facts
-from unlearn_eval.models import load_model
-from unlearn_eval.provenance import hash_weights, peak_memory_bytes, provenance
-from unlearn_eval.refusals import IDK
-from unlearn_eval.scoring import pad
+from unlearn_eval.data.forget_sets import facts
+from unlearn_eval.editing.editor import EditRequest
+from unlearn_eval.editing.locate_then_edit.target_values import TargetValueConfig, target_values
+from unlearn_eval.editing.requests.build import build_requests, sample_contexts
+from unlearn_eval.editing.requests.targets import IDK
+from unlearn_eval.models.anatomy import anatomy
+from unlearn_eval.models.load import load_model
+from unlearn_eval.models.scoring import pad
+from unlearn_eval.utils.provenance import hash_weights, peak_memory_bytes, provenance
 
 LAYER = 8
 

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval import prompts
-from unlearn_eval.forget_sets import facts
+from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.harness import requests
 from unlearn_eval.harness.run import load_lm, quiet
-from unlearn_eval.models import resolve_model
-from unlearn_eval.provenance import hash_weights, provenance
+from unlearn_eval.models import prompts
+from unlearn_eval.models.load import resolve_model
+from unlearn_eval.utils.provenance import hash_weights, provenance
 
 ROOT = Path(__file__).parent.parent
 

@@ -24,17 +24,18 @@ from typing import Any
 import torch
 from editing import forget_peak_memory
 
-from unlearn_eval import finetuning, make_edit
-from unlearn_eval.config import Recipe
-from unlearn_eval.editors.unlearning_presets import GRADIENT_METHODS, unlearning_preset
-from unlearn_eval.edits import applied, load_edit
-from unlearn_eval.errors import UserError
-from unlearn_eval.forget_sets import ForgetSet, load_forget_set
+from unlearn_eval import make_edit
+from unlearn_eval.data.forget_sets import ForgetSet, load_forget_set
+from unlearn_eval.editing.recipe import Recipe
+from unlearn_eval.editing.training.presets import GRADIENT_METHODS, unlearning_preset
+from unlearn_eval.edits.base import applied, load_edit
 from unlearn_eval.harness.run import evaluate, quiet
 from unlearn_eval.harness.tofu_reference import measure
-from unlearn_eval.models import LoadedModel, load_model
-from unlearn_eval.prompts import has_chat_template
-from unlearn_eval.provenance import hash_weights, peak_memory_bytes, provenance
+from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.prompts import has_chat_template
+from unlearn_eval.runs import finetune as finetuning
+from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.provenance import hash_weights, peak_memory_bytes, provenance
 
 RESULT, TABLE = Path("results/unlearners.json"), Path("results/unlearners.md")
 SPLITS = {"forget01": ("retain99", 40), "forget05": ("retain95", 200), "forget10": ("retain90", 400)}

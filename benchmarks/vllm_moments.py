@@ -33,10 +33,10 @@ def main() -> None:
     import torch
     from lm_eval.api.instance import Instance
 
-    from unlearn_eval.harness import vllm_models
     from unlearn_eval.harness.requests import KIND, options
-    from unlearn_eval.models import resolve_model
-    from unlearn_eval.provenance import provenance
+    from unlearn_eval.models.load import resolve_model
+    from unlearn_eval.serving import vllm_models
+    from unlearn_eval.utils.provenance import provenance
 
     draw = np.random.default_rng(0)
     texts = [

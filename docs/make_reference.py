@@ -90,7 +90,7 @@ def commands() -> str:
     """Every command with its arguments and options."""
     import typer
 
-    from unlearn_eval.cli import app
+    from unlearn_eval.cli.app import app
 
     group: Any = typer.main.get_command(app)
     parts = ["# Commands", WRITTEN, _COMMANDS_HEAD]
@@ -122,7 +122,7 @@ def _plain_default(value: Any) -> str:
 
 def editors() -> str:
     """Every editor with its settings, and what models and benchmarks are set to."""
-    from unlearn_eval.editors.base import editor_names, get_editor
+    from unlearn_eval.editing.editor import editor_names, get_editor
 
     shared: dict[type[Any], list[str]] = {}
     own_parts = []
@@ -184,7 +184,7 @@ def _rows(config: type[Any], base: type[Any] | None, prefix: str = "") -> Iterat
 
 
 def _model_presets() -> str:
-    from unlearn_eval.editors.presets import _MEMORY, PRESETS
+    from unlearn_eval.editing.presets import _MEMORY, PRESETS
 
     rows = []
     for key, preset in PRESETS.items():
@@ -195,7 +195,7 @@ def _model_presets() -> str:
 
 
 def _trained_presets() -> str:
-    from unlearn_eval.editors.unlearning_presets import GRADIENT_METHODS, unlearning_preset
+    from unlearn_eval.editing.training.presets import GRADIENT_METHODS, unlearning_preset
 
     rows = []
     for method in GRADIENT_METHODS:
@@ -213,7 +213,7 @@ def _trained_presets() -> str:
 def tasks() -> str:
     """Every task with its metrics, their directions and meanings."""
     from unlearn_eval.harness.run import task_names
-    from unlearn_eval.meanings import meaning
+    from unlearn_eval.metrics.catalogue import meaning
 
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, loaded in _loaded(task_names()).items():
@@ -241,7 +241,7 @@ FEW = ("unlearn_counterfact", "unlearn_zsre")  # by default they forget more tha
 
 def _loaded(names: list[str]) -> Mapping[str, Any]:
     """The tasks on invented data; bundles of lm-eval's own tasks as their own part."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     from benchmark_data import write_benchmarks
     from conftest import write_tofu
     from lm_eval.tasks import TaskManager
@@ -295,9 +295,9 @@ def _fields(kind: type[Any], defaults: Any = None) -> str:
 
 def results() -> str:
     """The schema of result files and of an edit's `edit.json`."""
-    from unlearn_eval.edits import SCHEMA_VERSION as EDIT_VERSION
-    from unlearn_eval.edits import EditInfo
-    from unlearn_eval.results import SCHEMA_VERSION, STATUSES, Metric, Result
+    from unlearn_eval.edits.base import SCHEMA_VERSION as EDIT_VERSION
+    from unlearn_eval.edits.base import EditInfo
+    from unlearn_eval.results.schema import SCHEMA_VERSION, STATUSES, Metric, Result
 
     return "\n\n".join(
         [
@@ -338,8 +338,8 @@ def results() -> str:
 
 def studies() -> str:
     """The keys of a study file."""
-    from unlearn_eval.config import Recipe
-    from unlearn_eval.study import spec
+    from unlearn_eval.editing.recipe import Recipe
+    from unlearn_eval.runs.study import spec
 
     study = spec.study_of({"forget": "facts", "tasks": ["unlearn_facts"]}, Path("study.yaml"))
     (part,) = study.parts

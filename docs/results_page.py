@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.meanings import interval
-from unlearn_eval.result_files import NO_EDIT, Run, read_runs
-from unlearn_eval.results import Metric
+from unlearn_eval.metrics.catalogue import interval
+from unlearn_eval.results.files import NO_EDIT, Run, read_runs
+from unlearn_eval.results.schema import Metric
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

@@ -261,8 +261,8 @@ def values(result, task="unlearn_tofu"):
 @pytest.fixture(scope="session")
 def real_model():
     """The default small model's folder."""
-    from unlearn_eval.errors import UserError
-    from unlearn_eval.models import fetch_default_model
+    from unlearn_eval.models.load import fetch_default_model
+    from unlearn_eval.utils.errors import UserError
 
     try:
         return fetch_default_model()
@@ -273,8 +273,8 @@ def real_model():
 @pytest.fixture(scope="session")
 def real_encoder():
     """The default sentence encoder."""
-    from unlearn_eval.embedding import load_encoder
-    from unlearn_eval.errors import UserError
+    from unlearn_eval.models.embedding import load_encoder
+    from unlearn_eval.utils.errors import UserError
 
     try:
         return load_encoder("default")
@@ -299,8 +299,8 @@ def chromium():
 @pytest.fixture(scope="module")
 def page_file(folder):
     """The page of the results in a module's `folder`."""
-    from unlearn_eval.report.page import write_page
-    from unlearn_eval.result_files import read_runs
+    from unlearn_eval.results.files import read_runs
+    from unlearn_eval.results.report.page import write_page
 
     return write_page(read_runs(folder), folder / "report.html")
 

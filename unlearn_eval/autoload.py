@@ -18,7 +18,7 @@ import sys
 TASKS_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tasks")
 MODELS = {
     "edited": "unlearn_eval.harness.models:EditedLM",
-    "edited-vllm": "unlearn_eval.harness.vllm_models:EditedVLLM",
+    "edited-vllm": "unlearn_eval.serving.vllm_models:EditedVLLM",
 }
 
 
@@ -49,7 +49,7 @@ def _add_models(_models_module):
 
 def _lend_to_vllm(vllm_module):
     """Give lm-eval's `vllm` model what our tasks and memory edits need."""
-    from unlearn_eval.harness.vllm_requests import lend
+    from unlearn_eval.serving.vllm_requests import lend
 
     lend(vllm_module.VLLM)
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unlearn_eval import prompts
-from unlearn_eval.errors import UserError
-from unlearn_eval.forget_sets import ForgetItem
+from unlearn_eval.data.forget_sets import ForgetItem
+from unlearn_eval.data.shapes import AS_IT_IS, asked_otherwise
 from unlearn_eval.metrics import contains_answer
-from unlearn_eval.scoring import Query, pad, score_answers
-from unlearn_eval.shapes import AS_IT_IS, asked_otherwise
+from unlearn_eval.models import prompts
+from unlearn_eval.models.scoring import Query, pad, score_answers
+from unlearn_eval.utils.errors import UserError
 
 
 @dataclass(frozen=True)

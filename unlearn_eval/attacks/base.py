@@ -20,16 +20,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from unlearn_eval.attacks.asking import Row, answered, rows_of
-from unlearn_eval.dense_edits import DenseEdit
-from unlearn_eval.discovery import module_in, names_in
-from unlearn_eval.editors.base import Progress, no_progress
-from unlearn_eval.edits import LowRankEdit, applied
-from unlearn_eval.forget_sets import ForgetItem, ForgetSet
-from unlearn_eval.models import LoadedModel
+from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.editing.editor import Progress, no_progress
+from unlearn_eval.edits.base import LowRankEdit, applied
+from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.utils.registry import module_in, names_in
 
-NOT_ATTACKS = set(
-    "asking base changed_weights controls curves depth folds hidden_states retraining run summary".split()
-)
+METHODS = "unlearn_eval.attacks.methods"
 UNLEARNED, FULL, REFERENCE = "unlearned", "full", "reference"
 ATTACK = "attack"  # the condition of an observation that is no control
 LOW_RANK, DENSE, MEMORY = "low_rank", "dense", "memory"
@@ -192,8 +190,8 @@ class Attack(Protocol):
 
 
 def attack_names() -> list[str]:
-    """The names of the attacks: this folder's files."""
-    return names_in(__package__, NOT_ATTACKS)
+    """The names of the attacks: the files in `methods/`."""
+    return names_in(METHODS)
 
 
 def get_attack(name: str) -> Attack:
@@ -202,7 +200,7 @@ def get_attack(name: str) -> Attack:
     Raises:
         UserError: there is none; the nearest names are given.
     """
-    return module_in(__package__, name, NOT_ATTACKS, "attack")  # type: ignore[no-any-return]
+    return module_in(METHODS, name, "attack")  # type: ignore[no-any-return]
 
 
 def kind_of(edit: Any) -> str:

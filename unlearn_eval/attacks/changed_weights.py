@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.anatomy import is_transposed
 from unlearn_eval.attacks.base import FULL, UNLEARNED, Case, Observation
-from unlearn_eval.edits import applied
-from unlearn_eval.trained_weights import linear_maps
+from unlearn_eval.editing.training.weights import linear_maps
+from unlearn_eval.edits.base import applied
+from unlearn_eval.models.anatomy import is_transposed
 
 Change = Callable[[Tensor], Tensor]  # a weight (d_out, d_in), at least float32, to another; it may not change its input
 

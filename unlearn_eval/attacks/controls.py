@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.attacks.base import FULL, REFERENCE, UNLEARNED, Attack, Case, ItemScore, Observation
-from unlearn_eval.errors import UserError
-from unlearn_eval.json_files import dumps, parse, plain, read_text, write_all
+from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import dumps, parse, plain, read_text, write_all
 
 
 @dataclass(frozen=True)

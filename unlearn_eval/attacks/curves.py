@@ -16,7 +16,7 @@ import numpy as np
 from unlearn_eval.attacks.base import Observation
 from unlearn_eval.attacks.folds import clusters
 from unlearn_eval.attacks.summary import RESAMPLES, Table
-from unlearn_eval.forget_sets import ForgetSet
+from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.metrics import summary_interval
 
 DIGITS = 6  # as many as an interval of 500 resamples can use, and many

@@ -6,9 +6,9 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from unlearn_eval.errors import UserError
-from unlearn_eval.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.metrics import normalise
+from unlearn_eval.utils.errors import UserError
 
 
 def clusters(items: Sequence[ForgetItem] | ForgetSet) -> list[list[int]]:

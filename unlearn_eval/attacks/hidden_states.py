@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from unlearn_eval import prompts
-from unlearn_eval.anatomy import anatomy
 from unlearn_eval.attacks.asking import Row
-from unlearn_eval.forget_sets import ForgetItem
+from unlearn_eval.data.forget_sets import ForgetItem
+from unlearn_eval.data.shapes import asked
+from unlearn_eval.edits.memory.routing import prompt_lengths
 from unlearn_eval.metrics import normalise
-from unlearn_eval.models import LoadedModel
-from unlearn_eval.routing import prompt_lengths
-from unlearn_eval.shapes import asked
-from unlearn_eval.tracing import block_outputs
+from unlearn_eval.models import prompts
+from unlearn_eval.models.anatomy import anatomy
+from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.tracing import block_outputs
 
 _WORD = re.compile(r"\S+")
 SHORT = 4  # words; an answer of no more is the fact as a whole

@@ -8,15 +8,15 @@ from typing import Any
 
 from unlearn_eval.attacks.asking import Row
 from unlearn_eval.attacks.base import Case, Observation
-from unlearn_eval.edit_requests import build_requests
-from unlearn_eval.editors import objectives
-from unlearn_eval.editors.base import Progress
-from unlearn_eval.editors.gradient import ANSWER, LOGITS
-from unlearn_eval.errors import UserError
-from unlearn_eval.forget_sets import ForgetItem
-from unlearn_eval.models import LoadedModel
-from unlearn_eval.training import Objective, TrainingConfig
-from unlearn_eval.training_data import Row as TrainingRow
+from unlearn_eval.data.forget_sets import ForgetItem
+from unlearn_eval.editing.editor import Progress
+from unlearn_eval.editing.requests.build import build_requests
+from unlearn_eval.editing.training import objectives
+from unlearn_eval.editing.training.data import Row as TrainingRow
+from unlearn_eval.editing.training.gradient import ANSWER, LOGITS
+from unlearn_eval.editing.training.settings import Objective, TrainingConfig
+from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.utils.errors import UserError
 
 WHY_NO_MEMORY = (
     "a memory leaves the weights as they were and decides at the end of a prompt, which rows of training do not show"
@@ -85,7 +85,7 @@ def retrained(
     Raises:
         UserError: an item that does not fit the model's context, or as in `training_run.trained`.
     """
-    from unlearn_eval.training_run import trained  # imports the Trainer, which takes seconds
+    from unlearn_eval.editing.training.run import trained  # imports the Trainer, which takes seconds
 
     model = loaded.model
     length = getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -14,17 +14,17 @@ from unlearn_eval.attacks.controls import Controls, with_controls
 from unlearn_eval.attacks.curves import curves
 from unlearn_eval.attacks.folds import apart
 from unlearn_eval.attacks.summary import Summary, Table, headline_level, summary
-from unlearn_eval.editors.base import Progress, no_progress
-from unlearn_eval.edits import check_base, load_edit
-from unlearn_eval.errors import UserError
-from unlearn_eval.export import load_base
-from unlearn_eval.forget_sets import ForgetSet, facts, load_forget_set
-from unlearn_eval.models import LoadedModel, load_model
-from unlearn_eval.pipeline import describe_model
-from unlearn_eval.prompts import resolve_chat
-from unlearn_eval.provenance import hash_weights, peak_memory_bytes, provenance
-from unlearn_eval.results import Result, read_result, utc_now, write_result
-from unlearn_eval.settings import configure
+from unlearn_eval.data.forget_sets import ForgetSet, facts, load_forget_set
+from unlearn_eval.editing.editor import Progress, no_progress
+from unlearn_eval.edits.base import check_base, load_edit
+from unlearn_eval.edits.export import load_base
+from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.prompts import resolve_chat
+from unlearn_eval.results.schema import Result, read_result, utc_now, write_result
+from unlearn_eval.runs.demo import describe_model
+from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.provenance import hash_weights, peak_memory_bytes, provenance
+from unlearn_eval.utils.settings import configure
 
 Say = Callable[[str], Any]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from unlearn_eval.attacks.base import ATTACK, FULL, NO_REFERENCE, REFERENCE, UNLEARNED, About, Observation
 from unlearn_eval.attacks.folds import clusters
-from unlearn_eval.forget_sets import ForgetSet
+from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.metrics import bootstrap, contains_answer
 from unlearn_eval.metrics.robustness import (
     Score,
@@ -27,7 +27,7 @@ from unlearn_eval.metrics.robustness import (
     symmetric_quantization,
     symmetric_relearning,
 )
-from unlearn_eval.results import Metric
+from unlearn_eval.results.schema import Metric
 
 RESAMPLES = 500
 NO_LEVEL = "any level"  # in the place of the headline's where nothing was measured

@@ -1,1 +1,1 @@
-"""Everything that touches lm_eval; no other part of the package imports it."""
+"""Where lm-evaluation-harness is imported: our tasks, the model `edited`, and running both."""

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from unlearn_eval.embedding import ENCODER_VARIABLE, OFF
-from unlearn_eval.errors import UserError
 from unlearn_eval.harness.divergence import taken_off
 from unlearn_eval.harness.requests import autocast
 from unlearn_eval.metrics.alignment import Alignment, Question, fluency_cut
-from unlearn_eval.models import LoadedModel, load_model
+from unlearn_eval.models.embedding import ENCODER_VARIABLE, OFF
+from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.utils.errors import UserError
 
 PARTS = (
     "refusal_alignment",
@@ -74,7 +74,7 @@ class AlignmentRoom:
             chat: whether the model is asked through its chat template.
             lm: the lm-eval model that answered, where it is known.
         """
-        from unlearn_eval.refusal_judge import load_judge
+        from unlearn_eval.models.refusal_judge import load_judge
 
         judge = load_judge(self.encoder)
         name, unedited = self._unedited(lm)
@@ -128,7 +128,7 @@ def _likelihoods(
     chat: bool,
 ) -> tuple[list[float | None], float | None]:
     """Each answer's mean nll per token under the unedited model, and the cut above which it is no text."""
-    from unlearn_eval.refusal_judge import base_likelihoods, read_references
+    from unlearn_eval.models.refusal_judge import base_likelihoods, read_references
 
     questions = [asked.question for _, asked in answers]
     refusals = read_references().refusals

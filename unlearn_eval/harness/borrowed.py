@@ -17,8 +17,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean, stderr_for_metric
 from lm_eval.api.task import Task
 
-from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.harness.task import Absent, Aggregation, Document, UnlearningTask
+from unlearn_eval.utils.errors import UserError, unknown_name
 
 PARTS_HINT = 'for example {"parts": ["arc_easy"]}, {"parts": {"mine": "mine.yaml"}}, or {"parts": []} for none'
 RESAMPLES = 1000

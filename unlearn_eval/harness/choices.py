@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.benchmarks import benchmark
+from unlearn_eval.data.benchmarks import benchmark
+from unlearn_eval.data.shapes import Asked, Prompt
 from unlearn_eval.harness.answers import answer_scores
 from unlearn_eval.harness.task import REASONS, Document, Mean, Metric, Scores, UnlearningTask
-from unlearn_eval.shapes import Asked, Prompt
 
 LETTERS = "ABCD"
 SURE = "Sure, here is the answer:"

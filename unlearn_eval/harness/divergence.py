@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from unlearn_eval.errors import UserError
 from unlearn_eval.harness import requests
+from unlearn_eval.utils.errors import UserError
 
 KIND = "answer_divergence"
 UNNAMED = "the unedited model is not known: name it with --metadata '{\"base\": MODEL}'"
@@ -41,7 +41,7 @@ def from_transformers(self: Any, asked: Sequence[Any], disable_tqdm: bool = Fals
     """`answer_divergence` for lm-eval's `hf` model and ours."""
     from tqdm import tqdm
 
-    from unlearn_eval.scoring import answer_divergences
+    from unlearn_eval.models.scoring import answer_divergences
 
     if self.backend != "causal":
         return not_given(self, asked, disable_tqdm)
@@ -98,7 +98,7 @@ def _load(lm: Any, name: str) -> Any:
     Raises:
         UserError: it cannot be had, or has another vocabulary.
     """
-    from unlearn_eval.models import load_model
+    from unlearn_eval.models.load import load_model
 
     loaded = load_model(name, str(lm.model.dtype).removeprefix("torch."), str(lm.device))
     if loaded.tokenizer.get_vocab() != lm.tokenizer.get_vocab():

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.benchmarks import benchmark
-from unlearn_eval.errors import unknown_name
+from unlearn_eval.data.benchmarks import benchmark
+from unlearn_eval.data.shapes import Asked, asked
 from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores
 from unlearn_eval.harness.reference import find_reference
 from unlearn_eval.harness.task import (
@@ -30,7 +30,7 @@ from unlearn_eval.harness.task import (
     merge_scores,
 )
 from unlearn_eval.harness.tofu import auc, privleak_of
-from unlearn_eval.shapes import Asked, asked
+from unlearn_eval.utils.errors import unknown_name
 
 SetMetric = tuple[float | None, float | None, str | None]
 ECHO = "the answer stands in the question, so that repeating the question would count"

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval import metrics as m
-from unlearn_eval.benchmarks import check_aliases
-from unlearn_eval.errors import UserError
-from unlearn_eval.forget_sets import FACTS_FILE, ForgetItem, item_from_record, load_forget_set
+from unlearn_eval.data.benchmarks import check_aliases
+from unlearn_eval.data.forget_sets import FACTS_FILE, ForgetItem, item_from_record, load_forget_set
+from unlearn_eval.data.shapes import QUESTION, as_turn
 from unlearn_eval.harness.facts import choose, fact_ids, names_a_set
 from unlearn_eval.harness.task import Document, UnlearningTask
-from unlearn_eval.results import read_jsonl
-from unlearn_eval.shapes import QUESTION, as_turn
+from unlearn_eval.results.schema import read_jsonl
+from unlearn_eval.utils.errors import UserError
 
 N_EXAMPLES = 3
 N_WRONG = 3

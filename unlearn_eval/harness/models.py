@@ -9,13 +9,13 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from unlearn_eval.dense_edits import DenseEdit
-from unlearn_eval.edits import DESCRIPTION, check_base, load_edit
-from unlearn_eval.errors import UserError
+from unlearn_eval.edits.base import DESCRIPTION, check_base, load_edit
+from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.harness.requests import score_tokens
-from unlearn_eval.memory_edits import MemoryEdit
-from unlearn_eval.models import resolve_model
-from unlearn_eval.provenance import hash_json, hash_weights, sha256_of_file
+from unlearn_eval.models.load import resolve_model
+from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.provenance import hash_json, hash_weights, sha256_of_file
 
 
 def lent_lm(model: Any, tokenizer: Any, batch_size: int) -> HFLM:

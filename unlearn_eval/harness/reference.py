@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.errors import UserError
+from unlearn_eval.utils.errors import UserError
 
 REFERENCE_VARIABLE = "UNLEARN_EVAL_RETAIN_REFERENCE"
 ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
@@ -88,7 +88,7 @@ def _stored(content: Mapping[str, Any], path: Path) -> RetainReference:
 
 
 def _from_result(path: Path) -> RetainReference:
-    from unlearn_eval.results import read_result, read_samples
+    from unlearn_eval.results.schema import read_result, read_samples
 
     result = read_result(path)
     ratios: dict[str, float] = {}
@@ -101,7 +101,7 @@ def _from_result(path: Path) -> RetainReference:
 
 
 def _from_samples(path: Path) -> dict[str, float]:
-    from unlearn_eval.results import read_jsonl
+    from unlearn_eval.results.schema import read_jsonl
 
     ratios = _ratios_of(read_jsonl(path))
     if not ratios:

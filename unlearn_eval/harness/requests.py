@@ -19,9 +19,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from unlearn_eval import prompts
-from unlearn_eval.errors import UserError
-from unlearn_eval.models import read_together
+from unlearn_eval.models import prompts
+from unlearn_eval.models.load import read_together
+from unlearn_eval.utils.errors import UserError
 
 KIND = "answer_logprobs"
 COMPATIBILITY = (None, "openunlearning")
@@ -72,7 +72,7 @@ def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False
     """`answer_logprobs` for lm-eval's `hf` model: exact, batched, each question run once."""
     from tqdm import tqdm
 
-    from unlearn_eval.scoring import Query, score_answers
+    from unlearn_eval.models.scoring import Query, score_answers
 
     if self.backend != "causal":  # an encoder-decoder reads prompt and answer apart
         return from_loglikelihood(self, requests, disable_tqdm)
@@ -135,7 +135,7 @@ def score_tokens(
     """
     from tqdm import tqdm
 
-    from unlearn_eval.scoring import Query, score_answers
+    from unlearn_eval.models.scoring import Query, score_answers
 
     queries = []
     for _, context, continuation in requests:
@@ -155,7 +155,7 @@ def _add_free_running(
     lm: Any, requests: list[Any], queries: list[Any], owners: list[int], responses: list[dict[str, Any]]
 ) -> None:
     """What the model says by itself in the answer's place, for the requests that ask for it."""
-    from unlearn_eval.scoring import free_running
+    from unlearn_eval.models.scoring import free_running
 
     wanted = [
         (owner, query)
@@ -171,7 +171,7 @@ def _add_free_running(
 
 def make_query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode: Any) -> tuple[Any, prompts.Labels]:
     """A request's tokens, and which of them are its answer's labels."""
-    from unlearn_eval.scoring import Query
+    from unlearn_eval.models.scoring import Query
 
     template = lm.chat_template_args if opts["chat"] else {}
     if opts["compat"] == "openunlearning":

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.autoload import MODELS, TASKS_FOLDER
-from unlearn_eval.errors import UserError, unknown_name
-from unlearn_eval.provenance import hash_json
-from unlearn_eval.results import Metric
-from unlearn_eval.shapes import Asked, Prompt
+from unlearn_eval.data.shapes import Asked, Prompt
+from unlearn_eval.results.schema import Metric
+from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.provenance import hash_json
 
 SEED = 1234
 
@@ -301,7 +301,7 @@ def ask(lm: Any, questions: Sequence[Asked], chat: bool, max_new_tokens: int = 2
     """What the model answers freely (greedily), asked as our tasks ask."""
     from lm_eval.api.instance import Instance
 
-    from unlearn_eval import prompts
+    from unlearn_eval.models import prompts
 
     requests = []
     for i, question in enumerate(questions):

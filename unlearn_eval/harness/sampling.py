@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from unlearn_eval import metrics as m
-from unlearn_eval.errors import UserError
+from unlearn_eval.data.shapes import Asked, asked
 from unlearn_eval.harness.families import ECHO
 from unlearn_eval.harness.form_facts import FactsInForms, shape_of
 from unlearn_eval.harness.task import REASONS, Document, Mean, Metric, OverAll, Scores
-from unlearn_eval.shapes import Asked, asked
+from unlearn_eval.utils.errors import UserError
 
 KS = (1, 2, 4, 8, 16, 32, 64, 128)
 CONFIDENCE = 0.99

@@ -19,14 +19,14 @@ import datasets
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from unlearn_eval.errors import UserError
+from unlearn_eval.data.shapes import Asked, Prompt, following, reads_plain
 from unlearn_eval.harness import requests
 from unlearn_eval.harness.alignment import REASONS as REASONS
 from unlearn_eval.harness.alignment import AlignmentRoom
 from unlearn_eval.metrics import mean_and_stderr
 from unlearn_eval.metrics.alignment import Question
-from unlearn_eval.prompts import PLAIN_DELIMITER
-from unlearn_eval.shapes import Asked, Prompt, following, reads_plain
+from unlearn_eval.models.prompts import PLAIN_DELIMITER
+from unlearn_eval.utils.errors import UserError
 
 Document = dict[str, Any]
 Scores = dict[str, Any]

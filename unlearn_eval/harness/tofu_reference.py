@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from unlearn_eval import metrics as m
-from unlearn_eval import prompts
-from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.harness.tofu import FIELDS, FORGET_SPLITS, documents_of, membership_scores
-from unlearn_eval.scoring import AnswerScore, Query, score_answers
+from unlearn_eval.models import prompts
+from unlearn_eval.models.scoring import AnswerScore, Query, score_answers
+from unlearn_eval.utils.errors import UserError, unknown_name
 
 
 def measure(

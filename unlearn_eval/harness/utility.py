@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.errors import UserError
-from unlearn_eval.forget_sets import FACTS_FILE, load_forget_set
+from unlearn_eval.data.forget_sets import FACTS_FILE, load_forget_set
+from unlearn_eval.data.shapes import Asked, Prompt
 from unlearn_eval.harness import divergence
 from unlearn_eval.harness.borrowed import Bundle, load_parts
 from unlearn_eval.harness.facts import answer_only, choose, names_a_set
 from unlearn_eval.harness.task import REASONS, Absent, Document, Mean, Metric, Scores, UnlearningTask
-from unlearn_eval.results import read_jsonl
-from unlearn_eval.shapes import Asked, Prompt
+from unlearn_eval.results.schema import read_jsonl
+from unlearn_eval.utils.errors import UserError
 
 BINS = ("same_subject", "same_relation", "same_domain", "random")
 DOMAINS = {

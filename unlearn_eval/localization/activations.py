@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.localization.base import Fact, Run
 from unlearn_eval.localization.sites import ATTENTION, Sites, Unit
-from unlearn_eval.scoring import accepts, pad, positions
-from unlearn_eval.tracing import Tail, trace
+from unlearn_eval.models.scoring import accepts, pad, positions
+from unlearn_eval.models.tracing import Tail, trace
+from unlearn_eval.utils.errors import UserError, unknown_name
 
 METRICS = ("logit_difference", "probability")
 

@@ -8,23 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from unlearn_eval.discovery import module_in, names_in
-from unlearn_eval.editors.base import Progress, no_progress
+from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.localization.sites import Sites, Unit
+from unlearn_eval.utils.registry import module_in, names_in
 
-NOT_METHODS = {
-    "activations",
-    "base",
-    "budget",
-    "components",
-    "facts",
-    "locate",
-    "mask_scores",
-    "paths",
-    "probes",
-    "scores",
-    "sites",
-}
+METHODS = "unlearn_eval.localization.methods"
 
 
 @dataclass(frozen=True)
@@ -114,8 +102,8 @@ class Localizer(Protocol):
 
 
 def localizer_names() -> list[str]:
-    """The names of the methods: this folder's files."""
-    return names_in(__package__, NOT_METHODS)
+    """The names of the methods: the files in `methods/`."""
+    return names_in(METHODS)
 
 
 def get_localizer(name: str) -> Localizer:
@@ -124,7 +112,7 @@ def get_localizer(name: str) -> Localizer:
     Raises:
         UserError: there is none; the nearest names are given.
     """
-    return module_in(__package__, name, NOT_METHODS, "localization")  # type: ignore[no-any-return]
+    return module_in(METHODS, name, "localization")  # type: ignore[no-any-return]
 
 
 def by_score(scores: Mapping[Unit, float]) -> tuple[Unit, ...]:

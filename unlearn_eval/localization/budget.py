@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unlearn_eval.errors import UserError
 from unlearn_eval.localization.sites import MLP, Sites, Unit
+from unlearn_eval.utils.errors import UserError
 
 _TIMES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _MLPS_IN = 6  # one in so many: the paper's choices are 6 of 28 layers, 5 of 42 and 4 of 32

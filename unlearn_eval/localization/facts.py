@@ -6,12 +6,12 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from unlearn_eval import prompts
-from unlearn_eval.edit_requests import as_shown, subject_span
-from unlearn_eval.errors import UserError
-from unlearn_eval.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.data.shapes import asked
+from unlearn_eval.editing.requests.build import as_shown, subject_span
 from unlearn_eval.localization.base import Fact
-from unlearn_eval.shapes import asked
+from unlearn_eval.models import prompts
+from unlearn_eval.utils.errors import UserError
 
 
 def facts_of(

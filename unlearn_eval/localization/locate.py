@@ -9,20 +9,20 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.edit_requests import build_requests
-from unlearn_eval.editors.base import Progress, no_progress
-from unlearn_eval.errors import UserError, unknown_name
-from unlearn_eval.forget_sets import ForgetSet
+from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.editing.editor import Progress, no_progress
+from unlearn_eval.editing.requests.build import build_requests
+from unlearn_eval.editing.training.data import Row
 from unlearn_eval.localization.base import Fact, Ranking, Run, get_localizer, localizer_names
 from unlearn_eval.localization.budget import Budget, budget_of, chosen, usual_budget
 from unlearn_eval.localization.components import MASKS, VERSION, Components, load_components, mlp_layers, scores_of
 from unlearn_eval.localization.facts import check_some, facts_of, plain_words
 from unlearn_eval.localization.mask_scores import MaskConfig, weight_masks
 from unlearn_eval.localization.sites import MLP, Sites, sites
-from unlearn_eval.models import LoadedModel, cache_dir
-from unlearn_eval.provenance import hash_json, hash_weights, provenance
-from unlearn_eval.settings import configure
-from unlearn_eval.training_data import Row
+from unlearn_eval.models.load import LoadedModel, cache_dir
+from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.provenance import hash_json, hash_weights, provenance
+from unlearn_eval.utils.settings import configure
 
 ONE_LAYER = ("rome", "grace", "wise", "memoir")  # editors that change one: they get the best
 

@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.editors import objectives
-from unlearn_eval.editors.base import Progress
-from unlearn_eval.errors import UserError, unknown_name
+from unlearn_eval.editing.editor import Progress
+from unlearn_eval.editing.training import objectives
+from unlearn_eval.editing.training.data import RETAIN, Row, tensors
+from unlearn_eval.editing.training.masks import WeightMasks, largest
 from unlearn_eval.localization.activations import answer_metric
 from unlearn_eval.localization.base import Run
 from unlearn_eval.localization.budget import n_weights_of
-from unlearn_eval.scoring import accepts, pad, positions
-from unlearn_eval.training_data import RETAIN, Row, tensors
-from unlearn_eval.weight_masks import WeightMasks, largest
+from unlearn_eval.models.scoring import accepts, pad, positions
+from unlearn_eval.utils.errors import UserError, unknown_name
 
 WAYS = ("attribution", "learned")
 FORGET = "forget"

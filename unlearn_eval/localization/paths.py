@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unlearn_eval.errors import UserError
 from unlearn_eval.localization.activations import Activations, activations, answer_metric, tail_metric
 from unlearn_eval.localization.base import Fact, Run
 from unlearn_eval.localization.sites import ATTENTION, MLP, Unit, written
-from unlearn_eval.tracing import Tail
+from unlearn_eval.models.tracing import Tail
+from unlearn_eval.utils.errors import UserError
 
 METRIC = "logit_difference"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unlearn_eval.errors import UserError
+from unlearn_eval.utils.errors import UserError
 
 
 def check_classes(labels: Sequence[str], folds: int) -> None:

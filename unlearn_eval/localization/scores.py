@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.errors import UserError
 from unlearn_eval.localization.activations import embedding_spread, own_columns, subject_noise, width
 from unlearn_eval.localization.base import Fact, Ranking, Run, by_score
 from unlearn_eval.localization.sites import ATTENTION, Unit
+from unlearn_eval.utils.errors import UserError
 
 ROLES = (
     "first subject token",

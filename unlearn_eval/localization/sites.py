@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unlearn_eval.anatomy import Anatomy, anatomy
-from unlearn_eval.errors import UserError
-from unlearn_eval.trained_weights import linear_maps
+from unlearn_eval.editing.training.weights import linear_maps
+from unlearn_eval.models.anatomy import Anatomy, anatomy
+from unlearn_eval.utils.errors import UserError
 
 ATTENTION, MLP = "attention", "mlp"
 KINDS = (ATTENTION, MLP)

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from unlearn_eval.errors import UserError
 from unlearn_eval.metrics.arrays import drop_missing
 from unlearn_eval.metrics.intervals import mean_and_stderr
 from unlearn_eval.metrics.leaks import gives_away, without_accents
 from unlearn_eval.metrics.refusal import content_words, has_refusal_cue, names_and_numbers, repeats_itself
 from unlearn_eval.metrics.text import contains_answer, normalise
+from unlearn_eval.utils.errors import UserError
 
 Embeddings = npt.NDArray[np.floating[Any]]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from unlearn_eval.errors import UserError
+from unlearn_eval.utils.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
 Numbers = Sequence[float] | npt.NDArray[np.floating[Any]]

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from unlearn_eval.errors import UserError
 from unlearn_eval.metrics.arrays import FloatArray, MaybeNumbers, defined, drop_missing
+from unlearn_eval.utils.errors import UserError
 
 # 2^12 sign patterns are fewer than the Monte-Carlo draws, so up to 12 differences are counted out in full.
 _EXACT_UP_TO = 12

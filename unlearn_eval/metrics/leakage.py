@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from unlearn_eval.errors import UserError
+from unlearn_eval.utils.errors import UserError
 
 
 def leak_at_k(n: int, leaks: int, k: int) -> float | None:

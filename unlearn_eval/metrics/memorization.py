@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from unlearn_eval.errors import UserError, unknown_name
 from unlearn_eval.metrics.arrays import FloatArray, Numbers, defined, mean_loss
+from unlearn_eval.utils.errors import UserError, unknown_name
 
 Hits = Sequence[bool] | npt.NDArray[np.bool_]
 Ranks = Sequence[int] | Sequence[float] | npt.NDArray[np.integer] | npt.NDArray[np.floating]

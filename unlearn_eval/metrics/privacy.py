@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from unlearn_eval.errors import UserError
 from unlearn_eval.metrics.arrays import (
     SIGN_TOLERANCE,
     FloatArray,
@@ -21,6 +20,7 @@ from unlearn_eval.metrics.arrays import (
     mean_loss,
 )
 from unlearn_eval.metrics.utility import harmonic_mean
+from unlearn_eval.utils.errors import UserError
 
 PRIVACY_ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from unlearn_eval.errors import UserError
+from unlearn_eval.utils.errors import UserError
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _EDGES = " \t\r\n.,;:!?\"'()[]{}\u2018\u2019\u201c\u201d\u00ab\u00bb"

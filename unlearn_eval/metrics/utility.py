@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from unlearn_eval.errors import UserError
 from unlearn_eval.metrics.arrays import defined, drop_missing
+from unlearn_eval.utils.errors import UserError
 
 MODEL_UTILITY_PARTS = tuple(
     f"{split}_{metric}"

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-from unlearn_eval.edits import EDITED, load_edit, read_description
-from unlearn_eval.errors import UserError
-from unlearn_eval.models import resolve_model
+from unlearn_eval.edits.base import EDITED, load_edit, read_description
+from unlearn_eval.models.load import resolve_model
 from unlearn_eval.serving.patches import layout_of, patched
 from unlearn_eval.serving.plugin import BASE
+from unlearn_eval.utils.errors import UserError
 
 _OWN = ("base", "base_revision")
 

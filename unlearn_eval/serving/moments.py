@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unlearn_eval.scoring import moments_of
+from unlearn_eval.models.scoring import moments_of
 
 SAME = 1e-4  # ln p of the same logits by other kernels; rounding is below 1e-5
 _NUMBERS = 2**24  # logits in float32 at once

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.anatomy import is_transposed
-from unlearn_eval.dense_edits import DenseEdit
-from unlearn_eval.edits import Edit, EditInfo, LowRankEdit, added
-from unlearn_eval.errors import UserError
-from unlearn_eval.provenance import canonical_digest, canonical_hash
+from unlearn_eval.edits.base import Edit, EditInfo, LowRankEdit, added
+from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.models.anatomy import is_transposed
+from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.provenance import canonical_digest, canonical_hash
 
 Stream = Iterable[tuple[str, Tensor]]
 _AHEAD = 16  # tensors that are being hashed while others are read

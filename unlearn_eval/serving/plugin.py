@@ -10,8 +10,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.edits import DESCRIPTION, EDITED, read_description
-from unlearn_eval.errors import UserError
+from unlearn_eval.edits.base import DESCRIPTION, EDITED, read_description
+from unlearn_eval.utils.errors import UserError
 
 LOAD_FORMAT = "unlearn_eval"
 MODELS = "unlearn_eval.serving.routed_model"
@@ -90,8 +90,8 @@ def settle(vllm_config: Any, stock: str) -> None:
 
 
 def _settle_memory(vllm_config: Any, folder: Path) -> None:
-    from unlearn_eval.edits import load_edit
-    from unlearn_eval.memories.base import POSITIONS
+    from unlearn_eval.edits.base import load_edit
+    from unlearn_eval.edits.memory.store import POSITIONS
 
     name = f"the memory edit {folder}"
     parallel = vllm_config.parallel_config

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearn_eval.routing import NO_MEMORY, UNDECIDED, Memory
+from unlearn_eval.edits.memory.routing import NO_MEMORY, UNDECIDED, Memory
 
 BEFORE, END, AFTER, NOBODY = -1, 0, 1, 2
 NEAR = 1e-4  # relative: other kernels or batches may round a decision this near to its bound to the other side

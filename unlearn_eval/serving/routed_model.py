@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.edits import EDITED, load_edit, read_description
-from unlearn_eval.errors import UserError
-from unlearn_eval.memory_edits import MemoryEdit, check_memory
-from unlearn_eval.routing import said_prompt_end
+from unlearn_eval.edits.base import EDITED, load_edit, read_description
+from unlearn_eval.edits.memory.edit import MemoryEdit, check_memory
+from unlearn_eval.edits.memory.routing import said_prompt_end
 from unlearn_eval.serving.plugin import OWN
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Silence, Slots, step_of
+from unlearn_eval.utils.errors import UserError
 
 _LAYER, _MODULE = "unlearn_eval_layer", "unlearn_eval_module"  # of a model
 _NUMBER = "unlearn_eval_number"  # of a module

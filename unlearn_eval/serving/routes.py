@@ -14,10 +14,10 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.edits import read_description
-from unlearn_eval.errors import UserError
+from unlearn_eval.edits.base import read_description
 from unlearn_eval.serving.plugin import edit_id
 from unlearn_eval.serving.swapping import EngineFacts, check_swap, facts_of
+from unlearn_eval.utils.errors import UserError
 
 NAME = "unlearn_eval_routes"
 

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unlearn_eval.backends import check_vllm
-from unlearn_eval.edits import DESCRIPTION, check_architecture, read_description
-from unlearn_eval.errors import UserError
-from unlearn_eval.models import resolve_model
+from unlearn_eval.edits.base import DESCRIPTION, check_architecture, read_description
+from unlearn_eval.harness.backends import check_vllm
+from unlearn_eval.models.load import resolve_model
 from unlearn_eval.serving.routes import NAME
+from unlearn_eval.utils.errors import UserError
 
 LOCAL = "127.0.0.1"
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.edits import read_description
-from unlearn_eval.errors import UserError
-from unlearn_eval.memories.base import POSITIONS
-from unlearn_eval.memory_edits import SETTINGS
+from unlearn_eval.edits.base import read_description
+from unlearn_eval.edits.memory.edit import SETTINGS
+from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.serving.plugin import EXTENSION
+from unlearn_eval.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.errors import UserError
+from unlearn_eval.utils.errors import UserError
 
 
 class WorkerExtension:

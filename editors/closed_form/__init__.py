@@ -1,0 +1,1 @@
+"""Closed-form editors: one solution of a least-squares problem for each layer."""

@@ -1,0 +1,64 @@
+r"""EMMET: batched ROME, equality-constrained mass editing (Gupta et al. 2024, arXiv 2403.14236).
+
+    Δ = R (Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹      (equation 9: min tr(Δ C Δᵀ) subject to ΔK = R)
+
+Every key gets its new value exactly. That needs linearly independent keys, at most d_in of them; keys of earlier edits
+are further constraints, with residual 0.
+
+Differs from the authors' code (scalable-model-editing/unified-model-editing@23d72b56) in the term that
+conditions Kᵀ C⁻¹ K: they add 0.1, we add `slack` times the mean of its diagonal, which does not depend on the
+scale of the keys. (With a slack of s in place of equality this is MEMIT with λ = s · mean diagonal.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
+from unlearn_eval.editing.locate_then_edit.least_squares import check_rank, least_squares
+from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit
+from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
+from unlearn_eval.edits.base import LowRankEdit
+
+DEPTH = (5 / 32, 5 / 32)  # layer 5 of Llama-2-7B's 32
+
+
+@dataclass(frozen=True)
+class Config(MassEditConfig):
+    """EMMET's settings.
+
+    Attributes:
+        slack: what is added to the diagonal of Kᵀ C⁻¹ K, relative to its mean; 0 is exact equality.
+    """
+
+    slack: float = 1e-5
+
+
+def edit(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[EditRequest],
+    config: Config,
+    generator: Any = None,
+    state: LowRankEdit | None = None,
+    progress: Progress = no_progress,
+    moments: SecondMoments | None = None,
+) -> LowRankEdit:
+    """The EMMET edit for all requests at once; the model is as before afterwards (arguments as in `memit.edit`).
+
+    Raises:
+        UserError: more keys than dimensions, or linearly dependent keys.
+    """
+    run = Editing.start("emmet", model, tokenizer, requests, config, DEPTH, state, progress, moments)
+
+    def update(layer: int, keys: Tensor, residuals: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        check_rank(keys, past, len(keys), "emmet")
+        solve = run.second_moments().solver(layer)  # A = C
+        mean = float((keys * solve(keys)).sum() / keys.shape[1])
+        return least_squares(keys, residuals, solve, config.slack * mean, past)
+
+    return locate_then_edit(run, update)

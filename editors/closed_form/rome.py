@@ -1,0 +1,147 @@
+r"""ROME: rank-one editing of one MLP (Meng et al. 2022, arXiv 2202.05262), by default as R-ROME (2403.07175).
+
+    Λ = (v* − W k) / (kᵀ C⁻¹ k),   W ← W + Λ (C⁻¹ k)ᵀ      (equation 2)
+
+One request after another, each on the weights that the ones before have changed. k is the mean key over the plain
+prompt and its contexts, v* the value that makes the target likely, optimised at the MLP's output.
+
+`variant="rome"` is R-ROME: one k everywhere. `variant="original"` is the authors' code: the mean key in C⁻¹k, the plain
+prompt's key in the denominator and in W k; where the two keys differ much the denominator is small and
+the update explodes (2403.07175, section 3). Each request's kᵀC⁻¹k is noted.
+
+Differs from the authors' code (kmeng01/rome@0874014c) in that the plain prompt and contexts are ours and given as
+ids, and that C is taken of about ten keys per dimension. `second_moments=false` takes C = I.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
+from unlearn_eval.editing.locate_then_edit.least_squares import Solve, least_squares
+from unlearn_eval.editing.locate_then_edit.run import (
+    Editing,
+    LocateConfig,
+    add_in_place,
+    narrow,
+    read,
+    target_notes,
+    weight_norm,
+)
+from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
+from unlearn_eval.editing.locate_then_edit.target_values import TargetValues, target_values
+from unlearn_eval.edits.base import Applied, LowRankEdit, applied
+from unlearn_eval.utils.errors import UserError
+
+DEPTH = (5 / 32, 5 / 32)  # layer 5 of Llama-2-7B's 32
+VARIANTS = ("rome", "original")
+
+
+@dataclass(frozen=True)
+class Config(LocateConfig):
+    """ROME's settings.
+
+    Attributes:
+        variant: `rome` (R-ROME: one key everywhere) or `original` (the authors' code).
+        second_moments: whether C is used; without it C = I.
+    """
+
+    variant: str = "rome"
+    second_moments: bool = True
+
+
+def edit(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[EditRequest],
+    config: Config,
+    generator: Any = None,
+    state: LowRankEdit | None = None,
+    progress: Progress = no_progress,
+    moments: SecondMoments | None = None,
+) -> LowRankEdit:
+    """The ROME edits of all requests, one after another; the model is as before afterwards.
+
+    Arguments as in `memit.edit`. A request that stands for several takes the mean of all their keys.
+
+    Raises:
+        UserError: an unknown variant, more than one layer, or a key whose update is not finite.
+    """
+    if config.variant not in VARIANTS:
+        raise UserError(f"ROME has no variant '{config.variant}'", f"give one of: {', '.join(VARIANTS)}")
+    run = Editing.start("rome", model, tokenizer, requests, config, DEPTH, state, progress, moments)
+    if len(run.layers) != 1:
+        raise UserError(f"ROME edits one layer, not {list(run.layers)}", "give one, e.g. --set layers=5")
+    if not requests:
+        return run.nothing()
+    parts, layer = run.parts, run.layers[0]
+    name = parts.projection_name(layer)
+    c = run.second_moments() if config.second_moments else None
+    solve: Solve = c.solver(layer) if c else lambda right: right
+    handle = Applied()
+    factors: list[tuple[Tensor, Tensor]] = []
+    found: list[TargetValues] = []
+    scales: dict[str, float] = {}
+    with applied(state, model) if state is not None else nullcontext():
+        try:
+            handle.keep(parts.projection(model, layer).weight)  # type: ignore[arg-type]
+            for i, request in enumerate(requests):
+                found.append(target_values(model, parts, layer, [request], config.target, site="projection"))
+                keys, values = read(model, name, name, [row for part in request.parts for row in part.rows])
+                u, v, scales[request.id] = _rank_one(request, keys.double(), values.double(), found[-1], solve, config)
+                add_in_place(model, parts, layer, u, v)
+                factors.append((narrow(u, model), narrow(v, model)))
+                progress("requests", i + 1, len(requests))
+        finally:
+            handle.restore()
+    whole = (torch.cat([u for u, _ in factors], dim=1), torch.cat([v for _, v in factors]))
+    notes = target_notes(
+        requests,
+        TargetValues(
+            torch.cat([t.values for t in found]),
+            torch.cat([t.clean for t in found]),
+            [loss for t in found for loss in t.losses],
+            [nll for t in found for nll in t.nlls],
+            [steps for t in found for steps in t.steps],
+        ),
+    )
+    notes |= {"key_scale": scales, "n_keys": c.n_keys if c else None, "weight_norms": {name: weight_norm(model, name)}}
+    return run.edit({name: whole}, notes)
+
+
+def _rank_one(
+    request: EditRequest, keys: Tensor, values: Tensor, targets: TargetValues, solve: Solve, config: Config
+) -> tuple[Tensor, Tensor, float]:
+    """Λ (d_out, 1), the row vector (1, d_in), and kᵀC⁻¹k.
+
+    Args:
+        request: whose prompts the rows are of.
+        keys, values: (R, d_in), (R, d_out) of all its prompts; the first of each member is the plain one.
+        targets: v* of its members.
+        solve: X ↦ C⁻¹X.
+        config: the settings.
+    """
+    starts, n = [], 0
+    for part in request.parts:
+        starts.append(n)
+        n += len(part.rows)
+    mean_key = keys.mean(0)[:, None]  # k̄: (d_in, 1)
+    target = targets.values.double().mean(0)[:, None]  # v*: (d_out, 1)
+    if config.variant == "rome":
+        residual = target - values.mean(0)[:, None]  # v* − W k̄
+        u, v = least_squares(mean_key, residual, solve, slack=0.0)
+        return u, v, float((mean_key.T @ solve(mean_key)).item())
+    plain_key, plain_value = keys[starts].mean(0)[:, None], values[starts].mean(0)[:, None]
+    left = solve(mean_key)  # C⁻¹k̄
+    scale = float((plain_key.T @ left).item())
+    if not scale or not torch.isfinite(left).all():
+        raise UserError(
+            f"request {request.id}: the plain prompt's key has no part along the mean key's", "use --set variant=rome"
+        )
+    return (target - plain_value) / scale, left.T, scale

@@ -1,0 +1,49 @@
+"""FT-M: fine-tuning of one MLP projection on the targets, the prompts masked (EasyEdit; Zhang et al. 2024, 2401.01286).
+
+    L(θ) = −E_forget (1/T) Σ_t ln π(target_t | x)
+
+The honest baseline of the editing field: cheap, and better than its older form FT-L, which is trained on the last
+prompt token only and held in a small box. Nothing is retained, and only the down projection of one block is trained.
+
+Differs from EasyEdit@14cea824 in that all items are trained together, over `epochs`, and not one batch after another
+until it is learned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from unlearn_eval.editing.training.gradient import LOGITS, TARGET, GradientConfig, Method, block_at_depth, editor
+from unlearn_eval.editors.gradient.idk import forget_loss
+from unlearn_eval.models.anatomy import anatomy
+
+DEPTH = 21 / 32  # block 21 of Llama-2-7B's 32
+
+
+@dataclass(frozen=True)
+class Config(GradientConfig):
+    """FT-M's settings.
+
+    Attributes:
+        layer: the block whose down projection is trained; -1: the one at the depth of EasyEdit's.
+    """
+
+    retain_term: str = "none"
+    epochs: float = 25.0
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.0
+    warmup_epochs: float = 0.0
+    schedule: str = "constant"
+    layer: int = -1
+
+
+def prepare(config: Config, model: Any) -> Config:
+    """The layer by depth, and its down projection."""
+    parts = anatomy(model)
+    layer = block_at_depth(model, DEPTH) if config.layer < 0 else config.layer
+    parts.check_layers((layer,))
+    return replace(config, layer=layer, components=config.components or parts.projection_name(layer))
+
+
+edit = editor(Method("ft_m", forget_loss, {TARGET: LOGITS}, prepare))

@@ -1,0 +1,40 @@
+"""SimNPO: NPO by length and without a reference (Fan et al. 2024, arXiv 2410.07163).
+
+    L(θ) = −(2/β) E_forget ln σ(−(β/T) ln π(y) − γ)  −  w_r E_retain (1/T) Σ_t ln π(y_t)
+
+Differs from OpenUnlearning@d3d7cf9e in γ, which there is multiplied by β; with γ = 0, its default and ours, they agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from unlearn_eval.editing.training import objectives
+from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, editor
+from unlearn_eval.editing.training.settings import Said
+
+
+@dataclass(frozen=True)
+class Config(GradientConfig):
+    """SimNPO's settings.
+
+    Attributes:
+        beta: β.
+        margin: γ.
+    """
+
+    forget_weight: float = 0.125
+    beta: float = 4.5
+    margin: float = 0.0
+
+
+def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
+    """The first term above, for each item."""
+    return objectives.simnpo(said[ANSWER].log_probs, said[ANSWER].mask, config.beta, config.margin)
+
+
+edit = editor(Method("simnpo", forget_loss, {ANSWER: LOGITS}))

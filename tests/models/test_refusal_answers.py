@@ -1,0 +1,126 @@
+"""The labelled answers: every class, every source, and nothing in two splits."""
+
+import csv
+import importlib.util
+import io
+import json
+from collections import Counter, defaultdict
+
+import pytest
+from conftest import TASKS
+
+from unlearn_eval.metrics.alignment import FEATURES
+from unlearn_eval.models.refusal_judge import CALIBRATION_FILE, read_references
+from unlearn_eval.utils.provenance import sha256_of_file
+
+FOLDER = TASKS / "refusal"
+ANSWERS = FOLDER / "answers.jsonl"
+
+
+def sheet_module():
+    spec = importlib.util.spec_from_file_location("rating_sheet", TASKS.parent / "scripts" / "rating_sheet.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def answers():
+    return [json.loads(line) for line in ANSWERS.read_text(encoding="utf-8").splitlines()]
+
+
+def test_there_are_enough_of_every_kind(answers):
+    assert len(answers) >= 600
+    assert sum(a["source"] == "real" for a in answers) >= len(answers) / 2
+    counts = Counter(a["label"] for a in answers)
+    assert set(counts) == set(sheet_module().CLASSES)
+    assert min(counts.values()) >= 15
+    assert Counter(a["split"] for a in answers).keys() == {"train", "test"}
+
+
+def test_every_answer_is_whole(answers):
+    assert len({a["id"] for a in answers}) == len(answers)
+    for a in answers:
+        assert a["source"] in ("real", "written")
+        assert (a["model"] is None) == (a["source"] == "written")
+        assert a["method"]
+        assert a["group"]
+        assert a["question"]
+        assert a["template"]
+        assert isinstance(a["accepted"], list)
+        assert isinstance(a["wrong"], list)
+        assert (a["base_nll"] is None) == (not a["text"].strip())
+
+
+def test_nothing_is_in_both_splits(answers):
+    for key in ("template", "text"):
+        splits = defaultdict(set)
+        for a in answers:
+            splits[" ".join(a[key].lower().split())].add(a["split"])
+        assert all(len(own) == 1 for own in splits.values())
+
+
+def test_no_answer_stands_twice(answers):
+    assert len({(a["question"], a["text"]) for a in answers}) == len(answers)
+    assert max(Counter(a["text"] for a in answers if a["text"]).values()) <= 10  # edited models repeat themselves
+
+
+def test_the_references_are_none_of_the_answers(answers):
+    texts = read_references()
+    assert not {a["text"] for a in answers} & {*texts.refusals, *texts.contrast}
+
+
+def test_later_answers_are_new(answers):
+    later = [json.loads(line) for line in (FOLDER / "later.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert f"| `later.jsonl` | {len(later)} more" in (FOLDER / "README.md").read_text()
+    assert not {a["text"] for a in later} & {a["text"] for a in answers}
+    assert not {a["question"] for a in later} & {a["question"] for a in answers}
+    assert {a["label"] for a in later} == {a["label"] for a in answers}
+    assert all(a["base_nll"] is not None for a in later)
+
+
+def test_the_calibration_is_of_these_files():
+    content = json.loads(CALIBRATION_FILE.read_text())
+    assert content["answers_sha256"] == sha256_of_file(ANSWERS)
+    assert content["references_hash"] == read_references().hash
+    assert tuple(content["weights"]) == FEATURES
+
+
+def test_the_readme_has_the_files_numbers(answers):
+    text = (FOLDER / "README.md").read_text()
+    references = read_references()
+    assert f"| `answers.jsonl` | {len(answers)} labelled answers |" in text
+    assert f"{len(references.refusals)} reference refusals" in text
+    assert f"{len(references.contrast)} contrast texts" in text
+
+
+# The rating sheet ------------------------------------------------------------------------------------------
+
+
+def test_a_sheet_hides_what_the_author_thought(answers):
+    sheet = sheet_module()
+    chosen = sheet.draw(answers, 60, 0)
+    assert chosen == sheet.draw(answers, 60, 0)
+    assert chosen != sheet.draw(answers, 60, 1)
+    assert set(Counter(a["label"] for a in chosen).values()) == {5}
+    rows = list(csv.DictReader(io.StringIO(sheet.as_csv(chosen))))
+    assert tuple(rows[0]) == sheet.COLUMNS
+    assert [row["id"] for row in rows] == [a["id"] for a in chosen]
+    assert not any(row["rating"] or row["class"] for row in rows)
+    for row in rows:
+        assert not row["answer"].startswith(("=", "+", "-", "@"))
+
+
+def test_a_sheet_for_a_browser_shows_texts_as_they_are():
+    sheet = sheet_module()
+    answer = {"id": "a'b", "question": "<b>?", "accepted": [], "text": "<script>x</script>", "label": "gibberish"}
+    page = sheet.as_html([answer], "me")
+    assert "<script>x" not in page
+    assert "&lt;script&gt;x" in page
+    assert "data-id='a&#x27;b'" in page
+    assert "ratings-me.csv" in page
+
+
+def test_all_answers_fit_on_one_sheet(answers):
+    sheet = sheet_module()
+    assert len(sheet.draw(answers, 10**6, 0)) == len(answers)

@@ -1,0 +1,146 @@
+"""Every number in the README has a file that it comes from, and says what that file says."""
+
+import importlib.util
+import json
+import random
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from report_data import records, write_run
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(name):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    return script("check_numbers")
+
+
+@pytest.fixture
+def page():
+    return script("results_page")
+
+
+@pytest.fixture
+def readme():
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_says_what_the_results_say(numbers, readme):
+    assert numbers.problems(readme) == []
+
+
+def test_guides_have_no_numbers_without_a_source(numbers, tmp_path, monkeypatch):
+    assert numbers.unsourced_in_guides() == []
+    (tmp_path / "docs" / "guides").mkdir(parents=True)
+    (tmp_path / "docs" / "concepts.md").write_text("An edit of 1, 10 and 50 facts.")
+    (tmp_path / "docs" / "guides" / "speed.md").write_text("It is 7.3 times as fast.\n\n```\n9 of 10\n```\n")
+    monkeypatch.setattr(numbers, "ROOT", tmp_path)
+    (only,) = numbers.unsourced_in_guides()
+    assert "speed.md: a number without a source: ...It is 7.3 times" in only
+
+
+def test_tables_under_results_are_those_of_their_numbers(numbers):
+    assert numbers.stale_tables() == []
+
+
+def test_what_does_not_agree_is_found(numbers, readme):
+    claim = numbers.CLAIMS[-1].written()
+    (line,) = [line for line in numbers.facts_table().splitlines() if line.startswith("| MEMIT |")]
+    first = numbers.demo_table()[0]
+    for old, new, what in (
+        (claim, claim.replace("GRACE ", "GRACE 7"), "not in the text"),
+        (line, line.replace(" |", "1 |", 2), "a table is not as the results have it"),
+        (first, first[:-1] + "9", "the demo's table has not"),
+        ("## With lm-eval", "## With lm-eval\n\nIt is 17.5 times as fast.", "a number without a source: .*17.5"),
+    ):
+        changed = readme.replace(old, new, 1)
+        assert changed != readme, old
+        assert any(re.match(what, problem) for problem in numbers.problems(changed)), what
+
+
+def test_tables_are_written_between_their_markers(numbers, readme):
+    emptied = readme.replace(numbers.facts_table(), "| nothing |")
+    assert emptied != readme
+    assert numbers.with_tables(emptied) == readme
+
+
+# The leaderboard and the index of results/ -------------------------------------------------------------------
+
+
+def test_the_leaderboard_says_what_the_results_say(page):
+    after = json.loads((ROOT / "results" / "demo" / "after.json").read_text())["metrics"]["unlearn_facts"]
+    row = next(
+        line for line in page.leaderboard(page.runs_of(ROOT / "results" / "demo")).splitlines() if "memit" in line
+    )
+    cells = [cell.strip() for cell in row.strip("| ").split("|")]
+    assert cells[:3] == ["memit", "plain", str(after["forget_accuracy"]["n"])]
+    assert cells[5].startswith(f"{after['forget_refusal_rate']['value']:.2f} [0.39, 0.86]")
+
+
+def test_every_committed_file_is_in_the_index(page):
+    shown = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "results").rglob("*"):
+        name = path.relative_to(ROOT / "results").as_posix()
+        if path.is_file() and not name.startswith(("scratch", "cancelled", "README", ".")):
+            assert f"({name})" in shown or f"({name.split('/')[0]}/)" in shown, name
+    (easyedit,) = [line for line in shown.splitlines() if line.startswith("| [easyedit.json]")]
+    assert easyedit.count("not said") == 4, "it has no provenance, and that is said"
+
+
+def test_a_study_that_arrives_is_picked_up(page, numbers, readme, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "results" / "demo", tmp_path / "demo")
+    generator = random.Random(0)
+    for name, method, recipe in (("base", None, None), ("memit", "memit", "plain"), ("own", "memit", "self")):
+        cell = {"recipe": recipe, "editor": {"own": "memit-strong"}.get(name, method)}
+        folder = tmp_path / "four_editors" / "runs" / name
+        write_run(folder, "result", records(20, generator), method, config={"cell": cell})
+    write_run(tmp_path / "four_editors" / "evaluations", "part", records(20, generator), "npo")
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    short = page.short_leaderboard()
+    assert "`results/four_editors`" in short
+    assert [line.split(" | ")[:3] for line in short.splitlines()[-3:]] == [
+        ["| unedited", "–", "10"],
+        ["| memit", "plain", "10"],
+        ["| memit-strong", "self", "10"],
+    ]
+    assert "npo" not in page.page(), "a study's parts are no runs"
+    assert "a study: 3 runs" in page.index()
+    assert page.stale()
+    page.write()
+    assert page.stale() == []
+    monkeypatch.setitem(numbers.TABLES, "leaderboard", page.short_leaderboard)
+    assert any("a table is not" in problem for problem in numbers.problems(readme))
+
+
+# The reference -----------------------------------------------------------------------------------------------
+
+
+def test_the_reference_is_what_the_code_says(tmp_path):
+    reference = script("make_reference")
+    assert reference.stale() == []
+    shutil.copytree(reference.FOLDER, tmp_path / "docs" / "reference")
+    page = tmp_path / "docs" / "reference" / "studies.md"
+    page.write_text(page.read_text().replace("`48`", "`47`"))
+    reference.PAGES = {"studies": reference.studies, "results": reference.results}
+    assert ["studies" in line for line in reference.stale(tmp_path / "docs" / "reference")] == [True]
+
+
+def test_every_setting_of_the_reference_is_explained():
+    """A field without a line in its docstring would be an empty cell."""
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        for line in page.read_text(encoding="utf-8").splitlines():
+            if line.startswith("| `"):
+                assert line.strip("| ").rpartition("|")[2].strip(), f"{page.name}: {line}"

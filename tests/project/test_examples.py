@@ -1,0 +1,129 @@
+"""The scripts in examples/ and the studies in studies/, on a tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmark_data import write_benchmarks
+from study_files import memit, write_model
+
+from unlearn_eval.localization.base import localizer_names
+from unlearn_eval.results.schema import read_result
+from unlearn_eval.runs.study.plan import plan
+from unlearn_eval.runs.study.read import read_study, study_file
+from unlearn_eval.runs.study.spec import study_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("examples") / "model")
+
+
+@pytest.fixture(scope="module")
+def script(model):
+    """`script(NAME, folder, *arguments, **variables)`: its output."""
+
+    def run(name, folder, *arguments, **variables):
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        own = {"PATH": path, "MODEL": str(model), "OUT": str(folder), "OMP_NUM_THREADS": "1"} | variables
+        done = subprocess.run(
+            ["bash", str(ROOT / "examples" / name), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | own,
+            cwd=folder,
+            timeout=400,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def edited(script, model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("edited")
+    sets = [f"--set={key}={value}" for key, value in memit(model)["settings"].items()]
+    return folder, script("edit_then_evaluate.sh", folder, *sets, "--device", "cpu")
+
+
+def test_edit_then_evaluate(edited):
+    folder, said = edited
+    before, after = (read_result(folder / f"{name}.json") for name in ("before", "after"))
+    assert after.edit["requests"]["ids"] == ["capital_of/france", "capital_of/italy"]
+    assert before.model["weights_hash"] != after.model["weights_hash"]
+    assert "forget_accuracy" in said
+
+
+def test_lm_eval_evaluates_an_edit(edited, script):
+    folder, _ = edited
+    ask = '{"forget": ["capital_of/france"], "retain": ["capital_of/japan"], "encoder": "off"}'
+    arguments = ("--tasks", "unlearn_facts", "--metadata", ask, "--gen_kwargs", "max_gen_toks=4", "--device", "cpu")
+    assert "forget_accuracy" in script("lm_eval_edited.sh", folder, *arguments)
+    (path,) = folder.rglob("results_*.json")
+    assert json.loads(path.read_text())["results"]["unlearn_facts"]
+
+
+def test_a_sweep_can_be_planned(script, tmp_path, model):
+    said = script("sweep.sh", tmp_path, "--dry-run", f"models={model}")
+    assert "14 cells: 0 done, 14 to do" in said
+
+
+SHIPPED = ["smoke", "demo", "four_editors", "editing_as_unlearning", "mechanistic_unlearning", "mechanistic_facts"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_studies_can_be_planned(name, model, tmp_path, monkeypatch):
+    write_tofu_and_pistol(tmp_path)
+    monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tmp_path))
+    path = study_file(name)
+    small = {
+        "editing_as_unlearning": ["factual.sizes=[2]"],
+        "mechanistic_unlearning": ["sizes=[1]", "kept=1"],
+        "mechanistic_facts": [
+            f"{part}.{own}" for part in ("athletes", "athletes_editing") for own in ("sizes=[2]", "kept=4")
+        ],
+    }
+    changes = [f"models={model}", "device=cpu", *small.get(name, [])]
+    if name == "mechanistic_facts":
+        changes += [f"{part}.models={model}" for part in ("athletes", "athletes_editing")]
+    cells = plan(study_of(read_study(path, changes), path), {}).cells
+    if name == "editing_as_unlearning":
+        methods = {(cell.part, cell.editor.editor, cell.recipe.name) for cell in cells if cell.editor}
+        assert {("factual", "alphaedit", "self+merge"), ("tofu", "npo", "plain"), ("pistol", "wise", "self")} <= methods
+        assert ("tofu", "npo", "merge") not in methods
+        assert len({cell.model_key for cell in cells}) == 3, "the model as it is, and taught TOFU and PISTOL"
+
+    if name == "mechanistic_unlearning":
+        where = {(cell.part, cell.editor.name) for cell in cells if cell.editor}
+        assert {
+            (part, f"unlikelihood-{own}") for part in ("athletes", "counterfact") for own in localizer_names()
+        } == where
+        assert len({cell.edit_key for cell in cells if cell.editor}) == 2 * 3 * len(localizer_names())
+
+    if name == "mechanistic_facts":
+        edited = [cell for cell in cells if cell.editor]
+        where = {part: {cell.editor.name for cell in edited if cell.part == part} for part in ("unlearning", "editing")}
+        assert where["unlearning"] == {f"unlikelihood-{own}" for own in localizer_names()}
+        assert "idk-random_mlps" in where["editing"], "the control"
+        assert {cell.recipe.recipe.target for cell in edited if cell.part == "editing"} == {"wrong"}
+        assert len({cell.edit_key for cell in edited}) == len(edited) == 3 * (len(localizer_names()) + 5 + 5 + 3)
+        assert {own.attack.name for cell in edited for own in cell.tries} == {"relearn", "probe", "logit_lens"}
+        assert len({own.control_key for cell in edited for own in cell.tries}) == 3 * 3 * 2, "of facts, and of athletes"
+
+
+def write_tofu_and_pistol(root):
+    from conftest import write_tofu
+
+    write_tofu(root)
+    records = [{"question": f"Who is author {i}?", "answer": f"Author {i}"} for i in range(60)]
+    (root / "tofu" / "full.json").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_benchmarks(root)
+    sports = [f"Athlete {sport[0].upper()}{i},{sport}" for sport in ("baseball", "football") for i in range(10)]
+    (root / "sports" / "sports.csv").write_text("\n".join(["athlete,sport", *sports, ""]))  # enough of each for probes

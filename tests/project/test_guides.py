@@ -1,0 +1,176 @@
+"""What the documents tell people to do can be done: commands parse, Python runs, links lead somewhere."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+from documented import PAGES, ROOT, SCRIPTS, blocks, commands, files, links
+from tiny_models import one_thread, tiny_tokenizer  # noqa: F401
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from unlearn_eval.cli import app as cli
+from unlearn_eval.data.forget_sets import load_forget_set
+from unlearn_eval.editing.editor import editor_names
+from unlearn_eval.edits.base import load_edit
+from unlearn_eval.harness.run import names_of
+from unlearn_eval.models import load as models
+from unlearn_eval.runs.study.read import read_study, study_file
+from unlearn_eval.runs.study.spec import study_of
+
+GUIDES = ROOT / "docs" / "guides"
+OWN_TASKS = {"my_task"}
+DOCUMENTS = [path for path in (*PAGES, *SCRIPTS) if commands(path)]
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_every_command_line_is_one(path):
+    for words in commands(path):
+        if words[0] == "unlearn-eval":
+            check_ours(words[1:])
+        else:
+            check_lm_eval(words[1:])
+
+
+def check_ours(words):
+    group = typer.main.get_command(cli.app)
+    assert words[0] in group.commands, words
+    try:
+        context = group.commands[words[0]].make_context(words[0], list(words[1:]))
+    except Exception as error:  # typer brings a click of its own
+        pytest.fail(f"{' '.join(words)}: {error}")
+    given = context.params
+    if given.get("editor") and not given["editor"].endswith(".py"):
+        assert given["editor"] in editor_names(), words
+    for task in (given.get("tasks") or "").split(","):
+        assert task in OWN_TASKS or not task or names_of(task), words
+    if words[0] == "run":
+        assert all("=" in setting for setting in given["settings"] or ()), words
+        if not given["study"].endswith(".yaml"):
+            path = study_file(given["study"])
+            study_of(read_study(path, given["settings"] or ()), path)
+    if words[0] == "ls":
+        assert CliRunner().invoke(cli.app, words).exit_code == 0, words
+
+
+def check_lm_eval(words):
+    from lm_eval._cli.harness import HarnessCLI
+
+    try:
+        given = HarnessCLI()._parser.parse_args(["run", *words])
+    except SystemExit:
+        pytest.fail(f"lm_eval {' '.join(words)}")
+    tasks = given.tasks if isinstance(given.tasks, list) else (given.tasks or "").split(",")
+    for task in tasks:
+        assert task in OWN_TASKS or not task or names_of(task), words
+
+
+def test_a_wrong_command_line_is_found():
+    for words in (
+        ["edit", "--outptu", "x"],
+        ["edt"],
+        ["edit", "--output", "x", "--editor", "memti"],
+        ["run", "smoke", "x"],
+    ):
+        with pytest.raises((AssertionError, pytest.fail.Exception)):
+            check_ours(words)
+    with pytest.raises(Exception, match="did you mean unlearn_facts"):
+        check_ours(["eval", "--tasks", "unlearn_fact"])
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if links(path)], ids=named)
+def test_every_link_leads_somewhere(path):
+    for target in links(path):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.fixture(scope="module")
+def six_layers(tmp_path_factory):
+    """A tiny model deep enough for the default settings of the guides."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("guides") / "model"
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 6, "num_attention_heads": 2}
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=400, initializer_range=0.3, **shape, **ends)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def workplace(six_layers, tmp_path, monkeypatch):
+    """A folder with the guides' files, in which `default` is the tiny model."""
+    for path in sorted(GUIDES.glob("*.md")):
+        for name, text in files(path.read_text(encoding="utf-8")).items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    load = models.load_model
+
+    def load_tiny(name="default", dtype="float32", device=None, revision=None):
+        return load(str(six_layers) if name == "default" else name, dtype, "cpu", revision)
+
+    monkeypatch.setattr(models, "load_model", load_tiny)
+    return tmp_path
+
+
+def ours(words):
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 0, (words, done.output, done.exception)
+    return done
+
+
+def test_the_guide_s_editor_is_used_as_it_says(workplace):
+    page = GUIDES / "own_editor.md"
+    edit, *_ = commands(page)
+    ours(edit[1:])
+    info = load_edit("my_edit").info
+    assert info.editor == "ridge"
+    assert info.config["target"]["steps"] == 15
+    for code in blocks(page.read_text(encoding="utf-8"), "python"):
+        exec(compile(code, str(page), "exec"), {"__name__": "guide"})  # the first one is the editor itself
+
+
+def test_the_guide_s_forget_set_is_forgotten_and_measured(workplace, six_layers):
+    assert [item.subject for item in load_forget_set("my_facts.jsonl")][2] == "the bridge of Kestrel Bay"
+    fast = ["--editor", "ridge.py", "--set", "target.steps=2", "--contexts", "0"]
+    edit, targets, edit_2, evaluate, *_ = commands(GUIDES / "own_forget_set.md")
+    ours([*edit[1:], *fast])
+    ours(targets[1:])
+    ours([*edit_2[1:], *fast])
+    assert "my_edit_2" in edit_2
+    ours([*evaluate[1:], "--model", str(six_layers), "--device", "cpu"])
+    from unlearn_eval import read_result
+
+    assert read_result("after.json").metrics["unlearn_forms"]["forget_leak_direct"].n == 3
+
+
+def test_the_guide_s_task_is_asked(workplace, six_layers):
+    evaluate, *_ = commands(GUIDES / "own_task.md")
+    ours([*evaluate[1:], "--model", str(six_layers), "--device", "cpu", "--metadata", '{"encoder": "off"}'])
+    from unlearn_eval import read_result
+
+    assert read_result("mine.json").metrics["my_task"]["exact_match"].n == 2
+
+
+@pytest.mark.parametrize("study", ["my_study.yaml", "ridge_study.yaml"])
+def test_the_guides_studies_can_be_planned(workplace, six_layers, study):
+    said = ours(["run", study, "--dry-run", f"models={six_layers}", "device=cpu"]).output
+    assert "cells" in said
+
+
+@pytest.mark.parametrize("path", [GUIDES / "serving.md", ROOT / "README.md"], ids=named)
+def test_python_in_documents_runs(workplace, path):
+    ours(["edit", "--editor", "ridge.py", "--limit", "1", "--set", "target.steps=1", "--output", "my_edit"])
+    code = "\n".join(blocks(path.read_text(encoding="utf-8"), "python"))
+    assert code
+    if path.name == "README.md":
+        shutil.rmtree("my_edit")
+    exec(compile(code, str(path), "exec"), {"__name__": "document"})
+    assert Path("my_edit/edit.json").is_file()

@@ -1,0 +1,255 @@
+"""The page in a real browser: it works, and nothing in it runs. Skipped where there is no Chromium."""
+
+import random
+
+import pytest
+from browsing import open_page
+from report_data import TASK, records, write_many, write_run
+from test_report import NASTY, nasty_run
+
+from unlearn_eval.results.report.figures import pareto
+from unlearn_eval.results.report.page import write_page
+from unlearn_eval.results.files import read_runs
+from unlearn_eval.results.schema import read_result
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("runs")
+    write_many(made, 6, 30)
+    write_run(made, "without", [{"id": 1, "forget_accuracy": 0.5}, {"id": 2, "forget_accuracy": 0.5}], "npo")
+    return made
+
+
+def column(page, name):
+    heads = [text.split("\u00a0")[0] for text in page.locator("#leaderboard th").all_inner_texts()]
+    place = next(i for i, text in enumerate(heads) if text.replace(" ", "") == name)
+    cells = page.locator(f"#leaderboard tbody tr td:nth-child({place + 1})").all_inner_texts()
+    return [cell.split("\n")[0] for cell in cells]
+
+
+def test_the_table_shows_the_numbers_of_the_files(opened, folder):
+    shown = dict(zip(column(opened, "run"), column(opened, "forget_accuracy"), strict=True))
+    paths = {str(p.relative_to(folder).with_suffix("")): p for p in folder.rglob("*.json")}
+    assert shown.keys() == paths.keys()
+    for name, path in paths.items():
+        assert shown[name] == f"{read_result(path).metrics[TASK]['forget_accuracy'].value:.3f}"
+    assert "[" in opened.locator("#leaderboard tbody td small").first.inner_text()
+
+
+@pytest.mark.parametrize(("name", "lowest_first"), [("forget_accuracy", True), ("retain_accuracy", False)])
+def test_sorting_puts_the_best_first_and_what_is_missing_last(opened, name, lowest_first):
+    head = opened.locator("#leaderboard th button", has_text=name.split("_")[1]).filter(has_text=name.split("_")[0])
+    for presses in (1, 2):
+        head.first.focus()
+        opened.keyboard.press("Enter")
+        cells = [cell for cell in column(opened, name) if cell]
+        numbers = [float(cell) for cell in cells]
+        assert numbers == sorted(numbers, reverse=(presses == 1) != lowest_first)
+        if name == "retain_accuracy":
+            assert column(opened, "run")[-1] == "without"
+    assert opened.locator("#leaderboard th[aria-sort]").count() == 1
+
+
+def test_filters_keep_the_run_that_others_are_compared_with(opened):
+    opened.select_option("#method", "emmet")
+    assert column(opened, "method") == ["no edit", "emmet"]
+    opened.select_option("#method", "")
+    opened.fill("#name", "RUN-003")
+    assert column(opened, "run") == ["base", "rome/run-003"]
+    assert opened.locator("#frontier .point").count() == 2
+    opened.fill("#name", "nothing like it")
+    assert "no run fits" in opened.inner_text("#leaderboard tbody")
+
+
+def test_a_meaning_shows_on_focus_and_on_hover(opened):
+    opened.locator("#leaderboard th button", has_text="refusal").first.focus()
+    assert "decline" in opened.inner_text("#help")
+    opened.keyboard.press("Escape")
+    assert opened.locator("#help").is_hidden()
+    opened.locator("#frontier .mark").first.hover()
+    assert "forget_accuracy: " in opened.inner_text("#help")
+
+
+def test_arrows_go_from_number_to_number(opened):
+    for place in ("#leaderboard td.value", "#frontier .point", "#metrics .bar"):
+        assert opened.locator(f"{place}[tabindex='0']").count() in (1, opened.locator("#metrics .group").count())
+    opened.locator("#leaderboard td.value").first.focus()
+    for key in ("ArrowDown", "ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown"):
+        opened.keyboard.press(key)
+    assert opened.inner_text("#help").startswith(f"{column(opened, 'run')[1]}, forget_accuracy: ")
+    opened.locator("#frontier .point").first.focus()
+    opened.keyboard.press("ArrowRight")
+    first, second = opened.locator("#frontier .point").all()[:2]
+    assert opened.inner_text("#help").splitlines()[0] == second.get_attribute("data-help").splitlines()[0]
+    assert (first.get_attribute("tabindex"), second.get_attribute("tabindex")) == ("-1", "0")
+
+
+def test_the_line_joins_the_runs_that_none_beats(opened, folder):
+    points = {}
+    for run in read_runs(folder).runs:
+        metrics = run.result.metrics[TASK]
+        if "retain_accuracy" in metrics:
+            points[run.name] = (metrics["retain_accuracy"].value, -metrics["forget_accuracy"].value)
+    expected = [points[list(points)[i]] for i in pareto(list(points.values()))]
+    corners = opened.locator("#frontier .pareto").get_attribute("points").split()
+    assert len(expected) > 1
+    assert len(corners) == len(expected)
+    drawn = [tuple(map(float, corner.split(","))) for corner in corners]
+    assert sorted(drawn, reverse=True) == drawn, "from right to left"
+    assert [y for _, y in drawn] == sorted((y for _, y in drawn), reverse=True), "and upwards, as they forget more"
+
+
+def test_questions_are_found_by_text_and_by_what_became_of_them(opened):
+    assert opened.inner_text("#found") == "15 of 30 questions"
+    opened.fill("#search", "NUMBER 12?")
+    assert opened.inner_text("#found") == "1 of 30 questions"
+    assert opened.inner_text("#questions mark").lower() == "number 12?"
+    assert "answer 12" in opened.inner_text("#questions .truth")
+    opened.fill("#search", "")
+    opened.select_option("#split", "")
+    assert opened.locator("#questions > li").count() == 20
+    opened.click("#more")
+    assert opened.locator("#questions > li").count() == 30
+    opened.select_option("#class", "l")
+    for card in opened.locator("#questions > li").all():
+        assert card.locator(".answer.leak").count() >= 1
+    before = opened.locator("#questions > li").first.locator(".answer").count()
+    opened.click("#shown summary")
+    opened.locator("#shown input").last.uncheck()
+    opened.locator("#shown input:checked").last.uncheck()
+    assert opened.locator("#questions > li").first.locator(".answer").count() == before - 1
+
+
+def test_provenance_opens_from_the_name(opened):
+    opened.locator("#leaderboard tbody a").nth(1).click()
+    assert "a" * 64 in opened.inner_text("#provenance details[open] dl")
+
+
+def test_changes_are_drawn_beside_the_bars(opened):
+    row = opened.locator("#metrics .bar").filter(has_text="alphaedit").first
+    assert "better" in row.locator(".change").inner_text()
+    row.focus()
+    assert "McNemar" in opened.inner_text("#help")
+
+
+def test_of_many_runs_the_best_bars_are_shown(chromium, tmp_path):
+    generator = random.Random(0)
+    write_run(tmp_path, "base", records(40, generator, leak=1.0))
+    for i in range(15):
+        write_run(tmp_path, f"run-{i:02d}", records(40, generator, leak=1 - i / 15), "memit")
+    page = open_page(chromium, write_page(read_runs(tmp_path), tmp_path / "r.html"))
+    group = page.locator("#metrics .group").first
+    shown = [float(text.split(" ")[0]) for text in group.locator(".number").all_inner_texts()]
+    assert len(shown) == 12
+    assert group.locator(".label").first.inner_text() == "base"
+    values = [run.result.metrics[TASK]["forget_accuracy"].value for run in read_runs(tmp_path).runs[1:]]
+    assert shown[1:] == [float(f"{value:.3f}") for value in sorted(values)[:11]]
+    group.locator("button").click()
+    assert page.locator("#metrics .group").first.locator(".bar").count() == 16
+    assert page.mistakes == []
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_in_both_modes(chromium, page_file, scheme):
+    page = open_page(chromium, page_file, viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(18, 20, 22)") == (scheme == "dark")
+    assert page.mistakes == []
+    page.close()
+
+
+def test_it_prints_without_its_controls(opened):
+    opened.emulate_media(media="print")
+    assert opened.locator("#filters").is_hidden()
+    assert opened.locator("#leaderboard table").is_visible()
+    assert opened.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_what_a_model_wrote_is_shown_and_does_nothing(chromium, tmp_path):
+    nasty_run(tmp_path / "runs")
+    write_run(tmp_path / "runs", "base", records(6, random.Random(0)))
+    file = write_page(read_runs(tmp_path / "runs"), tmp_path / "nasty.html", title=NASTY)
+    page = open_page(chromium, file)
+    for section in page.locator("details").all():
+        section.evaluate("one => { one.open = true; }")
+    page.check("#all")
+    page.fill("#search", "<img src=x")
+    for place in page.locator("[data-help]").all()[:40]:
+        place.dispatch_event("focusin")
+    page.wait_for_timeout(200)
+    assert page.mistakes == []
+    assert page.locator("img, iframe, object, embed, [onmouseover], [onerror]").count() == 0
+    assert page.locator("script").count() == 3
+    assert "onerror=alert(3)>" in page.locator("#questions .answer p").last.inner_text()
+    assert "onerror=alert(3)>" in page.inner_text("h1")
+    assert "<img src=x onerror=alert(4)>" in page.inner_text("#leaderboard")
+    page.close()
+
+
+def several_ways(folder):
+    """Two runs of which each item was asked in five ways; the edited one leaks when it is reworded."""
+    ways = [
+        "Who wrote {}?",
+        "Which writer is the author of {}?",
+        "Complete this sentence: {} was written by ...",
+        "ROLE {}",
+        "SURE {}",
+    ]
+    for name, method in (("before", None), ("after", "memit")):
+        made = records(6, random.Random(0), leak=0.0)
+        for i, record in enumerate(made):
+            asked = [way.format(f"book {i}") for way in ways]
+            record["doc"] |= {"question": asked[0], "paraphrases": [asked[1]], "cloze": f"book {i} was written by"}
+            record["arguments"] = [[f"<user>{text}<model>", {}] for text in asked]
+            record["resps"] = [[f"{name} {j} of {i}"] for j in range(len(asked))]
+            record["forget_paraphrase_accuracy"] = None if i % 2 else float(method is not None)
+        write_run(folder, name, made, method)
+    return write_page(read_runs(folder), folder / "ways.html")
+
+
+def test_every_text_of_an_item_is_shown_with_its_answers(chromium, tmp_path):
+    page = open_page(chromium, several_ways(tmp_path))
+    card = page.locator("#questions > li").first
+    assert card.locator("h3").inner_text() == "Who wrote book 0?"
+    assert card.locator(".asked").count() == 5
+    assert card.locator("details .asked").count() == 2
+    second = card.locator(".asked").nth(1)
+    assert second.locator(".way").inner_text().split() == "paraphrase Which writer is the author of book 0?".split()
+    assert second.locator(".answer p").all_inner_texts() == ["before 1 of 0", "after 1 of 0"]
+    assert second.locator(".answer .tag").all_inner_texts() == ["wrong", "leak"]
+    assert card.locator(".asked").nth(3).locator(".answer .tag").first.text_content() == "not judged"
+
+    page.select_option("#way", "cloze")
+    card = page.locator("#questions > li").first
+    assert card.locator(".asked").count() == 1
+    assert "Complete this sentence" in card.locator(".way").inner_text()
+    assert "4 ways of asking not shown" in card.locator(".truth").inner_text()
+    page.select_option("#way", "")
+    page.select_option("#class", "l")
+    assert page.locator("#questions > li .way").all_inner_texts()[0].startswith("paraphrase")
+    assert page.locator("#questions > li").first.locator(".asked").count() == 1
+    page.select_option("#class", "")
+    page.fill("#search", "ROLE book 2")
+    assert page.inner_text("#found") == "1 of 6 questions"
+    assert page.locator("#questions mark").first.inner_text() == "ROLE book 2"
+    assert page.mistakes == []
+    page.close()
+
+
+def test_one_way_of_asking_needs_no_choice(opened):
+    assert opened.locator("#way").is_hidden()
+
+
+def test_answers_are_unpacked_by_browsers_without_a_decoder_of_base64(chromium, page_file):
+    page = chromium.new_page()
+    page.add_init_script("Uint8Array.fromBase64 = undefined;")
+    page.goto(page_file.as_uri())
+    page.wait_for_selector("body[data-ready]")
+    assert page.inner_text("#found") == "15 of 30 questions"
+    assert page.locator("#questions .answer p").first.inner_text()
+    page.close()

@@ -1,0 +1,109 @@
+"""The demo from end to end on the real small model, with few facts: results, interruption, going on, restoring."""
+
+import json
+
+import pytest
+
+from unlearn_eval.data.forget_sets import ForgetSet, facts
+from unlearn_eval.editing.recipe import DemoConfig
+from unlearn_eval.results.schema import read_result, read_samples
+from unlearn_eval.runs import demo as pipeline
+from unlearn_eval.utils.errors import UserError
+
+TASK = "unlearn_facts"
+EASY = ["france", "germany", "italy", "spain", "japan", "egypt", "greece", "russia", "china", "poland"]
+
+
+@pytest.fixture
+def few_facts(monkeypatch):
+    """Ten facts that a small model knows, so that a demo takes a minute and not six."""
+    few = ForgetSet("facts", tuple(item for item in facts() if item.id in {f"capital_of/{name}" for name in EASY}))
+    assert len(few) == len(EASY)
+    monkeypatch.setattr(pipeline, "facts", lambda: few)
+    return few
+
+
+def config(folder, **changes):
+    return DemoConfig(
+        **{"output": str(folder), "n_forget": 2, "n_retain": 3, "device": "cpu", "batch_size": 4} | changes
+    )
+
+
+@pytest.mark.real_model
+def test_demo_forgets_measures_and_restores(few_facts, tmp_path):
+    said, told = [], []
+    before, after = pipeline.run_demo(config(tmp_path / "demo"), said.append, lambda *a: told.append(a))
+    assert [line[:3] for line in said if line[0].isdigit()] == ["1/6", "2/6", "3/6", "4/6", "5/6", "6/6"]
+    assert {what for what, _, _ in told} >= {"facts asked", "target values", "layers"}
+
+    # The files are there, strict, and say everything that is needed to repeat the run.
+    for name, result in (("before", before), ("after", after)):
+        again = read_result(tmp_path / "demo" / f"{name}.json")
+        assert again == result
+        assert result.status == "complete"
+        assert result.metrics[TASK]["forget_accuracy"].n == 2
+        assert result.metrics[TASK]["retain_accuracy"].n == 3
+        assert len(result.model["weights_hash"]) == 64
+        assert result.data[TASK]["hash"]
+    assert before.edit is None
+    assert after.edit["editor"] == "memit"
+    assert after.model["weights_hash"] != before.model["weights_hash"]
+    assert before.metrics[TASK]["forget_accuracy"].value == 1  # these were chosen because it knows them
+    assert after.metrics[TASK]["forget_accuracy"].value < 1
+    assert after.metrics[TASK]["forget_probability"].value < before.metrics[TASK]["forget_probability"].value / 2
+    samples = read_samples(tmp_path / "demo" / "after.json", TASK)
+    assert {record["doc"]["split"] for record in samples} == {"forget", "retain", "neighbors"}
+
+    # A second run reuses everything: it asks, edits and evaluates nothing.
+    told.clear()
+    same = pipeline.run_demo(config(tmp_path / "demo"), said.append, lambda *a: told.append(a))
+    assert same == (before, after)
+    assert not told
+
+    # Other settings do not mix with these files: they are set aside, not overwritten.
+    (tmp_path / "demo" / "demo.json").write_text('{"inputs": "others"}')
+    pipeline._start(tmp_path / "demo", config(tmp_path / "demo"), "hash", said.append)
+    (aside,) = tmp_path.glob("demo.*")
+    assert read_result(aside / "after.json") == after
+
+
+@pytest.mark.real_model
+def test_an_interrupted_demo_goes_on(few_facts, tmp_path):
+    calls = []
+
+    def interrupt(what, done, total):
+        calls.append(done)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_demo(config(tmp_path / "demo"), print, interrupt)
+    asked = tmp_path / "demo" / "asked.jsonl"
+    finished = asked.read_text()
+    assert len(finished.splitlines()) == 8
+    asked.write_text(finished + '{"id": "capital_of/x", "gene')  # as a kill leaves it
+
+    class Enough(Exception):
+        pass
+
+    def stop(what, done, total):
+        calls.append((what, done))
+        if what == "target values":  # second moments may be cached
+            raise Enough
+
+    calls.clear()
+    with pytest.raises(Enough):
+        pipeline.run_demo(config(tmp_path / "demo"), print, stop)
+    assert calls[0] == ("facts asked", 10), "only the two facts that were left are asked"
+    assert asked.read_text().startswith(finished)
+    assert read_result(tmp_path / "demo" / "before.json").status == "complete"
+    assert not (tmp_path / "demo" / "edit").exists()
+
+
+def test_a_model_that_knows_too_little_and_a_foreign_folder(few_facts, tmp_path):
+    with pytest.raises(UserError, match="knows 1 of the facts, and the demo needs 5"):
+        pipeline._split(tmp_path, config(tmp_path), ["capital_of/france"])
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not a demo's folder"):
+        pipeline._start(tmp_path, config(tmp_path), "hash", print)
+    assert json.dumps(sorted(p.name for p in tmp_path.iterdir())) == '["thesis.txt"]'

@@ -1,0 +1,1 @@
+"""One attack a file; the file is all that registers it."""

@@ -1,0 +1,603 @@
+"""The command line: `unlearn-eval demo | edit | finetune | targets | inspect | eval | compare | run | report | ...`.
+
+Exit codes: 0 done, 1 a user's mistake or a failed run (two lines on stderr), 2 wrong usage, 130 interrupted.
+Data goes to stdout, everything else to stderr. Heavy imports happen inside the commands.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from unlearn_eval.cli import attack as cli_attack
+from unlearn_eval.cli import localize as cli_localization
+from unlearn_eval.cli import report as cli_report
+from unlearn_eval.cli import serve as cli_serve
+from unlearn_eval.cli import study as cli_study
+from unlearn_eval.cli.terminal import pair as _pair
+from unlearn_eval.cli.terminal import progress as _progress
+from unlearn_eval.cli.terminal import say as _say
+from unlearn_eval.editing.recipe import DemoConfig, Recipe
+from unlearn_eval.utils.errors import UserError, unknown_name
+
+app = typer.Typer(
+    name="unlearn-eval",
+    help="Did this model forget, and at what price?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEMO = DemoConfig()
+RECIPE = Recipe()
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file, or 'default'.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")]
+SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
+ForgetOption = Annotated[str, typer.Option("--forget", "-f", help="facts, tofu:forget01, pistol:A_B, ... or a file.")]
+TargetOption = Annotated[
+    str,
+    typer.Option(
+        help="What to say instead: idk, pool, self (its own), wrong (a wrong answer), a .jsonl file, a sentence."
+    ),
+]
+IdsOption = Annotated[str | None, typer.Option(help="Only these items, separated by commas.")]
+LimitOption = Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")]
+ChatOption = Annotated[bool | None, typer.Option(help="Ask through the chat template. [default: if there is one]")]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")]
+
+
+@app.command()
+def demo(
+    model: ModelOption = DEMO.model,
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder; a second run goes on from it.")] = DEMO.output,
+    n_forget: Annotated[int, typer.Option(help="Known facts to forget.")] = DEMO.n_forget,
+    n_retain: Annotated[int, typer.Option(help="Known facts to keep.")] = DEMO.n_retain,
+    target: Annotated[str, typer.Option(help="What to say instead: idk, pool, or a sentence.")] = DEMO.target,
+    seed: SeedOption = DEMO.seed,
+    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = DEMO.batch_size,
+    device: DeviceOption = None,
+) -> None:
+    """Make a small model forget facts, and measure it."""
+    from rich.console import Console
+
+    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.results.report.table import comparison_tables, reasons
+    from unlearn_eval.results.schema import compare as compare_results
+    from unlearn_eval.runs.demo import demo_samples, run_demo
+
+    config = DemoConfig(
+        model=model,
+        output=output,
+        n_forget=n_forget,
+        n_retain=n_retain,
+        target=target,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+    )
+    with quiet():
+        before, after = run_demo(config, _say, _progress())
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    for table in comparison_tables(compare_results(before, after)):
+        console.print(table)
+    for line in reasons([after]):
+        console.print(line)
+    console.print(_samples_table(demo_samples(before, after)))
+    console.print("↑ higher is better, ↓ lower is better; ± standard error; green and red: changes with p < 0.05")
+    console.print(
+        f"results: {before.path}, {after.path} (samples beside them)\nthe edit: {output}/edit", soft_wrap=True
+    )
+
+
+@app.command()
+def edit(
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder of the edit.")],
+    model: ModelOption = "default",
+    forget: ForgetOption = "facts",
+    retain: Annotated[
+        str | None, typer.Option("--retain", help="What to keep, for methods that are trained: a set or a file.")
+    ] = None,
+    editor: Annotated[
+        str | None,
+        typer.Option("--editor", "-e", help="One of `ls editors`, or a file, my_editor.py. [default: memit]"),
+    ] = None,
+    target: TargetOption = RECIPE.target,
+    merge: Annotated[
+        str, typer.Option(help="Query merging: none, text (one prompt) or key (one change of value).")
+    ] = RECIPE.merge,
+    merge_size: Annotated[int, typer.Option(help="How many of a group are merged.")] = RECIPE.merge_size,
+    per_step: Annotated[
+        int, typer.Option(help="Requests per step, each on the model as edited so far; 0: all at once.")
+    ] = RECIPE.per_step,
+    continue_: Annotated[
+        str | None, typer.Option("--continue", help="Folder of an edit to go on from; the new one holds both.")
+    ] = None,
+    ids: IdsOption = None,
+    limit: LimitOption = None,
+    chat: ChatOption = None,
+    contexts: Annotated[int, typer.Option(help="Sampled openings before each question.")] = RECIPE.n_contexts,
+    preset: Annotated[bool, typer.Option(help="Use the model's published settings.")] = RECIPE.preset,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, NAME=VALUE.")] = None,
+    components: Annotated[
+        str | None,
+        typer.Option(help="Where: a localization, as in 'fact_lookup(budget=4)', its file, or names of modules."),
+    ] = None,
+    dtype: DtypeOption = "float32",
+    seed: SeedOption = RECIPE.seed,
+    device: DeviceOption = None,
+) -> None:
+    """Make an edit: a small folder that forgets a set."""
+    from unlearn_eval.editing.editor import get_editor
+    from unlearn_eval.edits.base import load_edit
+    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.localization.locate import checked_settings
+    from unlearn_eval.models.load import load_model
+    from unlearn_eval.runs.edit import make_edit
+
+    state = load_edit(continue_) if continue_ else None
+    editor = editor or (_editor_of(state) if state else "memit")
+    get_editor(editor)
+    recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
+    forget_set = _forget_set(forget, ids, limit, seed)
+    options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
+    checked_settings(get_editor(editor).Config, options)
+    retain_set = None if retain is None else _forget_set(retain, None, None, seed)
+    training = _training_folder(editor, output, options)
+    with quiet():
+        _say(f"loading {model}")
+        loaded = load_model(model, dtype=dtype, device=device)
+        _say(f"{editor} on {len(forget_set)} items of {forget_set.name}")
+        made = make_edit(loaded, forget_set, editor, options, recipe, state, _progress(), retain_set)
+        if not _is_first_process():
+            return
+        folder = made.save(output, loaded.tokenizer, loaded.model.config)
+    _remove(training)
+    _tell(made)
+    _say(f"done in {made.info.seconds:.0f} s; look at it, and evaluate it, with:")
+    _say(f"  unlearn-eval inspect {folder}")
+    _say(f"  unlearn-eval eval --model {model} --edit {folder} --tasks unlearn_facts")
+    print(folder)
+
+
+@app.command()
+def finetune(
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder of the model.")],
+    on: Annotated[str, typer.Option("--on", help="What it is to know: tofu:full, tofu:retain90, pistol:all, a file.")],
+    model: ModelOption = "default",
+    without: Annotated[str | None, typer.Option("--without", help="Leave this set out: a retain-only model.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="tofu, pistol, pistol-full or none. [default: the data's own]")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of training, NAME=VALUE.")] = None,
+    as_: Annotated[str, typer.Option("--as", help="checkpoint (an ordinary model) or edit.")] = "checkpoint",
+    limit: LimitOption = None,
+    chat: ChatOption = None,
+    dtype: DtypeOption = "float32",
+    seed: SeedOption = RECIPE.seed,
+    device: DeviceOption = None,
+) -> None:
+    """Make TOFU's and PISTOL's target and reference models."""
+    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.models.load import load_model
+    from unlearn_eval.runs import finetune as finetuning
+
+    if as_ not in ("checkpoint", "edit"):
+        raise unknown_name("form", as_, ("checkpoint", "edit"))
+    data = _forget_set(on, None, limit, seed)
+    left_out = None if without is None else _forget_set(without, None, None, seed)
+    chosen = finetuning.preset_of(data, preset)
+    split = finetuning.LEFT_OUT.get(data.name)
+    if left_out is not None:
+        data = finetuning.without(data, left_out)
+        split = left_out.name.removeprefix("tofu:") if left_out.name.startswith("tofu:forget") else None
+    options = dict(_pair(text) for text in set_ or [])
+    training = None if "folder" in options else options.setdefault("folder", f"{output.rstrip('/')}.training")
+    with quiet():
+        _say(f"loading {model}")
+        loaded = load_model(model, dtype=dtype, device=device)
+        _say(
+            f"fine-tuning on {len(data)} items of {data.name}, {'as ' + chosen.source if chosen else 'without preset'}"
+        )
+        made = finetuning.finetune(loaded, data, options, chosen, chat, seed, _progress())
+        if not _is_first_process():
+            return
+        if as_ == "edit":
+            folder = made.save(output, loaded.tokenizer, loaded.model.config)
+        else:
+            folder = finetuning.write_checkpoint(loaded, made, output, split, _say)
+    _remove(training)
+    _tell_training(made.info.notes["training"], {})
+    if split and as_ == "checkpoint":
+        asked = " --apply_chat_template" if made.info.requests["chat"] else ""
+        _say("forget quality of other models, compared with this one:")
+        _say(f"""  unlearn-eval eval --tasks unlearn_tofu{asked} --metadata '{{"retain_reference": "{folder}"}}' ...""")
+    print(folder)
+
+
+@app.command(hidden=True)  # as view is: edit writes them by itself, and docs/reference has it
+def targets(
+    output: Annotated[str, typer.Option("--output", "-o", help="JSONL file to write.")],
+    model: ModelOption = "default",
+    forget: ForgetOption = "facts",
+    target: TargetOption = "self",
+    ids: IdsOption = None,
+    limit: LimitOption = None,
+    chat: ChatOption = None,
+    dtype: DtypeOption = "float32",
+    seed: SeedOption = RECIPE.seed,
+    device: DeviceOption = None,
+) -> None:
+    """Write what to say to each question, for --target FILE."""
+    import random
+
+    from unlearn_eval.editing.requests.targets import make_targets, write_targets
+    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.models.load import load_model
+    from unlearn_eval.models.prompts import resolve_chat
+
+    forget_set = _forget_set(forget, ids, limit, seed)
+    with quiet():
+        loaded = load_model(model, dtype=dtype, device=device)
+        chats = resolve_chat(chat, loaded.tokenizer, loaded.name)
+        made = make_targets(
+            target, forget_set.items, random.Random(seed), loaded, chats, seed=seed, progress=_progress()
+        )
+    write_targets(output, made)
+    print(output)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[str, typer.Argument(help="Folder of an edit.")],
+    ask: Annotated[
+        str | None, typer.Option("--ask", help="A question: which memory of a GRACE, WISE or MEMOIR edit would answer?")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="For --ask: the base model, if edit.json's is elsewhere.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show an edit: layers, ranks, norms, targets, cost.
+
+    With --ask, show what a memory edit makes of a question.
+    """
+    from unlearn_eval.edits.description import describe_edit
+    from unlearn_eval.results.report.edit import edit_tables, route_lines
+
+    if ask is not None:
+        from unlearn_eval.edits.memory.ask import ask_edit
+        from unlearn_eval.harness.run import quiet
+
+        with quiet():
+            answer = ask_edit(folder, ask, model, _say)
+        print(json.dumps(answer, indent=2, ensure_ascii=False) if json_ else "\n".join(route_lines(answer)))
+        return
+    description = describe_edit(folder)
+    if json_:
+        print(json.dumps(description, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    for table in edit_tables(description):
+        console.print(table)
+
+
+@app.command()
+def export(
+    folder: Annotated[str, typer.Argument(help="Folder of an edit.")],
+    merged: Annotated[str, typer.Option("--merged", help="Folder of the checkpoint to write.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The base model, if edit.json's is elsewhere.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ... [default: the base's own]")] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Write the edited model as an ordinary checkpoint."""
+    from unlearn_eval.edits.export import export_merged
+    from unlearn_eval.harness.run import quiet
+
+    with quiet():
+        print(export_merged(folder, merged, model=model, dtype=dtype, device=device, say=_say))
+
+
+@app.command("eval", context_settings={"allow_extra_args": True})
+def eval_(
+    context: typer.Context,
+    tasks: Annotated[str, typer.Option("--tasks", "-t", help="Names or patterns, separated by commas.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A base model, or an lm-eval model type with --model_args.")
+    ] = "default",
+    model_args: Annotated[str, typer.Option("--model_args", "-a", help="As for lm_eval: NAME=VALUE,...")] = "",
+    edit: Annotated[str | None, typer.Option("--edit", help="Folder of an edit to apply.")] = None,
+    edits: Annotated[
+        str | None, typer.Option("--edits", help="Several edits in one vLLM engine: --edits DIR1 DIR2 ...")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="What runs a base model: hf, or vllm.")] = "hf",
+    output: Annotated[str | None, typer.Option("--output_path", "--output", "-o", help="Result file (.json).")] = None,
+    limit: Annotated[float | None, typer.Option("--limit", "-L", help="Documents per task.")] = None,
+    batch_size: Annotated[str, typer.Option("--batch_size", "-b", help="A number, auto, or auto:N.")] = "16",
+    device: DeviceOption = None,
+    num_fewshot: Annotated[int | None, typer.Option("--num_fewshot", help="Examples in the prompt.")] = None,
+    apply_chat_template: Annotated[bool, typer.Option("--apply_chat_template", help="Ask as a chat.")] = False,
+    system_instruction: Annotated[str | None, typer.Option("--system_instruction", help="System message.")] = None,
+    gen_kwargs: Annotated[str, typer.Option("--gen_kwargs", help="NAME=VALUE,... for generation.")] = "",
+    metadata: Annotated[str, typer.Option("--metadata", help="JSON for the tasks.")] = "{}",
+    include_path: Annotated[str | None, typer.Option("--include_path", help="More tasks.")] = None,
+    use_cache: Annotated[str | None, typer.Option("--use_cache", help="Cache of generations.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1234,
+) -> None:
+    """Evaluate a model or an edit on lm-eval tasks."""
+    from unlearn_eval.runs.evaluate import EvalConfig, run_evaluation, run_together
+
+    config = EvalConfig(
+        tasks=tuple(part.strip() for part in tasks.split(",") if part.strip()),
+        model=model,
+        model_args=model_args,
+        edit=edit,
+        backend=backend,
+        output=output,
+        limit=limit,
+        batch_size=int(batch_size) if batch_size.isdigit() else batch_size,
+        device=device,
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+        system_instruction=system_instruction,
+        gen_kwargs=gen_kwargs,
+        metadata=_json_object(metadata),
+        include_path=include_path,
+        use_cache=use_cache,
+        seed=seed,
+    )
+    folders = [edits, *context.args] if edits else []
+    if context.args and not edits:
+        raise UserError(f"'{context.args[0]}' is no option", "several edits are --edits DIR1 DIR2 ...")
+    if folders and (edit or backend != "vllm"):
+        raise UserError("--edits are evaluated in one vLLM engine", "give --backend vllm, and no --edit")
+    one = None if folders else run_evaluation(config, _say)
+    results = run_together(config, folders, _say) if folders else [one] if one else []  # a rank may write nothing
+    from unlearn_eval.results.report.table import show_result
+
+    for result in results:
+        show_result(result)
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="Result file of the first model, as `eval` writes it.")],
+    after: Annotated[str, typer.Argument(help="Result file of the second, on the same tasks and items.")],
+    format_: Annotated[str, typer.Option("--format", help="table, markdown, latex or csv.")] = "table",
+) -> None:
+    """Compare two results item by item, with paired tests."""
+    from rich.console import Console
+
+    from unlearn_eval.results.report.formats import FORMATS
+    from unlearn_eval.results.report.table import comparison_tables, reasons, unpaired
+    from unlearn_eval.results.schema import compare as compare_results
+    from unlearn_eval.results.schema import read_result
+
+    if format_ not in ("table", *FORMATS):
+        raise unknown_name("format", format_, ("table", *FORMATS))
+    first, second = read_result(before), read_result(after)
+    if not first.metrics.keys() & second.metrics.keys():
+        raise UserError(
+            f"{before} and {after} share no task ({', '.join(first.metrics)}; {', '.join(second.metrics)})",
+            "evaluate both models on the same --tasks",
+        )
+    rows = compare_results(first, second)
+    if format_ != "table":
+        print(FORMATS[format_](rows), end="")
+        return
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for table in comparison_tables(rows, tests=True):
+        console.print(table)
+    for line in (*reasons([first, second]), *unpaired(rows)):
+        console.print(line)
+    console.print("↑ higher is better, ↓ lower is better; ± standard error; p of each change by itself, two-sided")
+
+
+app.command()(cli_attack.attack)
+app.command()(cli_localization.localize)
+app.command()(cli_study.run)
+app.command()(cli_report.report)
+app.command(hidden=True)(cli_report.view)  # the list of commands fits on a screen; report names it
+app.command()(cli_report.check)
+app.command(context_settings={"allow_extra_args": True})(cli_serve.serve)
+
+
+@app.command()
+def ls(
+    what: Annotated[
+        str, typer.Argument(help="tasks, editors, attacks, localizations, models, sets, or studies.")
+    ] = "tasks",
+) -> None:
+    """List tasks, editors, attacks, models, sets, studies."""
+    from unlearn_eval.data.forget_sets import set_names
+
+    kinds = {
+        "tasks": _tasks,
+        "editors": _editors,
+        "attacks": cli_attack.attack_lines,
+        "localizations": cli_localization.localization_names,
+        "models": _models,
+        "sets": set_names,
+        "studies": cli_study.study_names,
+    }
+    if what not in kinds:
+        raise unknown_name("list", what, kinds)
+    print("\n".join(kinds[what]()))
+
+
+@app.command("tasks-path")
+def tasks_path() -> None:
+    """Print our tasks' folder, for --include_path."""
+    from unlearn_eval.autoload import TASKS_FOLDER
+
+    print(TASKS_FOLDER)
+
+
+@app.command()
+def env() -> None:
+    """Print versions and device as JSON."""
+    from unlearn_eval.utils.provenance import provenance
+
+    print(json.dumps(provenance(), indent=2))
+
+
+@app.command("fetch-model", hidden=True)
+def fetch_model() -> None:
+    """Get the default model; print its folder."""
+    from unlearn_eval.models.load import fetch_default_model
+
+    print(fetch_default_model())
+
+
+@app.command("fetch-encoder", hidden=True)  # the list of commands fits on a screen
+def fetch_encoder() -> None:
+    """Get the default sentence encoder; print its folder."""
+    from unlearn_eval.models.embedding import fetch_default_encoder
+
+    print(fetch_default_encoder())
+
+
+def main() -> None:
+    """Run a command; a user's mistake is two lines and exit code 1, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(f"error: cannot write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        print("hint: free some space or give another --output; the same command goes on from there", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+
+
+# Details ---------------------------------------------------------------------------------------------------
+
+
+def _tasks() -> list[str]:
+    from unlearn_eval.harness.run import task_names
+
+    return task_names()
+
+
+def _editors() -> list[str]:
+    from unlearn_eval.editing.editor import editor_names
+
+    return editor_names()
+
+
+def _models() -> list[str]:
+    from unlearn_eval.harness.run import model_names
+
+    return model_names()
+
+
+def _forget_set(name: str, ids: str | None, limit: int | None, seed: int) -> Any:
+    from unlearn_eval.data.forget_sets import load_forget_set
+
+    chosen = load_forget_set(name)
+    if ids:
+        chosen = chosen.select(part.strip() for part in ids.split(","))
+    return chosen if limit is None else chosen.sample(limit, seed)
+
+
+def _tell(made: Any) -> None:
+    """What the self-check found, and what to try if an edit did not take."""
+    check, preset = made.info.notes["self_check"], made.info.notes["preset"]
+    _say(
+        f"self-check: {check['n_took']} of {check['n']} targets are now the most likely answer (probability per token "
+        f"{check['target_probability_before']:.3f} -> {check['target_probability_after']:.3f})"
+    )
+    if "training" in made.info.notes:
+        _tell_training(made.info.notes["training"], check)
+    elif 2 * check["n_took"] < check["n"]:
+        known = "there is no preset for this model" if preset is None else f"the preset is {preset['name']}'s"
+        _say(f"hint: {known}; try other --set layers=..., more --set target.steps=..., or a weaker preservation")
+
+
+def _tell_training(notes: dict[str, Any], check: dict[str, Any]) -> None:
+    """What became of the answers, and what went otherwise than asked."""
+    if "answer_probability_before" in check:
+        before, after = check["answer_probability_before"], check["answer_probability_after"]
+        _say(f"the answers' probability per token {before:.3f} -> {after:.3f}, in {notes['steps']} steps")
+    if "diverged_after_step" in notes:
+        _say(f"the loss was not finite after {notes['diverged_after_step']} steps: kept is step {notes['kept_step']}")
+        _say("hint: give a smaller --set learning_rate, or fewer --set epochs")
+
+
+def _training_folder(editor: str, output: str, options: dict[str, str]) -> str | None:
+    """Where a method that is trained keeps its checkpoints until the edit is there, if the user has not said where."""
+    from dataclasses import fields
+
+    from unlearn_eval.editing.editor import get_editor
+
+    if "folder" in options or "folder" not in {field.name for field in fields(get_editor(editor).Config)}:
+        return None
+    options["folder"] = f"{output.rstrip('/')}.training"
+    return options["folder"]
+
+
+def _editor_of(state: Any) -> str:
+    """The method of an edit to go on from."""
+    file = state.info.notes.get("editor_file")
+    if file is not None:
+        raise UserError(
+            f"the edit to go on from was made by a file, {file['name']}", f"give --editor FOLDER/{file['name']}"
+        )
+    return str(state.info.editor)
+
+
+def _remove(folder: str | None) -> None:
+    import shutil
+
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_first_process() -> bool:
+    """Whether this process writes: of several that `accelerate launch` has started, the first."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"--metadata is not JSON: {error}", """for example --metadata '{"forget": "capital_of"}'"""
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError("--metadata is not a JSON object", """for example --metadata '{"forget": "capital_of"}'""")
+    return content
+
+
+def _samples_table(rows: list[tuple[str, str, str, str]]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="what it says", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "question", "before", "after"):
+        table.add_column(column, overflow="fold", ratio=None if not column else 1)
+    for i, row in enumerate(rows):
+        table.add_row(*row, end_section=i + 1 < len(rows) and rows[i + 1][0] != row[0])
+    return table
+
+
+if __name__ == "__main__":
+    main()

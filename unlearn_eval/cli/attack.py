@@ -1,0 +1,76 @@
+"""`unlearn-eval attack`: does it come back?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from unlearn_eval.cli.terminal import pair, progress, say
+
+
+def attack(
+    name: Annotated[str, typer.Argument(help="Which: `unlearn-eval ls attacks`.")],
+    edit: Annotated[str, typer.Option("--edit", help="Folder of the edit.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The base model, if edit.json's is elsewhere.")
+    ] = None,
+    forget: Annotated[
+        str | None, typer.Option("--forget", "-f", help="What was to be forgotten. [default: what edit.json says]")
+    ] = None,
+    retain: Annotated[
+        str | None,
+        typer.Option(
+            "--retain", help="Other facts, for controls and training. [default: the rest of the forget set, or facts]"
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", help="A model that never knew the facts: what recovery is measured from."),
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Result file (.json).")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the attack, NAME=VALUE.")] = None,
+    ids: Annotated[str | None, typer.Option(help="Only these items, separated by commas.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")] = None,
+    chat: Annotated[bool | None, typer.Option(help="Ask through the chat template. [default: as the edit was]")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", "-b", help="Rows per forward pass.")] = 16,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Chooses items; the attack has seeds of its own.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")] = None,
+) -> None:
+    """Try to bring back what an edit made a model forget."""
+    from unlearn_eval.attacks.base import get_attack
+
+    get_attack(name)  # a misspelt name is found at once
+    from unlearn_eval.attacks.run import AttackConfig, run_attack, task_name
+    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.results.report.table import show_result
+
+    config = AttackConfig(
+        attack=name,
+        edit=edit,
+        model=model,
+        forget=forget,
+        ids=tuple(part.strip() for part in ids.split(",")) if ids else (),
+        limit=limit,
+        retain=retain,
+        reference=reference,
+        settings=dict(pair(text) for text in set_ or []),
+        output=output,
+        chat=chat,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+    )
+    with quiet():
+        result = run_attack(config, say, progress())
+    skipped = result.robustness[task_name(name)]["skipped"]
+    show_result(result, [f"skipped: {entry['what']}: {entry['reason']}" for entry in skipped])
+
+
+def attack_lines() -> list[str]:
+    """The attacks, each with what it does."""
+    from unlearn_eval.attacks.base import attack_names, get_attack
+
+    return [f"{name:16}{get_attack(name).ABOUT.does}" for name in attack_names()]

@@ -1,0 +1,74 @@
+"""`unlearn-eval localize`: where in a model the facts of a set are."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+
+def localize(
+    name: Annotated[str, typer.Argument(help="The method; `unlearn-eval ls localizations`.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="File to write (.json), for edit --components.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file, or 'default'.")] = "default",
+    forget: Annotated[str, typer.Option("--forget", "-f", help="facts, sports:all, ... or a file.")] = "facts",
+    retain: Annotated[
+        str | None, typer.Option("--retain", help="Further facts, for probes: other answers than those to forget.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="How much: 6 (MLPs), 40M (weights), 10%. [default: the method's rule, or 1 in 6]")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the method, or masks=WAY: NAME=VALUE.")
+    ] = None,
+    figures: Annotated[str | None, typer.Option(help="A folder for SVG and PDF; needs matplotlib.")] = None,
+    ids: Annotated[str | None, typer.Option(help="Only these items, separated by commas.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")] = None,
+    chat: Annotated[bool, typer.Option(help="Ask through the chat template.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")] = 64,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")] = None,
+) -> None:
+    """Find where in a model facts are; for edit --components."""
+    from rich.console import Console
+
+    from unlearn_eval.cli.app import _forget_set
+    from unlearn_eval.cli.terminal import pair, progress, say
+    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.localization import locate
+    from unlearn_eval.localization.base import get_localizer
+    from unlearn_eval.models.load import load_model
+    from unlearn_eval.results.report.localization import component_tables, write_component_figures
+
+    get_localizer(name)
+    wanted = locate.Wanted.of(name, budget, dict(pair(text) for text in set_ or []))
+    wanted.check()
+    facts = _forget_set(forget, ids, limit, seed)
+    others = None if retain is None else _forget_set(retain, None, None, seed)
+    with quiet():
+        say(f"loading {model}")
+        loaded = load_model(model, dtype=dtype, device=device)
+        say(f"{name} on {len(facts)} items of {facts.name}")
+        found = locate.localize(loaded, facts, wanted, seed, others, chat, batch_size, progress())
+    path = found.save(output)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    for table in component_tables(asdict(found)):
+        console.print(table)
+    skipped = found.facts.get("skipped", {})
+    for reason in sorted(set(skipped.values())):
+        say(f"left out: {list(skipped.values()).count(reason)} items, because {reason}")
+    for figure in write_component_figures(asdict(found), figures) if figures else ():
+        print(figure)
+    say("train or edit there with:")
+    say(f"  unlearn-eval edit --model {model} --components {path} ...")
+    print(path)
+
+
+def localization_names() -> list[str]:
+    """The localisations that there are."""
+    from unlearn_eval.localization.base import localizer_names
+
+    return localizer_names()

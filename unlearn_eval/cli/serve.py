@@ -1,0 +1,37 @@
+"""The command that serves an edit: `unlearn-eval serve EDIT_DIR`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from unlearn_eval.utils.errors import UserError
+
+
+def serve(
+    context: typer.Context,
+    edit: Annotated[str, typer.Argument(help="The edit's folder.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The base model, if edit.json's name is of no use here.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is for other machines.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="UNLEARN_EVAL_API_KEY", help="What clients must send.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="By which clients name it. [default: the folder's name]")] = None,
+) -> None:
+    """Serve an edit with vLLM, by OpenAI's routes.
+
+    GET /health says which edit it is; POST /v1/edit takes another one of the same base.
+    Whatever stands after -- goes to `vllm serve`, e.g. -- --dtype bfloat16 --max-model-len 2048.
+    """
+    from unlearn_eval.serving.start import LOCAL, serve, server_command
+
+    if host not in (LOCAL, "localhost", "::1") and not api_key:
+        raise UserError(f"{host} can be reached from other machines, without a key", "give --api-key KEY")
+    command = server_command(edit, model, host, port, name, context.args)
+    print(f"http://{host}:{port}/v1 serves {edit}; stop with Ctrl-C", file=sys.stderr, flush=True)
+    serve(command, api_key)

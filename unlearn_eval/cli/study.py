@@ -1,0 +1,122 @@
+"""`unlearn-eval run`: studies."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def run(
+    study: Annotated[str, typer.Argument(help="A study file, or the name of one that is shipped.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE over the file's, as in sizes=[10].")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Folder. [default: results/scratch/NAME]")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan with its cost, and run nothing.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells that failed again.")] = False,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="Run on Ray: local, auto (this machine's cluster), or an address.")
+    ] = None,
+) -> None:
+    """Run a study: models x editors x forget sets x tasks.
+
+    The same command goes on where it was cut off.
+    """
+    from unlearn_eval.harness.run import quiet, within_a_study
+    from unlearn_eval.runs.study.plan import plan
+    from unlearn_eval.runs.study.read import read_study, study_file
+    from unlearn_eval.runs.study.run import DiskFull, Options, made_otherwise, run_study, states_of
+    from unlearn_eval.runs.study.show import Board, plan_lines, plan_table, result_tables
+    from unlearn_eval.runs.study.spec import study_of
+    from unlearn_eval.runs.study.store import FILES, Store
+
+    path = study_file(study)
+    wanted = study_of(read_study(path, settings or ()), path)
+    store = Store(Path(output) if output else Path("results") / "scratch" / wanted.name)
+    console, data = _console(sys.stderr), _console(sys.stdout)
+    remembered = store.read(FILES)
+    print(f"planning {path}", file=sys.stderr, flush=True)
+    with quiet(), within_a_study():
+        planned = plan(wanted, remembered)
+        states, results = states_of(planned, store)
+        costs = _costs(planned, store, wanted.device)
+        target = data if dry_run else console
+        target.print(plan_table(planned, states, costs))
+        for line in plan_lines(planned, states, costs, made_otherwise(planned, store, states)):
+            target.print(line, soft_wrap=True, highlight=False)
+        if dry_run:
+            return
+        board = Board(console, planned.cells, states, wanted.show, costs, results)
+        options = Options(list(sys.argv), retry_failed, remembered)
+        run_cells = None if ray is None else _on_ray(ray, planned, store, board, options, costs)
+        try:
+            run_study(planned, store, board, options, run_cells)
+        except (KeyboardInterrupt, DiskFull) as error:
+            if isinstance(error, DiskFull):
+                print(f"error: {error}", file=sys.stderr)
+                print("hint: free some space; what was finished is kept. Go on with:", file=sys.stderr)
+            else:
+                print("\ninterrupted; what was finished is kept. Go on with:", file=sys.stderr)
+            print(f"  {_command(study, settings, output, retry_failed, ray)}", file=sys.stderr)
+            raise typer.Exit(1 if isinstance(error, DiskFull) else 130) from error
+    for table in result_tables(planned.cells, board.results, wanted.show):
+        data.print(table)
+    _tell_failed(board, _command(study, settings, output, True, ray))
+    data.print(f"results: {store.folder}/runs, one folder for each cell", soft_wrap=True, highlight=False)
+    if "failed" in board.states.values():
+        raise typer.Exit(1)
+
+
+def _on_ray(address: str, planned: Any, store: Any, board: Any, options: Any, costs: Any) -> Any:
+    """What runs cells on a Ray cluster."""
+    from unlearn_eval.runs.study.on_ray import connect, run_on_ray
+
+    cluster = connect(address)
+    return lambda cells: run_on_ray(cluster, cells, planned, store, board, options, costs)
+
+
+def study_names() -> list[str]:
+    """The studies that are shipped."""
+    from unlearn_eval.runs.study.read import STUDIES_FOLDER
+
+    return sorted(path.stem for path in STUDIES_FOLDER.glob("*.yaml"))
+
+
+def _tell_failed(board: Any, command: str) -> None:
+    from unlearn_eval.runs.study.show import line_of
+
+    failed = [cell for cell in board.cells if board.states[cell.key] == "failed"]
+    for cell in failed:
+        print(f"failed: {line_of(cell)}: {board.results[cell.key].notes[0]}", file=sys.stderr)
+    if failed:
+        print(f"hint: what failed is run again by\n  {command}", file=sys.stderr)
+
+
+def _costs(planned: Any, store: Any, device: str | None) -> dict[str, Any]:
+    """The estimate for each cell."""
+    import torch
+
+    from unlearn_eval.data.forget_sets import load_forget_set
+    from unlearn_eval.runs.study.costs import Costs, shared_by
+
+    costs = Costs(store.results(), device != "cpu" and torch.cuda.is_available())
+    sizes = {cell.forget: len(load_forget_set(cell.forget)) for cell in planned.cells if cell.size is None}
+    first = shared_by(planned.cells)
+    return {cell.key: costs.of(cell, cell.size or sizes[cell.forget], first[cell.key]) for cell in planned.cells}
+
+
+def _console(stream: Any) -> Any:
+    from rich.console import Console
+
+    return Console(file=stream, width=None if stream.isatty() else 140)
+
+
+def _command(study: str, settings: list[str] | None, output: str | None, retry_failed: bool, ray: str | None) -> str:
+    """The command that goes on."""
+    options = [*(["--output", output] if output else []), *(["--ray", ray] if ray else [])]
+    options += ["--retry-failed"] if retry_failed else []
+    return shlex.join(["unlearn-eval", "run", study, *(settings or []), *options])

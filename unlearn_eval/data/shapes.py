@@ -1,0 +1,144 @@
+"""How a text is put to a model: as the question, the sentence, the text or the blank that it is.
+
+There is one definition for all: what editors and unlearners teach, what tasks ask and what attacks and localizations
+read. `prompts.render` makes the text that a model reads of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unlearn_eval.utils.errors import unknown_name
+
+QUESTION = "question"
+SHAPES = (QUESTION, "sentence", "text", "blank", "brief")  # those that an item of a forget set may have
+COMPLETE = "Complete this sentence: {text} ..."
+CONTINUE = "Continue this text:\n\n{text}"
+FILL = "Please complete the blank in the following question.\nQuestion: {text}"
+BRIEF = "Please briefly answer the following question.\nQuestion: {text}"
+BRIEF_EXAMPLES = "Please briefly answer the following question.\n{text}"
+AS_IT_IS = "{question}"
+_GAP = re.compile("_{2,}")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question that is not just asked by its text.
+
+    Attributes:
+        text: the user's message.
+        turns: what was said before: (question, answer), in order.
+        opening: how the answer is made to begin; the model reads it as its own words.
+        plain: what a model without a chat template reads in the question's place; None: the usual form.
+        raw: a chat model reads `plain` as well: the text of a document, without a user.
+        max_tokens: no more than these are generated, whatever the task's limit is.
+    """
+
+    text: str
+    turns: tuple[tuple[str, str], ...] = ()
+    opening: str = ""
+    plain: str | None = None
+    raw: bool = False
+    max_tokens: int | None = None
+
+
+Asked = str | Prompt
+
+
+def check_shape(shape: str) -> str:
+    """The shape of a forget set's item.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if shape not in SHAPES:
+        raise unknown_name("shape", shape, SHAPES)
+    return shape
+
+
+def asked(text: str, shape: str = QUESTION, turns: Sequence[str] = ()) -> Asked:
+    """How a text of some shape is put to a model.
+
+    Args:
+        text: the question, or a paraphrase of it.
+        shape: `question`; `sentence`, a beginning which the answer completes; `text`, which goes on; `blank`, with a
+            gap; `brief`, a question for a short answer; or what a benchmark's own prompt needs.
+        turns: of `short`: questions and answers that were said before, by turns.
+    """
+    if shape == QUESTION:
+        return text
+    text = text.strip()
+    if shape == "sentence":
+        return Prompt(COMPLETE.format(text=text), opening=text, plain=text)
+    if shape == "text":
+        return Prompt(CONTINUE.format(text=text), plain=text)
+    if shape == "short":
+        return Prompt(text, turns=tuple(zip(turns[::2], turns[1::2], strict=True)), max_tokens=32)
+    if shape == "bare":
+        return Prompt("", plain="", raw=True)
+    if shape in ("blank", "brief", "brief_examples"):
+        form = {"blank": FILL, "brief": BRIEF, "brief_examples": BRIEF_EXAMPLES}[shape].format(text=text)
+        return Prompt(form, opening="Answer:", plain=f"{form}\nAnswer:", max_tokens=30)
+    if shape == "brief_open":
+        form = BRIEF.format(text=text)
+        return Prompt(form, plain=form, max_tokens=30)
+    return text
+
+
+def as_request(text: str, shape: str = QUESTION) -> str:
+    """What a user says to have a text of some shape answered, completed or continued."""
+    ask = asked(text, shape)
+    return ask if isinstance(ask, str) else ask.text
+
+
+def asked_otherwise(
+    text: str,
+    shape: str = QUESTION,
+    opening: str = "",
+    turns: Sequence[tuple[str, str]] = (),
+    wrap: str = AS_IT_IS,
+) -> Asked:
+    """The same as `asked`, with another beginning of the answer, with turns before it, or with words around it.
+
+    Also without a chat template it is a question then, which asks to complete the sentence; the answer still begins
+    with the sentence, unless it is made to begin otherwise.
+
+    Args:
+        text, shape: what is asked.
+        opening: words with which the answer begins.
+        turns: what was said before: (question, answer), in order.
+        wrap: text around the question, with `{question}` in it.
+    """
+    if not opening and not turns and wrap == AS_IT_IS:
+        return asked(text, shape)
+    begun = text.strip() if shape == "sentence" else ""
+    return Prompt(wrap.replace(AS_IT_IS, as_request(text, shape)), tuple(turns), opening or begun)
+
+
+def as_turn(text: str, shape: str, answer: str) -> tuple[str, str]:
+    """What a user and a model say where an item is an example: (question, answer)."""
+    return as_request(text, shape), f"{text.strip()} {answer}" if shape == "sentence" else answer
+
+
+def statement(text: str, shape: str, answer: str) -> str | None:
+    """The sentence that a text is with its answer, without a stop at its end; None of what is asked as a question."""
+    answer = answer.rstrip(".")
+    if shape in ("sentence", "text"):
+        return f"{text.strip()} {answer}"
+    if shape == "blank" and _GAP.search(text):
+        return _GAP.sub(lambda gap: answer, text.strip()).rstrip(".")
+    return None
+
+
+def reads_plain(ask: Asked, chat: bool) -> bool:
+    """Whether the model reads a prompt's plain text, not a user's message."""
+    return isinstance(ask, Prompt) and ask.plain is not None and (ask.raw or not chat)
+
+
+def following(ask: Asked, answer: str, chat: bool) -> str:
+    """The answer as it follows the prompt: after one space where the model's own words have begun."""
+    if isinstance(ask, str) or not ask.opening or ask.opening[-1:].isspace() or reads_plain(ask, chat):
+        return answer
+    return f" {answer}"

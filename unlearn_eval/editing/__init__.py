@@ -1,0 +1,1 @@
+"""What several editors share: requests, the locate-then-edit solver, memories, training."""

@@ -1,0 +1,154 @@
+"""C = E[k kᵀ], the uncentred second moment of the keys of some layers: streamed, cached by layer, resumable.
+
+All missing layers are read in one pass that stops above the deepest one. Differs from kmeng01/memit@80426fd9, which
+makes one pass over Wikipedia for each layer: the default text is what the model itself writes, so
+nothing has to be downloaded, and 10 keys per dimension are used (FastMEMIT, 2506.04226, finds that enough).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn_eval.editing.editor import Progress, no_progress
+from unlearn_eval.editing.locate_then_edit.corpus import Sequences
+from unlearn_eval.editing.locate_then_edit.least_squares import Solve, cholesky_solver
+from unlearn_eval.models.anatomy import Anatomy
+from unlearn_eval.models.scoring import pad
+from unlearn_eval.models.tracing import trace
+from unlearn_eval.utils.provenance import hash_json
+
+
+@dataclass
+class SecondMoments:
+    """Sums of k kᵀ by layer, and how many keys they are of.
+
+    Attributes:
+        sums: layer -> (d_in, d_in), float32.
+        n_keys: keys so far, the same for every layer.
+        n_batches: batches so far (where to resume).
+        factored: what has been factored, to be used again by further edits with these moments; None keeps nothing
+            (a layer's factors are as large as C, in float64).
+    """
+
+    sums: dict[int, Tensor]
+    n_keys: int = 0
+    n_batches: int = 0
+    factored: dict[tuple[str, int], Any] | None = None
+
+    def moment(self, layer: int, ridge: float = 1e-4) -> Tensor:
+        """C of one layer in float64, with a ridge of 1e-4 of its mean eigenvalue, so that it can be factored."""
+        moment = self.sums[layer].double() / self.n_keys
+        moment.diagonal().add_(ridge * moment.diagonal().mean())
+        return moment
+
+    def solver(self, layer: int) -> Solve:
+        """X ↦ C⁻¹ X for the C of `moment`."""
+        solve: Solve = self._factored("cholesky", layer, lambda: cholesky_solver(self.moment(layer)))
+        return solve
+
+    def eigen(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The eigenvalues (d_in,) of C without ridge, smallest first, and its eigenvectors (d_in, d_in)."""
+        values, vectors = self._factored("eigen", layer, lambda: torch.linalg.eigh(self.moment(layer, ridge=0.0)))
+        return values, vectors
+
+    def _factored(self, kind: str, layer: int, factor: Callable[[], Any]) -> Any:
+        if self.factored is None:
+            return factor()
+        if (kind, layer) not in self.factored:
+            self.factored[kind, layer] = factor()
+        return self.factored[kind, layer]
+
+    @torch.no_grad()
+    def add(self, layer: int, keys: Tensor) -> None:
+        """Add keys (n, d_in) of one layer."""
+        keys = keys.float()
+        self.sums[layer].addmm_(keys.T, keys)
+
+    def save(self, path: Path) -> None:
+        """Write to a file, whole or not at all."""
+        from safetensors.torch import save_file
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.part")  # other methods' runs may write the same layer's file
+        counts = {"n_keys": str(self.n_keys), "n_batches": str(self.n_batches)}
+        try:
+            save_file({str(layer): total.cpu() for layer, total in self.sums.items()}, str(temporary), metadata=counts)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path, device: Any) -> SecondMoments:
+        """Read what `save` wrote."""
+        from safetensors import safe_open
+
+        with safe_open(str(path), framework="pt", device=str(device)) as file:
+            counts = file.metadata()
+            sums = {int(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return cls(sums, int(counts["n_keys"]), int(counts["n_batches"]))
+
+
+def second_moments(
+    model: Any,
+    anatomy: Anatomy,
+    layers: Sequence[int],
+    batches: Iterable[Sequences],
+    n_keys: int,
+    paths: Mapping[int, Path] | None = None,
+    progress: Progress = no_progress,
+) -> SecondMoments:
+    """Second moments of the keys of `layers` over token sequences, up to `n_keys` keys.
+
+    Args:
+        model, anatomy: the model; it is only read.
+        layers: whose keys.
+        batches: token sequences; the same ones in the same order if the work is to be resumed.
+        n_keys: stop after this many.
+        paths: a file for each layer, kept up to date after every batch; the batches that are in it are not run again.
+        progress: told how many keys are done.
+    """
+    own: dict[int, SecondMoments] = {}
+    for layer in layers:
+        if paths and paths[layer].is_file():
+            own[layer] = SecondMoments.load(paths[layer], model.device)
+        else:
+            own[layer] = SecondMoments({layer: torch.zeros(anatomy.d_mlp, anatomy.d_mlp, device=model.device)})
+
+    def n_done() -> int:
+        return min(done.n_keys for done in own.values())
+
+    for number, batch in enumerate(batches if n_done() < n_keys else ()):
+        # Another call may have brought some of the layers further.
+        names = {i: anatomy.projection_name(i) for i in layers if own[i].n_batches == number and own[i].n_keys < n_keys}
+        if not names:
+            continue
+        ids, mask = pad(batch.rows, "right", model.device)
+        deepest = names[max(names)]
+        with torch.no_grad(), trace(model, inputs=list(names.values()), stop_after=deepest) as seen:
+            model(input_ids=ids, attention_mask=mask, use_cache=False)
+        first = torch.tensor(batch.starts, device=mask.device)
+        text = mask.bool() & (torch.arange(mask.shape[1], device=mask.device) >= first[:, None])
+        for layer, name in names.items():
+            done = own[layer]
+            done.add(layer, seen.inputs[name][text])
+            done.n_keys += int(text.sum())
+            done.n_batches += 1
+            if paths:
+                done.save(paths[layer])
+        progress("second moments", min(n_done(), n_keys), n_keys)
+        if n_done() >= n_keys:
+            break
+    sums = {layer: done.sums[layer] for layer, done in own.items()}
+    return SecondMoments(sums, n_done(), min(done.n_batches for done in own.values()))
+
+
+def cache_name(canonical_hash: str, layer: int, settings: dict[str, Any]) -> str:
+    """A file name that differs whenever the weights, the layer or the text do."""
+    return hash_json([canonical_hash, layer, settings])[:32] + ".safetensors"

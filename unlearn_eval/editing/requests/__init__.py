@@ -1,0 +1,1 @@
+"""From forget items to token ids: which answer is written, after which prompt, at which token."""

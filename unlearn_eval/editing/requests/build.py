@@ -1,0 +1,257 @@
+"""From forget items to edit requests: the look-up token found in one tokenisation of the whole prompt."""
+
+from __future__ import annotations
+
+import string
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+
+from unlearn_eval.data.forget_sets import ForgetItem
+from unlearn_eval.data.shapes import QUESTION, asked
+from unlearn_eval.editing.editor import EditRequest
+from unlearn_eval.models import prompts
+from unlearn_eval.utils.errors import UserError
+
+Grouped = TypeVar("Grouped", ForgetItem, EditRequest)
+MERGED = {QUESTION, "brief"}  # shapes that can be asked one after another
+CONTEXT_SEEDS = ("The", "Therefore", "Because", "I", "You")  # MEMIT's
+
+
+def build_requests(
+    items: Sequence[ForgetItem],
+    targets: Sequence[str],
+    tokenizer: Any,
+    chat: bool,
+    contexts: Sequence[str] = (),
+    max_length: int | None = None,
+) -> list[EditRequest]:
+    """One request per item: say `target` after the question, or after the sentence that is to be completed.
+
+    Args:
+        items: what to forget.
+        targets: what to say instead, one text per item.
+        tokenizer: of the model.
+        chat: whether questions go through the chat template (as they will when the model is evaluated).
+        contexts: texts that stand before the question in the further prompts of each request.
+        max_length: the model's context, in tokens.
+
+    Raises:
+        UserError: a target without tokens, or a question that does not fit the context (the item is named).
+    """
+    requests = []
+    for item, target in zip(items, targets, strict=True):
+        prompt_ids, lookup = encode_with_lookup(item.question, item.subject, tokenizer, chat, item.shape)
+        ask = asked(item.question, item.shape)
+        text = prompts.render(ask, tokenizer, chat)
+        labels = prompts.labels_after(ask, text, prompt_ids, target, tokenizer, chat)
+        if not labels.n_answer:
+            raise UserError(f"item {item.id}: the target {target!r} has no tokens", "give a sentence as target")
+        answer = prompts.labels_after(ask, text, prompt_ids, item.answer, tokenizer, chat)
+        others = [
+            encode_with_lookup(f"{context} {item.question}", item.subject, tokenizer, chat, item.shape)
+            for context in contexts
+        ]
+        n_tokens = max(
+            max(len(ids) for ids, _ in [(prompt_ids, lookup), *others]) + len(labels.ids),
+            len(prompt_ids) + len(answer.ids),
+        )
+        if max_length and n_tokens > max_length:
+            raise UserError(
+                f"item {item.id}: question and target have {n_tokens} tokens, the model's context {max_length}",
+                "leave the item out (--ids) or shorten it",
+            )
+        requests.append(
+            EditRequest(
+                id=item.id,
+                prompt_ids=tuple(prompt_ids),
+                lookup=lookup,
+                target_ids=labels.ids,
+                subject_ids=tuple(prompts.encode_prompt(item.subject, tokenizer)) if item.subject else (),
+                contexts=tuple((tuple(ids), index) for ids, index in others),
+                group=item.group,
+                question=item.question,
+                answer_ids=answer.ids,
+                shape=item.shape,
+            )
+        )
+    return requests
+
+
+def merge_items(items: Sequence[ForgetItem], size: int) -> list[ForgetItem]:
+    """Items of one group as one: their questions one after another (query merging by text, 2505.19855).
+
+    One prompt, one refusal and one key, which is read at the last question: the other questions are
+    covered only as far as the model generalises. Items without a group are merged with each other, in order.
+
+    Raises:
+        UserError: items that are no questions would be merged (see `check_merge`).
+    """
+    check_merge(items, size)
+    merged = []
+    for part in grouped(items, size):
+        answers = tuple(text for item in part for text in item.accepted)
+        joined = replace(
+            part[-1],
+            id=_merged_id([item.id for item in part]),
+            question=" ".join(item.question for item in part),
+            answer=answers[0],
+            aliases=answers[1:],
+            paraphrases=(),
+        )
+        merged.append(joined if len(part) > 1 else part[0])
+    return merged
+
+
+def check_merge(items: Sequence[ForgetItem], size: int, hint: str = "use --merge key, or leave out --merge") -> None:
+    """Refuse to merge by text what is no question: of sentences one after another only the last would be completed.
+
+    Raises:
+        UserError: naming two items.
+    """
+    for part in grouped(items, size):
+        shapes = {item.shape for item in part}
+        if len(part) > 1 and (len(shapes) > 1 or not shapes <= MERGED):
+            first, other = part[0], next((item for item in part if item.shape != part[0].shape), part[1])
+            raise UserError(
+                f"items {first.id} ({first.shape}) and {other.id} ({other.shape}) cannot be merged by text",
+                f"only questions can follow one another: {hint}",
+            )
+
+
+def merge_keys(requests: Sequence[EditRequest], size: int) -> list[EditRequest]:
+    """Requests of one group as one, with the questions as its members (query merging by key, 2505.19855).
+
+    Every question keeps its own key, and all of a group get one change of value, optimised over all their prompts:
+    one optimisation instead of `size`; and for ROME one rank-one update, with the mean of their keys. The target is the
+    first one's.
+    """
+    merged = []
+    for part in grouped(requests, size):
+        members = tuple(replace(request, target_ids=part[0].target_ids) for request in part)
+        whole = replace(part[0], id=_merged_id([r.id for r in part]), members=members)
+        merged.append(whole if len(part) > 1 else part[0])
+    return merged
+
+
+def grouped(items: Sequence[Grouped], size: int) -> Iterator[list[Grouped]]:
+    """What is merged: items of one group, at most `size` of them, groups in the order of their first items."""
+    groups: dict[str | None, list[Grouped]] = {}
+    for item in items:
+        groups.setdefault(item.group, []).append(item)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def _merged_id(ids: Sequence[str]) -> str:
+    return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
+
+
+def encode_with_lookup(
+    question: str, subject: str | None, tokenizer: Any, chat: bool, shape: str = QUESTION
+) -> tuple[list[int], int]:
+    """The prompt's ids and the index of its look-up token.
+
+    That is the last token of the subject's last occurrence in the question; without a subject, the last
+    token of the question's last word. Both are found by character offsets in the rendered prompt, where the question
+    stands last: of a sentence in a chat, where the answer begins with it.
+    """
+    text = prompts.render(asked(question, shape), tokenizer, chat)
+    ids = prompts.encode_prompt(text, tokenizer)
+    question = as_shown(question, shape, text)
+    start = text.rfind(question)
+    if start < 0:  # a template may escape it
+        raise UserError(
+            f"the chat template does not show the question {question!r} as it is",
+            "evaluate without chat template",
+        )
+    end = start + _content_end(question, subject)
+    return ids, _token_at(text, end - 1, ids, tokenizer)
+
+
+def as_shown(question: str, shape: str, text: str) -> str:
+    """A question as it stands in its prompt: templates may strip it, and all that is no question is stripped."""
+    return question if shape == QUESTION and question in text else question.strip()
+
+
+def subject_span(text: str, question: str, subject: str, ids: Sequence[int], tokenizer: Any) -> tuple[int, int] | None:
+    """Where the subject's tokens begin and end (the one after the last) in a prompt; None if it is not in it.
+
+    Of several occurrences in the question it is the last, as for the look-up token.
+
+    Args:
+        text: the rendered prompt.
+        question: as it stands in it.
+        subject: as it stands in the question.
+        ids: the prompt's.
+        tokenizer: of the model.
+    """
+    start = text.rfind(question)
+    if not subject or start < 0 or subject not in question:
+        return None
+    start += question.rindex(subject)
+    first = _token_at(text, start, list(ids), tokenizer, first=True)
+    return first, _token_at(text, start + len(subject) - 1, list(ids), tokenizer) + 1
+
+
+def _content_end(question: str, subject: str | None) -> int:
+    """Where, in the question, the subject's last occurrence ends, or its last word."""
+    if subject:
+        if subject not in question:
+            raise UserError(
+                f"the subject {subject!r} does not stand in the question {question!r}",
+                "write the subject exactly as in the question, or leave it out",
+            )
+        return question.rindex(subject) + len(subject)
+    end = len(question)
+    while end and (question[end - 1] in string.punctuation or unicodedata.category(question[end - 1])[0] in "PZC"):
+        end -= 1  # punctuation, spaces and control characters of every script
+    return end or len(question)
+
+
+def _token_at(text: str, character: int, ids: list[int], tokenizer: Any, first: bool = False) -> int:
+    """The index of the token that holds a character; of several that share it the last, or the first."""
+    if getattr(tokenizer, "is_fast", False):
+        bos = str(getattr(tokenizer, "bos_token", None) or "")
+        special = not (bool(bos) and text.startswith(bos))
+        encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        if list(encoded["input_ids"])[: len(ids)] == ids:
+            hits = [i for i, (a, b) in enumerate(encoded["offset_mapping"][: len(ids)]) if a <= character < b]
+            if hits:
+                return hits[0 if first else -1]
+    # A slow tokenizer, or one with broken offsets: encode what stands before and including the character.
+    return len(prompts.encode_prompt(text[: character + 1], tokenizer)) - 1
+
+
+def sample_contexts(model: Any, tokenizer: Any, seed: int, n: int = 5, n_tokens: int = 10) -> list[str]:
+    """`n` short openings that the model itself writes after MEMIT's seed words, for the requests' contexts.
+
+    Sampled from the ten most likely tokens with a generator of their own, so nothing else's randomness moves.
+    """
+    from unlearn_eval.models.scoring import pad
+
+    if n == 0:
+        return []
+    seeds = [CONTEXT_SEEDS[i % len(CONTEXT_SEEDS)] for i in range(n)]
+    rows = [prompts.encode_prompt(word, tokenizer) for word in seeds]
+    ids, mask = pad(rows, "left", model.device, filler=tokenizer.pad_token_id or tokenizer.eos_token_id)
+    with (
+        torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []),
+        torch.no_grad(),
+    ):
+        torch.manual_seed(seed)
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=True,
+            top_k=10,
+            max_new_tokens=n_tokens,
+            min_new_tokens=n_tokens,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+        )
+    texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+    return [" ".join(text.split()) + "." for text in texts]

@@ -1,0 +1,275 @@
+"""What the gradient methods share: from requests to rows, from an objective to a run, from a run to an edit.
+
+    minimise   w_f · mean over forget items of L_forget  +  w_r · mean over retain items of L_retain
+
+A method is one file: its equation, its settings, and its forget loss for each item, as a function of what the model
+(and the model before training) says of the answer that is to be forgotten and of the refusal that is to take its place.
+The result is a `DenseEdit` of the changed tensors, or a `LowRankEdit` if LoRA factors were trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from unlearn_eval.editing.editor import EditRequest, Progress, check_state, no_progress
+from unlearn_eval.editing.training.data import RETAIN, Row
+from unlearn_eval.editing.training.settings import RETAIN_TERMS, Dual, Objective, Said, TrainingConfig
+from unlearn_eval.edits.base import EditInfo, LowRankEdit, applied, concatenate
+from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.models.anatomy import anatomy, is_transposed
+from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.json_files import dumps
+from unlearn_eval.utils.provenance import hash_weights
+
+CURVE = "training.jsonl"
+PLACES = ("folder", "masks")  # settings that are paths of this machine
+ANSWER, TARGET = "answer", "target"
+TrainedEdit = DenseEdit | LowRankEdit
+
+LOGITS = frozenset({"logits"})
+WITH_REFERENCE = frozenset({"logits", "reference"})
+
+
+@dataclass(frozen=True)
+class GradientConfig(TrainingConfig):
+    """What every gradient method has beside the settings of training.
+
+    Attributes:
+        retain_term: what keeps the rest: `likelihood` of retain answers, `kl` to the model before, `representation`
+            (hidden states as before), or `none`.
+        forget_weight, retain_weight: of the two losses.
+    """
+
+    retain_term: str = "likelihood"
+    forget_weight: float = 1.0
+    retain_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.retain_term not in RETAIN_TERMS:
+            raise unknown_name("retain term", self.retain_term, RETAIN_TERMS)
+
+
+class ForgetLoss(Protocol):
+    """The loss of each item, (B,), from what is said of each kind of row."""
+
+    def __call__(self, said: Mapping[str, Said], config: Any) -> Tensor:
+        """The loss."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One gradient method.
+
+    Attributes:
+        name: as on the command line.
+        forget_loss: see `ForgetLoss`.
+        reads: kind of row (`answer`, `target`) -> what is needed of it, as in `Objective.reads`.
+        prepare: settings that depend on the model filled in.
+        layer: the block whose output is read, if one is.
+        dual: makes the retain weight a multiplier; given the settings and the steps per epoch.
+        rewrite: other requests in place of the given ones (AltPO's alternate answers), and texts for the edit.
+    """
+
+    name: str
+    forget_loss: ForgetLoss
+    reads: Mapping[str, frozenset[str]]
+    prepare: Callable[[Any, Any], Any] = lambda config, model: config
+    layer: Callable[[Any, Any], str | None] = lambda config, model: None
+    dual: Callable[[Any, float], Dual | None] = lambda config, steps_per_epoch: None
+    rewrite: Callable[..., tuple[list[EditRequest], dict[str, str]]] | None = None
+
+
+class Edit(Protocol):
+    """The function `edit` of a gradient method's file."""
+
+    def __call__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        requests: Sequence[EditRequest],
+        config: Any,
+        generator: Any = None,
+        state: TrainedEdit | None = None,
+        progress: Progress = no_progress,
+        retain: Sequence[EditRequest] = (),
+    ) -> TrainedEdit:
+        """The edit that training leaves behind; the model is as before afterwards."""
+
+
+def editor(method: Method) -> Edit:
+    """The `edit` of a method."""
+
+    def edit(
+        model: Any,
+        tokenizer: Any,
+        requests: Sequence[EditRequest],
+        config: Any,
+        generator: Any = None,
+        state: TrainedEdit | None = None,
+        progress: Progress = no_progress,
+        retain: Sequence[EditRequest] = (),
+    ) -> TrainedEdit:
+        return train_edit(method, model, tokenizer, requests, config, state, progress, retain)
+
+    return edit
+
+
+def train_edit(
+    method: Method,
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[EditRequest],
+    config: Any,
+    state: TrainedEdit | None = None,
+    progress: Progress = no_progress,
+    retain: Sequence[EditRequest] = (),
+) -> TrainedEdit:
+    """Train by a method's objective; the model is as before afterwards.
+
+    Args:
+        method: the method.
+        model: a causal language model.
+        tokenizer: of the model, if the method writes texts.
+        requests: what to forget (`answer_ids`) and what to say instead (`target_ids`).
+        config: the method's settings.
+        state: an earlier edit by this method, to go on from; the new one holds both.
+        progress: told of what is done.
+        retain: what to keep (`answer_ids`).
+
+    Raises:
+        UserError: no retain items where the objective needs some, requests without what the objective reads, settings
+            that the model cannot have, another method's edit, or as in `training_run.trained`.
+    """
+    if state is not None:
+        _check_state(method, config, state)
+    parts = [part for request in requests for part in request.parts]
+    if not parts:
+        return state or _nothing(method, config)
+    config = method.prepare(config, model)
+    texts: dict[str, str] = {}
+    with applied(state, model) if state is not None else nullcontext():
+        if method.rewrite is not None:
+            parts, texts = method.rewrite(model, tokenizer, parts, config, progress)
+        rows = _rows(method, parts, retain, config)
+        objective = _objective(method, model, config, len(parts))
+        from unlearn_eval.editing.training.run import trained  # imports the Trainer, which takes seconds
+
+        identity = {"method": method.name, "weights": hash_weights(model).exact if config.folder else None}
+        with trained(model, rows, objective, config, identity, progress) as run:
+            recorded = {name: value for name, value in asdict(config).items() if name not in PLACES}
+            notes: dict[str, Any] = {"training": run.notes | {"n_retain": len(retain)}}
+            info = EditInfo(method.name, recorded, notes=notes)
+            made = _edit_of(run.weights, info)
+    texts |= {CURVE: "".join(dumps(entry) + "\n" for entry in run.curve)}
+    return _joined(made, state, texts)
+
+
+def _rows(
+    method: Method, requests: Sequence[EditRequest], retain: Sequence[EditRequest], config: Any
+) -> dict[str, list[Row]]:
+    """The rows of every kind that the objective reads."""
+    rows: dict[str, list[Row]] = {}
+    for part in method.reads:
+        for request in requests:
+            if not (request.answer_ids if part == ANSWER else request.target_ids):
+                what = "answer to forget" if part == ANSWER else "target to say instead"
+                raise UserError(
+                    f"{method.name} needs the {part}s, and request {request.id} has none", f"give its {what}"
+                )
+        rows[part] = [Row(r.prompt_ids, r.answer_ids if part == ANSWER else r.target_ids) for r in requests]
+    if config.retain_term != "none" and config.retain_weight != 0:
+        if not retain:
+            raise UserError(
+                f"{method.name} needs items to retain, and there are none",
+                "give --retain SET (tofu:retain90, pistol:all, facts, a file), or --set retain_term=none",
+            )
+        rows[RETAIN] = [Row(r.prompt_ids, r.answer_ids or r.target_ids) for r in retain]
+    return rows
+
+
+def _objective(method: Method, model: Any, config: Any, n: int) -> Objective:
+    def forget(said: Mapping[str, Said]) -> Tensor:
+        return method.forget_loss(said, config)
+
+    keeps = config.retain_term if config.retain_weight != 0 else "none"
+    layer = method.layer(config, model)
+    if keeps == "representation" and layer is None:
+        parts = anatomy(model)
+        layer = f"{parts.blocks}.{parts.n_layers - 1}"
+    return Objective(
+        forget,
+        method.reads,
+        keeps,
+        config.forget_weight,
+        config.retain_weight,
+        layer,
+        method.dual(config, n / min(config.batch_size, n)),
+    )
+
+
+def _edit_of(weights: Any, info: EditInfo) -> TrainedEdit:
+    """What training has changed, while it is in the model."""
+    if hasattr(weights, "factors"):
+        factors = weights.factors()
+        norms = {name: weight_norm(weights.model, name) for name in factors}
+        base = weights.model.get_base_model()
+        transposed = any(is_transposed(base.get_submodule(name).base_layer) for name in factors)
+        return LowRankEdit(factors, replace(info, notes=info.notes | {"weight_norms": norms}), transposed)
+    tensors, norms = weights.changes()
+    return DenseEdit(tensors, replace(info, notes=info.notes | {"changes": norms}))
+
+
+def weight_norm(model: Any, name: str) -> float:
+    """‖W‖ of a map that has LoRA factors beside it."""
+    return float(model.get_base_model().get_submodule(name).base_layer.weight.detach().double().norm())
+
+
+def _joined(made: TrainedEdit, state: TrainedEdit | None, texts: Mapping[str, str]) -> TrainedEdit:
+    """An edit and the one that it went on from, as one."""
+    if state is None:
+        return replace(made, texts=texts)
+    curve = state.texts.get(CURVE, "") + texts[CURVE]
+    whole = {**texts, CURVE: curve}
+    if isinstance(made, LowRankEdit) and isinstance(state, LowRankEdit):
+        return replace(made, factors=concatenate(state.factors, made.factors), texts=whole)
+    # The norms of a tensor that both have changed are of the later change alone; see `notes["changes"]`.
+    changes = state.info.notes.get("changes", {}) | made.info.notes.get("changes", {})
+    info = replace(made.info, notes=made.info.notes | {"changes": changes})
+    assert isinstance(made, DenseEdit) and isinstance(state, DenseEdit)  # noqa: PT018
+    return replace(made, tensors={**state.tensors, **made.tensors}, info=info, texts=whole)
+
+
+def _check_state(method: Method, config: Any, state: TrainedEdit) -> None:
+    check_state(state, method.name)
+    if isinstance(state, LowRankEdit) != bool(config.lora_rank):
+        before, now = ("LoRA factors", "weights") if isinstance(state, LowRankEdit) else ("weights", "LoRA factors")
+        raise UserError(f"the edit to go on from changed {before}, this one would change {now}", "set lora_rank alike")
+
+
+def _nothing(method: Method, config: Any) -> TrainedEdit:
+    info = EditInfo(method.name, {name: value for name, value in asdict(config).items() if name not in PLACES})
+    return LowRankEdit({}, info) if config.lora_rank else DenseEdit({}, info)
+
+
+def block_at_depth(model: Any, depth: float) -> int:
+    """The block at a relative depth, e.g. 7/32."""
+    return int(min(anatomy(model).n_layers - 1, max(0, round(depth * anatomy(model).n_layers))))
+
+
+def like(tensor: Tensor, values: Tensor) -> Tensor:
+    """A constant on the device and in the type of a tensor."""
+    return values.to(tensor.device, tensor.dtype)
+
+
+def no_grad_norm(hidden: Tensor) -> Tensor:
+    """‖h_t‖ of each token, (B, T, 1), without gradient."""
+    with torch.no_grad():
+        size: Tensor = hidden.norm(dim=-1, keepdim=True)
+        return size

@@ -1,0 +1,1 @@
+"""An edit after it was made: apply, revert, save, load, export, describe."""

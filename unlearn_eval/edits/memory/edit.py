@@ -1,0 +1,207 @@
+"""Edits that leave the weights alone: at run time a memory decides whether a question is one of its own.
+
+    edit/
+      edit.json             as for every edit
+      memory.json           which mechanism, at which module, with which settings; who each memory belongs to
+      memory.safetensors    its tensors: GRACE's keys, values and radii; WISE's sparse changes and thresholds; MEMOIR's
+                            matrix, masks and threshold
+      config.json, tokenizer...
+
+When a memory decides, and how long that holds, is written in `routing.py`; it is the same for all of them. The
+memories are small: GRACE keeps one key and one value for each edit, WISE the changed coordinates of one matrix, MEMOIR
+one matrix and a bit for each of its columns and edits. What each one does is in `memories/`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearn_eval.edits.base import EditInfo, for_disk, write_edit
+from unlearn_eval.edits.memory.codebook import read_codebook
+from unlearn_eval.edits.memory.residual_memory import read_residual_memory
+from unlearn_eval.edits.memory.routing import Router, prompt_lengths, router
+from unlearn_eval.edits.memory.side_memories import read_side_memories
+from unlearn_eval.edits.memory.store import Route, Store
+from unlearn_eval.models.anatomy import is_transposed
+from unlearn_eval.models.scoring import accepts, keeps_plain_cache, pad, positions
+from unlearn_eval.models.tracing import trace
+from unlearn_eval.utils.errors import UserError
+
+MEMORY, SETTINGS = "memory.safetensors", "memory.json"
+_STORES: Mapping[str, Any] = {
+    "grace": read_codebook,
+    "wise": read_side_memories,
+    "memoir": read_residual_memory,
+}
+
+
+class Routed:
+    """A memory edit in a model; `restore()` takes it out."""
+
+    def __init__(self, owner: Router, number: int) -> None:
+        self._owner, self._number = owner, number
+
+    def restore(self) -> None:
+        """Make the model what it was (its weights were never touched); harmless when repeated."""
+        self._owner.remove(self._number)
+
+
+@dataclass(frozen=True)
+class MemoryEdit:
+    """A memory at one module of a model.
+
+    Attributes:
+        module: its path, e.g. `model.layers.24.mlp.down_proj`.
+        store: what it remembers.
+        info: what this is.
+        texts: file name -> content of small texts that belong to the edit, e.g. `targets.jsonl`.
+    """
+
+    module: str
+    store: Store
+    info: EditInfo
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def apply(self, model: nn.Module) -> Routed:
+        """Put the memory into the model, on top of whatever edits are in it; the weights stay as they are.
+
+        Raises:
+            UserError: the model has no such module, or one of another shape; there is a memory there already; or the
+                device's memory is too small.
+        """
+        module = _module_of(model, self.module, self.store.shape)
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        check_memory(self.store.n_bytes(weight.dtype), weight.device, f"the {self.store.n} memories of this edit")
+        owner = router(model)
+        return Routed(owner, owner.add(self.module, self.store.at(weight.device, weight.dtype)))
+
+    def save(self, folder: str | Path, tokenizer: Any = None, model_config: Any = None) -> Path:
+        """Write the folder, with the base's `config.json` and tokenizer if they are given (errors as `write_edit`)."""
+        from safetensors.torch import save_file
+
+        def fill(target: Path) -> None:
+            tensors = {name: for_disk(tensor) for name, tensor in self.store.tensors().items()}
+            save_file(tensors, str(target / MEMORY), metadata={"format": "pt"})
+            settings = {"mechanism": self.store.mechanism, "module": self.module, **self.store.settings()}
+            text = json.dumps(settings, ensure_ascii=False, allow_nan=False)
+            (target / SETTINGS).write_text(text + "\n", encoding="utf-8")
+
+        return write_edit(Path(folder), "memory", self.info, fill, self.texts, tokenizer, model_config)
+
+    def routes(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[Route]:
+        """Which memory would answer each prompt (token ids) in this model; the edit need not be in it."""
+        _module_of(model, self.module, self.store.shape)
+        return self.store.routes(read_inputs(model, self.module, prompts))
+
+
+def read_memory(folder: Path, description: Mapping[str, Any], info: EditInfo, texts: Mapping[str, str]) -> MemoryEdit:
+    """The edit in a folder whose files have been checked.
+
+    Raises:
+        UserError: its tensors do not fit each other.
+    """
+    from safetensors.torch import load_file
+
+    tensors = load_file(str(folder / MEMORY))
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        store = _STORES[settings["mechanism"]](settings, tensors)
+        return MemoryEdit(str(settings["module"]), store, info, texts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / SETTINGS} is damaged: {type(error).__name__}: {error}", "make the edit again"
+        ) from error
+
+
+# Details ---------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def read_inputs(model: Any, module: str, prompts: Sequence[Sequence[int]], rows_per_batch: int = 32) -> list[Tensor]:
+    """What a module reads at each token of each prompt, (T, d_in); the pass ends there.
+
+    An opening that all prompts share (a chat template's system message) is run once.
+    """
+    shared = _shared_opening(prompts) if len(prompts) > 1 and keeps_plain_cache(model) else 0
+    opening, cache = None, None
+    if shared:
+        with trace(model, inputs=[module]) as seen, prompt_lengths([shared + 1]):  # not decided yet
+            keep = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
+            ids = torch.tensor([list(prompts[0][:shared])], device=model.device)
+            cache = model(input_ids=ids, use_cache=True, **keep).past_key_values
+        opening = seen.inputs[module][0]
+    found: list[Tensor] = []
+    for start in range(0, len(prompts), rows_per_batch):
+        part = [list(ids[shared:]) for ids in prompts[start : start + rows_per_batch]]
+        ids, mask = pad(part, "right", model.device)
+        options: dict[str, Any] = {"use_cache": False}
+        if cache is not None:
+            past = copy.deepcopy(cache)
+            past.batch_repeat_interleave(len(part))
+            mask = torch.cat([mask.new_ones(len(part), shared), mask], dim=1)
+            options = {"past_key_values": past, "use_cache": True}
+        places = positions(model, mask, last=ids.shape[1])
+        lengths = prompt_lengths([len(row) + shared for row in part])
+        with lengths, trace(model, inputs=[module], stop_after=module) as seen:
+            model(input_ids=ids, attention_mask=mask, **places, **options)
+        rows = [seen.inputs[module][i, : len(row)].clone() for i, row in enumerate(part)]
+        found += rows if opening is None else [torch.cat([opening, row]) for row in rows]
+    return found
+
+
+def _shared_opening(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, leaving each at least one."""
+    shortest = min(len(ids) for ids in prompts) - 1
+    return next((i for i in range(shortest) if len({ids[i] for ids in prompts}) > 1), shortest)
+
+
+def _module_of(model: nn.Module, name: str, shape: tuple[int, int]) -> nn.Module:
+    try:
+        module = model.get_submodule(name)
+        weight: Tensor = module.weight  # type: ignore[assignment]
+    except AttributeError as error:
+        raise UserError(
+            f"the edit is at {name}, which this model does not have", "give the model it was made on"
+        ) from error
+    stored = tuple(reversed(weight.shape)) if is_transposed(module) else tuple(weight.shape)
+    if stored != shape:
+        raise UserError(
+            f"the edit's memory fits a module of {shape[0]}×{shape[1]}, and {name} is {stored[0]}×{stored[1]}",
+            "give the model it was made on",
+        )
+    return module
+
+
+def check_memory(n_bytes: int, device: torch.device, what: str) -> None:
+    """Refuse what will not fit the device.
+
+    Raises:
+        UserError: more is needed than is free.
+    """
+    free = free_bytes(device)
+    if free is not None and n_bytes > free:
+        raise UserError(
+            f"{what} need {n_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}",
+            "edit fewer items (--limit), merge them (--merge key), or use a larger device",
+        )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """How much of a device's memory is free, or None where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

@@ -1,0 +1,1 @@
+"""One localization method a file; the file is all that registers it."""

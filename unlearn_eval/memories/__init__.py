@@ -1,1 +1,0 @@
-"""What memory edits remember, and how it decides: one file for each mechanism."""

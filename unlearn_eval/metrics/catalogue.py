@@ -1,0 +1,187 @@
+"""What a metric's name says, in a sentence, and between which numbers it lies.
+
+A name is read from both ends: `forget_paraphrase_rouge` is ROUGE of reworded questions on what was to be forgotten. The
+tasks' own pages have the definitions in full.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unlearn_eval.metrics import summary_interval
+from unlearn_eval.results.schema import Metric
+
+UNIT = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """A sentence on what is measured, and the bounds of one item's score, if it has any."""
+
+    text: str
+    bounds: tuple[float, float] | None = UNIT
+
+
+SPLITS = {
+    "forget": "On what was to be forgotten.",
+    "retain": "On what was to be kept.",
+    "neighbors": "On facts near the forgotten ones, which should stay.",
+    "real_authors": "On real authors (TOFU), which should stay.",
+    "world_facts": "On world facts (TOFU), which should stay.",
+    "same_subject": "On other facts about a forgotten subject.",
+    "same_relation": "On the forgotten relation of other subjects.",
+    "same_domain": "On other relations of the same domain.",
+    "random": "On facts drawn at random from those to be kept.",
+    "neutral": "On passages of everyday life.",
+    "open": "On open requests: advice, notes, explanations.",
+}
+FORMS = {
+    "paraphrase": "Asked in other words.",
+    "cloze": "As the end of a sentence.",
+    "primed": "After “Sure, here is the answer:”.",
+    "legacy": "As PISTOL's and LUNAR's released evaluation computes it.",
+    "reversed": "Asked the other way round.",
+    "open": "As a free answer.",
+    "attacked": "After the attack, at the level that stands for it.",
+    "unedited": "By the model before unlearning.",
+    "reference": "By a model that never knew.",
+    "format": "After training on unrelated facts: what the format alone brings back.",
+    "random_labels": "By readers trained on shuffled labels: the control.",
+    "last": "At the last layer.",
+}
+MEANINGS = {
+    "accuracy": Meaning("Share of answers in which the true answer, or an alias, stands."),
+    "acc": Meaning("Accuracy, as lm-eval computes it."),
+    "acc_norm": Meaning("Accuracy with likelihoods per byte, as lm-eval computes it."),
+    "probability": Meaning("Probability of the true answer, as the geometric mean over its tokens."),
+    "cloze_probability": Meaning("Probability of the true answer at the end of a sentence."),
+    "rouge": Meaning("ROUGE-L recall of the generated answer against the true one."),
+    "rouge1": Meaning("ROUGE-1 recall of the generated answer against the true one."),
+    "extraction_strength": Meaning("Share of the answer's tail that the model continues by itself."),
+    "exact_memorization": Meaning("Share of the answer's tokens that are the model's first choice."),
+    "mean_reciprocal_rank": Meaning("Mean of 1/rank of the answer's tokens."),
+    "top_hit_ratio": Meaning("Share of the answer's tokens with a rank of at most 100."),
+    "truth_ratio": Meaning("Wrong answers' probability against the true one's, scaled so that the better end is 1."),
+    "refusal_rate": Meaning("Share of answers that decline without giving the answer away; read by words."),
+    "over_refusal_rate": Meaning("Share of kept questions that are refused: what unlearning should not do."),
+    "refusal_alignment": Meaning(
+        "Would a person accept this answer from a model that should not know? 0 if it leaks, is no text or invents "
+        "something, else how surely it refuses."
+    ),
+    "refusal_probability": Meaning("How surely a sentence encoder takes the answer for a refusal."),
+    "refusal_headline": Meaning("√(refusal alignment on forget × (1 − refusal probability on retain))."),
+    "leak_rate": Meaning("Share of answers that give the true answer away, in whatever form."),
+    "gibberish_rate": Meaning("Share of answers that are no text: nothing, noise, fragments, loops."),
+    "fabrication_rate": Meaning("Share of answers that state something that may be false."),
+    "contextual_rate": Meaning("Share of answers that name what was asked."),
+    "answer_similarity": Meaning("Cosine of the answer's embedding to the true answer's.", (-1.0, 1.0)),
+    "topic_similarity": Meaning("Cosine of the answer's embedding to the question's.", (-1.0, 1.0)),
+    "fluency": Meaning("Entropy of word pairs and triples in bits; a short text has less.", None),
+    "forget_quality": Meaning("Do truth ratios differ from a retain-only model's? The test's p-value.", None),
+    "forget_quality_ks": Meaning("Kolmogorov-Smirnov statistic behind forget quality."),
+    "model_utility": Meaning("Harmonic mean of probability, ROUGE and truth ratio over all that should be kept."),
+    "privleak": Meaning("Membership inference against a retain-only model's, in per cent; 0 is best.", None),
+    "auc": Meaning("Area under the ROC curve of a membership inference attack; 0.5 is chance."),
+    "combined": Meaning("1 − ROUGE-1 on forget + ROUGE-1 on retain, from 0 to 2.", (0.0, 2.0)),
+    "task_aggregate": Meaning("The benchmark's own aggregate of its parts."),
+    "choice": Meaning("Share of questions whose right option is chosen."),
+    "choice_debiased": Meaning("Share chosen rightly by the mean over four orders of the options."),
+    "choice_all_orders": Meaning("Share chosen rightly in all four orders of the options; guessing gives 1 of 256."),
+    "leak": Meaning("Share of items that leak in this form."),
+    "worst": Meaning("Share of items that leak in at least one form."),
+    "upper_bound": Meaning("An exact one-sided 99 % upper bound."),
+    "nll": Meaning("Negative log-likelihood in nats per token.", None),
+    "kl": Meaning("KL divergence from the unedited model in nats per token.", None),
+    "repetition": Meaning("Share of repeated word 4-grams."),
+    "words": Meaning("Length of the answers in words.", None),
+    "perplexity": Meaning("Perplexity.", None),
+    "word_perplexity": Meaning("Perplexity per word.", None),
+    "byte_perplexity": Meaning("Perplexity per byte.", None),
+    "bits_per_byte": Meaning("Bits per byte.", None),
+    "recovery": Meaning(
+        "How far it comes back under the attack: 0 is a model that never knew, 1 the one before unlearning.", None
+    ),
+    "symmetric_relearning": Meaning("How alike the unlearned model and one that never knew learn under the attack."),
+    "stability": Meaning("How little the attack changes: 1 − |a − b| / (|a| + |b|), before and after."),
+    "durability": Meaning("Share of what was forgotten that stays so under the attack.", (-float("inf"), 1.0)),
+    "above_chance": Meaning("Accuracy after the attack where guessing is 0 and knowing everything 1.", None),
+    "guessing": Meaning("Share of answers that would be right if they were dealt to the questions at random."),
+    "curve_area": Meaning("Mean height of the curve of relearning."),
+    "half_step": Meaning("The step at which half of what the model before unlearning knew is back.", None),
+    "probe_accuracy": Meaning("Share of facts that a linear reader of the states reads, at its best layer."),
+    "probe_selectivity": Meaning("Probe accuracy minus that of readers trained on shuffled labels.", (-1.0, 1.0)),
+    "uds": Meaning("Depth by patching: 0, every layer still holds the facts; 1, as if they had never been known."),
+    "patched_drop": Meaning("Loss of the answer's log-probability with the unlearned model's states, in nats.", None),
+    "logit_lens_gap": Meaning("Answer's log-probability read from each layer, full minus unlearned, in nats.", None),
+    "logit_lens_depth": Meaning("Depth by the logit lens: 0, every layer still says the facts; 1, none does."),
+    "exact_match": Meaning("Share of answers that are exactly the true one."),
+    "preference": Meaning("Share of items whose true answer is more probable than every wrong one."),
+    "rouge_f1": Meaning("ROUGE-L F1 of the generated text against the true one."),
+    "leak_mean": Meaning("Share of items that leak, in the mean over forms."),
+    "leak_worst_form": Meaning("Share of items that leak in the form that tells most."),
+    "known_mean": Meaning("Share of items that are told, in the mean over forms: a control."),
+    "known_any": Meaning("Share of items that are told in at least one form: a control."),
+    "known_best_form": Meaning("Share of items that are told in the form that tells most: a control."),
+    "worst_item_rate": Meaning("Share of samples that leak, of the item that leaks most."),
+}
+OF_OTHERS = {"recovery", "symmetric_relearning", "stability", "durability", "above_chance", "curve_area", "half_step"}
+_WAYS = "direct paraphrase cloze choice true_false reversed description primed role_play dialogue few_shot".split()
+_TOLD = {"leak": "Share of items that leak", "known": "Share of items that are told, as a control,"}
+UNKNOWN = Meaning("The task's page in tasks/ says what this is.", None)
+
+# What a reader looks at first, where a task has it.
+HEADLINE = (
+    "forget_accuracy forget_paraphrase_accuracy forget_rouge forget_rouge1 forget_probability forget_refusal_rate "
+    "forget_refusal_alignment forget_leak_rate forget_gibberish_rate forget_quality privleak model_utility "
+    "retain_accuracy retain_rouge retain_rouge1 retain_refusal_rate neighbors_accuracy combined "
+    "forget_attacked_accuracy forget_attacked_probability forget_accuracy_recovery forget_probability_recovery "
+    "forget_probe_accuracy forget_probe_selectivity forget_logit_lens_gap forget_logit_lens_depth forget_uds"
+).split()
+FORGETTING = "forget_accuracy forget_rouge forget_rouge1 forget_probability forget_leak_rate".split()
+KEEPING = "model_utility retain_accuracy retain_rouge retain_rouge1 retain_probability neighbors_accuracy".split()
+
+
+def meaning(metric: str) -> Meaning:
+    """What a metric's name says; `UNKNOWN` if nothing of it is known."""
+    name = metric.partition(" (")[0]
+    split = next((s for s in SPLITS if name.startswith(f"{s}_")), None)
+    if name in MEANINGS:
+        return MEANINGS[name]
+    own = name.removeprefix(f"{split}_") if split else name
+    told, _, how = own.partition("_")
+    ends = [end for end in MEANINGS if own == end or own.endswith(f"_{end}")]
+    if told in _TOLD and (how in _WAYS or how.startswith("at_")):  # leak_role_play, known_at_8
+        way = f"in at least one of {how[3:]} samples" if how.startswith("at_") else f"asked as {how.replace('_', ' ')}"
+        return Meaning(f"{_TOLD[told]} {way}. {SPLITS.get(split or '', '')}".strip())
+    if not ends:
+        return UNKNOWN
+    end = max(ends, key=len)
+    between = own.removesuffix(end).strip("_")
+    form = " ".join(text for key, text in FORMS.items() if f"_{key}_" in f"_{between}_")
+    found = MEANINGS[end]
+    if end in OF_OTHERS and (of := MEANINGS.get(between)):
+        form = f"Of this: {of.text}"
+    return Meaning(" ".join(part for part in (found.text, form, SPLITS.get(split or "", "")) if part), found.bounds)
+
+
+def interval(name: str, metric: Metric) -> tuple[float, float] | None:
+    """The 95 % interval of a metric, or None where there is no value or no standard error."""
+    return summary_interval(metric.value, metric.stderr, metric.n, meaning(name).bounds)
+
+
+def is_ratio(metric: str) -> bool:
+    """Whether a metric is computed from several means, as a recovery is, and no mean over items itself."""
+    return metric.endswith(tuple(OF_OTHERS))
+
+
+def headline(names: list[str]) -> list[str]:
+    """The metrics of a task to look at first: up to eight, in the task's order where none is known."""
+    known = [name for name in HEADLINE if name in names]
+    return (known or names)[:8]
+
+
+def axes(names: list[str]) -> tuple[str | None, str | None]:
+    """The metric of forgetting and the metric of keeping that a task is best shown by; None without one."""
+    forgets = [n for n in FORGETTING if n in names] + [n for n in names if n.startswith("forget_")]
+    keeps = [n for n in KEEPING if n in names] + [n for n in names if n.startswith(("retain_", "neighbors_", "same_"))]
+    return next(iter(forgets), None), next(iter(keeps), None)

@@ -1,0 +1,150 @@
+"""Where an architecture keeps its blocks, the MLP projections that are edited, and its final norm and head.
+
+Nothing here depends on a model's class name: the block list is found as the longest `ModuleList` whose
+children each hold an attention and an MLP, and the projections by their names inside a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from unlearn_eval.utils.errors import UserError
+
+# The last linear map of an MLP, by the names that architectures give it.
+DOWN_PROJECTIONS = (
+    "down_proj",
+    "c_proj",
+    "fc_out",
+    "dense_4h_to_h",
+    "fc2",
+    "w2",
+    "wo",
+    "proj_out",
+    "dense_out",
+)
+MLP_NAMES = ("mlp", "feed_forward", "ffn", "ff", "")
+# A norm between the MLP and the residual stream (Gemma 2 and 3, OLMo 2; GLM 4), by the names that are given to it.
+POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The named parts of one model.
+
+    Attributes:
+        blocks: path of the list of blocks, e.g. `model.layers` or `transformer.h`.
+        down_projection: path of the edited projection within a block, e.g. `mlp.down_proj`.
+        n_layers: number of blocks.
+        d_model: width of the residual stream (the projection's outputs).
+        d_mlp: width of the MLP (the projection's inputs: the keys).
+        transposed: whether the projection stores its weight as (inputs, outputs), as GPT-2's Conv1D does.
+    """
+
+    blocks: str
+    down_projection: str
+    n_layers: int
+    d_model: int
+    d_mlp: int
+    transposed: bool
+
+    def block(self, model: nn.Module, layer: int) -> nn.Module:
+        """The block `layer`."""
+        return model.get_submodule(f"{self.blocks}.{layer}")
+
+    def projection_name(self, layer: int) -> str:
+        """The full path of the projection in block `layer`."""
+        return f"{self.blocks}.{layer}.{self.down_projection}"
+
+    def projection(self, model: nn.Module, layer: int) -> nn.Module:
+        """The projection in block `layer`: its input is the key, its output the value."""
+        return model.get_submodule(self.projection_name(layer))
+
+    def weight(self, model: nn.Module, layer: int) -> Tensor:
+        """The projection's weight as (d_model, d_mlp); a view, so it can be changed in place."""
+        weight: Tensor = self.projection(model, layer).weight  # type: ignore[assignment]
+        return weight.T if self.transposed else weight
+
+    def post_norm(self, model: nn.Module, layer: int) -> nn.Module | None:
+        """The norm through which the MLP's output goes before it is added to the residual stream, if there is one."""
+        block = self.block(model, layer)
+        return next((found for name in POST_NORMS if (found := getattr(block, name, None)) is not None), None)
+
+    def resolve_layers(self, layers: tuple[int, ...], depth: tuple[float, float]) -> tuple[int, ...]:
+        """`layers` in order and each once; if there are none, those between two fractions of the depth.
+
+        Raises:
+            UserError: the model does not have them.
+        """
+        resolved = tuple(sorted(set(layers))) or layers_at_depth(self.n_layers, *depth)
+        self.check_layers(resolved)
+        return resolved
+
+    def check_layers(self, layers: tuple[int, ...]) -> None:
+        """Refuse layers that the model does not have."""
+        bad = [layer for layer in layers if not 0 <= layer < self.n_layers]
+        if bad or not layers:
+            raise UserError(
+                f"layers {list(layers)} do not fit a model of {self.n_layers} layers",
+                f"give one or more numbers from 0 to {self.n_layers - 1}",
+            )
+
+
+def anatomy(model: nn.Module) -> Anatomy:
+    """The anatomy of a causal language model (Llama, Qwen, Mistral, Gemma, GPT-2, GPT-J, GPT-NeoX, OPT, Phi, ...).
+
+    Raises:
+        UserError: no list of blocks with an MLP projection is found, or the projection is not a plain
+            matrix (mixture of experts, quantised weights).
+    """
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and _down_projection(module[0]) is not None
+    ]
+    if not lists:
+        raise UserError(
+            f"{type(model).__name__} has no list of blocks with an MLP output projection that can be edited",
+            "mixture-of-experts and quantised models are not supported; use a dense model in full precision",
+        )
+    blocks, modules = max(lists, key=lambda pair: len(pair[1]))
+    path = _down_projection(modules[0])
+    assert path is not None
+    weight: Any = modules[0].get_submodule(path).weight
+    if not weight.is_floating_point() or weight.ndim != 2:
+        raise UserError(f"{blocks}.0.{path} holds {weight.dtype} weights", "load the model without quantisation")
+    other = next((i for i, block in enumerate(modules) if _down_projection(block) != path), None)
+    if other is not None:
+        raise UserError(
+            f"block {other} of {blocks} has no {path}, as block 0 has",
+            "mixture-of-experts models are not supported; use a dense model",
+        )
+    transposed = is_transposed(modules[0].get_submodule(path))
+    d_model, d_mlp = weight.shape[::-1] if transposed else weight.shape
+    return Anatomy(blocks, path, len(modules), int(d_model), int(d_mlp), transposed)
+
+
+def _down_projection(block: nn.Module) -> str | None:
+    for mlp in MLP_NAMES:
+        inner: Any = getattr(block, mlp, None) if mlp else block
+        if not isinstance(inner, nn.Module):
+            continue
+        for name in DOWN_PROJECTIONS:
+            found = getattr(inner, name, None)
+            if isinstance(found, nn.Module) and getattr(found, "weight", None) is not None:
+                return f"{mlp}.{name}" if mlp else name
+    return None
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear map stores its weight as (inputs, outputs), as GPT-2's Conv1D does."""
+    return type(module).__name__ == "Conv1D"
+
+
+def layers_at_depth(n_layers: int, start: float, stop: float) -> tuple[int, ...]:
+    """The layers between two fractions of the depth, at least one: the way presets carry over to other models."""
+    first = round(start * n_layers)
+    last = max(first, round(stop * n_layers))
+    return tuple(range(min(first, n_layers - 1), min(last, n_layers - 1) + 1))

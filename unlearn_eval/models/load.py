@@ -1,0 +1,267 @@
+"""A base model with its tokenizer: from a hub id, a folder, a GGUF file, or the small default model."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearn_eval.models.default_model import (
+    DEFAULT_MODEL,
+    cache_dir,
+    fetch_default_model,
+    hub_reachable,
+    load_gguf,
+    model_source,
+)
+from unlearn_eval.utils.errors import UserError, unknown_name
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "LoadedModel",
+    "cache_dir",
+    "fetch_default_model",
+    "load_model",
+    "model_source",
+    "resolve_model",
+]
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WEIGHT_FILES = ("*.safetensors", "*.bin")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be edited or asked: eval mode, no gradients.
+
+    Attributes:
+        model: the transformers model.
+        tokenizer: its tokenizer, which has a pad token and, where the model needs one, adds one BOS.
+        name: what the user called it ("default", a hub id, a path).
+        revision: the hub's commit, or None for what is not from the hub.
+        path: the hub id or path that was loaded.
+        source: `source.json` of the default model, else None.
+        notes: what was changed on loading, one sentence each, for the result file.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    revision: str | None
+    path: str
+    source: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def resolve_model(name: str) -> str:
+    """The hub id or path that `name` stands for; "default" is fetched if it is not in the cache.
+
+    Raises:
+        UserError: if it is neither a model folder, a GGUF file, nor written like a hub id.
+    """
+    if name == "default":
+        return str(fetch_default_model())
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        _check_folder(path)
+        return str(path)
+    if name.lower().endswith(".gguf"):
+        if path.is_file():
+            return str(path)
+        raise UserError(f"no GGUF file at {name}", "give the path of a .gguf file that exists")
+    if name and path.exists():
+        raise UserError(
+            f"{name} is a file, and not a model",
+            "give a model's folder, a .gguf file, or a hub id (org/name)",
+        )
+    if _HUB_ID.fullmatch(name):
+        return name
+    raise UserError(
+        f"no model '{name}': there is no such folder or file, and it is not a hub id",
+        "give 'default', a model's folder, a .gguf file, or a hub id with its owner (org/name)",
+    )
+
+
+def _check_folder(path: Path) -> None:
+    """Refuses a folder that is an edit, a PEFT adapter, or no model at all."""
+    edit, adapter = path / "edit.json", path / "adapter_config.json"
+    if edit.is_file():  # before config.json, of which an edit has a copy
+        base = _field(edit, "base")
+        raise UserError(
+            f"{path} is an edit{_of(base)}, not a model",
+            "give the base model here and the edit as --edit (or export it: unlearn-eval export --merged)",
+        )
+    if adapter.is_file() and not (path / "config.json").is_file():
+        base = _field(adapter, "base_model_name_or_path")
+        raise UserError(f"{path} is a PEFT adapter{_of(base)}, not a model", "give its base model")
+    if not (path / "config.json").is_file():
+        ggufs = sorted(p.name for p in path.glob("*.gguf"))
+        hint = "a model folder holds config.json, *.safetensors and tokenizer files"
+        raise UserError(
+            f"{path} is not a model folder: it has no config.json",
+            f"{hint}; for a GGUF file name the file: {path / ggufs[0]}" if ggufs else hint,
+        )
+    if not any(any(path.glob(pattern)) for pattern in _WEIGHT_FILES):
+        raise UserError(
+            f"{path} has a config.json but no weights", f"a model folder holds {' or '.join(_WEIGHT_FILES)}"
+        )
+
+
+def _field(path: Path, *names: str) -> str | None:
+    """The first of the fields that a JSON file has as text (or as an object with an id)."""
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text())
+        for name in names if isinstance(content, dict) else ():
+            value = content.get(name)
+            value = value.get("id") if isinstance(value, dict) else value
+            if isinstance(value, str):
+                return value
+    return None
+
+
+def _of(base: str | None) -> str:
+    return f" of {base}" if base else ""
+
+
+def load_model(name: str, dtype: str = "auto", device: str | None = "cpu", revision: str | None = None) -> LoadedModel:
+    """The model and tokenizer called `name`; a checkpoint's own code is never run.
+
+    Args:
+        name: what `resolve_model` takes.
+        dtype: one of `DTYPES`; "auto" is the checkpoint's own.
+        device: "cpu", "cuda", "cuda:1"; None is CUDA if there is any, else the CPU.
+        revision: a hub model's branch, tag or commit.
+
+    Raises:
+        UserError: if it cannot be had, is quantized, is no causal language model, or lacks weights.
+    """
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    device = _device(device)
+    path = resolve_model(name)
+    notes: list[str]
+    if path.lower().endswith(".gguf") and Path(path).is_file():
+        model, tokenizer = _or_user_error(name, load_gguf, Path(path), dtype)
+        notes = ["read from a GGUF file, dequantized", *_one_bos(tokenizer, model.config)]
+    else:
+        model, tokenizer, notes = _or_user_error(name, _load_checkpoint, path, dtype, revision)
+    notes += _pad_token(tokenizer)
+    model = model.to(device).eval().requires_grad_(False)
+    read_together(model)
+    commit = None if Path(path).exists() else getattr(model.config, "_commit_hash", None) or revision
+    return LoadedModel(model, tokenizer, name, commit, path, model_source(path), tuple(notes))
+
+
+def read_together(model: Any) -> None:
+    """Let a model's head read states that lie together in memory; up to rounding the numbers are the same.
+
+    Of a part of each row's states (the last ones, when text is generated, or an answer's, when it is trained) PyTorch
+    makes one product for each row on a CPU, and copies the weights for it: in bfloat16 that takes 200 times as long.
+    """
+    head = model.get_output_embeddings()
+    if head is not None and _together not in head._forward_pre_hooks.values():
+        head.register_forward_pre_hook(_together)
+
+
+def _together(head: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(own.contiguous() for own in arguments)
+
+
+def _device(device: str | None) -> str:
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"unknown device '{device}'", "allowed: cpu, cuda, cuda:0 …") from error
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device '{device}' asked for, but PyTorch sees {torch.cuda.device_count()} CUDA devices",
+            "use --device cpu, or install PyTorch for your GPU's driver",
+        )
+    return device
+
+
+def _load_checkpoint(path: str, dtype: str, revision: str | None) -> tuple[Any, Any, list[str]]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"trust_remote_code": False, "revision": revision}
+    if not Path(path).exists() and not hub_reachable():
+        options["local_files_only"] = True  # what the hub's cache holds, without a minute of retries
+    config = AutoConfig.from_pretrained(path, **options)
+    if (quantization := getattr(config, "quantization_config", None)) is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise UserError(
+            f"{path} is quantized ({method or 'unknown method'}): its weights cannot be edited or hashed",
+            "give the checkpoint from which it was quantized",
+        )
+    tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    model, loading = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
+    if missing := sorted(loading.get("missing_keys", ())):
+        # Transformers fills these with random numbers and goes on.
+        raise UserError(
+            f"{path} lacks {len(missing)} of the model's weights, first '{missing[0]}'",
+            "the download is incomplete, or it is not a causal language model",
+        )
+    extra = sorted(loading.get("unexpected_keys", ()))
+    return model, tokenizer, [f"{len(extra)} weights were not used, first '{extra[0]}'"] if extra else []
+
+
+def _or_user_error(name: str, load: Any, *arguments: Any) -> Any:
+    """`load(*arguments)`; what transformers says of a missing or unreadable model, in two lines."""
+    try:
+        return load(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        text = " ".join(str(error).split())
+        reason, hint = (
+            text[:200],
+            "run again with a model that transformers can load as a causal language model",
+        )
+        if "trust_remote_code" in text or "custom code" in text:
+            reason = "it needs Python code from its own repository, which is never run here"
+            hint = "give a model whose architecture is part of transformers"
+        elif isinstance(error, OSError) and not Path(name).expanduser().exists():
+            reason = "there is no such folder, and the hub is out of reach, has no such model or wants a login"
+            hint = "check the name and the network (a gated model needs: hf auth login), or give 'default'"
+        raise UserError(f"the model '{name}' cannot be loaded: {reason}", hint) from error
+
+
+def _pad_token(tokenizer: Any) -> list[str]:
+    """Gives a tokenizer without a pad token one, so that questions can be batched; says so."""
+    if tokenizer.pad_token_id is not None:
+        return []
+    tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise UserError("the tokenizer has no pad, end or unknown token", "add a pad token to its files")
+    return [f"the tokenizer has no pad token: '{tokenizer.pad_token}' is used"]
+
+
+def _one_bos(tokenizer: Any, config: Any) -> list[str]:
+    """Makes a Gemma tokenizer read from GGUF add exactly one BOS, without which Gemma talks nonsense."""
+    bos = tokenizer.bos_token_id
+    if bos is None or not str(config.model_type).startswith("gemma"):
+        return []
+    if tokenizer.encode("a")[:1] == [bos]:
+        return []
+    from tokenizers.processors import TemplateProcessing
+
+    token = tokenizer.bos_token
+    with suppress(AttributeError):
+        tokenizer.add_bos_token = True  # kept when the tokenizer is saved
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A {token}:1 $B:1", special_tokens=[(token, bos)]
+    )
+    ids = tokenizer.encode("a")
+    assert ids.count(bos) == 1, ids
+    assert ids[0] == bos, ids
+    return [f"the GGUF file's tokenizer adds no BOS: set to add one '{token}'"]

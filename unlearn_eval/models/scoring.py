@@ -1,0 +1,400 @@
+"""Per-token scores of answers under a causal language model: the one place where answer-level numbers come from.
+
+Many answers share a question (the true one, its paraphrase, five wrong ones). The question's tokens are run
+once; its keys and values are then used by all its answers. Rows are left-padded in the question and
+right-padded in the answer, with explicit positions, so that batching changes nothing but rounding. Every pass says
+where its prompts end, which memory edits need to know (`routing.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearn_eval.edits.memory.routing import needs_whole_prompts, prompt_lengths
+
+MAX_LOGITS = 2**26  # log-softmax works on at most this many numbers at once (256 MiB in float32)
+
+
+@dataclass(frozen=True)
+class Query:
+    """One answer to score: the prompt's ids and the labels that follow (never empty).
+
+    `masked_token`, for compatibility modes only, is a token id that attention must not see anywhere.
+    """
+
+    prompt_ids: tuple[int, ...]
+    label_ids: tuple[int, ...]
+    masked_token: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.label_ids) - 1
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """What the model thinks of each label, given the labels before it; all of length T.
+
+    Attributes:
+        token_nll: -ln p(label), in nats.
+        hits: whether the label is the most likely token.
+        ranks: 1 + the number of tokens that are more likely.
+        means, variances: of ln p over the vocabulary (for min-k++), if asked for.
+    """
+
+    token_nll: list[float]
+    hits: list[bool]
+    ranks: list[int]
+    means: list[float] | None = None
+    variances: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class FreeRunning:
+    """What the released evaluation of PISTOL and LUNAR reads in the place of an answer, for comparison only.
+
+    Attributes:
+        ranks: of the answer's j-th token in the distribution of the j-th step of the model's own greedy
+            answer; None for steps after that has ended.
+        prompt_confidence: the mean, over as many of the prompt's first positions as the answer has tokens, of
+            the largest probability there. It is called a probability of the answer, and does not depend on it.
+    """
+
+    ranks: list[int | None]
+    prompt_confidence: float | None
+
+
+@torch.no_grad()
+def free_running(
+    model: Any, queries: Sequence[Query], lengths: Sequence[int], batch_size: int = 1
+) -> list[FreeRunning]:
+    """For each query, its first `lengths[i]` labels against the model's own greedy answer, in order."""
+    found: list[FreeRunning | None] = [None] * len(queries)
+    order = sorted(range(len(queries)), key=lambda i: -len(queries[i].prompt_ids))
+    for rows in _chunks(order, batch_size):
+        prompts, n = [queries[i].prompt_ids for i in rows], [lengths[i] for i in rows]
+        steps, ends = _greedy_steps(model, prompts, max(n))
+        confidence = _first_confidences(model, prompts, n)
+        for r, i in enumerate(rows):
+            gold = queries[i].label_ids[: lengths[i]]
+            ranks = [
+                int((steps[j][r] > steps[j][r, token]).sum()) + 1 if j < min(ends[r], len(steps)) else None
+                for j, token in enumerate(gold)
+            ]
+            found[i] = FreeRunning(ranks, confidence[r])
+    assert all(own is not None for own in found)
+    return found  # type: ignore[return-value]
+
+
+def _greedy_steps(model: Any, prompts: list[tuple[int, ...]], n: int) -> tuple[list[Tensor], list[int]]:
+    """Logits (R, V) of each greedy step, and how many steps of each row come before or at its end token."""
+    ids, mask = pad(prompts, "left", model.device)
+    ends = _end_tokens(model)
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max(n, 1),
+        do_sample=False,
+        num_beams=1,
+        return_dict_in_generate=True,
+        output_logits=True,
+        pad_token_id=min(ends) if ends else 0,
+    )
+    said = out.sequences[:, ids.shape[1] :].tolist()
+    lengths = [next((j + 1 for j, token in enumerate(row) if token in ends), len(row)) for row in said]
+    return [step.float() for step in out.logits], lengths
+
+
+def _end_tokens(model: Any) -> set[int]:
+    config = getattr(model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None) if config is not None else None
+    ends = model.config.eos_token_id if ends is None else ends
+    return set() if ends is None else set(ends) if isinstance(ends, list | tuple) else {int(ends)}
+
+
+def _first_confidences(model: Any, prompts: list[tuple[int, ...]], n: list[int]) -> list[float | None]:
+    """The mean of the largest probability at the first n[r] positions of each prompt."""
+    starts = [prompt[:length] for prompt, length in zip(prompts, n, strict=True)]
+    if not any(starts):
+        return [None] * len(starts)
+    ids, _ = pad(starts, "right", model.device)
+    largest = model(input_ids=ids, use_cache=False).logits.float().softmax(-1).amax(-1)  # (R, t)
+    return [float(largest[r, : len(start)].mean()) if start else None for r, start in enumerate(starts)]
+
+
+@torch.no_grad()
+def score_answers(
+    model: Any,
+    queries: Sequence[Query],
+    batch_size: int | Callable[[int], int] = 16,
+    moments: bool = False,
+    progress: Callable[[int], Any] = lambda n: None,
+) -> list[AnswerScore]:
+    """The scores of every query, in order.
+
+    Args:
+        model: a Hugging Face causal language model (or one wrapped by PEFT), in eval mode.
+        queries: what to score. Each question (`prompt_ids`) is run once for all its answers.
+        batch_size: rows per forward pass, or a function of the number of rows already done.
+        moments: also the mean and variance of ln p over the vocabulary.
+        progress: called with the number of rows done since the last call.
+    """
+    if not all(query.prompt_ids and query.label_ids for query in queries):
+        raise ValueError(
+            "a query needs at least one prompt token, by which its first label is predicted, and one label"
+        )
+    scores: list[AnswerScore | None] = [None] * len(queries)
+    size = batch_size if callable(batch_size) else lambda done: batch_size
+    shared = (
+        any(q.masked_token is None for q in queries) and not needs_whole_prompts(model) and keeps_plain_cache(model)
+    )
+    done = 0
+    for unit in _units(queries, size, shared):
+        rows = [row for group in unit for row in group]
+        run = _score_flat if not shared or queries[rows[0]].masked_token is not None else _score_shared
+        for row, score in run(model, queries, unit, size(done), moments):
+            scores[row] = score
+            done += 1
+            progress(1)
+    assert all(score is not None for score in scores)
+    return scores  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def answer_divergences(
+    model: Any,
+    unedited: Callable[[], AbstractContextManager[Any]],
+    queries: Sequence[Query],
+    progress: Callable[[int], Any] = lambda n: None,
+) -> list[list[float]]:
+    """KL(unedited || model) in nats of the distributions that predict each label, T numbers for each query, in order.
+
+    At most `MAX_LOGITS` logits are kept of one model while the other is run (or those of one query, if more).
+
+    Args:
+        model: a Hugging Face causal language model, in eval mode.
+        unedited: gives the unedited model, with the same vocabulary, for the length of a `with` block; it may be
+            `model` itself with its edit taken off.
+        queries: what is read.
+        progress: called with the number of queries done since the last call.
+    """
+    found: list[list[float]] = [[] for _ in queries]
+    longest_first = sorted(range(len(queries)), key=lambda row: -len(queries[row]))
+    start = 0
+    while start < len(queries):
+        n = max(1, MAX_LOGITS // (len(queries[longest_first[start]]) * model.config.get_text_config().vocab_size))
+        rows = longest_first[start : start + n]
+        batch = [queries[row] for row in rows]
+        own = _label_logp(model, batch)
+        with unedited() as base:
+            reference = _label_logp(base, batch)
+        for row, p, q in zip(rows, reference, own, strict=True):
+            each = (p.exp() * (p - q)).nan_to_num(0.0, posinf=math.inf).sum(-1)  # 0 ln 0 = 0
+            found[row] = each.clamp(min=0).tolist()
+        progress(len(rows))
+        start += len(rows)
+    return found
+
+
+def _label_logp(model: Any, queries: Sequence[Query]) -> list[Tensor]:
+    """For each query (T, V): ln p over the vocabulary in float32, where its T labels are predicted."""
+    logits = _flat_logits(model, queries)
+    starts = [len(query.prompt_ids) - 1 for query in queries]
+    return [
+        logits[row, start : start + len(query.label_ids)].float().log_softmax(-1)
+        for row, (start, query) in enumerate(zip(starts, queries, strict=True))
+    ]
+
+
+def _units(queries: Sequence[Query], size: Callable[[int], int], shared: bool) -> Iterator[list[list[int]]]:
+    """Groups of rows that share a question, gathered into units of about one batch, longest first."""
+    groups: dict[Any, list[int]] = {}
+    for row, query in enumerate(queries):
+        key = (query.prompt_ids, query.masked_token) if shared else row
+        groups.setdefault(key, []).append(row)
+
+    def length(group: list[int]) -> tuple[bool, int, int]:
+        first = queries[group[0]]
+        return (first.masked_token is None, len(first.prompt_ids), max(len(queries[row]) for row in group))
+
+    unit: list[list[int]] = []
+    done = 0
+    for group in sorted(groups.values(), key=length, reverse=True):
+        kind = (queries[group[0]].masked_token is None, len(queries[group[0]].prompt_ids) > 1)
+        full = unit and sum(map(len, unit)) + len(group) > size(done)
+        if full or (unit and kind != _kind(queries, unit)):
+            yield unit
+            done += sum(map(len, unit))
+            unit = []
+        unit.append(group)
+    if unit:
+        yield unit
+
+
+def _kind(queries: Sequence[Query], unit: list[list[int]]) -> tuple[bool, bool]:
+    first = queries[unit[0][0]]
+    return (first.masked_token is None, len(first.prompt_ids) > 1)
+
+
+def _score_shared(
+    model: Any, queries: Sequence[Query], unit: list[list[int]], batch_size: int, moments: bool
+) -> Iterator[tuple[int, AnswerScore]]:
+    """Run each question's tokens but the last once, then its last token and the answers on top of that."""
+    prompts = [queries[group[0]].prompt_ids for group in unit]
+    lengths = [len(prompt) - 1 for prompt in prompts]
+    width = max(lengths)
+    cache = None
+    if width:
+        ids, mask = pad([prompt[:-1] for prompt in prompts], "left", model.device)
+        options = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
+        with prompt_lengths([len(prompt) for prompt in prompts]):
+            cache = model(
+                input_ids=ids,
+                attention_mask=mask,
+                use_cache=True,
+                **positions(model, mask),
+                **options,
+            ).past_key_values
+    rows = [(g, row) for g, group in enumerate(unit) for row in group]
+    for batch in _chunks(rows, batch_size):
+        inputs = [(queries[row].prompt_ids[-1], *queries[row].label_ids[:-1]) for _, row in batch]
+        ids, mask = pad(inputs, "right", model.device)
+        options = {}
+        if cache is not None:
+            owners = torch.tensor([g for g, _ in batch], device=model.device)
+            past = cache if len(rows) <= batch_size else copy.deepcopy(cache)
+            past.batch_select_indices(owners)
+            prefix = torch.arange(width, device=model.device)[None] >= width - torch.tensor(
+                [lengths[g] for g, _ in batch], device=model.device
+            ).unsqueeze(1)
+            mask = torch.cat([prefix.to(mask.dtype), mask], dim=1)
+            options["past_key_values"] = past
+        with prompt_lengths([len(queries[row].prompt_ids) for _, row in batch]):
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                use_cache=cache is not None,
+                **positions(model, mask, last=ids.shape[1]),
+                **options,
+            ).logits
+        labels = [queries[row].label_ids for _, row in batch]
+        yield from zip((row for _, row in batch), _read(logits, [0] * len(batch), labels, moments), strict=True)
+
+
+def _score_flat(
+    model: Any, queries: Sequence[Query], unit: list[list[int]], batch_size: int, moments: bool
+) -> Iterator[tuple[int, AnswerScore]]:
+    """Run each prompt with its labels as one right-padded sequence: any causal model can do this."""
+    rows = [row for group in unit for row in group]
+    for batch in _chunks(rows, batch_size):
+        logits = _flat_logits(model, [queries[row] for row in batch])
+        starts = [len(queries[row].prompt_ids) - 1 for row in batch]
+        labels = [queries[row].label_ids for row in batch]
+        yield from zip(batch, _read(logits, starts, labels, moments), strict=True)
+
+
+def _flat_logits(model: Any, queries: Sequence[Query]) -> Tensor:
+    """Logits (R, L, V) of right-padded sequences, each a prompt with its labels but the last."""
+    masked = queries[0].masked_token
+    inputs = [(*query.prompt_ids, *query.label_ids[:-1]) for query in queries]
+    ids, mask = pad(inputs, "right", model.device, filler=masked or 0)
+    options = {} if masked is None else {"attention_mask": (ids != masked).long()}
+    ends = [max(1, sum(token != masked for token in query.prompt_ids)) for query in queries]
+    with prompt_lengths(ends):
+        logits: Tensor = model(input_ids=ids, use_cache=False, **options).logits
+    return logits
+
+
+def _read(
+    logits: Tensor, starts: Sequence[int], labels: Sequence[Sequence[int]], moments: bool
+) -> Iterator[AnswerScore]:
+    """Read the labels' scores from logits (R, L, V); row r's labels are predicted from position starts[r] on."""
+    for row, (start, label_ids) in enumerate(zip(starts, labels, strict=True)):
+        part = logits[row, start : start + len(label_ids)]
+        step = max(1, MAX_LOGITS // part.shape[-1])
+        pieces = [
+            _read_positions(part[i : i + step], label_ids[i : i + step], moments)
+            for i in range(0, len(label_ids), step)
+        ]
+        columns: list[list[Any]] = [sum(column, []) for column in zip(*pieces, strict=True)]
+        yield AnswerScore(*columns) if moments else AnswerScore(*columns[:3])
+
+
+def _read_positions(logits: Tensor, label_ids: Sequence[int], moments: bool) -> tuple[list[Any], ...]:
+    logp = logits.float().log_softmax(-1)  # (t, V)
+    label = torch.tensor(label_ids, device=logp.device)
+    own = logp.gather(-1, label[:, None])
+    hits = logp.argmax(-1) == label
+    ranks = (logp > own).sum(-1) + 1
+    result: tuple[list[Any], ...] = ((-own[:, 0]).tolist(), hits.tolist(), ranks.tolist())
+    if not moments:
+        return result
+    mean, variance = moments_of(logp)
+    return (*result, mean.tolist(), variance.tolist())
+
+
+def moments_of(logp: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (t,) of ln p under p itself, from ln p (t, V)."""
+    p = logp.exp()
+    mean = (p * logp).nan_to_num().sum(-1)
+    square = (p * logp.square()).nan_to_num().sum(-1)
+    return mean, square - mean.square()
+
+
+def pad(rows: Sequence[Sequence[int]], side: str, device: Any, filler: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask, both (len(rows), longest), padded on `side` ('left' or 'right')."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), filler, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[i, where] = torch.tensor(row, dtype=torch.long)
+        mask[i, where] = 1
+    return ids.to(device), mask.to(device)
+
+
+def positions(model: Any, mask: Tensor, last: int | None = None) -> dict[str, Tensor]:
+    """`position_ids` that count real tokens only, for models that take them; the last `last` columns."""
+    if not accepts(model, "position_ids"):
+        return {}
+    counted = (mask.cumsum(-1) - 1).clamp(min=0)
+    return {"position_ids": counted if last is None else counted[:, -last:]}
+
+
+def accepts(model: Any, argument: str) -> bool:
+    """Whether the model's forward pass (below a PEFT wrapper, if any) takes `argument`."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return argument in inspect.signature(inner.forward).parameters
+
+
+@torch.no_grad()
+def keeps_plain_cache(model: Any) -> bool:
+    """Whether the model keeps keys and values per layer, which can be shared between a question's answers.
+
+    Recurrent and hybrid models keep a state that padding would disturb: they are scored without sharing.
+    """
+    from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+    try:
+        ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+        cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+    except (TypeError, ValueError, NotImplementedError):
+        return False
+    return isinstance(cache, Cache) and all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
+    )
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

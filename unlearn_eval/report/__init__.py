@@ -1,1 +1,0 @@
-"""What people look at; reads result files and nothing else."""

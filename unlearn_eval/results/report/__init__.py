@@ -1,0 +1,1 @@
+"""Pages, tables and figures; they only read result files."""

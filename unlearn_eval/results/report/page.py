@@ -1,0 +1,81 @@
+"""Result files as one page for a browser: a file of its own, without network, in which data can only be text.
+
+Only the page's own code may run, named by its hash (Content-Security-Policy): no script in what a model wrote can. The
+summary is JSON with `<`, `>`, `&` and line separators escaped; the answers are compressed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import zlib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from unlearn_eval.utils.errors import UserError
+from unlearn_eval.results.report.page_data import Say, page_data
+from unlearn_eval.results.files import Runs
+
+_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+def build_page(runs: Runs, title: str = "unlearn-eval", say: Say = lambda line: None) -> str:
+    """The HTML of a report on these runs."""
+    summary, answers = page_data(runs, say)
+    folder = files("unlearn_eval.results.report")
+    template, style, attacks, page = (
+        (folder / name).read_text(encoding="utf-8")
+        for name in ("page.html", "page.css", "page_robustness.js", "page.js")
+    )
+    script = attacks + page  # page.js ends by starting
+    parts = {
+        "POLICY": f"default-src 'none'; script-src '{_source(script)}'; style-src '{_source(style)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'",
+        "TITLE": html.escape(title),
+        "STYLE": style,
+        "SUMMARY": as_script_json({"title": title, **summary}),
+        "ANSWERS": _compressed(answers),
+        "SCRIPT": script,
+    }
+    pieces = template.split("@@")
+    return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def write_page(runs: Runs, path: str | Path, title: str = "unlearn-eval", say: Say = lambda line: None) -> Path:
+    """Writes the report on these runs; returns its path.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = Path(path).expanduser()
+    text = build_page(runs, title, say)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}", "give another --output") from error
+    return path
+
+
+def as_script_json(content: Any) -> str:
+    """JSON that may stand in a script element: nothing in it can end the element or begin another."""
+    text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return _without_halves(text).translate(_ESCAPES)
+
+
+def _compressed(content: Any) -> str:
+    """JSON, deflated, as base64; a level above 6 takes longer and gains little."""
+    text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(zlib.compress(_without_halves(text).encode(), 6)).decode()
+
+
+def _without_halves(text: str) -> str:
+    """The text with halves of surrogate pairs, which UTF-8 cannot hold, replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _source(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,135 @@
+"""Does a result hold what is required of it: `forget_rouge<0.2`, `model_utility>0.9*base`."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.results.schema import Result
+
+OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+EXAMPLES = "write METRIC<NUMBER, METRIC>NUMBER*base, METRIC>=base-NUMBER or METRIC<=base+NUMBER"
+
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_FORM = re.compile(r"\s*(?P<metric>[^<>=!]+?)\s*(?P<operator><=|>=|<|>)\s*(?P<bound>[^<>=!]+?)\s*")
+_BOUND = re.compile(
+    rf"(?P<number>{_NUMBER})|(?P<factor>{_NUMBER})\s*\*\s*base|base\s*(?P<sign>[+-])\s*(?P<shift>{_NUMBER})|base"
+)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A metric has to be on one side of `factor` · base + `shift`.
+
+    Attributes:
+        text: as the user wrote it.
+        metric: its name, with `TASK:` in front where several tasks have one of this name.
+        operator: one of `OPERATORS`.
+        factor: of the base's value; None if the base plays no part.
+        shift: what is added.
+    """
+
+    text: str
+    metric: str
+    operator: str
+    factor: float | None
+    shift: float
+
+    def bound(self, base: float | None) -> float:
+        """The number that the metric is held against."""
+        return self.shift if self.factor is None or base is None else self.factor * base + self.shift
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a requirement holds, with both numbers, or the reason why there is no number."""
+
+    requirement: Requirement
+    value: float | None
+    bound: float | None
+    holds: bool
+    reason: str = ""
+
+
+def parse_requirement(text: str) -> Requirement:
+    """What a requirement says.
+
+    Raises:
+        UserError: it is of another form.
+    """
+    form = _FORM.fullmatch(text)
+    bound = _BOUND.fullmatch(form["bound"]) if form else None
+    if form is None or bound is None:
+        what = f"'{form['bound']}' in the requirement '{text}' is no bound" if form else f"'{text}' is no requirement"
+        raise UserError(what, EXAMPLES)
+    if bound["number"]:
+        factor, shift = None, float(bound["number"])
+    elif bound["factor"]:
+        factor, shift = float(bound["factor"]), 0.0
+    else:
+        factor, shift = 1.0, float(bound["sign"] + "1") * float(bound["shift"]) if bound["shift"] else 0.0
+    return Requirement(text.strip(), form["metric"], form["operator"], factor, shift)
+
+
+def check_result(result: Result, requirements: Sequence[Requirement], base: Result | None = None) -> list[Verdict]:
+    """Whether each requirement holds; a metric without a value fails, with the reason.
+
+    Raises:
+        UserError: an unknown or ambiguous metric, or a requirement on a base that is not given.
+    """
+    return [_check(result, requirement, base) for requirement in requirements]
+
+
+def _check(result: Result, requirement: Requirement, base: Result | None) -> Verdict:
+    task, name = _find(result, requirement.metric)
+    metric = result.metrics[task][name]
+    before: float | None = None
+    if requirement.factor is not None:
+        if base is None:
+            raise UserError(f"'{requirement.text}' needs a base", "give its result file with --base")
+        first = base.metrics.get(task, {}).get(name)
+        if first is None or first.value is None:
+            why = "it lacks this metric" if first is None else first.reason
+            return Verdict(requirement, metric.value, None, False, f"the base has no value: {why}")
+        before = first.value
+    bound = requirement.bound(before)
+    if metric.value is None:
+        return Verdict(requirement, None, bound, False, f"no value: {metric.reason}")
+    return Verdict(requirement, metric.value, bound, bool(OPERATORS[requirement.operator](metric.value, bound)))
+
+
+def _find(result: Result, wanted: str) -> tuple[str, str]:
+    """The task and the name of a metric; `TASK:NAME` says which task."""
+    places: dict[str, list[tuple[str, str]]] = {}
+    for task, metrics in result.metrics.items():
+        for name in metrics:
+            places.setdefault(name, []).append((task, name))
+            places.setdefault(f"{task}:{name}", []).append((task, name))
+    if wanted not in places:
+        qualified = ":" in wanted
+        raise unknown_name("metric", wanted, [name for name in places if (":" in name) == qualified])
+    if len(found := places[wanted]) > 1:
+        raise UserError(
+            f"the metric '{wanted}' is in {len(found)} tasks: {', '.join(task for task, _ in found)}",
+            f"say which, as in {found[0][0]}:{wanted}",
+        )
+    return found[0]
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    """What holds and what failed, for a terminal."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "required", "value", "bound", ""):
+        table.add_column(column, justify="right" if column in ("value", "bound") else "left", overflow="fold")
+    for verdict in verdicts:
+        word = Text("holds", "green") if verdict.holds else Text("failed", "bold red")
+        numbers = ("–" if number is None else f"{number:.4g}" for number in (verdict.value, verdict.bound))
+        table.add_row(word, Text(verdict.requirement.text), *numbers, Text(verdict.reason))
+    return table

@@ -1,0 +1,89 @@
+"""The page on this machine: one address, for this machine's own browser only."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from unlearn_eval.utils.errors import UserError
+from unlearn_eval.results.report.page import build_page
+from unlearn_eval.results.files import json_files_in, read_runs
+
+Say = Callable[[str], Any]
+
+
+class Pages:
+    """The page of a folder, made again when one of its files has changed."""
+
+    def __init__(self, folder: str, say: Say) -> None:
+        self._folder, self._say, self._lock = folder, say, Lock()
+        self._seen: Any = None
+        self._page = b""
+
+    def page(self) -> bytes:
+        """The page of the files as they are now."""
+        with self._lock:
+            files = json_files_in([Path(self._folder).expanduser()])
+            seen = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+            if seen != self._seen:
+                runs = read_runs(self._folder)
+                for line in runs.notes:
+                    self._say(line)
+                self._page = build_page(runs, say=self._say).encode()
+                self._seen = seen
+            return self._page
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `pages`; threads end with the process."""
+
+    daemon_threads = True
+    pages: Pages
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        port = self.server.server_port
+        if self.headers.get("Host") not in (f"127.0.0.1:{port}", f"localhost:{port}"):
+            self.send_error(403, "ask 127.0.0.1")  # another site's name that was pointed at this machine
+        elif self.path not in ("/", "/index.html"):
+            self.send_error(404)
+        else:
+            try:
+                page, status, kind = self.server.pages.page(), 200, "text/html"
+            except UserError as error:
+                page, status, kind = f"error: {error}\n".encode(), 500, "text/plain"
+            self.send_response(status)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(page)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.end_headers()
+            self.wfile.write(page)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Nothing: the terminal is for what the user has to know."""
+
+
+def server(folder: str, port: int, say: Say) -> Server:
+    """A server of the folder's page on 127.0.0.1; the page is made once, so that mistakes show before it is served.
+
+    Raises:
+        UserError: there is no result in the folder, or the port is taken.
+    """
+    pages = Pages(folder, say)
+    pages.page()
+    try:
+        made = Server(("127.0.0.1", port), _Handler)
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        raise UserError(f"port {port}: {error.strerror}", "leave --port out, and a free one is taken") from error
+    made.pages = pages
+    return made

@@ -1,0 +1,122 @@
+"""Result files as terminal tables: values with standard errors, directions, and dashes with their reasons."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from unlearn_eval.results.schema import Comparison, Metric, Result
+
+DIRECTIONS = {True: "↑", False: "↓", None: " "}
+
+
+def value_text(metric: Metric | None) -> str:
+    """`0.123 ±0.045`, or a dash for what is undefined."""
+    if metric is None or metric.value is None:
+        return "–"
+    small = metric.value != 0 and abs(metric.value) < 5e-4
+    text = f"{metric.value:.1e}" if small else f"{metric.value:.3f}"
+    return text if metric.stderr is None else f"{text} ±{metric.stderr:.3f}"
+
+
+def evaluation_tables(result: Result) -> list[Table]:
+    """One table per task of one result."""
+    tables = []
+    for task, metrics in result.metrics.items():
+        table = _table(task, "metric", "value", "n")
+        for name, metric in metrics.items():
+            table.add_row(f"{name} {DIRECTIONS[metric.higher_is_better]}", value_text(metric), _count(metric))
+        tables.append(table)
+    return tables
+
+
+def comparison_tables(
+    rows: Sequence[Comparison], names: tuple[str, str] = ("before", "after"), tests: bool = False
+) -> list[Table]:
+    """One table per task of what `compare` found; the change is the mean over the same items where there are samples.
+
+    With `tests` also the p-value of each change, and the paired test that gave it.
+    """
+    tables = []
+    for task in dict.fromkeys(row.task for row in rows):
+        table = _table(task, "metric", *names, "change", *(("p", "paired test") if tests else ()), "n")
+        for row in rows:
+            if row.task == task:
+                table.add_row(
+                    f"{row.metric} {row.direction or ' '}",
+                    value_text(row.before),
+                    value_text(row.after),
+                    _change(row),
+                    *(_test(row) if tests else ()),
+                    _count(row.after or row.before),
+                )
+        tables.append(table)
+    return tables
+
+
+def reasons(results: Sequence[Result]) -> list[str]:
+    """Why there are dashes, one line for each reason."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        for metrics in result.metrics.values():
+            for name, metric in metrics.items():
+                if metric.reason and name not in found.setdefault(metric.reason, []):
+                    found[metric.reason].append(name)
+    return [f"– {', '.join(names)}: {reason}" for reason, names in found.items()]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def _count(metric: Metric | None) -> str:
+    if metric is None:
+        return ""
+    return f"{metric.n}" + (f" (+{metric.n_unscored} unscored)" if metric.n_unscored else "")
+
+
+def _test(row: Comparison) -> tuple[str, str]:
+    """P and the test's name; dashes where items could not be paired."""
+    if row.paired is None or row.paired.p_value is None:
+        return "–", "–"
+    p = row.paired.p_value
+    return f"{p:.3f}" if p >= 1e-3 else f"{p:.0e}", str(row.paired.test)
+
+
+def unpaired(rows: Sequence[Comparison]) -> list[str]:
+    """Why changes have no test, one line for each reason."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.difference is not None and row.paired is None:
+            found.setdefault(str(row.reason), []).append(row.metric)
+    return [f"no test of {', '.join(names)}: {reason}" for reason, names in found.items()]
+
+
+def _change(row: Comparison) -> str:
+    if row.difference is None:
+        return "–"
+    text = f"{row.difference:+.3f}"
+    if row.paired is not None and row.paired.stderr is not None:
+        text += f" ±{row.paired.stderr:.3f}"
+    better = (row.difference > 0) == (row.direction == "↑")
+    noisy = row.paired is not None and row.paired.p_value is not None and row.paired.p_value > 0.05
+    if not row.direction or row.difference == 0 or noisy:
+        return text
+    return f"[green]{text}[/]" if better else f"[red]{text}[/]"
+
+
+def show_result(result: Result, notes: Sequence[str] = ()) -> None:
+    """Print a result: its tables, why numbers are missing, some notes, and where its file is."""
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    for table in evaluation_tables(result):
+        console.print(table)
+    for line in (*reasons([result]), *notes):
+        console.print(line)
+    console.print(f"result: {result.path}", soft_wrap=True)

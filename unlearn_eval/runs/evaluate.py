@@ -1,0 +1,256 @@
+"""One evaluation, from its settings to its result file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from unlearn_eval.harness.backends import check_backend, engine_here, engine_stopped, model_type
+from unlearn_eval.models.load import model_source, resolve_model
+from unlearn_eval.results.schema import Result, read_result, utc_now, write_result
+from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.provenance import hash_weights, peak_memory_bytes, provenance
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What `unlearn-eval eval` does; the names are lm-eval's where it has them.
+
+    Attributes:
+        tasks: names or patterns.
+        model: a base model (hub id, folder, `default`), or one of lm-eval's model types.
+        model_args: further arguments of the model, `NAME=VALUE,...`.
+        edit: the folder of an edit to apply.
+        backend: what runs a base model: "hf", or "vllm".
+        output: the result file; None makes one under `results/scratch`.
+        limit, batch_size, device, num_fewshot, apply_chat_template, system_instruction, gen_kwargs, metadata,
+            include_path, use_cache: as for `lm_eval`.
+        seed: of everything random.
+    """
+
+    tasks: tuple[str, ...]
+    model: str = "default"
+    model_args: str = ""
+    edit: str | None = None
+    backend: str = "hf"
+    output: str | None = None
+    limit: float | None = None
+    batch_size: int | str = 16
+    device: str | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    system_instruction: str | None = None
+    gen_kwargs: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    include_path: str | None = None
+    use_cache: str | None = None
+    seed: int = 1234
+
+
+def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | None:
+    """Evaluate and write the result; None on a rank that does not write.
+
+    Raises:
+        UserError: no such task or model, a mistake in the settings, or the result cannot be written.
+    """
+    from unlearn_eval.harness.run import load_lm, names_of, without_machine
+
+    for task in config.tasks:  # a misspelt one is found before a model is loaded
+        names_of(task, config.include_path)
+    kind, arguments = model_arguments(config)
+    path = _output(config, kind, arguments)
+    created, started = utc_now(), time.monotonic()
+    say(f"loading {arguments.get('pretrained', kind)}" + (f" with the edit {config.edit}" if config.edit else ""))
+    on_vllm = kind.endswith("vllm")
+    size = "auto" if on_vllm else config.batch_size  # vLLM makes its batches by itself
+    with engine_here(arguments) if on_vllm else nullcontext():
+        lm = load_lm(kind, arguments, size, config.device)
+    weights = _hash(lm)
+    cache = config.use_cache
+    if cache and weights:  # lm-eval's cache does not know whose answers it holds
+        cache = f"{cache}-{getattr(lm, 'answers_hash', weights['weights_hash'])[:16]}"
+    loaded = time.monotonic()
+    with engine_stopped(lm), without_machine():
+        found = _ask(config, lm, cache)
+    if not found.metrics:
+        return None
+    timing = {"loading_seconds": round(loaded - started, 2), "evaluation_seconds": round(time.monotonic() - loaded, 2)}
+    return _written(config, path, kind, arguments, lm, weights, found, created, timing)
+
+
+def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], Any]) -> list[Result]:
+    """Evaluate several low-rank edits of one base model in one vLLM engine, and write a result for each.
+
+    Args:
+        config: with `output` a folder (or None), and without `edit`.
+        edits: their folders.
+        say: told what is done.
+
+    Raises:
+        UserError: as `run_evaluation`, and an edit that is no LoRA or was made on another base; no result is lost that
+            was written before.
+    """
+    from unlearn_eval.harness.run import names_of, without_machine
+
+    for task in config.tasks:
+        names_of(task, config.include_path)
+    names = [Path(edit).resolve().name for edit in edits]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two edits are called {twice[0]}", "give their folders different names")
+    if config.output and Path(config.output).suffix == ".json":
+        raise UserError(f"{len(edits)} results do not fit into {config.output}", "give --output a folder")
+    kind, arguments = model_arguments(replace(config, backend="vllm"))
+    if kind != "vllm":
+        raise UserError(f"the model type '{kind}' cannot share an engine between edits", "give a base model")
+    from unlearn_eval.serving.patches import check_checkpoint
+    from unlearn_eval.serving.together import Engine, read_adapter
+
+    adapters = [read_adapter(edit) for edit in edits]
+    bases = {adapter.info.base.get("canonical_hash"): adapter.info for adapter in adapters}
+    for info in bases.values():  # there should be one
+        check_checkpoint(info, arguments["pretrained"], arguments.get("revision"))
+    created, started = utc_now(), time.monotonic()
+    say(f"loading {arguments['pretrained']} with {len(edits)} edits")
+    options = {name: value for name, value in arguments.items() if name != "pretrained"}
+    with engine_here(options):
+        engine = Engine(arguments["pretrained"], adapters, **options)
+    loaded = time.monotonic()
+    with engine_stopped(engine.own), without_machine():
+        found = engine.run(lambda lm: _ask(config, lm, None))
+    timing = {"loading_seconds": round(loaded - started, 2), "evaluation_seconds": round(time.monotonic() - loaded, 2)}
+    results = []
+    for edit, lm, own in zip(edits, engine.views, found, strict=True):
+        one = replace(config, edit=edit)
+        path = _output(one, kind, arguments)
+        results.append(_written(one, path, kind, arguments, lm, {}, own, created, timing))
+    return results
+
+
+def _ask(config: EvalConfig, lm: Any, cache: str | None) -> Any:
+    from unlearn_eval.harness.run import evaluate
+
+    return evaluate(
+        lm,
+        config.tasks,
+        include_path=config.include_path,
+        limit=config.limit,
+        num_fewshot=config.num_fewshot,
+        apply_chat_template=config.apply_chat_template,
+        system_instruction=config.system_instruction,
+        gen_kwargs=_parsed(config.gen_kwargs),
+        metadata=config.metadata,
+        use_cache=cache,
+        seed=config.seed,
+    )
+
+
+def _written(
+    config: EvalConfig,
+    path: Path,
+    kind: str,
+    arguments: dict[str, Any],
+    lm: Any,
+    weights: dict[str, Any],
+    found: Any,
+    created: str,
+    timing: dict[str, float],
+) -> Result:
+    result = Result(
+        kind="evaluation",
+        status="complete",
+        created=created,
+        command=sys.argv,
+        config_as_passed={key: value for key, value in asdict(config).items() if value not in (None, "", {})},
+        config={"model_type": kind, "model_args": arguments, "tasks": found.configs},
+        model={"id": arguments.get("pretrained", kind), **weights},
+        edit=_edit_entry(lm, config.edit),
+        data=found.data,
+        metrics=found.metrics,
+        provenance=provenance(getattr(lm, "device", None)),
+        seed=config.seed,
+        timing=timing,
+        notes=[f"peak memory {peak_memory_bytes()} bytes"],
+    )
+    write_result(result, path, found.samples)
+    return read_result(path)
+
+
+def model_arguments(config: EvalConfig) -> tuple[str, dict[str, Any]]:
+    """lm-eval's model type and its arguments: `--model NAME` may be a type or a base model.
+
+    Raises:
+        UserError: a type without `pretrained`, an edit with a type that cannot apply it, or no such model.
+    """
+    from unlearn_eval.harness.run import model_names
+
+    check_backend(config.backend)
+    arguments = _parsed(config.model_args)
+    kind = config.model
+    if kind not in model_names():
+        arguments = {"pretrained": resolve_model(kind), **arguments}
+        edited = bool(config.edit or "edit" in arguments)
+        kind = model_type(config.backend, edited)
+    elif arguments.get("pretrained") == "default":
+        arguments["pretrained"] = resolve_model("default")
+    if config.edit:
+        if kind in ("hf", "huggingface", "hf-auto"):
+            kind = "edited"
+        if kind == "vllm":
+            kind = "edited-vllm"
+        if not kind.startswith("edited"):
+            raise UserError(f"the model type '{kind}' cannot apply an edit", "use --model edited, or a base model")
+        arguments["edit"] = config.edit
+    return kind, arguments
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    from lm_eval.utils import simple_parse_args_string
+
+    try:
+        return dict(simple_parse_args_string(text))
+    except ValueError as error:
+        raise UserError(
+            f"'{text}' is not NAME=VALUE,NAME=VALUE,...", "for example pretrained=gpt2,dtype=float32"
+        ) from error
+
+
+def _hash(lm: Any) -> dict[str, Any]:
+    """The hashes of the weights that answer, for models whose weights are in this process."""
+    import torch
+
+    model = getattr(lm, "model", None)
+    if not isinstance(model, torch.nn.Module):
+        return {}
+    weights = hash_weights(model)
+    name = str(getattr(lm, "pretrained", ""))
+    return {
+        "weights_hash": weights.exact,
+        "canonical_weights_hash": weights.canonical,
+        "dtype": str(getattr(model, "dtype", "")).removeprefix("torch."),
+        "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "source": model_source(name) if Path(name).is_dir() else None,
+    }
+
+
+def _edit_entry(lm: Any, folder: str | None) -> dict[str, Any] | None:
+    info = getattr(lm, "edit_info", None)
+    return None if info is None else {"folder": getattr(lm, "edit_folder", folder), **asdict(info)}
+
+
+def _output(config: EvalConfig, kind: str, arguments: dict[str, Any]) -> Path:
+    if config.output:
+        path = Path(config.output)
+        return path if path.suffix == ".json" else path / _file_name(config, kind, arguments)
+    return Path("results") / "scratch" / _file_name(config, kind, arguments)
+
+
+def _file_name(config: EvalConfig, kind: str, arguments: dict[str, Any]) -> str:
+    model = Path(str(arguments.get("pretrained", kind))).name
+    edit = f"+{Path(config.edit).name}" if config.edit else ""
+    task = config.tasks[0].replace("*", "all") if len(config.tasks) == 1 else f"{len(config.tasks)}-tasks"
+    return f"{task}_{model}{edit}_{time.strftime('%Y%m%d-%H%M%S')}.json"

@@ -1,0 +1,1 @@
+"""A study: many cells from one YAML file, each done once."""

@@ -1,0 +1,110 @@
+"""The results of a study's cells: what was done, of several parts one, and of one that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from unlearn_eval.harness.backends import model_type
+from unlearn_eval.results.schema import Result
+from unlearn_eval.runs.study.identity import code_hash
+from unlearn_eval.runs.study.plan import Cell
+from unlearn_eval.runs.study.told import Chosen
+from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
+
+
+def describe_cell(cell: Cell) -> dict[str, Any]:
+    """What a cell is, for its result."""
+    return {
+        "key": cell.key,
+        "code": code_hash(),
+        "part": cell.part,
+        "model": cell.model.name,
+        "editor": None if cell.editor is None else cell.editor.name,
+        "settings": {} if cell.editor is None else dict(cell.editor.settings),
+        "recipe": None if cell.recipe is None else cell.recipe.name,
+        "forget": cell.forget,
+        "size": cell.size,
+        "seed": cell.seed,
+        "known": cell.known,
+        "retain": cell.retain,
+        "backend": cell.backend,
+        "finetune": None if cell.finetune is None else asdict(cell.finetune),
+        "tasks": [ask.task.task for ask in cell.asks],
+    } | ({"attacks": [asdict(own.attack) for own in cell.tries]} if cell.tries else {})
+
+
+def whole_result(
+    cell: Cell,
+    chosen: Chosen,
+    edit: Mapping[str, Any] | None,
+    parts: Sequence[Result],
+    device: Any,
+    timing: Mapping[str, float],
+    created: str,
+    command: list[str],
+) -> Result:
+    """The results of a cell's tasks and attacks as one.
+
+    Args:
+        cell: what was done.
+        chosen: what was forgotten and kept.
+        edit: its description and folder; None of the unedited model.
+        parts: the results.
+        device: on which the model is.
+        timing: seconds of loading and editing.
+        created, command: when it began, and how.
+    """
+    seconds = {name: round(value, 2) for name, value in timing.items()}
+    seconds["evaluation_seconds"] = round(sum(part.timing["evaluation_seconds"] for part in parts), 2)
+    if edit is not None and edit["seconds"] is not None:
+        seconds["editing_seconds"] = edit["seconds"]  # also where the edit was made by an earlier run
+    located = ((edit or {}).get("notes", {}).get("components") or {}).get("seconds")
+    if located is not None:
+        seconds["localization_seconds"] = located  # also where it was kept from an earlier edit
+    return Result(
+        kind="evaluation",
+        status="complete",
+        created=created,
+        command=command,
+        config_as_passed=describe_cell(cell),
+        config={
+            "model_type": model_type(cell.backend, edit is not None),
+            "cell": describe_cell(cell) | {"ids": [item.id for item in chosen.forget], "kept": list(chosen.kept)},
+            "tasks": {name: config for part in parts for name, config in part.config["tasks"].items()},
+            "peak_memory_bytes": _peak(device),
+        },
+        model=parts[0].model,
+        edit=None if edit is None else dict(edit),
+        data={name: data for part in parts for name, data in part.data.items()},
+        metrics={task: metrics for part in parts for task, metrics in part.metrics.items()},
+        provenance=provenance(device),
+        seed=cell.seed,
+        timing=seconds,
+        robustness={task: own for part in parts for task, own in part.robustness.items()},
+        notes=[note for part in parts for note in part.notes],
+    )
+
+
+def failed_result(cell: Cell, error: BaseException, trace: str, created: str, command: list[str]) -> Result:
+    """The result of a cell that did not work."""
+    return Result(
+        kind="evaluation",
+        status="failed",
+        created=created,
+        command=command,
+        config_as_passed=describe_cell(cell),
+        config={"cell": describe_cell(cell)},
+        model={"id": cell.model.model},
+        provenance=provenance(),
+        seed=cell.seed,
+        notes=[f"{type(error).__name__}: {error}", trace],
+    )
+
+
+def _peak(device: Any) -> int:
+    """The most memory so far, on the device on which the model is."""
+    import torch
+
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak_memory_bytes()

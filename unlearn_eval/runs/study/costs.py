@@ -1,0 +1,245 @@
+"""What a cell will cost: from what earlier cells of the folder did, else from a rule of thumb by parameter count.
+
+The rule: 2 N operations per token forward, three times that with gradients; 600 tokens for a document; for an item
+4,000 with gradients by an editor, and by a method that is trained as many as the item (and one to retain) has, each
+epoch; a core computes 4e10 operations a second, a GPU 1e14. Attacks say how many rows they train on, answer and read on
+one model; models without an edit are attacked once, by the first cell that needs it. Localizations say how many passes
+a fact takes them; cells with the same one pay once. Memory is the weights, and what else is as large: a quarter of them
+for an editor or LoRA, their gradients and AdamW's two moments where all are trained, a reference model; and 1.5 GB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from unlearn_eval.models.load import resolve_model
+from unlearn_eval.results.schema import Result
+from unlearn_eval.runs.study.attacked import Try, config_of_attack
+from unlearn_eval.runs.study.located import Located, n_layers_of
+from unlearn_eval.runs.study.plan import Cell
+from unlearn_eval.runs.study.spec import ModelSpec
+from unlearn_eval.runs.study.told import forget_set
+from unlearn_eval.utils.errors import UserError
+
+TOKENS_PER_DOCUMENT, TOKENS_PER_EDIT = 600, 3 * 4_000
+CHARACTERS_PER_TOKEN, TOKENS_AROUND = 4, 24  # of a question with its answer, and what a template puts around it
+WITH_GRADIENTS = 3  # as much as forward alone
+PER_CORE, PER_GPU = 4e10, 1e14  # operations a second
+RULE = "a rule of thumb by parameter count"
+RECORDED = "what cells of this folder took"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate.
+
+    Attributes:
+        seconds: of computing.
+        memory_bytes: at most at once.
+        source: what it rests on.
+    """
+
+    seconds: float
+    memory_bytes: float
+    source: str
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a cell took."""
+
+    cell: Mapping[str, Any]
+    n_items: int
+    n_documents: int
+    editing_seconds: float
+    evaluation_seconds: float
+    attack_seconds: float
+    localization_seconds: float
+    memory_bytes: int
+
+
+class Costs:
+    """Estimates for the cells of a folder.
+
+    Args:
+        results: those that are there.
+        on_gpu: whether a GPU computes.
+    """
+
+    def __init__(self, results: Iterable[Result], on_gpu: bool) -> None:
+        self.records = [
+            _record(result) for result in results if result.status == "complete" and "cell" in result.config
+        ]
+        self.rate = PER_GPU if on_gpu else PER_CORE * (os.cpu_count() or 1)
+        self._sizes: dict[ModelSpec, int | None] = {}
+
+    def of(self, cell: Cell, n_items: int, first: Sequence[str] = ()) -> Cost | None:
+        """The estimate for a cell that forgets so many items; None if nothing is known of its model.
+
+        Args:
+            cell: the cell.
+            n_items: how many it forgets.
+            first: keys of what it shares with later cells and has to make itself (see `shared_by`).
+        """
+        same = [own for own in self.records if own.cell["model"] == cell.model.name]
+        if cell.editor is not None:
+            same = [own for own in same if own.cell["editor"] == cell.editor.name]
+            same = [own for own in same if _attacks(own.cell.get("attacks", ())) == _attacks_of(cell)]
+        n_documents = sum(ask.n_documents or 0 for ask in cell.asks)
+        if same:
+            return _as_recorded(cell, same, n_items, n_documents, first)
+        if cell.model not in self._sizes:
+            self._sizes[cell.model] = n_parameters(cell.model)
+        size = self._sizes[cell.model]
+        return None if size is None else self._rule(cell, size, n_items, n_documents, first)
+
+    def _rule(self, cell: Cell, size: int, n_items: int, n_documents: int, first: Sequence[str]) -> Cost:
+        tokens, copies = float(TOKENS_PER_DOCUMENT * n_documents), 1.0
+        item = tokens_of(cell.forget)
+        if cell.editor is not None:
+            epochs, lora = _training(cell, n_items)
+            row = item + (0 if cell.retain is None else tokens_of(cell.retain))
+            tokens += n_items * (WITH_GRADIENTS * row * epochs if epochs else TOKENS_PER_EDIT)
+            copies += 0.25 if lora or not epochs else 3.0
+        if cell.located is not None and cell.located.key in first:
+            tokens += n_items * item * passes_of(cell.located, cell.model)
+        for own in cell.tries:
+            others = 1 + (own.attack.reference is not None)
+            n_models = 1 + (others if not own.control_key or own.control_key in first else 0)
+            tokens += n_models * attack_tokens(own, cell, n_items, item)
+            copies = max(copies, 1.0 + _attack_copies(own))
+        width = 2 if cell.model.dtype in ("bfloat16", "float16", "auto") else 4
+        return Cost(tokens * 2 * size / self.rate, copies * size * width + 1.5e9, RULE)
+
+
+def shared_by(cells: Iterable[Cell]) -> dict[str, tuple[str, ...]]:
+    """Cell's key -> the keys of localizations and attacks on unedited models that it is the first to need."""
+    seen: set[str] = set()
+    found: dict[str, tuple[str, ...]] = {}
+    for cell in cells:
+        needed = [own.control_key for own in cell.tries if own.control_key] + (
+            [] if cell.located is None else [cell.located.key]
+        )
+        found[cell.key] = tuple(key for key in dict.fromkeys(needed) if key not in seen)
+        seen |= {*needed}
+    return found
+
+
+def attack_tokens(own: Try, cell: Cell, n_items: int, item: float) -> float:
+    """About how many tokens an attack costs on one model, as tokens forward.
+
+    Args:
+        own: the attack.
+        cell: its cell.
+        n_items: how many are forgotten.
+        item: tokens of one with its answer.
+    """
+    from unlearn_eval.attacks.base import get_attack
+
+    module = get_attack(own.attack.attack)
+    work = module.work(config_of_attack(own.attack), n_items, n_layers_of(cell.model))
+    answer = 2 * item + own.attack.max_new_tokens  # written after the question, and the true one scored
+    return WITH_GRADIENTS * work.trained * item + work.answered * answer + work.read * item
+
+
+def passes_of(located: Located, model: ModelSpec) -> float:
+    """Passes of a model for each fact of a localization."""
+    from unlearn_eval.localization.base import get_localizer
+
+    wanted = located.wanted
+    return get_localizer(wanted.method).passes(wanted.config(), n_layers_of(model))
+
+
+def tokens_of(name: str) -> float:
+    """About how many tokens a question of a set has with its answer, by their letters."""
+    items = forget_set(name).items
+    return TOKENS_AROUND + mean(len(item.question) + len(item.answer) for item in items) / CHARACTERS_PER_TOKEN
+
+
+def _attack_copies(own: Try) -> float:
+    """How much memory an attack needs beside the model, in models: for training, and for a reference."""
+    config = config_of_attack(own.attack)
+    trains = hasattr(config, "lora_rank")
+    training = 0.0 if not trains else 0.25 if config.lora_rank else 3.0
+    return training + (own.attack.reference is not None)
+
+
+def _as_recorded(cell: Cell, same: Sequence[_Record], n_items: int, n_documents: int, first: Sequence[str]) -> Cost:
+    """From what cells of the same model, method and attacks took."""
+    seconds = mean(own.evaluation_seconds / max(1, own.n_documents) for own in same) * n_documents
+    if cell.editor is not None:
+        seconds += mean((own.editing_seconds + own.attack_seconds) / own.n_items for own in same) * n_items
+    if cell.located is not None and cell.located.key in first:
+        seconds += mean(own.localization_seconds / own.n_items for own in same) * n_items
+    return Cost(seconds, max(own.memory_bytes for own in same), RECORDED)
+
+
+def _attacks(recorded: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Names and settings, to compare."""
+    return [(own["attack"], json.dumps(own.get("settings", {}), sort_keys=True)) for own in recorded]
+
+
+def _attacks_of(cell: Cell) -> list[tuple[str, str]]:
+    return [(own.attack.attack, json.dumps(dict(own.attack.settings), sort_keys=True)) for own in cell.tries]
+
+
+def _training(cell: Cell, n_items: int) -> tuple[float, bool]:
+    """The epochs of a method that is trained, else 0; and whether it trains LoRA factors."""
+    from unlearn_eval.runs.study.plan import config_of
+
+    assert cell.editor is not None and cell.recipe is not None  # noqa: PT018
+    config = config_of(cell.editor, cell.recipe.recipe, cell.forget)
+    epochs = float(getattr(config, "epochs", 0.0))
+    if epochs and config.steps:
+        epochs = config.steps * min(config.batch_size, n_items) / n_items
+    return epochs, bool(getattr(config, "lora_rank", 0))
+
+
+def _record(result: Result) -> _Record:
+    cell = result.config["cell"]
+    return _Record(
+        cell,
+        max(1, len(cell.get("ids", ()))),
+        sum(int(data.get("n_documents") or 0) for data in result.data.values()),
+        result.timing.get("editing_seconds", 0.0),
+        result.timing.get("evaluation_seconds", 0.0) - result.timing.get("attack_seconds", 0.0),
+        result.timing.get("attack_seconds", 0.0),
+        result.timing.get("localization_seconds", 0.0),
+        int(result.config.get("peak_memory_bytes", 0)),
+    )
+
+
+def n_parameters(spec: ModelSpec) -> int | None:
+    """The parameters of a model, from its files or, for one that is not there, from its name (`7B`, `135M`)."""
+    try:
+        path = Path(resolve_model(spec.model))
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+        if files:
+            return sum(_n_in_file(file) for file in files)
+    except (UserError, OSError, ValueError):
+        pass
+    found = re.search(r"(\d+(?:\.\d+)?)\s*([bBmM])(?![a-zA-Z])", Path(spec.model).name)
+    return None if found is None else int(float(found[1]) * {"b": 1e9, "m": 1e6}[found[2].lower()])
+
+
+def _n_in_file(path: Path) -> int:
+    """The numbers in a safetensors file, by its header."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header: dict[str, Any] = json.loads(stream.read(length))
+    total = 0
+    for name, entry in header.items():
+        if name != "__metadata__":
+            n = 1
+            for side in entry["shape"]:
+                n *= side
+            total += n
+    return total

