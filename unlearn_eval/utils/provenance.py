@@ -64,7 +64,7 @@ def provenance(device: Any = None) -> dict[str, Any]:
     facts: dict[str, Any] = redact(
         {
             "unlearn_eval": _version("unlearn-eval"),
-            "git": _git_state(Path(__file__).resolve().parent.parent),
+            "git": _git_state(Path(__file__).resolve().parents[2]),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "device": None if device is None else str(device),
