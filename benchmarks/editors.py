@@ -29,8 +29,9 @@ from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.edits.base import applied
 from unlearn_eval.harness.run import quiet
 from unlearn_eval.models.load import load_model
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import hash_json, hash_weights, provenance
+from unlearn_eval.utils.provenance import hash_json, provenance
 
 RESULT, TABLE = Path("results/editors.json"), Path("results/editors.md")
 

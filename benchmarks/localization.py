@@ -36,7 +36,8 @@ from unlearn_eval.localization.methods import attribution_patching, causal_traci
 from unlearn_eval.localization.scores import NoiseConfig, job_table
 from unlearn_eval.localization.sites import KINDS, Unit, sites
 from unlearn_eval.models.load import load_model
-from unlearn_eval.utils.provenance import hash_weights, provenance
+from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.utils.provenance import provenance
 
 ROOT = Path(__file__).parent.parent
 CONFIG = NoiseConfig(samples=1)

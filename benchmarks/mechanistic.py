@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from unlearn_eval.results.files import Run, read_runs
+from unlearn_eval.results.runs import Run, read_runs
 from unlearn_eval.runs.study.over_seeds import spread, value_of
 from unlearn_eval.utils.json_files import dumps, write_all
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unlearn_eval.data.forget_sets import ForgetSet, facts
 from unlearn_eval.editing.memory import joint
-from unlearn_eval.editing.memory.calibration import other_prompts, prompt_ids
+from unlearn_eval.editing.memory.calibration import other_prompts
 from unlearn_eval.editing.memory.replacements import Replacements
 from unlearn_eval.editing.presets import preset_for
 from unlearn_eval.editing.requests.build import build_requests, sample_contexts
@@ -35,8 +35,10 @@ from unlearn_eval.edits.memory.residual_memory import ResidualMemory
 from unlearn_eval.edits.memory.side_memories import SideMemories
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import load_model
+from unlearn_eval.models.prompts import prompt_ids
 from unlearn_eval.models.scoring import pad
-from unlearn_eval.utils.provenance import hash_weights, provenance
+from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.utils.provenance import provenance
 
 RESULT = Path("results/memory_speed.json")
 

@@ -22,14 +22,15 @@ from editing import conversations, evaluate, known_facts, split
 
 from unlearn_eval import make_edit
 from unlearn_eval.data.forget_sets import ForgetSet, facts
-from unlearn_eval.editing.memory.calibration import prompt_ids
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.edits.base import applied
 from unlearn_eval.harness.run import quiet
 from unlearn_eval.models.load import load_model
+from unlearn_eval.models.prompts import prompt_ids
 from unlearn_eval.models.scoring import pad
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import hash_weights, provenance
+from unlearn_eval.utils.provenance import provenance
 
 RESULT, TABLE = Path("results/memory_editors.json"), Path("results/memory_editors.md")
 

@@ -33,8 +33,8 @@ from unlearn_eval.edits.base import load_edit
 from unlearn_eval.harness.run import quiet
 from unlearn_eval.models import prompts
 from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.runs.demo import _as_lm
-from unlearn_eval.utils.provenance import hash_weights
 
 FOLDER = Path("results/scratch/refusal")
 OUTPUT = FOLDER / "generations.jsonl"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from unlearn_eval.results.files import read_runs
 from unlearn_eval.results.report.page import write_page
+from unlearn_eval.results.runs import read_runs
 from unlearn_eval.utils.provenance import provenance
 
 ROOT = Path(__file__).parent.parent

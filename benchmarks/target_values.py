@@ -25,7 +25,8 @@ from unlearn_eval.editing.requests.targets import IDK
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import load_model
 from unlearn_eval.models.scoring import pad
-from unlearn_eval.utils.provenance import hash_weights, peak_memory_bytes, provenance
+from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 
 LAYER = 8
 

@@ -18,7 +18,8 @@ from unlearn_eval.harness import requests
 from unlearn_eval.harness.run import load_lm, quiet
 from unlearn_eval.models import prompts
 from unlearn_eval.models.load import resolve_model
-from unlearn_eval.utils.provenance import hash_weights, provenance
+from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.utils.provenance import provenance
 
 ROOT = Path(__file__).parent.parent
 

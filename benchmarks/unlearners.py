@@ -33,9 +33,10 @@ from unlearn_eval.harness.run import evaluate, quiet
 from unlearn_eval.harness.tofu_reference import measure
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.prompts import has_chat_template
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.runs import finetune as finetuning
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import hash_weights, peak_memory_bytes, provenance
+from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 
 RESULT, TABLE = Path("results/unlearners.json"), Path("results/unlearners.md")
 SPLITS = {"forget01": ("retain99", 40), "forget05": ("retain95", 200), "forget10": ("retain90", 400)}

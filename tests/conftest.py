@@ -299,8 +299,8 @@ def chromium():
 @pytest.fixture(scope="module")
 def page_file(folder):
     """The page of the results in a module's `folder`."""
-    from unlearn_eval.results.files import read_runs
     from unlearn_eval.results.report.page import write_page
+    from unlearn_eval.results.runs import read_runs
 
     return write_page(read_runs(folder), folder / "report.html")
 

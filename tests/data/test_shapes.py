@@ -14,7 +14,7 @@ from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, load_forget_set
 from unlearn_eval.data.shapes import SHAPES, Prompt, as_request, as_turn, asked, asked_otherwise, statement
 from unlearn_eval.editing.editor import EditRequest
 from unlearn_eval.editing.locate_then_edit.corpus import token_sequences
-from unlearn_eval.editing.memory.calibration import other_prompts, prompt_ids
+from unlearn_eval.editing.memory.calibration import other_prompts
 from unlearn_eval.editing.requests.build import build_requests, merge_items
 from unlearn_eval.editing.requests.self_refusals import write_refusals
 from unlearn_eval.edits.memory.ask import _shape_of
@@ -22,6 +22,7 @@ from unlearn_eval.harness.run import ask
 from unlearn_eval.localization.facts import facts_of
 from unlearn_eval.models import prompts, scoring
 from unlearn_eval.models.load import load_model
+from unlearn_eval.models.prompts import prompt_ids
 from unlearn_eval.results.report.answers import texts
 from unlearn_eval.runs.edit import make_edit
 from unlearn_eval.runs.known_items import conversations, known_items

@@ -24,8 +24,8 @@ from unlearn_eval.edits.base import (
     read_description,
 )
 from unlearn_eval.models.anatomy import anatomy
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import hash_weights
 
 
 def random_edit(model, layers=(0, 2), rank=3, seed=0, scale=0.1, base=None, dtype=torch.float32):

@@ -17,8 +17,9 @@ from unlearn_eval.edits.base import EditInfo, LowRankEdit, applied, describe_bas
 from unlearn_eval.edits.export import EXPORT, export_merged
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import load_model
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import hash_weights, sha256_of_file
+from unlearn_eval.utils.provenance import sha256_of_file
 
 IDS = torch.arange(5, 25)[None]
 

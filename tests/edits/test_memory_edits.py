@@ -22,9 +22,9 @@ from unlearn_eval.edits.memory import edit as memory_edits
 from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_inputs
 from unlearn_eval.edits.memory.residual_memory import ResidualMemory, packed, pooled, read_residual_memory, unpacked
-from unlearn_eval.edits.memory.routing import prompt_lengths
 from unlearn_eval.edits.memory.side_memories import SideMemories
 from unlearn_eval.models.anatomy import anatomy
+from unlearn_eval.models.prompt_ends import prompt_lengths
 from unlearn_eval.models.scoring import Query, pad, positions, score_answers
 from unlearn_eval.utils.errors import UserError
 

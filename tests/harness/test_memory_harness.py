@@ -13,7 +13,7 @@ from tiny_models import assert_untouched, one_thread, tiny_model, tiny_tokenizer
 
 from unlearn_eval.cli import app as cli
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, facts
-from unlearn_eval.editing.memory.calibration import other_prompts, prompt_ids
+from unlearn_eval.editing.memory.calibration import other_prompts
 from unlearn_eval.editing.presets import PRESETS, preset_for
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.requests.targets import IDK
@@ -27,6 +27,7 @@ from unlearn_eval.harness import requests as harness_requests
 from unlearn_eval.harness.models import EditedLM
 from unlearn_eval.models import prompts
 from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.prompts import prompt_ids
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.results.report.edit import edit_tables
 from unlearn_eval.runs.edit import make_edit
@@ -243,7 +244,7 @@ def test_rolling_has_no_prompt(tiny, tiny_folder, codebook):
 def test_answers_of_the_base_are_not_taken_for_those_of_the_edit(tiny, tiny_folder, codebook):
     _, folder, _ = codebook
     lm = EditedLM(str(tiny_folder("llama")), str(folder), device="cpu", batch_size=2, dtype="float32")
-    from unlearn_eval.utils.provenance import hash_weights
+    from unlearn_eval.models.weights import hash_weights
 
     assert hash_weights(lm.model).exact == hash_weights(tiny("llama")).exact
     assert lm.answers_hash != hash_weights(tiny("llama")).exact

@@ -19,8 +19,8 @@ from unlearn_eval.models import default_model
 from unlearn_eval.models import load as models
 from unlearn_eval.models.default_model import DEFAULT_MODEL, cache_dir, fetch_default_model, load_gguf, model_source
 from unlearn_eval.models.load import load_model, read_together, resolve_model
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import hash_weights
 
 WORDS = ["<unk>", "<s>", "</s>", "a", "b", "c"]
 

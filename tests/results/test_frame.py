@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from unlearn_eval.cli import app as cli
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.results.report.formats import COLUMNS, comparison_csv, comparison_latex, escape_latex, escape_markdown
-from unlearn_eval.results.schema import Comparison, Metric, compare, load_frame, read_result
+from unlearn_eval.results.schema import Comparison, compare, load_frame, read_result
+from unlearn_eval.metrics.metric import Metric
 
 DEMO = Path(__file__).parents[2] / "results" / "demo"
 

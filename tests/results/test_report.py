@@ -29,8 +29,9 @@ from unlearn_eval.results.report.figures import pareto
 from unlearn_eval.results.report.page import as_script_json, build_page
 from unlearn_eval.results.report.page_data import page_data
 from unlearn_eval.results.report.serve import server
-from unlearn_eval.results.files import NO_EDIT, read_runs
-from unlearn_eval.results.schema import Metric, compare, read_result, write_result
+from unlearn_eval.results.runs import NO_EDIT, read_runs
+from unlearn_eval.results.schema import compare, read_result, write_result
+from unlearn_eval.metrics.metric import Metric
 
 DEMO = Path(__file__).parents[2] / "results" / "demo"
 NASTY = "</script><script>alert(1)</script><!--\u2028\u2029 \" onmouseover=alert(2) ' & <img src=x onerror=alert(3)>"

@@ -9,7 +9,7 @@ from test_report import NASTY, nasty_run
 
 from unlearn_eval.results.report.figures import pareto
 from unlearn_eval.results.report.page import write_page
-from unlearn_eval.results.files import read_runs
+from unlearn_eval.results.runs import read_runs
 from unlearn_eval.results.schema import read_result
 
 pytestmark = pytest.mark.browser

@@ -11,7 +11,7 @@ from test_report import NASTY, parts
 
 from unlearn_eval.results.report.page import build_page
 from unlearn_eval.results.report.robustness import attack_entries, edit_numbers, headline_level, maps
-from unlearn_eval.results.files import read_runs
+from unlearn_eval.results.runs import read_runs
 from unlearn_eval.results.schema import read_result, write_result
 
 

@@ -11,7 +11,7 @@ from test_report import parts
 
 from unlearn_eval.utils import json_files
 from unlearn_eval.results.report.page import write_page
-from unlearn_eval.results.files import read_runs
+from unlearn_eval.results.runs import read_runs
 
 
 def write_many(folder, n_runs, n_questions):

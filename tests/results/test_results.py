@@ -13,7 +13,8 @@ from unlearn_eval import metrics
 from unlearn_eval.results import schema as results
 from unlearn_eval.utils import json_files
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.results.schema import Metric, Result, compare, read_jsonl, read_result, read_samples, utc_now, write_result
+from unlearn_eval.results.schema import Result, compare, read_jsonl, read_result, read_samples, utc_now, write_result
+from unlearn_eval.metrics.metric import Metric
 
 SAMPLES = {"tofu": [{"id": f"forget/{i}", "rouge": i / 4, "text": "a\u2028b"} for i in range(4)]}
 

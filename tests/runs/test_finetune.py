@@ -14,10 +14,10 @@ from unlearn_eval.harness.reference import STORED, read_reference
 from unlearn_eval.harness.tofu_reference import measure
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.scoring import Query, score_answers
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.runs import finetune as finetuning
 from unlearn_eval.runs.finetune import ABOUT, PRESETS, preset_of, without, write_checkpoint
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import hash_weights
 
 FAST = {"epochs": "30", "learning_rate": "1e-2", "batch_size": "8", "warmup_epochs": "0", "logging_steps": "10"}
 

@@ -18,8 +18,8 @@ from unlearn_eval import load_edit
 from unlearn_eval.edits.base import EditInfo, LowRankEdit, applied, describe_base
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.memory.edit import MemoryEdit
-from unlearn_eval.edits.memory.routing import prompt_lengths
 from unlearn_eval.harness import backends
+from unlearn_eval.models.prompt_ends import prompt_lengths
 from unlearn_eval.serving import moments
 from unlearn_eval.serving.patches import layout_of, patched
 from unlearn_eval.serving.plugin import EXTENSION, edit_id

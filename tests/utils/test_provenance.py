@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils import provenance as module
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import hash_json, hash_weights, peak_memory_bytes, provenance, redact, sha256_of_file
+from unlearn_eval.utils.provenance import hash_json, peak_memory_bytes, provenance, redact, sha256_of_file
 
 
 def tiny(seed=0, tied=True, **options):

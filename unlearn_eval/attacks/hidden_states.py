@@ -11,11 +11,11 @@ from torch import Tensor
 from unlearn_eval.attacks.asking import Row
 from unlearn_eval.data.forget_sets import ForgetItem
 from unlearn_eval.data.shapes import asked
-from unlearn_eval.edits.memory.routing import prompt_lengths
 from unlearn_eval.metrics import normalise
 from unlearn_eval.models import prompts
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_ends import prompt_lengths
 from unlearn_eval.models.tracing import block_outputs
 
 _WORD = re.compile(r"\S+")

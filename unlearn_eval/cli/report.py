@@ -25,8 +25,8 @@ def report(
     ] = None,
 ) -> None:
     """Write one page about all results (view: serve it)."""
-    from unlearn_eval.results.files import read_runs
     from unlearn_eval.results.report.page import write_page
+    from unlearn_eval.results.runs import read_runs
 
     if figures:
         from unlearn_eval.results.report.figures import (

@@ -29,8 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.models.anatomy import is_transposed
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import hash_weights, sha256_of_file
+from unlearn_eval.utils.provenance import sha256_of_file
 
 SCHEMA_VERSION = 1
 EDITED = "Edited"  # before the names of architectures in an edit's config.json; vLLM knows them by our plug-in

@@ -14,8 +14,9 @@ from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.harness.requests import score_tokens
 from unlearn_eval.models.load import resolve_model
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import hash_json, hash_weights, sha256_of_file
+from unlearn_eval.utils.provenance import hash_json, sha256_of_file
 
 
 def lent_lm(model: Any, tokenizer: Any, batch_size: int) -> HFLM:

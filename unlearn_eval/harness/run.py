@@ -15,7 +15,7 @@ from typing import Any
 
 from unlearn_eval.autoload import MODELS, TASKS_FOLDER
 from unlearn_eval.data.shapes import Asked, Prompt
-from unlearn_eval.results.schema import Metric
+from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.provenance import hash_json
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.models.anatomy import anatomy
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.results.schema import few_digits, scores_by_layer
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, parse, plain, read_text, write_all
-from unlearn_eval.utils.provenance import hash_weights, sha256_of_file
+from unlearn_eval.utils.provenance import sha256_of_file
 
 VERSION = 1
 KIND = "components"

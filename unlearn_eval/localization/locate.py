@@ -20,8 +20,9 @@ from unlearn_eval.localization.facts import check_some, facts_of, plain_words
 from unlearn_eval.localization.mask_scores import MaskConfig, weight_masks
 from unlearn_eval.localization.sites import MLP, Sites, sites
 from unlearn_eval.models.load import LoadedModel, cache_dir
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
-from unlearn_eval.utils.provenance import hash_json, hash_weights, provenance
+from unlearn_eval.utils.provenance import hash_json, provenance
 from unlearn_eval.utils.settings import configure
 
 ONE_LAYER = ("rome", "grace", "wise", "memoir")  # editors that change one: they get the best

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unlearn_eval.metrics import summary_interval
-from unlearn_eval.results.schema import Metric
+from unlearn_eval.metrics.metric import Metric
 
 UNIT = (0.0, 1.0)
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import hash_weights, sha256_of_file
+from unlearn_eval.utils.provenance import sha256_of_file
 
 SOURCE_FILE = "source.json"
 _HUB_TIMEOUT_SECONDS = 5

@@ -265,3 +265,18 @@ def _one_bos(tokenizer: Any, config: Any) -> list[str]:
     assert ids.count(bos) == 1, ids
     assert ids[0] == bos, ids
     return [f"the GGUF file's tokenizer adds no BOS: set to add one '{token}'"]
+
+
+def describe_model(loaded: LoadedModel, weights: Any) -> dict[str, Any]:
+    """The `model` entry of a result; `weights` are the hashes of those that answer, None if they are not known."""
+    return {
+        "id": loaded.name,
+        "revision": loaded.revision,
+        "path": loaded.path,
+        "source": loaded.source,
+        "weights_hash": None if weights is None else weights.exact,
+        "canonical_weights_hash": None if weights is None else weights.canonical,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "n_parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "notes": list(loaded.notes),
+    }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unlearn_eval.data.shapes import Asked, Prompt, following, reads_plain
+from unlearn_eval.data.shapes import QUESTION, Asked, Prompt, asked, following, reads_plain
 from unlearn_eval.utils.errors import UserError
 
 PLAIN_QUESTION = "Question: {question}\nAnswer:"
@@ -197,3 +197,8 @@ def open_unlearning_labels(
     read = whole[: len(prompt_ids)]
     text = str(tokenizer.decode(labels, skip_special_tokens=True))
     return read, Labels(tuple(labels), max(0, len(labels) - 1), text)
+
+
+def prompt_ids(question: str, tokenizer: Any, chat: bool, shape: str = QUESTION) -> tuple[int, ...]:
+    """A question, or a text of another shape, as the prompt that the model is evaluated with."""
+    return tuple(encode_prompt(render(asked(question, shape), tokenizer, chat), tokenizer))

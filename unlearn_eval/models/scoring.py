@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.edits.memory.routing import needs_whole_prompts, prompt_lengths
+from unlearn_eval.models.prompt_ends import needs_whole_prompts, prompt_lengths
 
 MAX_LOGITS = 2**26  # log-softmax works on at most this many numbers at once (256 MiB in float32)
 

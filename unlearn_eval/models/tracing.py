@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.edits.memory.routing import prompt_lengths
 from unlearn_eval.models.anatomy import Anatomy
+from unlearn_eval.models.prompt_ends import prompt_lengths
 from unlearn_eval.models.scoring import accepts, keeps_plain_cache, pad, positions
 
 

@@ -5,6 +5,8 @@ that is half written, of another version, or parted from its samples is an error
 """
 
 from __future__ import annotations
+from unlearn_eval.metrics.metric import Metric
+
 
 import dataclasses
 import hashlib
@@ -45,35 +47,6 @@ SCHEMA_VERSION = 1
 STATUSES = ("complete", "partial", "failed")
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One number of a result.
-
-    Attributes:
-        value: the number, or None with a `reason`.
-        stderr: its standard error, or None if it has none.
-        n: the items that it rests on.
-        n_unscored: the items that were asked and could not be scored.
-        reason: why there is no value; None if there is one.
-        higher_is_better: None if neither direction is.
-    """
-
-    value: float | None
-    stderr: float | None = None
-    n: int = 0
-    n_unscored: int = 0
-    reason: str | None = None
-    higher_is_better: bool | None = None
-
-    def __post_init__(self) -> None:
-        if (self.value is None) != bool(self.reason):
-            raise ValueError(f"a metric has a value or a reason, not both or neither: {self}")
-        if self.value is None and self.stderr is not None:
-            raise ValueError(f"a metric without a value has no standard error: {self}")
-        if not all(number is None or math.isfinite(number) for number in (self.value, self.stderr)):
-            raise ValueError(f"a metric's value is finite, or None with a reason: {self}")
-        if (self.stderr or 0) < 0 or self.n < 0 or self.n_unscored < 0:
-            raise ValueError(f"standard error and counts are not negative: {self}")
 
 
 @dataclass(frozen=True)
@@ -444,7 +417,7 @@ def few_digits(value: Any) -> Any:
 
 
 def load_frame(paths: str | Path | Iterable[str | Path]) -> Any:
-    """The metrics of many results as one pandas DataFrame; see `unlearn_eval.results.files.frame` for its columns."""
-    from unlearn_eval.results.files import frame, read_runs
+    """The metrics of many results as one pandas DataFrame; see `unlearn_eval.results.runs.frame` for its columns."""
+    from unlearn_eval.results.runs import frame, read_runs
 
     return frame(read_runs(paths))

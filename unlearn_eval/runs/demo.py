@@ -18,12 +18,13 @@ from typing import Any
 
 from unlearn_eval.data.forget_sets import ForgetSet, facts
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
-from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.load import LoadedModel, describe_model, load_model
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.results.schema import Result, read_result, utc_now, write_result
 from unlearn_eval.runs.known_items import conversations, known_items
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import write_all
-from unlearn_eval.utils.provenance import hash_weights, peak_memory_bytes, provenance
+from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 
 TASK = "unlearn_facts"
 Say = Callable[[str], Any]
@@ -156,21 +157,6 @@ def _evaluate(path: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, edit
     )
     write_result(result, path, found.samples)
     return read_result(path)
-
-
-def describe_model(loaded: LoadedModel, weights: Any) -> dict[str, Any]:
-    """The `model` entry of a result; `weights` are the hashes of those that answer, None if they are not known."""
-    return {
-        "id": loaded.name,
-        "revision": loaded.revision,
-        "path": loaded.path,
-        "source": loaded.source,
-        "weights_hash": None if weights is None else weights.exact,
-        "canonical_weights_hash": None if weights is None else weights.canonical,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "n_parameters": sum(p.numel() for p in loaded.model.parameters()),
-        "notes": list(loaded.notes),
-    }
 
 
 def _edit(

@@ -15,7 +15,7 @@ from unlearn_eval.data.shapes import QUESTION
 from unlearn_eval.editing.editor import EditRequest, Progress, check_state, get_editor, no_progress
 from unlearn_eval.editing.from_file import editor_file, editor_label
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
-from unlearn_eval.editing.memory.calibration import calibrated, other_prompts, prompt_ids
+from unlearn_eval.editing.memory.calibration import calibrated, other_prompts
 from unlearn_eval.editing.presets import preset_for
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.requests.build import (
@@ -34,7 +34,7 @@ from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.localization.components import Components
 from unlearn_eval.localization.locate import checked_settings, resolve, settings_for, source_of
 from unlearn_eval.models.load import LoadedModel
-from unlearn_eval.models.prompts import resolve_chat
+from unlearn_eval.models.prompts import prompt_ids, resolve_chat
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import hash_json, peak_memory_bytes, provenance

@@ -22,8 +22,9 @@ from unlearn_eval.edits.base import applied, describe_base, write_whole
 from unlearn_eval.edits.export import save_checkpoint
 from unlearn_eval.models import prompts
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
-from unlearn_eval.utils.provenance import hash_weights, peak_memory_bytes, provenance, redact
+from unlearn_eval.utils.provenance import peak_memory_bytes, provenance, redact
 from unlearn_eval.utils.settings import configure
 
 ABOUT = "unlearn_eval_finetune.json"  # says what a checkpoint was fine-tuned on; other programs do not read it

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from unlearn_eval.edits.memory.routing import said_prompt_end
+from unlearn_eval.models.prompt_ends import said_prompt_end
 
 _NAME = "_get_prompt_logprobs_dict"
 

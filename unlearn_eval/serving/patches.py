@@ -21,8 +21,8 @@ from torch import Tensor
 from unlearn_eval.edits.base import Edit, EditInfo, LowRankEdit, added
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.models.anatomy import is_transposed
+from unlearn_eval.models.weights import canonical_digest, canonical_hash
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import canonical_digest, canonical_hash
 
 Stream = Iterable[tuple[str, Tensor]]
 _AHEAD = 16  # tensors that are being hashed while others are read

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unlearn_eval.edits.base import EDITED, load_edit, read_description
 from unlearn_eval.edits.memory.edit import MemoryEdit, check_memory
-from unlearn_eval.edits.memory.routing import said_prompt_end
+from unlearn_eval.models.prompt_ends import said_prompt_end
 from unlearn_eval.serving.plugin import OWN
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Silence, Slots, step_of
 from unlearn_eval.utils.errors import UserError

@@ -27,8 +27,8 @@ from unlearn_eval.attacks.folds import split
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.data import Row as TrainingRow
 from unlearn_eval.editing.training.data import tensors
-from unlearn_eval.edits.memory.routing import prompt_lengths
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_ends import prompt_lengths
 from unlearn_eval.models.scoring import positions
 from unlearn_eval.utils.errors import UserError
 

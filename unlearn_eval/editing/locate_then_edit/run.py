@@ -27,8 +27,8 @@ from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.models.load import cache_dir
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.tracing import first, trace
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import hash_weights
 
 # (layer, K (d_in, n), R (d_out, n), K_p (d_in, m) or None) -> U (d_out, n), V (n, d_in); all float64
 Update = Callable[[int, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]

@@ -16,10 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from unlearn_eval.data.forget_sets import ForgetSet, facts
-from unlearn_eval.data.shapes import QUESTION, asked, check_shape
+from unlearn_eval.data.shapes import QUESTION, check_shape
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_inputs
 from unlearn_eval.edits.memory.store import Store
-from unlearn_eval.models import prompts
+from unlearn_eval.models.prompts import prompt_ids
 from unlearn_eval.results.schema import read_jsonl
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import hash_json
@@ -107,8 +107,3 @@ def other_prompts(source: str, forget: ForgetSet, tokenizer: Any, chat: bool, se
         raise UserError("there are no other questions than those to be forgotten", "give others with --set others=FILE")
     random.Random(seed).shuffle(rest)
     return [prompt_ids(question, tokenizer, chat, shapes[question]) for question in rest]
-
-
-def prompt_ids(question: str, tokenizer: Any, chat: bool, shape: str = QUESTION) -> Ids:
-    """A question, or a text of another shape, as the prompt that the model is evaluated with."""
-    return tuple(prompts.encode_prompt(prompts.render(asked(question, shape), tokenizer, chat), tokenizer))

@@ -23,9 +23,9 @@ from unlearn_eval.editing.training.settings import RETAIN_TERMS, Dual, Objective
 from unlearn_eval.edits.base import EditInfo, LowRankEdit, applied, concatenate
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.models.anatomy import anatomy, is_transposed
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.json_files import dumps
-from unlearn_eval.utils.provenance import hash_weights
 
 CURVE = "training.jsonl"
 PLACES = ("folder", "masks")  # settings that are paths of this machine

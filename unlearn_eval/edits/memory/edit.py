@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from unlearn_eval.edits.base import EditInfo, for_disk, write_edit
 from unlearn_eval.edits.memory.codebook import read_codebook
 from unlearn_eval.edits.memory.residual_memory import read_residual_memory
-from unlearn_eval.edits.memory.routing import Router, prompt_lengths, router
+from unlearn_eval.edits.memory.routing import Router, router
 from unlearn_eval.edits.memory.side_memories import read_side_memories
 from unlearn_eval.edits.memory.store import Route, Store
 from unlearn_eval.models.anatomy import is_transposed
+from unlearn_eval.models.prompt_ends import prompt_lengths
 from unlearn_eval.models.scoring import accepts, keeps_plain_cache, pad, positions
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError

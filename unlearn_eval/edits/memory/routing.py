@@ -31,62 +31,18 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from unlearn_eval.models.prompt_ends import PROMPT, ROUTER, PromptEnds
 from unlearn_eval.utils.errors import UserError
 
 UNDECIDED, NO_MEMORY = -2, -1
-PROMPT_END = "prompt_end"  # in a request to an engine (extra_args): how many of its tokens are the prompt; else all
-_ATTRIBUTE = "unlearn_eval_router"  # on the model
 _DECISIONS = "unlearn_eval_decisions"  # on a cache
-
-
-def said_prompt_end(sampling: Any, n: int) -> int | None:
-    """How many of the n tokens of a request to an engine are its prompt, where it says so.
-
-    Raises:
-        UserError: it says what cannot be.
-    """
-    said = (getattr(sampling, "extra_args", None) or {}).get(PROMPT_END)
-    if said is not None and (isinstance(said, bool) or not isinstance(said, int) or not 1 <= said <= n):
-        raise UserError(f"{PROMPT_END} is {said!r}, of a request of {n} tokens", f"give a number from 1 to {n}")
-    return said
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """Where the prompts of the rows end: after `lengths[r]` tokens, or within the first `width` columns."""
-
-    lengths: tuple[int, ...] | None = None
-    width: int | None = None
-
-
-_PROMPT: ContextVar[_Prompt | None] = ContextVar("unlearn_eval_prompt", default=None)
-
-
-@contextmanager
-def prompt_lengths(lengths: Sequence[int]) -> Iterator[None]:
-    """Say how many tokens of each row are the prompt (padding not counted), for the forward passes in this block.
-
-    A pass may hold a part of it: what is still missing comes in a later pass on the same cache.
-
-    Raises:
-        UserError: a prompt without tokens.
-    """
-    if any(n < 1 for n in lengths):
-        raise UserError("a prompt needs at least one token, at which a memory decides", "give each row a first token")
-    token = _PROMPT.set(_Prompt(lengths=tuple(int(n) for n in lengths)))
-    try:
-        yield
-    finally:
-        _PROMPT.reset(token)
 
 
 @dataclass(frozen=True)
@@ -150,7 +106,7 @@ class Memory(Protocol):
 class _Pass:
     """One forward pass: which of its columns are tokens, and where the rows' prompts end."""
 
-    def __init__(self, ids: Tensor, mask: Tensor | None, past: int, prompt: _Prompt | None, cache: Any) -> None:
+    def __init__(self, ids: Tensor, mask: Tensor | None, past: int, prompt: PromptEnds | None, cache: Any) -> None:
         self.rows, self.width = ids.shape[:2]
         self.device, self.past, self.prompt, self.cache = ids.device, past, prompt, cache
         self.held: dict[int, Decisions] = {}  # what the edits have decided in this pass
@@ -253,8 +209,8 @@ class Router:
         before = model.register_forward_pre_hook(self._begin, with_kwargs=True)
         after = model.register_forward_hook(self._end, always_call=True)
         self._undo = [before.remove, after.remove]
-        setattr(model, _ATTRIBUTE, self)
-        self._undo.append(lambda: delattr(model, _ATTRIBUTE))
+        setattr(model, ROUTER, self)
+        self._undo.append(lambda: delattr(model, ROUTER))
         generate = getattr(model, "generate", None)
         if generate is not None:
             had = model.__dict__.get("generate")
@@ -271,11 +227,11 @@ class Router:
     def _generating(self, generate: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(generate)
         def wrapped(*arguments: Any, **options: Any) -> Any:
-            token = _PROMPT.set(_Prompt(width=_prompt_width(arguments, options)))
+            token = PROMPT.set(PromptEnds(width=_prompt_width(arguments, options)))
             try:
                 return generate(*arguments, **options)
             finally:
-                _PROMPT.reset(token)
+                PROMPT.reset(token)
 
         return wrapped
 
@@ -290,7 +246,7 @@ class Router:
             raise UserError("a memory edit needs input_ids or inputs_embeds", "call the model with one of them")
         cache = given.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
-        self._local.current = _Pass(ids, given.get("attention_mask"), past, _PROMPT.get(), cache)
+        self._local.current = _Pass(ids, given.get("attention_mask"), past, PROMPT.get(), cache)
 
     def _end(self, model: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         current: _Pass | None = getattr(self._local, "current", None)
@@ -390,14 +346,8 @@ class Router:
 
 def router(model: nn.Module) -> Router:
     """The model's router; made if there is none."""
-    found = getattr(model, _ATTRIBUTE, None)
+    found = getattr(model, ROUTER, None)
     return found if isinstance(found, Router) else Router(model)
-
-
-def needs_whole_prompts(model: Any) -> bool:
-    """Whether a memory edit in the model wants each prompt in one forward pass (false without one)."""
-    found = getattr(model, _ATTRIBUTE, None)
-    return isinstance(found, Router) and found.needs_whole_prompts
 
 
 # Details ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.results.report.page_data import Say, page_data
-from unlearn_eval.results.files import Runs
+from unlearn_eval.results.runs import Runs
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 

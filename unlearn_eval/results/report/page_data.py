@@ -15,7 +15,7 @@ from unlearn_eval.metrics.catalogue import axes, headline, interval, is_ratio, m
 from unlearn_eval.results.report.answers import Answers, Record
 from unlearn_eval.results.report.attacked import add_attacked
 from unlearn_eval.results.report.robustness import attack_entries, edit_numbers, headline_level, maps
-from unlearn_eval.results.files import Run, Runs, cost, same_data
+from unlearn_eval.results.runs import Run, Runs, cost, same_data
 from unlearn_eval.results.schema import Comparison, Result, compare, samples_of
 
 Say = Callable[[str], Any]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.results.files import Run, Runs
+from unlearn_eval.results.runs import Run, Runs
 from unlearn_eval.results.schema import Result, few_digits, scores_by_layer
 
 Record = dict[str, Any]

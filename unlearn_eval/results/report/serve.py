@@ -11,7 +11,7 @@ from typing import Any
 
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.results.report.page import build_page
-from unlearn_eval.results.files import json_files_in, read_runs
+from unlearn_eval.results.runs import json_files_in, read_runs
 
 Say = Callable[[str], Any]
 

@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from unlearn_eval.results.schema import Comparison, Metric, Result
+from unlearn_eval.results.schema import Comparison, Result
+from unlearn_eval.metrics.metric import Metric
 
 DIRECTIONS = {True: "↑", False: "↓", None: " "}
 

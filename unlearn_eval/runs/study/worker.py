@@ -17,10 +17,10 @@ from filelock import FileLock
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.harness.backends import engine_stopped, model_type
-from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.load import LoadedModel, describe_model, load_model
 from unlearn_eval.models.prompts import resolve_chat
+from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.results.schema import Result, read_result, read_samples, utc_now, write_result
-from unlearn_eval.runs.demo import describe_model
 from unlearn_eval.runs.known_items import conversations, known_items
 from unlearn_eval.runs.study.attacked import Try, config_of_attack
 from unlearn_eval.runs.study.cell_results import whole_result
@@ -30,7 +30,7 @@ from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.runs.study.told import Chosen, choose, forget_set, item_lines, told
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, write_all
-from unlearn_eval.utils.provenance import hash_json, hash_weights
+from unlearn_eval.utils.provenance import hash_json
 
 _EVERYTHING = 2**20  # requests that vLLM is given at once ("auto" does too, with a bar of its own)
 _MAX_NEW_TOKENS = 24  # of the answers by which it is told what a model knows

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import parse, read_text
-from unlearn_eval.results.schema import SCHEMA_VERSION, Metric, Result, read_result, result_from
+from unlearn_eval.results.schema import SCHEMA_VERSION, Result, read_result, result_from
+from unlearn_eval.metrics.metric import Metric
 
 if TYPE_CHECKING:
     import pandas

@@ -1,0 +1,63 @@
+"""Where the prompt of each row ends, for whatever decides something there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from unlearn_eval.utils.errors import UserError
+
+PROMPT_END = "prompt_end"  # in a request to an engine (extra_args): how many of its tokens are the prompt; else all
+
+
+ROUTER = "unlearn_eval_router"  # attribute of a model whose memory edits ask for prompts
+
+
+def said_prompt_end(sampling: Any, n: int) -> int | None:
+    """How many of the n tokens of a request to an engine are its prompt, where it says so.
+
+    Raises:
+        UserError: it says what cannot be.
+    """
+    said = (getattr(sampling, "extra_args", None) or {}).get(PROMPT_END)
+    if said is not None and (isinstance(said, bool) or not isinstance(said, int) or not 1 <= said <= n):
+        raise UserError(f"{PROMPT_END} is {said!r}, of a request of {n} tokens", f"give a number from 1 to {n}")
+    return said
+
+
+@dataclass(frozen=True)
+class PromptEnds:
+    """Where the prompts of the rows end: after `lengths[r]` tokens, or within the first `width` columns."""
+
+    lengths: tuple[int, ...] | None = None
+    width: int | None = None
+
+
+PROMPT: ContextVar[PromptEnds | None] = ContextVar("unlearn_eval_prompt", default=None)
+
+
+@contextmanager
+def prompt_lengths(lengths: Sequence[int]) -> Iterator[None]:
+    """Say how many tokens of each row are the prompt (padding not counted), for the forward passes in this block.
+
+    A pass may hold a part of it: what is still missing comes in a later pass on the same cache.
+
+    Raises:
+        UserError: a prompt without tokens.
+    """
+    if any(n < 1 for n in lengths):
+        raise UserError("a prompt needs at least one token, at which a memory decides", "give each row a first token")
+    token = PROMPT.set(PromptEnds(lengths=tuple(int(n) for n in lengths)))
+    try:
+        yield
+    finally:
+        PROMPT.reset(token)
+
+
+def needs_whole_prompts(model: Any) -> bool:
+    """Whether a memory edit in the model wants each prompt in one forward pass (false without one)."""
+    found = getattr(model, ROUTER, None)
+    return found is not None and bool(found.needs_whole_prompts)

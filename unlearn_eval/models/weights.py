@@ -1,0 +1,121 @@
+"""Hashes of a model's weights: exact, and the same for every precision that holds the same bfloat16 values."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.provenance import usable_cores
+
+
+@dataclass(frozen=True)
+class WeightsHash:
+    """Two SHA-256 of a model's weights.
+
+    Attributes:
+        exact: over every parameter and persistent buffer with its dtype: the very same model.
+        canonical: over the parameters cast to bfloat16: the same checkpoint, in whichever dtype loaded.
+    """
+
+    exact: str
+    canonical: str
+
+
+def hash_weights(model: torch.nn.Module) -> WeightsHash:
+    """Both hashes of a model's weights, the same on every device and in every process.
+
+    A tensor's digest is SHA-256(name|dtype|shape| + SHA-256(bytes)); the hash is the SHA-256 of the digests
+    in the order of their names. Tensors that share their storage count once, under their first name. The
+    canonical hash takes floating tensors in bfloat16 and leaves the dtype out; casting a float16 or float32
+    checkpoint rounds to nearest even on every device, so a model loaded in bfloat16 has the same hash.
+    In a PEFT model the base model's weights are hashed, under their own names.
+
+    Raises:
+        UserError: if weights are on the `meta` device (offloaded), so that there are no bytes to hash.
+    """
+    tensors = _distinct(_base_names(model.state_dict(keep_vars=False)))
+    parameters = set(_base_names(dict(model.named_parameters(remove_duplicate=False))))
+    with ThreadPoolExecutor(min(8, usable_cores() or 1)) as pool:  # hashlib frees the lock
+        digests = list(pool.map(lambda item: _tensor_digests(*item), tensors))
+    canonical = {name: own for (name, _), (_, own) in zip(tensors, digests, strict=True) if name in parameters}
+    return WeightsHash(_combine([exact for exact, _ in digests]), canonical_hash(canonical))
+
+
+def canonical_digest(name: str, tensor: torch.Tensor) -> bytes:
+    """One parameter's part of the canonical hash."""
+    return _tensor_digests(name, tensor)[1]
+
+
+def canonical_hash(digests: Mapping[str, bytes]) -> str:
+    """The canonical hash of a model, from the digests of its parameters (tied ones once, under their first name)."""
+    return _combine([digests[name] for name in sorted(digests)])
+
+
+def _combine(digests: list[bytes]) -> str:
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _base_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors under the base model's names, without LoRA's; unchanged if PEFT did more than LoRA."""
+    tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in tensors.items()}  # torch.compile
+    prefix = "base_model.model."
+    if not all(name.startswith(prefix) and "modules_to_save" not in name for name in tensors):
+        return tensors
+    kept = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
+    return {name.removeprefix(prefix).replace(".base_layer", ""): tensor for name, tensor in kept.items()}
+
+
+def _distinct(tensors: dict[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    """Sorted by name, tied tensors once."""
+    seen, kept = set(), []
+    for name, tensor in sorted(tensors.items()):
+        if tensor.is_meta:
+            raise UserError(
+                f"the weight '{name}' is offloaded: its bytes cannot be hashed",
+                "load it on one device",
+            )
+        storage = tensor.untyped_storage().data_ptr()
+        place = (tensor.device, storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+        if tensor.numel() == 0 or place not in seen:
+            seen.add(place)
+            kept.append((name, tensor.detach()))
+    return kept
+
+
+def _tensor_digests(name: str, tensor: torch.Tensor) -> tuple[bytes, bytes]:
+    """The exact and the canonical digest of one tensor."""
+    import torch
+
+    exact, canonical = hashlib.sha256(), hashlib.sha256()
+    cast = tensor.is_floating_point() and tensor.dtype != torch.bfloat16
+    for chunk in _chunks(tensor):
+        exact.update(_bytes(chunk))
+        if cast:
+            canonical.update(_bytes(chunk.to(torch.bfloat16)))
+    values = (canonical if cast else exact).digest()
+    dtype, shape = str(tensor.dtype).removeprefix("torch."), "x".join(map(str, tensor.shape))
+    canonical_dtype = "" if tensor.is_floating_point() else dtype
+    return (
+        hashlib.sha256(f"{name}|{dtype}|{shape}|".encode() + exact.digest()).digest(),
+        hashlib.sha256(f"{name}|{canonical_dtype}|{shape}|".encode() + values).digest(),
+    )
+
+
+def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    flat = tensor.reshape(-1)
+    step = max(1, _CHUNK_BYTES // tensor.element_size())
+    return (flat[start : start + step].cpu() for start in range(0, flat.numel(), step))
+
+
+def _bytes(chunk: torch.Tensor) -> memoryview:
+    import torch
+
+    return chunk.contiguous().view(torch.uint8).numpy().data
+
+
+_CHUNK_BYTES = 64 * 2**20  # what one thread holds of a tensor that is on another device or is cast
