@@ -17,8 +17,8 @@ from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompts import has_chat_template
 from unlearn_eval.models.refusal_judge import Judge, load_judge
-from unlearn_eval.results.schema import read_jsonl
 from unlearn_eval.runs.known_items import known_items
+from unlearn_eval.utils.json_files import read_jsonl
 
 MAX_NEW_TOKENS = 24
 N_RETAIN = 48

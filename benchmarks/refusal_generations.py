@@ -29,7 +29,7 @@ from unlearn_eval import make_edit
 from unlearn_eval.data.forget_sets import ForgetSet, facts
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.editing.requests.targets import POOL
-from unlearn_eval.edits.base import load_edit
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.harness.run import quiet
 from unlearn_eval.models import prompts
 from unlearn_eval.models.load import LoadedModel, load_model

@@ -28,7 +28,8 @@ from unlearn_eval import make_edit
 from unlearn_eval.data.forget_sets import ForgetSet, load_forget_set
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.training.presets import GRADIENT_METHODS, unlearning_preset
-from unlearn_eval.edits.base import applied, load_edit
+from unlearn_eval.edits.base import applied
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.harness.run import evaluate, quiet
 from unlearn_eval.harness.tofu_reference import measure
 from unlearn_eval.models.load import LoadedModel, load_model

@@ -243,8 +243,9 @@ def demo_table() -> list[str]:
     """The lines of the demo's table of metrics, as a terminal shows them."""
     from rich.console import Console
 
+    from unlearn_eval.results.comparison import compare
+    from unlearn_eval.results.files import read_result
     from unlearn_eval.results.report.table import comparison_tables
-    from unlearn_eval.results.schema import compare, read_result
 
     before, after = (read_result(ROOT / "results" / "demo" / f"{name}.json") for name in ("before", "after"))
     console = Console(width=100, file=io.StringIO(), color_system=None)

@@ -295,8 +295,8 @@ def _fields(kind: type[Any], defaults: Any = None) -> str:
 
 def results() -> str:
     """The schema of result files and of an edit's `edit.json`."""
-    from unlearn_eval.edits.base import SCHEMA_VERSION as EDIT_VERSION
     from unlearn_eval.edits.base import EditInfo
+    from unlearn_eval.edits.folder import SCHEMA_VERSION as EDIT_VERSION
     from unlearn_eval.metrics.metric import Metric
     from unlearn_eval.results.schema import SCHEMA_VERSION, STATUSES, Result
 
@@ -409,10 +409,9 @@ def python() -> str:
     parts = ["# Python", WRITTEN, _PYTHON_HEAD]
     for name in unlearn_eval.__all__:
         value = getattr(unlearn_eval, name)
-        home = unlearn_eval._HOMES[name]
         shown = _signature(name, value)
         text = inspect.cleandoc(value.__doc__ or "")
-        parts += [f"## `{name}`", f"From `unlearn_eval.{home}`.", f"```\n{shown}\n\n{text}\n```"]
+        parts += [f"## `{name}`", f"From `{value.__module__}`.", f"```\n{shown}\n\n{text}\n```"]
     return "\n\n".join(parts)
 
 

@@ -22,7 +22,7 @@ from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
 from unlearn_eval.editing.locate_then_edit.least_squares import check_rank, least_squares
 from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
-from unlearn_eval.edits.base import LowRankEdit
+from unlearn_eval.edits.low_rank import LowRankEdit
 
 DEPTH = (5 / 32, 5 / 32)  # layer 5 of Llama-2-7B's 32
 

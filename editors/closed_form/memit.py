@@ -26,7 +26,7 @@ from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
 from unlearn_eval.editing.locate_then_edit.least_squares import least_squares
 from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
-from unlearn_eval.edits.base import LowRankEdit
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError
 
 DEPTH = (1 / 8, 1 / 4)  # layers 4 to 8 of Llama-3-8B's 32

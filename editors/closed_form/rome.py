@@ -36,7 +36,8 @@ from unlearn_eval.editing.locate_then_edit.run import (
 )
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValues, target_values
-from unlearn_eval.edits.base import Applied, LowRankEdit, applied
+from unlearn_eval.edits.base import Applied, applied
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError
 
 DEPTH = (5 / 32, 5 / 32)  # layer 5 of Llama-2-7B's 32

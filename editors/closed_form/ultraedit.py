@@ -41,7 +41,8 @@ from torch import Tensor, nn
 
 from unlearn_eval.editing.editor import EditRequest, Progress, check_state, no_change, no_progress
 from unlearn_eval.editing.locate_then_edit.least_squares import cholesky_solver, least_squares
-from unlearn_eval.edits.base import EditInfo, LowRankEdit, applied, compact, concatenate
+from unlearn_eval.edits.base import EditInfo, applied
+from unlearn_eval.edits.low_rank import LowRankEdit, compact, concatenate
 from unlearn_eval.models.anatomy import Anatomy, anatomy, is_transposed
 from unlearn_eval.models.scoring import accepts, pad
 from unlearn_eval.models.tracing import trace

@@ -26,10 +26,11 @@ from unlearn_eval.attacks.summary import guessing
 from unlearn_eval.cli import app as cli
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.editing.training.weights import linear_maps
-from unlearn_eval.edits.base import EditInfo, LowRankEdit, applied
+from unlearn_eval.edits.base import EditInfo, applied
 from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.models.anatomy import is_transposed
-from unlearn_eval.results.schema import read_result, read_samples
+from unlearn_eval.results.files import read_result, read_samples
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import configure
 

@@ -10,7 +10,7 @@ from tiny_models import one_thread, tiny_model  # noqa: F401
 from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.editing.editor import Editor, get_editor
 from unlearn_eval.editing.from_file import editor_file, editor_label
-from unlearn_eval.edits.base import load_edit
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.runs.edit import make_edit
 from unlearn_eval.runs.study.plan import plan
 from unlearn_eval.runs.study.read import read_study

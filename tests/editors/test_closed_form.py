@@ -29,7 +29,8 @@ from unlearn_eval.editing.locate_then_edit import target_values as values_module
 from unlearn_eval.editing.locate_then_edit.run import check_requests, read, read_keys_and_values
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValueConfig, TargetValues, target_values
 from unlearn_eval.editors.closed_form import alphaedit, emmet, memit, rome
-from unlearn_eval.edits.base import Applied, applied, load_edit
+from unlearn_eval.edits.base import Applied, applied
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError

@@ -23,7 +23,8 @@ from unlearn_eval.editing.memory.calibration import calibrated
 from unlearn_eval.editing.memory.replacements import AdamRows, Replacements
 from unlearn_eval.editing.requests.build import merge_keys
 from unlearn_eval.editors.memory import grace
-from unlearn_eval.edits.base import applied, load_edit
+from unlearn_eval.edits.base import applied
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import read_inputs
 from unlearn_eval.edits.memory.store import best_bound

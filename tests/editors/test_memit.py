@@ -30,7 +30,8 @@ from unlearn_eval.editing.locate_then_edit.second_moments import second_moments
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValueConfig, target_values
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editors.closed_form import memit
-from unlearn_eval.edits.base import applied, describe_base, load_edit
+from unlearn_eval.edits.base import applied
+from unlearn_eval.edits.load import describe_base, load_edit
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import load_model
 from unlearn_eval.models.tracing import trace

@@ -20,7 +20,8 @@ from tiny_models import (  # noqa: F401
 from unlearn_eval.editing.memory.calibration import calibrated
 from unlearn_eval.editing.requests.build import merge_keys
 from unlearn_eval.editors.memory import memoir
-from unlearn_eval.edits.base import EditInfo, applied, load_edit
+from unlearn_eval.edits.base import EditInfo, applied
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_inputs
 from unlearn_eval.edits.memory.residual_memory import TopHash, pooled
 from unlearn_eval.models.anatomy import anatomy

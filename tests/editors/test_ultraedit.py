@@ -26,7 +26,9 @@ from unlearn_eval.editing.editor import Editor, EditRequest, editor_names, get_e
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editors.closed_form import ultraedit
 from unlearn_eval.editors.closed_form.ultraedit import Config, Moments
-from unlearn_eval.edits.base import EditInfo, LowRankEdit, applied, load_edit
+from unlearn_eval.edits.base import EditInfo, applied
+from unlearn_eval.edits.load import load_edit
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import load_model
 from unlearn_eval.utils.errors import UserError

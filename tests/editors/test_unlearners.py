@@ -22,7 +22,8 @@ from unlearn_eval.editing.editor import Editor, editor_names, get_editor
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.training.presets import GRADIENT_METHODS, unlearning_preset
 from unlearn_eval.editors.gradient import altpo, ft_m, gradient_difference, kl, npo, rmu
-from unlearn_eval.edits.base import applied, load_edit
+from unlearn_eval.edits.base import applied
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.runs.edit import make_edit

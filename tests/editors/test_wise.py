@@ -19,7 +19,8 @@ from tiny_models import (  # noqa: F401
 
 from unlearn_eval.editing.memory.calibration import calibrated
 from unlearn_eval.editors.memory import wise
-from unlearn_eval.edits.base import applied, load_edit
+from unlearn_eval.edits.base import applied
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.memory.edit import read_inputs
 from unlearn_eval.edits.memory.merging import merged, slerp
 from unlearn_eval.edits.memory.side_memories import SideMemories

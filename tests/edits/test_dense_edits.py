@@ -16,10 +16,11 @@ from tiny_models import (
 )
 
 from unlearn_eval.edits import dense as dense_edits
-from unlearn_eval.edits.base import EditInfo, applied, describe_base, load_edit
+from unlearn_eval.edits.base import EditInfo, applied
 from unlearn_eval.edits.dense import INDEX, DenseEdit
 from unlearn_eval.edits.description import describe_edit
 from unlearn_eval.edits.export import export_merged
+from unlearn_eval.edits.load import describe_base, load_edit
 from unlearn_eval.models.load import load_model
 from unlearn_eval.results.report.edit import edit_tables
 from unlearn_eval.utils.errors import UserError

@@ -11,18 +11,10 @@ from safetensors.torch import load_file
 from tiny_models import ARCHITECTURES, assert_untouched, one_thread, tiny_model, tiny_tokenizer, weights_of  # noqa: F401
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from unlearn_eval.edits.base import (
-    Applied,
-    EditInfo,
-    LowRankEdit,
-    applied,
-    check_base,
-    compact,
-    concatenate,
-    describe_base,
-    load_edit,
-    read_description,
-)
+from unlearn_eval.edits.base import Applied, EditInfo, applied
+from unlearn_eval.edits.folder import read_description
+from unlearn_eval.edits.load import check_base, describe_base, load_edit
+from unlearn_eval.edits.low_rank import LowRankEdit, compact, concatenate
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
@@ -330,10 +322,10 @@ def full_disk_in_safetensors(tensors, filename, metadata=None):
     ("where", "how"),
     [
         ("safetensors.torch.save_file", full_disk_in_safetensors),
-        ("unlearn_eval.edits.base._write_json", full_disk),
-        ("unlearn_eval.edits.base.sha256_of_file", full_disk),
-        ("unlearn_eval.edits.base._put_in_place", full_disk),
-        ("unlearn_eval.edits.base.tempfile.mkdtemp", full_disk),
+        ("unlearn_eval.edits.folder.write_json", full_disk),
+        ("unlearn_eval.edits.folder.sha256_of_file", full_disk),
+        ("unlearn_eval.utils.folders._put_in_place", full_disk),
+        ("unlearn_eval.utils.folders.tempfile.mkdtemp", full_disk),
     ],
 )
 def test_a_full_disk_leaves_what_was_there(exists, where, how, tmp_path, monkeypatch):

@@ -13,8 +13,10 @@ from tiny_models import ARCHITECTURES, one_thread, tiny_model, tiny_tokenizer  #
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from unlearn_eval.edits import export
-from unlearn_eval.edits.base import EditInfo, LowRankEdit, applied, describe_base, load_edit
+from unlearn_eval.edits.base import EditInfo, applied
 from unlearn_eval.edits.export import EXPORT, export_merged
+from unlearn_eval.edits.load import describe_base, load_edit
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import load_model
 from unlearn_eval.models.weights import hash_weights
@@ -281,8 +283,8 @@ def no_space_in_safetensors(*arguments, **options):
     [
         ("transformers.modeling_utils.safe_save_file", no_space_in_safetensors),
         ("unlearn_eval.edits.export._description", no_space),
-        ("unlearn_eval.edits.base._put_in_place", no_space),
-        ("unlearn_eval.edits.base.tempfile.mkdtemp", no_space),
+        ("unlearn_eval.utils.folders._put_in_place", no_space),
+        ("unlearn_eval.utils.folders.tempfile.mkdtemp", no_space),
     ],
 )
 def test_a_full_disk_leaves_what_was_there(exists, where, how, base, edit, tmp_path, monkeypatch):

@@ -10,8 +10,10 @@ import torch
 from rich.console import Console
 from tiny_models import one_thread, random_requests, tiny_model, tiny_tokenizer  # noqa: F401
 
-from unlearn_eval.edits.base import EditInfo, LowRankEdit, describe_base, load_edit
+from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.description import describe_edit, singular_values
+from unlearn_eval.edits.load import describe_base, load_edit
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.results.report.edit import edit_tables
 from unlearn_eval.utils.errors import UserError

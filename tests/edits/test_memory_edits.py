@@ -17,7 +17,9 @@ from tiny_models import (  # noqa: F401
     weights_of,
 )
 
-from unlearn_eval.edits.base import EditInfo, LowRankEdit, applied, describe_base, load_edit
+from unlearn_eval.edits.base import EditInfo, applied
+from unlearn_eval.edits.load import describe_base, load_edit
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory import edit as memory_edits
 from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_inputs

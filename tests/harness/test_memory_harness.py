@@ -18,9 +18,11 @@ from unlearn_eval.editing.presets import PRESETS, preset_for
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.requests.targets import IDK
 from unlearn_eval.editors.memory import grace, wise
-from unlearn_eval.edits.base import LowRankEdit, applied, describe_base, load_edit
+from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.description import describe_edit
 from unlearn_eval.edits.export import export_merged
+from unlearn_eval.edits.load import describe_base, load_edit
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_inputs
 from unlearn_eval.harness import requests as harness_requests

@@ -18,7 +18,9 @@ from lm_eval.api.model import LM, TemplateLM
 from plain_loop import answer_numbers, our_ids, prompt_text, token_scores
 from saying import SayingLM
 
-from unlearn_eval.edits.base import EditInfo, LowRankEdit, describe_base
+from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.load import describe_base
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.harness.models import EditedLM
 from unlearn_eval.utils.errors import UserError
 

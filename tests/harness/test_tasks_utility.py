@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 from unlearn_eval import metrics as m
 from unlearn_eval.cli import app as cli
 from unlearn_eval.data.forget_sets import FACTS_FILE
-from unlearn_eval.edits.base import EditInfo, LowRankEdit, describe_base
+from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.edits.load import describe_base
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.harness import borrowed
@@ -25,8 +27,11 @@ from unlearn_eval.harness.alignment import WITHOUT_EDIT
 from unlearn_eval.harness.models import EditedLM
 from unlearn_eval.harness.utility import BINS, DOMAIN_OF, forgotten, locality_bins
 from unlearn_eval.models.scoring import Query, answer_divergences
-from unlearn_eval.results.schema import Result, compare, read_jsonl, read_result, read_samples, utc_now, write_result
+from unlearn_eval.results.comparison import compare
+from unlearn_eval.results.files import read_result, read_samples, write_result
+from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import read_jsonl
 
 TASK = "unlearn_utility"
 SHORT = {"gen_kwargs": {"max_gen_toks": 4}}

@@ -3,7 +3,7 @@
 from report_data import TASK, WORDS, metric, records, result
 
 from unlearn_eval.metrics.metric import Metric
-from unlearn_eval.results.schema import write_result
+from unlearn_eval.results.files import write_result
 
 RELEARN, PROBE, UDS = "attack_relearn", "attack_probe", "attack_uds"
 STEPS, LAYERS = (None, 5, 10, 20), 12

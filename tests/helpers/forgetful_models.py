@@ -9,7 +9,9 @@ import torch
 
 from unlearn_eval.attacks.asking import rows_of
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
-from unlearn_eval.edits.base import EditInfo, LowRankEdit, describe_base
+from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.load import describe_base
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.runs.finetune import finetune

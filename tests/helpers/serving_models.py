@@ -16,8 +16,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from unlearn_eval.edits.base import EditInfo, LowRankEdit, describe_base
+from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.edits.load import describe_base
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_inputs
 from unlearn_eval.edits.memory.residual_memory import ResidualMemory

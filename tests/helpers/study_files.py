@@ -52,7 +52,7 @@ def write_study(path: Path, model: Path, **changes: object) -> Path:
 
 def numbers(folder: Path) -> dict[str, object]:
     """Everything that a study measured, by the name of the cell, without times, places and hashes of files."""
-    from unlearn_eval.results.schema import read_result, read_samples
+    from unlearn_eval.results.files import read_result, read_samples
 
     found = {}
     for path in sorted(folder.glob("runs/*/result.json")):

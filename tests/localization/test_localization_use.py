@@ -15,7 +15,7 @@ from unlearn_eval.cli import app as cli
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, facts
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.training.weights import match_names, split_patterns
-from unlearn_eval.edits.base import load_edit
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.localization import locate
 from unlearn_eval.localization.base import Ranking
 from unlearn_eval.localization.budget import budget_of, chosen, usual_budget
@@ -25,8 +25,8 @@ from unlearn_eval.localization.locate import Wanted, localize, wanted_of
 from unlearn_eval.localization.methods import random_mlps
 from unlearn_eval.localization.sites import KINDS, MLP, Unit, sites
 from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.results.files import read_result
 from unlearn_eval.results.report.localization import component_tables, write_component_figures
-from unlearn_eval.results.schema import read_result
 from unlearn_eval.runs.edit import make_edit
 from unlearn_eval.runs.study.plan import plan
 from unlearn_eval.runs.study.read import read_study

@@ -18,12 +18,13 @@ from unlearn_eval.cli import app as cli
 from unlearn_eval.data.forget_sets import load_forget_set
 from unlearn_eval.editing.locate_then_edit import run as locate
 from unlearn_eval.editors.closed_form import memit
-from unlearn_eval.edits.base import EditInfo, check_base, describe_base
+from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.load import check_base, describe_base
 from unlearn_eval.harness.facts import FactsTask
 from unlearn_eval.harness.reference import ABSENT
 from unlearn_eval.harness.run import load_lm
 from unlearn_eval.models import embedding
-from unlearn_eval.results.schema import read_result
+from unlearn_eval.results.files import read_result
 from unlearn_eval.runs.study.lock import locked
 from unlearn_eval.runs.study.plan import plan
 from unlearn_eval.runs.study.spec import study_of

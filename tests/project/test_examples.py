@@ -11,7 +11,7 @@ from benchmark_data import write_benchmarks
 from study_files import memit, write_model
 
 from unlearn_eval.localization.base import localizer_names
-from unlearn_eval.results.schema import read_result
+from unlearn_eval.results.files import read_result
 from unlearn_eval.runs.study.plan import plan
 from unlearn_eval.runs.study.read import read_study, study_file
 from unlearn_eval.runs.study.spec import study_of

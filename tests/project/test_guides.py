@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from unlearn_eval.cli import app as cli
 from unlearn_eval.data.forget_sets import load_forget_set
 from unlearn_eval.editing.editor import editor_names
-from unlearn_eval.edits.base import load_edit
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.harness.run import names_of
 from unlearn_eval.models import load as models
 from unlearn_eval.runs.study.read import read_study, study_file

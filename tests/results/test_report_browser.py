@@ -7,10 +7,10 @@ from browsing import open_page
 from report_data import TASK, records, write_many, write_run
 from test_report import NASTY, nasty_run
 
+from unlearn_eval.results.files import read_result
 from unlearn_eval.results.report.figures import pareto
 from unlearn_eval.results.report.page import write_page
 from unlearn_eval.results.runs import read_runs
-from unlearn_eval.results.schema import read_result
 
 pytestmark = pytest.mark.browser
 

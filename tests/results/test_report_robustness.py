@@ -9,10 +9,10 @@ from attack_data import LAYERS, PROBE, RELEARN, STEPS, placed, probing, relearni
 from report_data import TASK
 from test_report import NASTY, parts
 
+from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.report.page import build_page
 from unlearn_eval.results.report.robustness import attack_entries, edit_numbers, headline_level, maps
 from unlearn_eval.results.runs import read_runs
-from unlearn_eval.results.schema import read_result, write_result
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from browsing import open_page
 from report_data import records, write_run
 from test_report import NASTY
 
+from unlearn_eval.results.files import read_result
 from unlearn_eval.results.report.page import write_page
 from unlearn_eval.results.runs import read_runs
-from unlearn_eval.results.schema import read_result
 
 pytestmark = pytest.mark.browser
 

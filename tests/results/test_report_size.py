@@ -9,9 +9,9 @@ from browsing import open_page
 from report_data import METHODS, TASK, records, write_run
 from test_report import parts
 
-from unlearn_eval.utils import json_files
 from unlearn_eval.results.report.page import write_page
 from unlearn_eval.results.runs import read_runs
+from unlearn_eval.utils import json_files
 
 
 def write_many(folder, n_runs, n_questions):

@@ -9,7 +9,7 @@ from tiny_models import one_thread  # noqa: F401
 from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
-from unlearn_eval.results.schema import read_result, read_samples
+from unlearn_eval.results.files import read_result, read_samples
 from unlearn_eval.runs.study.plan import plan
 from unlearn_eval.runs.study.read import read_study
 from unlearn_eval.runs.study.spec import study_of

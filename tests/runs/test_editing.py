@@ -23,7 +23,8 @@ from unlearn_eval.editing.presets import PRESETS, preset_for
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.requests.build import build_requests, merge_items, merge_keys
 from unlearn_eval.editors.closed_form import alphaedit, emmet, memit, rome
-from unlearn_eval.edits.base import applied, load_edit
+from unlearn_eval.edits.base import applied
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.runs import edit as editing
 from unlearn_eval.runs.edit import make_edit, self_check

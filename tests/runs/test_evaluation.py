@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from unlearn_eval.models.load import fetch_default_model
-from unlearn_eval.results.schema import compare, read_result, read_samples
+from unlearn_eval.results.comparison import compare
+from unlearn_eval.results.files import read_result, read_samples
 
 
 def run(*arguments, cwd):

@@ -9,7 +9,8 @@ from scipy.stats import ks_2samp
 from tiny_models import one_thread  # noqa: F401
 
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, load_forget_set
-from unlearn_eval.edits.base import applied, load_edit
+from unlearn_eval.edits.base import applied
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.harness.reference import STORED, read_reference
 from unlearn_eval.harness.tofu_reference import measure
 from unlearn_eval.models.load import LoadedModel, load_model

@@ -6,7 +6,7 @@ import pytest
 
 from unlearn_eval.data.forget_sets import ForgetSet, facts
 from unlearn_eval.editing.recipe import DemoConfig
-from unlearn_eval.results.schema import read_result, read_samples
+from unlearn_eval.results.files import read_result, read_samples
 from unlearn_eval.runs import demo as pipeline
 from unlearn_eval.utils.errors import UserError
 

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
 from unlearn_eval.data.forget_sets import facts
-from unlearn_eval.results.schema import compare, read_result
+from unlearn_eval.results.comparison import compare
+from unlearn_eval.results.files import read_result
 from unlearn_eval.runs.study import run as study_run
 from unlearn_eval.runs.study.costs import Costs, n_parameters
 from unlearn_eval.runs.study.lock import locked

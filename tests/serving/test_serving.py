@@ -15,8 +15,10 @@ from serving_models import KINDS, MEMORIES, model_of, prompts_of, write_edit
 from tiny_models import ARCHITECTURES, one_thread, tiny_model, tiny_tokenizer  # noqa: F401
 
 from unlearn_eval import load_edit
-from unlearn_eval.edits.base import EditInfo, LowRankEdit, applied, describe_base
+from unlearn_eval.edits.base import EditInfo, applied
 from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.edits.load import describe_base
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.harness import backends
 from unlearn_eval.models.prompt_ends import prompt_lengths

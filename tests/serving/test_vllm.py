@@ -238,7 +238,7 @@ def with_hugging_face(**settings):
 def test_several_edits_share_one_engine(edits, tmp_path):
     from dataclasses import replace
 
-    from unlearn_eval.results.schema import read_result
+    from unlearn_eval.results.files import read_result
 
     base, folder, *_ = edits("llama", "low_rank")
     edit = load_edit(folder)
@@ -267,7 +267,7 @@ def test_several_edits_share_one_engine(edits, tmp_path):
 def test_a_study_asks_both_back_ends(edits, tmp_path):
     from study_files import memit, write_study
 
-    from unlearn_eval.results.schema import read_result
+    from unlearn_eval.results.files import read_result
 
     base, *_ = edits("llama", "low_rank")
     (base / "text.txt").write_text("What is the capital of Spain? Nobody knows. " * 60)
@@ -451,7 +451,7 @@ def test_what_answers_have_in_common_is_run_once(edits):
 def test_tofu_has_the_same_numbers_on_both_back_ends(edits, tmp_path, monkeypatch, kind):
     from conftest import write_tofu
 
-    from unlearn_eval.results.schema import read_result
+    from unlearn_eval.results.files import read_result
 
     write_tofu(tmp_path / "data")
     monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tmp_path / "data"))

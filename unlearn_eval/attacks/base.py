@@ -22,8 +22,9 @@ from typing import Any, Protocol, runtime_checkable
 from unlearn_eval.attacks.asking import Row, answered, rows_of
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.editing.editor import Progress, no_progress
-from unlearn_eval.edits.base import LowRankEdit, applied
+from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.utils.registry import module_in, names_in
 

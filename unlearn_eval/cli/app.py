@@ -18,6 +18,18 @@ from unlearn_eval.cli import localize as cli_localization
 from unlearn_eval.cli import report as cli_report
 from unlearn_eval.cli import serve as cli_serve
 from unlearn_eval.cli import study as cli_study
+from unlearn_eval.cli.options import (
+    ChatOption,
+    DeviceOption,
+    DtypeOption,
+    ForgetOption,
+    IdsOption,
+    LimitOption,
+    ModelOption,
+    SeedOption,
+    TargetOption,
+    forget_set_of,
+)
 from unlearn_eval.cli.terminal import pair as _pair
 from unlearn_eval.cli.terminal import progress as _progress
 from unlearn_eval.cli.terminal import say as _say
@@ -37,21 +49,6 @@ app = typer.Typer(
 DEMO = DemoConfig()
 RECIPE = Recipe()
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file, or 'default'.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")]
-SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
-ForgetOption = Annotated[str, typer.Option("--forget", "-f", help="facts, tofu:forget01, pistol:A_B, ... or a file.")]
-TargetOption = Annotated[
-    str,
-    typer.Option(
-        help="What to say instead: idk, pool, self (its own), wrong (a wrong answer), a .jsonl file, a sentence."
-    ),
-]
-IdsOption = Annotated[str | None, typer.Option(help="Only these items, separated by commas.")]
-LimitOption = Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")]
-ChatOption = Annotated[bool | None, typer.Option(help="Ask through the chat template. [default: if there is one]")]
-DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")]
-
 
 @app.command()
 def demo(
@@ -68,8 +65,8 @@ def demo(
     from rich.console import Console
 
     from unlearn_eval.harness.run import quiet
+    from unlearn_eval.results.comparison import compare as compare_results
     from unlearn_eval.results.report.table import comparison_tables, reasons
-    from unlearn_eval.results.schema import compare as compare_results
     from unlearn_eval.runs.demo import demo_samples, run_demo
 
     config = DemoConfig(
@@ -135,7 +132,7 @@ def edit(
 ) -> None:
     """Make an edit: a small folder that forgets a set."""
     from unlearn_eval.editing.editor import get_editor
-    from unlearn_eval.edits.base import load_edit
+    from unlearn_eval.edits.load import load_edit
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.localization.locate import checked_settings
     from unlearn_eval.models.load import load_model
@@ -145,10 +142,10 @@ def edit(
     editor = editor or (_editor_of(state) if state else "memit")
     get_editor(editor)
     recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
-    forget_set = _forget_set(forget, ids, limit, seed)
+    forget_set = forget_set_of(forget, ids, limit, seed)
     options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
     checked_settings(get_editor(editor).Config, options)
-    retain_set = None if retain is None else _forget_set(retain, None, None, seed)
+    retain_set = None if retain is None else forget_set_of(retain, None, None, seed)
     training = _training_folder(editor, output, options)
     with quiet():
         _say(f"loading {model}")
@@ -190,8 +187,8 @@ def finetune(
 
     if as_ not in ("checkpoint", "edit"):
         raise unknown_name("form", as_, ("checkpoint", "edit"))
-    data = _forget_set(on, None, limit, seed)
-    left_out = None if without is None else _forget_set(without, None, None, seed)
+    data = forget_set_of(on, None, limit, seed)
+    left_out = None if without is None else forget_set_of(without, None, None, seed)
     chosen = finetuning.preset_of(data, preset)
     split = finetuning.LEFT_OUT.get(data.name)
     if left_out is not None:
@@ -242,7 +239,7 @@ def targets(
     from unlearn_eval.models.load import load_model
     from unlearn_eval.models.prompts import resolve_chat
 
-    forget_set = _forget_set(forget, ids, limit, seed)
+    forget_set = forget_set_of(forget, ids, limit, seed)
     with quiet():
         loaded = load_model(model, dtype=dtype, device=device)
         chats = resolve_chat(chat, loaded.tokenizer, loaded.name)
@@ -378,10 +375,10 @@ def compare(
     """Compare two results item by item, with paired tests."""
     from rich.console import Console
 
+    from unlearn_eval.results.comparison import compare as compare_results
+    from unlearn_eval.results.files import read_result
     from unlearn_eval.results.report.formats import FORMATS
     from unlearn_eval.results.report.table import comparison_tables, reasons, unpaired
-    from unlearn_eval.results.schema import compare as compare_results
-    from unlearn_eval.results.schema import read_result
 
     if format_ not in ("table", *FORMATS):
         raise unknown_name("format", format_, ("table", *FORMATS))
@@ -504,15 +501,6 @@ def _models() -> list[str]:
     from unlearn_eval.harness.run import model_names
 
     return model_names()
-
-
-def _forget_set(name: str, ids: str | None, limit: int | None, seed: int) -> Any:
-    from unlearn_eval.data.forget_sets import load_forget_set
-
-    chosen = load_forget_set(name)
-    if ids:
-        chosen = chosen.select(part.strip() for part in ids.split(","))
-    return chosen if limit is None else chosen.sample(limit, seed)
 
 
 def _tell(made: Any) -> None:

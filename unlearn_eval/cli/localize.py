@@ -35,7 +35,7 @@ def localize(
     """Find where in a model facts are; for edit --components."""
     from rich.console import Console
 
-    from unlearn_eval.cli.app import _forget_set
+    from unlearn_eval.cli.options import forget_set_of
     from unlearn_eval.cli.terminal import pair, progress, say
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.localization import locate
@@ -46,8 +46,8 @@ def localize(
     get_localizer(name)
     wanted = locate.Wanted.of(name, budget, dict(pair(text) for text in set_ or []))
     wanted.check()
-    facts = _forget_set(forget, ids, limit, seed)
-    others = None if retain is None else _forget_set(retain, None, None, seed)
+    facts = forget_set_of(forget, ids, limit, seed)
+    others = None if retain is None else forget_set_of(retain, None, None, seed)
     with quiet():
         say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device)

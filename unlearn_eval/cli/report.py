@@ -67,8 +67,8 @@ def check(
     """
     from rich.console import Console
 
+    from unlearn_eval.results.files import read_result
     from unlearn_eval.results.report.requirements import check_result, parse_requirement, verdict_table
-    from unlearn_eval.results.schema import read_result
 
     try:
         if not require:

@@ -141,7 +141,7 @@ def load_forget_set(name: str) -> ForgetSet:
 
 def facts() -> ForgetSet:
     """The shipped facts."""
-    from unlearn_eval.results.schema import read_jsonl
+    from unlearn_eval.utils.json_files import read_jsonl
 
     return ForgetSet("facts", tuple(item_from_record(r, i) for i, r in enumerate(read_jsonl(FACTS_FILE))))
 
@@ -188,7 +188,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _from_file(path: Path) -> ForgetSet:
-    from unlearn_eval.results.schema import read_jsonl
+    from unlearn_eval.utils.json_files import read_jsonl
 
     if path.suffix != ".csv":
         records: Sequence[Mapping[str, Any]] = read_jsonl(path, required_fields=("question", "answer"))
@@ -312,7 +312,7 @@ def _pistol(name: str) -> ForgetSet:
 def pistol_edges(file: str, needed: bool) -> dict[str, list[Mapping[str, Any]]]:
     """PISTOL's questions by edge, from one of its files; none if the file is not there and not needed."""
     from unlearn_eval.data.sources import DATA_VARIABLE
-    from unlearn_eval.results.schema import read_jsonl
+    from unlearn_eval.utils.json_files import read_jsonl
 
     root = os.environ.get(DATA_VARIABLE)
     path = Path(root or "").expanduser() / "pistol" / file

@@ -82,7 +82,7 @@ def _files(root: Path, source: Source) -> list[Path]:
 
 
 def _records(path: Path, required: Sequence[str]) -> list[dict[str, Any]]:
-    from unlearn_eval.results.schema import read_jsonl
+    from unlearn_eval.utils.json_files import read_jsonl
 
     if path.suffix in (".json", ".jsonl"):
         return read_jsonl(path, required_fields=required)

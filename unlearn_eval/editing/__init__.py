@@ -1,1 +1,11 @@
 """What several editors share: requests, the locate-then-edit solver, memories, training."""
+
+from unlearn_eval.utils.lazy import exports
+
+__all__, __getattr__, __dir__ = exports(
+    __name__,
+    {
+        "editor": "EditRequest editor_names get_editor no_progress",
+        "recipe": "Recipe",
+    },
+)

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.edits.base import Applied, EditInfo, write_edit
+from unlearn_eval.edits.base import Applied, EditInfo
+from unlearn_eval.edits.folder import write_edit
 from unlearn_eval.utils.errors import UserError
 
 INDEX = "dense.json"

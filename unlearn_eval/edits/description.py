@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.edits.base import DESCRIPTION, TARGETS, load_edit
 from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.edits.folder import DESCRIPTION, TARGETS
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import sha256_of_file

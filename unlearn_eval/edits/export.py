@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.edits.base import DESCRIPTION, check_base, check_place, load_edit, write_whole
+from unlearn_eval.edits.folder import DESCRIPTION
+from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.models.load import LoadedModel, load_model, resolve_model
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.folders import check_place, write_whole
 from unlearn_eval.utils.provenance import provenance, redact, sha256_of_file
 
 EXPORT = "unlearn_eval_export.json"  # says what a checkpoint is an export of; other programs do not read it

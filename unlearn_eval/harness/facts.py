@@ -20,8 +20,8 @@ from unlearn_eval.data.forget_sets import FACTS_FILE, check_disjoint, set_names
 from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
 from unlearn_eval.harness.task import Document, Mean, Metric, Scores, UnlearningTask, merge_scores
 from unlearn_eval.metrics.alignment import Question
-from unlearn_eval.results.schema import read_jsonl
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.json_files import read_jsonl
 
 EVERY = 8
 

@@ -17,8 +17,8 @@ from unlearn_eval.data.forget_sets import FACTS_FILE, ForgetItem, item_from_reco
 from unlearn_eval.data.shapes import QUESTION, as_turn
 from unlearn_eval.harness.facts import choose, fact_ids, names_a_set
 from unlearn_eval.harness.task import Document, UnlearningTask
-from unlearn_eval.results.schema import read_jsonl
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import read_jsonl
 
 N_EXAMPLES = 3
 N_WRONG = 3

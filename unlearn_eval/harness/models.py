@@ -9,8 +9,9 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from unlearn_eval.edits.base import DESCRIPTION, check_base, load_edit
 from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.edits.folder import DESCRIPTION
+from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.harness.requests import score_tokens
 from unlearn_eval.models.load import resolve_model

@@ -88,7 +88,7 @@ def _stored(content: Mapping[str, Any], path: Path) -> RetainReference:
 
 
 def _from_result(path: Path) -> RetainReference:
-    from unlearn_eval.results.schema import read_result, read_samples
+    from unlearn_eval.results.files import read_result, read_samples
 
     result = read_result(path)
     ratios: dict[str, float] = {}
@@ -101,7 +101,7 @@ def _from_result(path: Path) -> RetainReference:
 
 
 def _from_samples(path: Path) -> dict[str, float]:
-    from unlearn_eval.results.schema import read_jsonl
+    from unlearn_eval.utils.json_files import read_jsonl
 
     ratios = _ratios_of(read_jsonl(path))
     if not ratios:

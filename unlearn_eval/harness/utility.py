@@ -22,8 +22,8 @@ from unlearn_eval.harness import divergence
 from unlearn_eval.harness.borrowed import Bundle, load_parts
 from unlearn_eval.harness.facts import answer_only, choose, names_a_set
 from unlearn_eval.harness.task import REASONS, Absent, Document, Mean, Metric, Scores, UnlearningTask
-from unlearn_eval.results.schema import read_jsonl
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import read_jsonl
 
 BINS = ("same_subject", "same_relation", "same_domain", "random")
 DOMAINS = {

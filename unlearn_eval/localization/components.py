@@ -10,7 +10,7 @@ from typing import Any
 
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.weights import hash_weights
-from unlearn_eval.results.schema import few_digits, scores_by_layer
+from unlearn_eval.results.layers import few_digits, scores_by_layer
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, parse, plain, read_text, write_all
 from unlearn_eval.utils.provenance import sha256_of_file

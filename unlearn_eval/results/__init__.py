@@ -1,1 +1,13 @@
-"""Result files: their schema, reading, writing, comparing; and the reports made from them."""
+"""Result files: their schema, reading, writing and comparing; reports are made from them alone."""
+
+from unlearn_eval.utils.lazy import exports
+
+__all__, __getattr__, __dir__ = exports(
+    __name__,
+    {
+        "schema": "Metric Result",
+        "files": "read_result read_samples write_result",
+        "comparison": "Comparison compare",
+        "runs": "Run Runs load_frame read_runs",
+    },
+)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearn_eval.metrics.metric import Metric
+from unlearn_eval.results.files import read_result, result_from
+from unlearn_eval.results.schema import SCHEMA_VERSION, Result
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import parse, read_text
-from unlearn_eval.results.schema import SCHEMA_VERSION, Result, read_result, result_from
-from unlearn_eval.metrics.metric import Metric
 
 if TYPE_CHECKING:
     import pandas
@@ -360,3 +361,10 @@ def cost(result: Result) -> dict[str, float | None]:
         "evaluation_seconds": result.timing.get("evaluation_seconds"),
         "peak_memory_bytes": edit.get("peak_memory_bytes"),
     }
+
+
+def load_frame(paths: str | Path | Iterable[str | Path]) -> Any:
+    """The metrics of many results as one pandas DataFrame; see `unlearn_eval.results.runs.frame` for its columns."""
+    from unlearn_eval.results.runs import frame, read_runs
+
+    return frame(read_runs(paths))

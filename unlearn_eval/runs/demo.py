@@ -20,7 +20,8 @@ from unlearn_eval.data.forget_sets import ForgetSet, facts
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.models.load import LoadedModel, describe_model, load_model
 from unlearn_eval.models.weights import hash_weights
-from unlearn_eval.results.schema import Result, read_result, utc_now, write_result
+from unlearn_eval.results.files import read_result, write_result
+from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.runs.known_items import conversations, known_items
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import write_all
@@ -120,7 +121,8 @@ def _split(folder: Path, config: DemoConfig, known: list[str]) -> tuple[ForgetSe
 
 def _evaluate(path: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, edit: Any) -> Result:
     """The result of `unlearn_facts`, with the edit applied if there is one; read if it is there already."""
-    from unlearn_eval.edits.base import applied, check_base
+    from unlearn_eval.edits.base import applied
+    from unlearn_eval.edits.load import check_base
     from unlearn_eval.harness.run import evaluate
 
     if path.is_file():
@@ -163,7 +165,7 @@ def _edit(
     folder: Path, config: DemoConfig, loaded: LoadedModel, forget: ForgetSet, retain: list[str], progress: Any
 ) -> Any:
     """The edit; what it should keep is estimated on the facts of neither list, as the model answered them."""
-    from unlearn_eval.edits.base import load_edit
+    from unlearn_eval.edits.load import load_edit
     from unlearn_eval.runs.edit import make_edit
 
     if not (folder / "edit" / "edit.json").is_file():
@@ -192,7 +194,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 def demo_samples(before: Result, after: Result, n: int = 3) -> list[tuple[str, str, str, str]]:
     """A few (split, question, answer before, answer after) to look at."""
-    from unlearn_eval.results.schema import read_samples
+    from unlearn_eval.results.files import read_samples
 
     assert before.path is not None and after.path is not None  # noqa: PT018
     first = {r["id"]: r for r in read_samples(before.path, TASK)}

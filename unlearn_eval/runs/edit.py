@@ -28,8 +28,11 @@ from unlearn_eval.editing.requests.build import (
 )
 from unlearn_eval.editing.requests.targets import Target, make_targets, targets_jsonl
 from unlearn_eval.editing.training.presets import unlearning_preset
-from unlearn_eval.edits.base import TARGETS, Edit, LowRankEdit, applied, check_base, describe_base
+from unlearn_eval.edits.base import Edit, applied
 from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.edits.folder import TARGETS
+from unlearn_eval.edits.load import check_base, describe_base
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.localization.components import Components
 from unlearn_eval.localization.locate import checked_settings, resolve, settings_for, source_of

@@ -13,7 +13,8 @@ from typing import Any
 from unlearn_eval.harness.backends import check_backend, engine_here, engine_stopped, model_type
 from unlearn_eval.models.load import model_source, resolve_model
 from unlearn_eval.models.weights import hash_weights
-from unlearn_eval.results.schema import Result, read_result, utc_now, write_result
+from unlearn_eval.results.files import read_result, write_result
+from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 

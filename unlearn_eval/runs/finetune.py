@@ -18,12 +18,14 @@ from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, train_edit
-from unlearn_eval.edits.base import applied, describe_base, write_whole
+from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.export import save_checkpoint
+from unlearn_eval.edits.load import describe_base
 from unlearn_eval.models import prompts
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.folders import write_whole
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance, redact
 from unlearn_eval.utils.settings import configure
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-from unlearn_eval.edits.base import EDITED, load_edit, read_description
+from unlearn_eval.edits.folder import EDITED, read_description
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.models.load import resolve_model
 from unlearn_eval.serving.patches import layout_of, patched
 from unlearn_eval.serving.plugin import BASE

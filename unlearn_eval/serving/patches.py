@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.edits.base import Edit, EditInfo, LowRankEdit, added
+from unlearn_eval.edits.base import Edit, EditInfo
 from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.edits.low_rank import LowRankEdit, added
 from unlearn_eval.models.anatomy import is_transposed
 from unlearn_eval.models.weights import canonical_digest, canonical_hash
 from unlearn_eval.utils.errors import UserError

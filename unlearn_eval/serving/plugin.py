@@ -10,7 +10,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.edits.base import DESCRIPTION, EDITED, read_description
+from unlearn_eval.edits.folder import DESCRIPTION, EDITED, read_description
 from unlearn_eval.utils.errors import UserError
 
 LOAD_FORMAT = "unlearn_eval"
@@ -90,7 +90,7 @@ def settle(vllm_config: Any, stock: str) -> None:
 
 
 def _settle_memory(vllm_config: Any, folder: Path) -> None:
-    from unlearn_eval.edits.base import load_edit
+    from unlearn_eval.edits.load import load_edit
     from unlearn_eval.edits.memory.store import POSITIONS
 
     name = f"the memory edit {folder}"

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.edits.base import EDITED, load_edit, read_description
+from unlearn_eval.edits.folder import EDITED, read_description
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.memory.edit import MemoryEdit, check_memory
 from unlearn_eval.models.prompt_ends import said_prompt_end
 from unlearn_eval.serving.plugin import OWN

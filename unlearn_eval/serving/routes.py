@@ -14,7 +14,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.edits.base import read_description
+from unlearn_eval.edits.folder import read_description
 from unlearn_eval.serving.plugin import edit_id
 from unlearn_eval.serving.swapping import EngineFacts, check_swap, facts_of
 from unlearn_eval.utils.errors import UserError

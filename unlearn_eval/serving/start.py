@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unlearn_eval.edits.base import DESCRIPTION, check_architecture, read_description
+from unlearn_eval.edits.folder import DESCRIPTION, check_architecture, read_description
 from unlearn_eval.harness.backends import check_vllm
 from unlearn_eval.models.load import resolve_model
 from unlearn_eval.serving.routes import NAME

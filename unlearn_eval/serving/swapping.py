@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.edits.base import read_description
+from unlearn_eval.edits.folder import read_description
 from unlearn_eval.edits.memory.edit import SETTINGS
 from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.serving.plugin import EXTENSION

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.edits.base import ADAPTER_CONFIG, DESCRIPTION, EditInfo, read_description
+from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.folder import ADAPTER_CONFIG, DESCRIPTION, read_description
 from unlearn_eval.harness.backends import engine_stopped
 from unlearn_eval.serving import vllm_models
 from unlearn_eval.serving.vllm_requests import extends_workers

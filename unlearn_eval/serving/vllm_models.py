@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from unlearn_eval import autoload
-from unlearn_eval.edits.base import DESCRIPTION, load_edit
+from unlearn_eval.edits.folder import DESCRIPTION
+from unlearn_eval.edits.load import load_edit
 from unlearn_eval.models.load import resolve_model
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import sha256_of_file

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from unlearn_eval.edits.base import EDITED
+from unlearn_eval.edits.folder import EDITED
 from unlearn_eval.harness.requests import KIND, cannot_score, make_query
 from unlearn_eval.models.prompt_ends import PROMPT_END
 from unlearn_eval.serving.plugin import EXTENSION

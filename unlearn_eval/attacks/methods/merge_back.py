@@ -17,7 +17,7 @@ import torch
 
 from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation, Work
 from unlearn_eval.attacks.changed_weights import weaker_edits
-from unlearn_eval.edits.base import LowRankEdit
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError
 
 ABOUT = About(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation, Work
 from unlearn_eval.attacks.changed_weights import weaker_edits
-from unlearn_eval.edits.base import LowRankEdit
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError
 
 _EXACT_UP_TO = 1024  # the smaller side of a matrix; an exact SVD of it takes about a second

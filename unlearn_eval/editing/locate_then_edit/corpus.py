@@ -11,8 +11,8 @@ import torch
 
 from unlearn_eval.data.shapes import QUESTION, asked, check_shape
 from unlearn_eval.models import prompts
-from unlearn_eval.results.schema import read_jsonl
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import read_jsonl
 from unlearn_eval.utils.provenance import sha256_of_file
 
 SELF, HUB = "self", "hub:"

@@ -22,7 +22,8 @@ from unlearn_eval.editing.editor import EditRequest, Progress, check_state, no_c
 from unlearn_eval.editing.locate_then_edit import corpus
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments, cache_name, second_moments
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValueConfig, TargetValues, target_values
-from unlearn_eval.edits.base import Applied, EditInfo, LowRankEdit, applied, concatenate
+from unlearn_eval.edits.base import Applied, EditInfo, applied
+from unlearn_eval.edits.low_rank import LowRankEdit, concatenate
 from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.models.load import cache_dir
 from unlearn_eval.models.scoring import pad

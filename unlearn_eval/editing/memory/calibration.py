@@ -20,8 +20,8 @@ from unlearn_eval.data.shapes import QUESTION, check_shape
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_inputs
 from unlearn_eval.edits.memory.store import Store
 from unlearn_eval.models.prompts import prompt_ids
-from unlearn_eval.results.schema import read_jsonl
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import read_jsonl
 from unlearn_eval.utils.provenance import hash_json
 
 Ids = tuple[int, ...]

@@ -20,8 +20,9 @@ from torch import Tensor
 from unlearn_eval.editing.editor import EditRequest, Progress, check_state, no_progress
 from unlearn_eval.editing.training.data import RETAIN, Row
 from unlearn_eval.editing.training.settings import RETAIN_TERMS, Dual, Objective, Said, TrainingConfig
-from unlearn_eval.edits.base import EditInfo, LowRankEdit, applied, concatenate
+from unlearn_eval.edits.base import EditInfo, applied
 from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.edits.low_rank import LowRankEdit, concatenate
 from unlearn_eval.models.anatomy import anatomy, is_transposed
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError, unknown_name

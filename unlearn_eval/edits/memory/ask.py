@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.shapes import QUESTION
-from unlearn_eval.edits.base import check_base, load_edit
 from unlearn_eval.edits.export import load_base
+from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.models import prompts
 from unlearn_eval.models.prompts import prompt_ids

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.edits.base import EditInfo, for_disk, write_edit
+from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.folder import for_disk, write_edit
 from unlearn_eval.edits.memory.codebook import read_codebook
 from unlearn_eval.edits.memory.residual_memory import read_residual_memory
 from unlearn_eval.edits.memory.routing import Router, router

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn_eval.utils.errors import UserError
 from unlearn_eval.metrics.catalogue import axes, headline, interval, meaning
-from unlearn_eval.results.runs import NO_EDIT, Run, Runs
 from unlearn_eval.metrics.metric import Metric
+from unlearn_eval.results.runs import NO_EDIT, Run, Runs
+from unlearn_eval.utils.errors import UserError
 
 try:
     import matplotlib as mpl

@@ -15,9 +15,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.utils.errors import UserError
 from unlearn_eval.results.report.page_data import Say, page_data
 from unlearn_eval.results.runs import Runs
+from unlearn_eval.utils.errors import UserError
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 

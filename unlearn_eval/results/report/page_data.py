@@ -10,13 +10,15 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from unlearn_eval.utils.errors import UserError
 from unlearn_eval.metrics.catalogue import axes, headline, interval, is_ratio, meaning
+from unlearn_eval.results.comparison import Comparison, compare
+from unlearn_eval.results.files import samples_of
 from unlearn_eval.results.report.answers import Answers, Record
 from unlearn_eval.results.report.attacked import add_attacked
 from unlearn_eval.results.report.robustness import attack_entries, edit_numbers, headline_level, maps
 from unlearn_eval.results.runs import Run, Runs, cost, same_data
-from unlearn_eval.results.schema import Comparison, Result, compare, samples_of
+from unlearn_eval.results.schema import Result
+from unlearn_eval.utils.errors import UserError
 
 Say = Callable[[str], Any]
 

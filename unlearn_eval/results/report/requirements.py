@@ -11,8 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.results.schema import Result
+from unlearn_eval.utils.errors import UserError, unknown_name
 
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 EXAMPLES = "write METRIC<NUMBER, METRIC>NUMBER*base, METRIC>=base-NUMBER or METRIC<=base+NUMBER"

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.results.layers import few_digits, scores_by_layer
 from unlearn_eval.results.runs import Run, Runs
-from unlearn_eval.results.schema import Result, few_digits, scores_by_layer
+from unlearn_eval.results.schema import Result
 
 Record = dict[str, Any]
 RANDOM_MLPS = "random_mlps"

@@ -9,9 +9,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from unlearn_eval.utils.errors import UserError
 from unlearn_eval.results.report.page import build_page
 from unlearn_eval.results.runs import json_files_in, read_runs
+from unlearn_eval.utils.errors import UserError
 
 Say = Callable[[str], Any]
 

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unlearn_eval.results.schema import Result, utc_now, write_result
+from unlearn_eval.results.files import write_result
+from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.runs.study.lock import locked
 from unlearn_eval.runs.study.plan import Cell, Plan
 from unlearn_eval.runs.study.show import Board

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.results.schema import Result, read_result
+from unlearn_eval.results.files import read_result
+from unlearn_eval.results.schema import Result
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, write_all
 

@@ -20,7 +20,8 @@ from unlearn_eval.harness.backends import engine_stopped, model_type
 from unlearn_eval.models.load import LoadedModel, describe_model, load_model
 from unlearn_eval.models.prompts import resolve_chat
 from unlearn_eval.models.weights import hash_weights
-from unlearn_eval.results.schema import Result, read_result, read_samples, utc_now, write_result
+from unlearn_eval.results.files import read_result, read_samples, write_result
+from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.runs.known_items import conversations, known_items
 from unlearn_eval.runs.study.attacked import Try, config_of_attack
 from unlearn_eval.runs.study.cell_results import whole_result
@@ -194,7 +195,7 @@ class Worker:
 
     def _edit(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> Path:
         """The folder of the edit, made unless it is there and whole."""
-        from unlearn_eval.edits.base import DESCRIPTION, read_description
+        from unlearn_eval.edits.folder import DESCRIPTION, read_description
         from unlearn_eval.runs.edit import make_edit
 
         assert cell.editor is not None and cell.recipe is not None and cell.edit_key is not None  # noqa: PT018
@@ -353,7 +354,7 @@ class Worker:
         from unlearn_eval.attacks.base import Case, get_attack, kind_of
         from unlearn_eval.attacks.controls import kept_controls
         from unlearn_eval.attacks.run import attack_case, described, robustness, sample_lines, task_name
-        from unlearn_eval.edits.base import load_edit
+        from unlearn_eval.edits.load import load_edit
 
         assert folder is not None
         attack, created, started = own.attack, utc_now(), time.monotonic()
@@ -406,7 +407,7 @@ class Worker:
         timing: dict[str, float],
     ) -> Result:
         """The parts as one result in the cell's folder."""
-        from unlearn_eval.edits.base import read_description
+        from unlearn_eval.edits.folder import read_description
 
         edit = None if folder is None else {"folder": str(folder), **read_description(folder)["info"]}
         device = loaded.model.model.device

@@ -1,0 +1,32 @@
+"""Options that several commands have, and what their values stand for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file, or 'default'.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")]
+SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
+ForgetOption = Annotated[str, typer.Option("--forget", "-f", help="facts, tofu:forget01, pistol:A_B, ... or a file.")]
+TargetOption = Annotated[
+    str,
+    typer.Option(
+        help="What to say instead: idk, pool, self (its own), wrong (a wrong answer), a .jsonl file, a sentence."
+    ),
+]
+IdsOption = Annotated[str | None, typer.Option(help="Only these items, separated by commas.")]
+LimitOption = Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")]
+ChatOption = Annotated[bool | None, typer.Option(help="Ask through the chat template. [default: if there is one]")]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")]
+
+
+def forget_set_of(name: str, ids: str | None, limit: int | None, seed: int) -> Any:
+    """The forget set that the options of a command name."""
+    from unlearn_eval.data.forget_sets import load_forget_set
+
+    chosen = load_forget_set(name)
+    if ids:
+        chosen = chosen.select(part.strip() for part in ids.split(","))
+    return chosen if limit is None else chosen.sample(limit, seed)

@@ -1,0 +1,62 @@
+"""Edits read from their folders, and the base model that each belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.folder import KINDS, read_description
+from unlearn_eval.edits.low_rank import read_low_rank
+from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.utils.errors import UserError
+
+
+def load_edit(folder: str | Path) -> Any:
+    """The edit in a folder (`LowRankEdit`, `DenseEdit`, `MemoryEdit`), after checking its files: are they as written?
+
+    Raises:
+        UserError: no such folder, not an edit, a file is missing or was changed, or a newer format.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    kind = description["kind"]
+    if kind not in KINDS:
+        raise UserError(
+            f"{folder} holds an edit of the kind '{kind}', which this version cannot apply", "update unlearn-eval"
+        )
+    info = EditInfo(**description["info"])
+    texts = {name: (folder / name).read_bytes().decode() for name in description.get("texts", ())}
+    if kind == "dense":
+        from unlearn_eval.edits.dense import read_dense
+
+        return read_dense(folder, info, texts)
+    if kind == "memory":
+        from unlearn_eval.edits.memory.edit import read_memory
+
+        return read_memory(folder, description, info, texts)
+    return read_low_rank(folder, description, info, texts)
+
+
+def check_base(info: EditInfo, model: nn.Module, name: str = "this model") -> None:
+    """Refuse a model that is not the one the edit was made on (compared at bfloat16, so any float type loads)."""
+    expected = info.base.get("canonical_hash")
+    found = hash_weights(model).canonical
+    if expected and found != expected:
+        raise UserError(
+            f"the edit was made on {info.base.get('id')} (weights {expected[:12]}), and {name} has other weights "
+            f"({found[:12]})",
+            "give the base model that edit.json names, without other edits",
+        )
+
+
+def describe_base(model: Any, name: str, revision: str | None = None) -> dict[str, Any]:
+    """The `base` entry of an edit."""
+    return {
+        "id": name,
+        "revision": revision,
+        "canonical_hash": hash_weights(model).canonical,
+        "architecture": type(model).__name__,
+    }
