@@ -241,7 +241,7 @@ FEW = ("unlearn_counterfact", "unlearn_zsre")  # by default they forget more tha
 
 def _loaded(names: list[str]) -> Mapping[str, Any]:
     """The tasks on invented data; bundles of lm-eval's own tasks as their own part."""
-    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
     from benchmark_data import write_benchmarks
     from conftest import write_tofu
     from lm_eval.tasks import TaskManager
