@@ -26,6 +26,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 
 from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
 from unlearn_eval.models.anatomy import Anatomy
+from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.tracing import Tail
 from unlearn_eval.utils.errors import UserError
 
@@ -108,7 +110,8 @@ def target_values(
     with _in_bfloat16(model, anatomy, layer, config.bfloat16):
         budget = config.tokens_per_batch or (256 if model.device.type == "cpu" else 4096)
         for batch in _batches(requests, budget):
-            parts += _fitting(batch, lambda own: _optimise(model, anatomy, layer, own, config, tick, site))
+            run = partial(_optimise, model, anatomy, layer, config=config, tick=tick, site=site)
+            parts += in_batches(batch, run, len(batch), _alone)  # requests do not depend on each other
             done += len(batch)
     progress("target values", 1, 1)
     found = TargetValues(
@@ -126,19 +129,11 @@ def target_values(
     return found
 
 
-def _fitting(batch: list[EditRequest], optimise: Callable[[list[EditRequest]], TargetValues]) -> list[TargetValues]:
-    """The batch's values, in halves where the device's memory is too small (requests do not depend on each other)."""
-    try:
-        return [optimise(batch)]
-    except torch.OutOfMemoryError as error:
-        if len(batch) == 1:
-            raise UserError(
-                f"the device's memory is too small to optimise request {batch[0].id} alone",
-                "use fewer --contexts, --dtype bfloat16, or a larger device",
-            ) from error
-    torch.cuda.empty_cache()
-    half = len(batch) // 2
-    return [*_fitting(batch[:half], optimise), *_fitting(batch[half:], optimise)]
+def _alone(request: EditRequest) -> UserError:
+    return UserError(
+        f"the device's memory is too small to optimise request {request.id} alone",
+        "use fewer --contexts, --dtype bfloat16, or a larger device",
+    )
 
 
 def _batches(requests: Sequence[EditRequest], budget: int) -> Iterator[list[EditRequest]]:
@@ -299,7 +294,7 @@ def _optimise(
     model: Any,
     anatomy: Anatomy,
     layer: int,
-    requests: list[EditRequest],
+    requests: Sequence[EditRequest],
     config: TargetValueConfig,
     tick: Callable[[int, int, int], None],
     site: Site,
