@@ -32,6 +32,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from unlearn_eval.editing.adam_rows import AdamRows
 from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
 from unlearn_eval.models.anatomy import Anatomy
 from unlearn_eval.models.out_of_memory import in_batches
@@ -305,7 +306,7 @@ def _optimise(
     clean_norm = problem.mean(clean.norm(dim=1))
     limit = config.clamp * clean_norm
     delta = clean.new_zeros(len(requests), clean.shape[1])
-    mean, square = torch.zeros_like(delta), torch.zeros_like(delta)  # Adam's moments, per request
+    adam = AdamRows(delta, config.learning_rate)
     members = torch.arange(len(requests), device=clean.device)  # the requests that `problem` holds
     live = torch.ones_like(members, dtype=torch.bool)
     losses = torch.zeros(len(requests), dtype=wide, device=clean.device)
@@ -330,7 +331,7 @@ def _optimise(
             break
         (gradient,) = torch.autograd.grad(loss[running].sum(), own)
         now = members[running]
-        _adam(delta, mean, square, now, gradient[running], step + 1, config.learning_rate)
+        adam.step(gradient[running], now)
         norms = delta[now].norm(dim=1)
         shrink = torch.where(norms > limit[now], limit[now] / norms, torch.ones_like(norms))
         delta[now] = delta[now] * shrink[:, None]
@@ -339,15 +340,3 @@ def _optimise(
             members = now
             problem = problem.select(running)
     return TargetValues(clean + delta[owners], clean, losses.tolist(), nlls.tolist(), steps.tolist())
-
-
-def _adam(values: Tensor, mean: Tensor, square: Tensor, rows: Tensor, gradient: Tensor, step: int, rate: float) -> None:
-    """One step of Adam (1412.6980, algorithm 1, its usual constants) on some rows, in place.
-
-    torch.optim.Adam cannot skip rows, and a finished request must not move on its momentum.
-    """
-    mean[rows] = 0.9 * mean[rows] + 0.1 * gradient
-    square[rows] = 0.999 * square[rows] + 0.001 * gradient.square()
-    corrected = mean[rows] / (1 - 0.9**step)
-    scale = (square[rows] / (1 - 0.999**step)).sqrt() + 1e-8
-    values[rows] -= rate * corrected / scale
