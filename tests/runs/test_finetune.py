@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
-from conftest import evaluate, hf, tofu_data, values
+from lm_eval_runs import evaluate, hf, values
 from scipy.stats import ks_2samp
 from tiny_models import one_thread  # noqa: F401
+from tofu_files import tofu_data
 
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, load_forget_set
 from unlearn_eval.data.registry import finetune_presets

@@ -449,7 +449,7 @@ def test_what_answers_have_in_common_is_run_once(edits):
 
 @pytest.mark.parametrize("kind", ["dense", "grace"])
 def test_tofu_has_the_same_numbers_on_both_back_ends(edits, tmp_path, monkeypatch, kind):
-    from conftest import write_tofu
+    from tofu_files import write_tofu
 
     from unlearn_eval.results.files import read_result
 
