@@ -58,6 +58,9 @@ def engine_settings():
         yield
 
 
+SCORING = {"additional_config": {"unlearn_eval": {"scoring": True}}}  # of engines whose requests say where prompts end
+
+
 @contextmanager
 def engine(folder, **options):
     """A vLLM engine; everything of it is gone afterwards."""
@@ -139,8 +142,9 @@ def serving(command, log):
 
 
 def serve_command(folder, *more):
-    """`unlearn-eval serve` of an edit, known as `m`."""
+    """`unlearn-eval serve` of an edit, known as `m`; its edits' root is where tests have all of theirs."""
     command = [sys.executable, "-m", "unlearn_eval.cli", "serve", str(folder), "--port", "PORT", "--name", "m"]
+    command += ["--edits-root", str(folder.parents[1])]
     command += ["--api-key", "secret", "--", "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
     return [*command, *more]
 
