@@ -61,7 +61,8 @@ WITHOUT_MEMORY: Mapping[str, tuple[Any, str]] = {
     "truncation_side": (None, _ENDS),
 }
 _SPECIAL = {COMPLETIONS: True, CHAT: False}  # add_special_tokens, as it is without being said
-_TEMPLATED = ("continue_final_message", "add_generation_prompt", "chat_template_kwargs", "reasoning_effort")
+# Of a chat's template, which other requests do not have.
+TEMPLATED = ("continue_final_message", "add_generation_prompt", "chat_template_kwargs", "reasoning_effort")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def check_fields(path: str, body: Mapping[str, Any], memory: bool) -> Refusal | 
         harmless, why = WITHOUT_MEMORY.get(name, (None, None))
         if name == "add_special_tokens":
             harmless, why = _SPECIAL[path], _ENDS
-        if why is None or (name in _TEMPLATED and path != CHAT):
+        if why is None or (name in TEMPLATED and path != CHAT):
             return Refusal(400, f"{_short(name)} is not taken by this server", "leave it out")
         if memory and value is not harmless:
             return Refusal(400, f"{name} is not taken by a server of memory edits: {why}", "leave it out")
