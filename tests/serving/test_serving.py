@@ -719,7 +719,7 @@ def test_lm_evals_engines_are_started_to_score(given, expected):
 
 
 def test_the_guide_says_of_every_field_what_becomes_of_it():
-    guide = (Path(__file__).parents[1] / "docs" / "guides" / "serving.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "serving.md").read_text(encoding="utf-8")
     table = guide.split("## What a client can and cannot do")[1].split("\n## ")[0]
     for name in ("vllm_xargs", "kv_transfer_params", "prompt_embeds", "cache_salt", "logits_processors", "priority",
                  "add_special_tokens", "chat_template", *gate.WITHOUT_MEMORY):  # fmt: skip
