@@ -13,14 +13,8 @@ from typing import Any
 import torch
 
 from unlearn_eval.models.anatomy import Anatomy, anatomy
-from unlearn_eval.models.default_model import (
-    DEFAULT_MODEL,
-    cache_dir,
-    fetch_default_model,
-    hub_reachable,
-    load_gguf,
-    model_source,
-)
+from unlearn_eval.models.assets import cache_dir, hub_reachable
+from unlearn_eval.models.default_model import DEFAULT_MODEL, fetch_default_model, load_gguf, model_source
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import WeightsHash, hash_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
