@@ -26,6 +26,7 @@ BY_PART = {
     "unlearn_lume": ("lume:", "task"),
     "unlearn_knowundo": ("knowundo:", ""),
 }
+OTHERS = "others"  # an editor's `text` that stands for what the model says to the items that are not used
 BY_FILE = ("unlearn_forms", "unlearn_leak_at_k", "unlearn_utility", "unlearn_utility_quick")
 
 
@@ -83,6 +84,11 @@ def choose(items: ForgetSet, size: int | None, seed: int, kept: int | None, know
     others = order[n : n + kept] if kept is not None else []
     in_order = [item.id for item in items if item.id in set(order[:n])]
     return Chosen(items.select(in_order), tuple(others), n == len(items))
+
+
+def keeps_what_is_known(known: bool, retain: str | None, forget: str) -> bool:
+    """Whether what is retained is the rest of the forget set: then only what the model knows, and is not asked."""
+    return known and retain == forget
 
 
 def depends_on_set(task: str) -> bool:
