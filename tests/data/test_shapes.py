@@ -26,7 +26,7 @@ from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.results.report.answers import texts
 from unlearn_eval.runs.edit import make_edit
 from unlearn_eval.runs.known_items import conversations, known_items
-from unlearn_eval.runs.study.told import item_lines
+from unlearn_eval.runs.study.cells.told import item_lines
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import hash_json
 
