@@ -1,1 +1,1 @@
-"""A study: many cells from one YAML file, each done once."""
+"""Studies: many cells from one YAML file, each computed once."""
