@@ -18,13 +18,13 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)")
 # Scripts that do not set spaces between words, or (Hangul) join particles to them: Thai and Lao, Tibetan, Myanmar,
 # Hangul Jamo, Khmer, Kana, Han, Yi, Hangul, and Han beyond the basic plane.
-_SPACELESS = (
+SPACELESS = (
     r"\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff"
     r"\ua000-\ua4cf\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_NO_WORD_SPACES = re.compile(f"[{_SPACELESS}]")
-_SCRIPT_CHANGE = re.compile(f"(?<=[{_SPACELESS}])(?=[^{_SPACELESS} ])|(?<=[^{_SPACELESS} ])(?=[{_SPACELESS}])")
-_WORD_CHARACTER = rf"[^\W{_SPACELESS}]"  # what makes a longer word of a Latin word or a number beside it
+_NO_WORD_SPACES = re.compile(f"[{SPACELESS}]")
+_SCRIPT_CHANGE = re.compile(f"(?<=[{SPACELESS}])(?=[^{SPACELESS} ])|(?<=[^{SPACELESS} ])(?=[{SPACELESS}])")
+_WORD_CHARACTER = rf"[^\W{SPACELESS}]"  # what makes a longer word of a Latin word or a number beside it
 
 
 def rouge(reference: str, generated: str, stem: bool = True, compat: str | None = None) -> dict[str, float | None]:
