@@ -26,6 +26,7 @@ from editing import forget_peak_memory
 
 from unlearn_eval import make_edit
 from unlearn_eval.data.forget_sets import ForgetSet, load_forget_set
+from unlearn_eval.data.registry import finetune_presets
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.training.presets import GRADIENT_METHODS, unlearning_preset
 from unlearn_eval.edits.base import applied
@@ -151,7 +152,7 @@ def tuned(base: LoadedModel, data: ForgetSet, options: dict[str, str], folder: P
         forget_peak_memory()
         with quiet():
             own = options | {"folder": f"{folder}.training"}
-            made = finetuning.finetune(base, data, own, finetuning.PRESETS["tofu"], seed=seed, progress=tell)
+            made = finetuning.finetune(base, data, own, finetune_presets()["tofu"], seed=seed, progress=tell)
             made.save(folder, base.tokenizer, base.model.config)
         print(f"{folder.name}: {made.texts['training.jsonl'].splitlines()[-1]}", flush=True)
     return load_edit(folder)

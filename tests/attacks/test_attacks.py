@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_tiny
 from forgetful_models import FORGET, OTHERS, RELEARN, planted, without_gradients
+from tiny_checkpoints import make_tiny
 from tiny_models import (
     assert_untouched,
     one_thread,  # noqa: F401

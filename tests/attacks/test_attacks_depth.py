@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny
 from forgetful_models import FIRST, FORGET, OTHERS, planted, refusing, taught, without_gradients
+from tiny_checkpoints import make_tiny
 from tiny_models import (
     ARCHITECTURES,
     assert_untouched,

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from benchmark_data import write_benchmarks
-from conftest import evaluate, hf
+from lm_eval_runs import evaluate, hf
 from saying import SayingLM
 
 from unlearn_eval.attacks.asking import rows_of

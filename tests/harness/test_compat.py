@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from conftest import evaluate, hf
+from lm_eval_runs import evaluate, hf
 from plain_loop import extraction_strength
 
 from unlearn_eval.models import prompts

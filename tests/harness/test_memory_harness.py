@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lm_eval.api.instance import Instance
-from test_memory_edits import naive_logits
+from naive_memories import naive_logits
 from tiny_models import assert_untouched, one_thread, tiny_model, tiny_tokenizer, weights_of  # noqa: F401
 
 from unlearn_eval.cli import app as cli

@@ -13,10 +13,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import TASKS, evaluate, hf, make_tiny, report, tofu_data, values, write_tofu
 from lm_eval.api.model import LM, TemplateLM
+from lm_eval_runs import TASKS, evaluate, hf, report, values
 from plain_loop import answer_numbers, our_ids, prompt_text, token_scores
 from saying import SayingLM
+from tiny_checkpoints import make_tiny
+from tofu_files import tofu_data, write_tofu
 
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.load import describe_base

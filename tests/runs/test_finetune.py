@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
-from conftest import evaluate, hf, tofu_data, values
+from lm_eval_runs import evaluate, hf, values
 from scipy.stats import ks_2samp
 from tiny_models import one_thread  # noqa: F401
+from tofu_files import tofu_data
 
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, load_forget_set
+from unlearn_eval.data.registry import finetune_presets
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.harness.reference import STORED, read_reference
@@ -17,7 +19,7 @@ from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.runs import finetune as finetuning
-from unlearn_eval.runs.finetune import ABOUT, PRESETS, preset_of, without, write_checkpoint
+from unlearn_eval.runs.finetune import ABOUT, preset_of, without, write_checkpoint
 from unlearn_eval.utils.errors import UserError
 
 FAST = {"epochs": "30", "learning_rate": "1e-2", "batch_size": "8", "warmup_epochs": "0", "logging_steps": "10"}
@@ -142,7 +144,7 @@ def test_presets():
     from unlearn_eval.editing.training.gradient import GradientConfig
     from unlearn_eval.utils.settings import configure
 
-    for name, preset in PRESETS.items():
+    for name, preset in finetune_presets().items():
         configure(GradientConfig, preset.settings)
         assert name == preset.name
         assert "@" in preset.source

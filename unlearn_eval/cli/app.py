@@ -181,6 +181,7 @@ def finetune(
     device: DeviceOption = None,
 ) -> None:
     """Make TOFU's and PISTOL's target and reference models."""
+    from unlearn_eval.data.registry import left_out as left_out_of
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.models.load import load_model
     from unlearn_eval.runs import finetune as finetuning
@@ -190,7 +191,7 @@ def finetune(
     data = forget_set_of(on, None, limit, seed)
     left_out = None if without is None else forget_set_of(without, None, None, seed)
     chosen = finetuning.preset_of(data, preset)
-    split = finetuning.LEFT_OUT.get(data.name)
+    split = left_out_of(data.name)
     if left_out is not None:
         data = finetuning.without(data, left_out)
         split = left_out.name.removeprefix("tofu:") if left_out.name.startswith("tofu:forget") else None

@@ -9,14 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.models.default_model import (
-    DEFAULT_MODEL,
-    cache_dir,
-    fetch_default_model,
-    hub_reachable,
-    load_gguf,
-    model_source,
-)
+from unlearn_eval.models.assets import cache_dir, hub_reachable
+from unlearn_eval.models.default_model import DEFAULT_MODEL, fetch_default_model, load_gguf, model_source
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 __all__ = [

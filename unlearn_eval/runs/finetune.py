@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.data.benchmark import FinetunePreset
 from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.registry import benchmark_of_set, finetune_presets
 from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editing.training import objectives
@@ -31,52 +33,6 @@ from unlearn_eval.utils.settings import configure
 
 ABOUT = "unlearn_eval_finetune.json"  # says what a checkpoint was fine-tuned on; other programs do not read it
 SCHEMA_VERSION = 1
-# A retain set of TOFU, and the forget set that it leaves out.
-LEFT_OUT = {"tofu:retain90": "forget10", "tofu:retain95": "forget05", "tofu:retain99": "forget01"}
-
-
-@dataclass(frozen=True)
-class FinetunePreset:
-    """How somebody fine-tuned.
-
-    Attributes:
-        name: of the benchmark.
-        source: who published it.
-        settings: as text, like `--set`.
-    """
-
-    name: str
-    source: str
-    settings: Mapping[str, str]
-
-
-PRESETS = {
-    "tofu": FinetunePreset(
-        "tofu",
-        "TOFU, arXiv 2401.06121; locuslab/tofu@bdc209ea, config/finetune.yaml (batches of 16 on two GPUs); Llama 2 7B "
-        "(Phi 1.5: learning rate 2e-5); OpenUnlearning@d3d7cf9e has the same for Llama 3",
-        {"epochs": "5", "batch_size": "32", "learning_rate": "1e-5", "weight_decay": "0.01", "warmup_epochs": "1"},
-    ),
-    "pistol": FinetunePreset(
-        "pistol",
-        "bill-shen-BS/PISTOL@9851fb5e, config/config.yaml (LoRA)",
-        {
-            "epochs": "20",
-            "batch_size": "16",
-            "learning_rate": "1e-4",
-            "weight_decay": "0",
-            "warmup_epochs": "2",
-            "lora_rank": "8",
-            "lora_alpha": "32",
-            "lora_dropout": "0.05",
-        },
-    ),
-    "pistol-full": FinetunePreset(
-        "pistol-full",
-        "bill-shen-BS/PISTOL@9851fb5e, README (all weights; Llama 2 7B; Mistral 7B: learning rate 1e-5)",
-        {"epochs": "20", "batch_size": "16", "learning_rate": "2e-5", "weight_decay": "0", "warmup_epochs": "2"},
-    ),
-}
 
 
 def _likelihood(said: Any, config: Any) -> Any:
@@ -93,10 +49,12 @@ def preset_of(data: ForgetSet, name: str | None) -> FinetunePreset | None:
         UserError: there is none of that name.
     """
     if name is None:
-        return PRESETS.get(data.name.partition(":")[0])
-    if name != "none" and name not in PRESETS:
-        raise unknown_name("preset", name, [*PRESETS, "none"])
-    return PRESETS.get(name)
+        benchmark = benchmark_of_set(data.name)
+        return benchmark.finetuning[0] if benchmark is not None and benchmark.finetuning else None
+    presets = finetune_presets()
+    if name != "none" and name not in presets:
+        raise unknown_name("preset", name, [*presets, "none"])
+    return presets.get(name)
 
 
 def without(data: ForgetSet, left_out: ForgetSet) -> ForgetSet:

@@ -132,7 +132,8 @@ class Worker:
         return self._read(str(folder), spec.dtype, None)
 
     def _finetune(self, cell: Cell, spec: Any, folder: Path) -> None:
-        from unlearn_eval.runs.finetune import LEFT_OUT, finetune, preset_of, write_checkpoint
+        from unlearn_eval.data.registry import left_out
+        from unlearn_eval.runs.finetune import finetune, preset_of, write_checkpoint
 
         assert cell.finetune is not None
         base = self._read(spec.model, spec.dtype, spec.revision)
@@ -141,7 +142,7 @@ class Worker:
         training = self.store.shared("training", folder.name)
         options = {**cell.finetune.settings, "folder": str(training)}
         made = finetune(base, data, options, preset_of(data, cell.finetune.preset), cell.chat, 0, self.progress)
-        write_checkpoint(base, made, folder, LEFT_OUT.get(data.name), self.say)
+        write_checkpoint(base, made, folder, left_out(data.name), self.say)
         shutil.rmtree(training, ignore_errors=True)
 
     def _unload(self) -> None:
