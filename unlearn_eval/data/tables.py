@@ -37,7 +37,12 @@ class Row(NamedTuple):
     split: bool = False
 
 
-def read_rows(path: str | Path, wanted: Sequence[str] = (), fields: Mapping[str, str] | None = None) -> list[Row]:
+def read_rows(
+    path: str | Path,
+    wanted: Sequence[str] = (),
+    fields: Mapping[str, str] | None = None,
+    known: Sequence[str] = (),
+) -> list[Row]:
     """The records of a file or folder, in order.
 
     Args:
@@ -45,32 +50,33 @@ def read_rows(path: str | Path, wanted: Sequence[str] = (), fields: Mapping[str,
             (`save_to_disk`), or a snapshot of a dataset of the hub (`data/*.parquet`).
         wanted: Fields that every record must have.
         fields: Wanted field -> the name that the file has for it.
+        known: Fields that records may have, by which a header is recognized whatever separates it and its case.
 
     Raises:
         UserError: The file is missing, empty, or not what its ending says; a record lacks a field, or cannot be told
             apart from its neighbors (file, line and field are named).
     """
-    path = Path(path).expanduser()
+    path, names = Path(path).expanduser(), [*wanted, *known]
     ending = path.suffix.lower()
     if path.is_dir():
         rows = _from_folder(path)
     elif ending == ".parquet":
         rows = _numbered(_parquet([path]), path)
     elif ending in (".csv", ".tsv"):
-        rows = _from_csv(path, [(fields or {}).get(name, name) for name in wanted], ending)
+        rows = _from_csv(path, [(fields or {}).get(name, name) for name in names], ending)
     elif ending in TEXT_ENDINGS:
         rows = _from_json(path)
     else:
         raise UserError(f"{path} ends in {path.suffix or 'nothing'}", f"give one of {', '.join(ENDINGS)}, or a folder")
     if not rows:
-        raise UserError(f"{path} has no records", "the program that wrote it was cut off")
-    rows = [row._replace(record=_renamed(row, wanted, fields or {})) for row in rows]
+        raise UserError(f"'{path}' is empty: it has no records", "the program that wrote it was cut off")
+    rows = [row._replace(record=_renamed(row, names, fields or {})) for row in rows]
     for row in rows:
         if missing := [name for name in wanted if name not in row.record]:
             raise UserError(
                 f"{row.where} lacks the field '{missing[0]}'",
-                f"its fields: {', '.join(map(str, row.record)) or 'none'}; rename them, or say which is which "
-                f"(--fields {missing[0]}=NAME)",
+                f"its fields: {', '.join(map(str, row.record)) or 'none'}; rename them, or give "
+                f"--fields {missing[0]}=NAME",
             )
     return rows
 
@@ -179,7 +185,7 @@ def _numbered(records: Sequence[Any], path: Path) -> list[Row]:
 # CSV -------------------------------------------------------------------------------------------------------
 
 
-def _from_csv(path: Path, wanted: Sequence[str], ending: str) -> list[Row]:
+def _from_csv(path: Path, known: Sequence[str], ending: str) -> list[Row]:
     if not path.is_file():
         raise UserError(f"{path} does not exist", "check the path")
     try:
@@ -192,13 +198,13 @@ def _from_csv(path: Path, wanted: Sequence[str], ending: str) -> list[Row]:
     separator = "\t" if ending == ".tsv" else None
     if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:  # as Excel writes it
         text, separator, skipped = rest, first.strip()[4], 1
-    separator = separator or _separator(text, wanted)
+    separator = separator or _separator(text, known)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         header = next((cells for cells in reader if any(cell.strip() for cell in cells)), None)
         if header is None:
             return []
-        names = _names(header, path, separator, wanted)
+        names = _names(header, path)
         return list(_csv_rows(reader, names, path, separator, skipped))
     except csv.Error as error:
         raise UserError(
@@ -220,32 +226,25 @@ def _csv_rows(reader: Any, names: Sequence[str], path: Path, separator: str, ski
         yield Row({name: cell for name, cell in zip(names, padded, strict=False) if name}, where, split=True)
 
 
-def _separator(text: str, wanted: Sequence[str]) -> str:
-    """The one whose header has the most of the wanted names; a comma where none has any."""
+def _separator(text: str, known: Sequence[str]) -> str:
+    """The one whose header has the most of the known names; a comma where none has any."""
     header = next((line for line in text.splitlines() if line.strip()), "")
-    known = {name.casefold() for name in wanted}
+    names = {name.casefold() for name in known}
 
     def found(separator: str) -> int:
         cells = next(csv.reader([header], delimiter=separator), [])
-        return len(known & {cell.strip().casefold() for cell in cells})
+        return len(names & {cell.strip().casefold() for cell in cells})
 
     return max(SEPARATORS, key=lambda separator: (found(separator), separator == ","))
 
 
-def _names(header: Sequence[str], path: Path, separator: str, wanted: Sequence[str]) -> list[str]:
+def _names(header: Sequence[str], path: Path) -> list[str]:
     names = [cell.strip() for cell in header]
     while names and not names[-1]:
         names.pop()
     twice = [name for name, n in Counter(name.casefold() for name in names if name).items() if n > 1]
     if twice:
         raise UserError(f"{path} has two columns called '{twice[0]}'", "rename one of them")
-    folded = {name.casefold() for name in names}
-    if missing := [name for name in wanted if name.casefold() not in folded]:
-        raise UserError(
-            f"{path} has no column '{missing[0]}': its columns, separated by "
-            f"{SEPARATORS.get(separator, repr(separator))}, are {', '.join(map(repr, names))}",
-            f"name a column {missing[0]!r}, or say which it is (--fields {missing[0]}=NAME)",
-        )
     return names
 
 
