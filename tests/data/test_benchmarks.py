@@ -5,8 +5,9 @@ import sys
 
 import pytest
 from benchmark_data import PEOPLE, write_benchmarks
-from conftest import TASKS, evaluate, values, write_tofu
+from lm_eval_runs import TASKS, evaluate, values
 from saying import SayingLM
+from tofu_files import write_tofu
 
 import unlearn_eval.data.benchmarks as package
 from unlearn_eval.data.benchmark import Chosen, Whole

@@ -59,6 +59,15 @@ def test_nothing_that_computes_imports_reports():
             assert not any(name.startswith("unlearn_eval.results.report") for name in imports_of(path)), path
 
 
+def test_tests_share_helpers_and_nothing_else():
+    """What two test files need is in tests/helpers/."""
+    paths = files(ROOT / "tests")
+    names = {path.stem for path in paths if path.parent.name != "helpers"}
+    assert "conftest" in names
+    for path in paths:
+        assert not names & set(imports_of(path)), path
+
+
 @pytest.mark.parametrize(
     "module", ["unlearn_eval", "unlearn_eval.cli", "unlearn_eval.results.schema", "unlearn_eval.autoload"]
 )
