@@ -13,6 +13,7 @@ from unlearn_eval.utils.json_files import read_jsonl
 
 JSON_ENDINGS = (".jsonl", ".json")
 ENDINGS = (*JSON_ENDINGS, ".csv")
+EXTRAS = ("cloze", "description")  # what only some tasks read of a record, beside the fields of an item
 
 
 def read_forget_set(path: Path) -> ForgetSet:
@@ -44,3 +45,15 @@ def read_forget_set(path: Path) -> ForgetSet:
                 f"{path}, after line {reader.line_num}: not CSV in UTF-8 ({error})", "save it as UTF-8"
             ) from error
     return ForgetSet(str(path), tuple(item_from_record(row, i) for i, row in enumerate(rows)))
+
+
+def extras_in(path: Path) -> dict[str, dict[str, str]]:
+    """Id of an item -> the `EXTRAS` of its record; only JSON files have them."""
+    if path.suffix not in JSON_ENDINGS or not path.is_file():
+        return {}
+    return {
+        str(i if record.get("id") in (None, "") else record["id"]): {
+            key: str(record[key]) for key in EXTRAS if record.get(key)
+        }
+        for i, record in enumerate(read_jsonl(path))
+    }

@@ -115,6 +115,7 @@ def finetune(
             "forget_set_hash": data.hash,
             "ids": [item.id for item in data],
             "chat": asked_as_chat,
+            "sets": [],  # nothing was forgotten
         },
         seed=seed,
         versions=provenance()["packages"],
