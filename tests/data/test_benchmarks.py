@@ -5,8 +5,9 @@ import sys
 
 import pytest
 from benchmark_data import PEOPLE, write_benchmarks
-from conftest import TASKS, evaluate, values, write_tofu
+from lm_eval_runs import TASKS, evaluate, values
 from saying import SayingLM
+from tofu_files import write_tofu
 
 import unlearn_eval.data.benchmarks as package
 from unlearn_eval.data.benchmark import Chosen, Whole
@@ -199,8 +200,9 @@ def rivers(tmp_path, monkeypatch):
 
 def test_a_new_benchmark_is_a_file_a_row_and_a_folder(rivers, tmp_path):
     """Its sets, its messages, its preset, what studies and edits put to its task: all of it is there."""
-    from unlearn_eval.runs.finetune import preset_of
     from unlearn_eval.runs.study.told import choose, told
+
+    from unlearn_eval.runs.finetune import preset_of
 
     assert "rivers:RIVER" in set_names()
     items = load_forget_set("rivers:Lune")

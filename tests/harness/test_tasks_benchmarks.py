@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from benchmark_data import PEOPLE, RWKU_ATTACKS, TOWNS, benchmark_files, write_benchmarks
-from conftest import TASKS, evaluate, hf, make_tiny, report, values
+from lm_eval_runs import TASKS, evaluate, hf, report, values
 from plain_loop import our_ids, token_scores
 from saying import SayingLM
+from tiny_checkpoints import make_tiny
 
 from unlearn_eval.data.forget_sets import load_forget_set
 from unlearn_eval.harness.families import FAMILIES

@@ -205,7 +205,8 @@ def finetune(
         _say(
             f"fine-tuning on {len(data)} items of {data.name}, {'as ' + chosen.source if chosen else 'without preset'}"
         )
-        made = finetuning.finetune(loaded, data, options, chosen, chat, seed, _progress())
+        prompt_format = loaded.prompt_format(chat)
+        made = finetuning.finetune(loaded, data, options, chosen, prompt_format, seed, _progress())
         if not _is_first_process():
             return
         if as_ == "edit":
@@ -240,14 +241,13 @@ def targets(
     from unlearn_eval.editing.requests.targets import make_targets, write_targets
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.models.load import load_model
-    from unlearn_eval.models.prompts import resolve_chat
 
     forget_set = forget_set_of(forget, ids, limit, seed)
     with quiet():
         loaded = load_model(model, dtype=dtype, device=device)
-        chats = resolve_chat(chat, loaded.tokenizer, loaded.name)
+        prompt_format = loaded.prompt_format(chat)
         made = make_targets(
-            target, forget_set.items, random.Random(seed), loaded, chats, seed=seed, progress=_progress()
+            target, forget_set.items, random.Random(seed), loaded, prompt_format, seed=seed, progress=_progress()
         )
     write_targets(output, made)
     print(output)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.benchmarks.facts import FACTS_FILE as FACTS_FILE
-from unlearn_eval.data.files import ENDINGS, read_forget_set
+from unlearn_eval.data.files import HUB, is_place, read_forget_set
 from unlearn_eval.data.items import ForgetItem as ForgetItem
 from unlearn_eval.data.items import ForgetSet as ForgetSet
 from unlearn_eval.data.items import check_disjoint as check_disjoint
@@ -16,7 +16,7 @@ from unlearn_eval.data.registry import benchmark_of_set, benchmarks, get_benchma
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 
-def load_forget_set(name: str) -> ForgetSet:
+def load_forget_set(name: str, fields: Mapping[str, str] | None = None) -> ForgetSet:
     """The set of that name, or in that file.
 
     Args:
@@ -25,8 +25,9 @@ def load_forget_set(name: str) -> ForgetSet:
             `tofu:retain99` (the whole without what is to be forgotten), `pistol:A_B` (the contract A_B of PISTOL;
             several are joined with `+`, as in `pistol:A_B+A_C2`), `pistol:all` (its first sample), `rwku:PERSON`,
             `lume:creative|personal|biography|all`, `knowundo:all`, `counterfact:100`, `zsre:100` (so many from the
-            start), `sports:SPORT` or `sports:all`, or the path of a JSONL or CSV file with the columns of `ForgetItem`
-            (`question` and `answer` are needed; lists in a CSV are separated by `|`).
+            start), `sports:SPORT` or `sports:all`, `hub:OWNER/NAME`, or the path of a file or folder with the
+            fields of `ForgetItem` (see `files.read_forget_set`; `question` and `answer` are needed).
+        fields: Of a file: field of `ForgetItem` -> the name that the file has for it.
 
     Raises:
         UserError: an unknown name, a missing or malformed file (with its line), or an empty set.
@@ -34,9 +35,10 @@ def load_forget_set(name: str) -> ForgetSet:
     own = benchmark_of_set(name)
     if own is not None:
         return own.forget_set(name)
-    path = Path(name).expanduser()
-    if path.suffix in ENDINGS:
-        return read_forget_set(path)
+    if name.startswith(HUB):
+        return read_forget_set(name, fields)
+    if is_place(name):
+        return read_forget_set(Path(name).expanduser(), fields)
     raise unknown_name("forget set", name, [*set_names(), "a .jsonl or .csv file"])
 
 

@@ -112,6 +112,6 @@ def forgotten_texts(forget: ForgetSet, earlier: Mapping[str, str]) -> dict[str, 
 
 def _records(forget: ForgetSet) -> Sequence[dict[str, Any]]:
     """The items as records, with the extras of the user's file."""
-    more = extras_in(Path(forget.name).expanduser())
+    more = extras_in(forget.name)
     items = [{key: value for key, value in item.record.items() if value not in (None, ())} for item in forget]
     return [own | more.get(own["id"], {}) for own in items]

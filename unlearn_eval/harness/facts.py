@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.data.files import ENDINGS
+from unlearn_eval.data.files import is_place
 from unlearn_eval.data.forget_sets import FACTS_FILE, check_disjoint, set_names
 from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
 from unlearn_eval.harness.plan import may_forget_all
@@ -175,7 +175,7 @@ def names_a_set(facts: Mapping[str, Mapping[str, Any]], wanted: Any) -> bool:
     relations = {str(fact["relation"]) for fact in facts.values()}
     if not isinstance(wanted, str) or wanted in facts or wanted in relations:
         return False
-    if ":" not in wanted and wanted != "facts" and Path(wanted).suffix not in ENDINGS:
+    if ":" not in wanted and wanted != "facts" and not is_place(wanted):
         raise unknown_name("relation, fact or forget set", wanted, [*relations, *set_names(), *facts])
     return True
 

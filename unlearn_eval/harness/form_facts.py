@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from unlearn_eval import metrics as m
@@ -113,7 +112,7 @@ def _from_record(record: Mapping[str, Any]) -> _Fact:
 
 
 def _from_set(items: ForgetSet) -> list[_Fact]:
-    extras = extras_in(FACTS_FILE if items.name == "facts" else Path(items.name).expanduser())
+    extras = extras_in(FACTS_FILE if items.name == "facts" else items.name)
     return [_Fact(item, **extras.get(item.id, {})) for item in items]
 
 
