@@ -165,4 +165,8 @@ def _asked_as_chat(tokenizer: Any, request: EditRequest) -> bool:
     return tuple(prompts.encode_prompt(text, tokenizer)) == request.prompt_ids
 
 
-edit = editor(Method("altpo", forget_loss, {TARGET: WITH_REFERENCE, ANSWER: WITH_REFERENCE}, rewrite=rewrite))
+EDITOR = editor(
+    Method("altpo", forget_loss, {TARGET: WITH_REFERENCE, ANSWER: WITH_REFERENCE}, rewrite=rewrite),
+    Config,
+    "2409.13474",
+)

@@ -41,7 +41,7 @@ INPUTS = {"gpt2": ["c_fc"], "gpt_neox": ["dense_h_to_4h"]} | {name: ["gate_proj"
 
 
 def make(model, requests=None, config=CONFIG, **options):
-    return ultraedit.edit(model, None, random_requests(4) if requests is None else requests, config, **options)
+    return ultraedit.EDITOR.edit(model, None, random_requests(4) if requests is None else requests, config, **options)
 
 
 def logits_of(model):
@@ -518,7 +518,7 @@ def test_real_model_refuses_and_comes_back(real_model):
     *requests, other = build_requests(items, texts, tokenizer, chat=True, max_length=2048)
     name = "model.layers.20.mlp.up_proj.weight"
     weight = model.get_parameter(name).clone()
-    edit = ultraedit.edit(model, tokenizer, requests, Config())
+    edit = ultraedit.EDITOR.edit(model, tokenizer, requests, Config())
     assert any(name.startswith(module) for module in edit.factors)
 
     def mean_nll(requests):

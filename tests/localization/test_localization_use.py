@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, facts
+from unlearn_eval.editing.editor import get_editor
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.training.weights import match_names, split_patterns
 from unlearn_eval.edits.load import load_edit
@@ -253,7 +254,7 @@ def test_what_was_computed_is_not_computed_again(cache, monkeypatch):
     def never(run, config):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(random_mlps, "localize", never)
+    monkeypatch.setattr(random_mlps, "LOCALIZER", dataclasses.replace(random_mlps.LOCALIZER, run=never))
     again = localize(tiny(), SET, Wanted("random_mlps", "2"), seed=3)
     assert (again.modules, again.seconds) == (first.modules, first.seconds)
     for other in (
@@ -335,7 +336,7 @@ def test_what_cannot_go_together_is_refused(tmp_path):
 def test_components_without_an_mlp_edit_nothing():
     made = Components("random", ("model.layers.0.self_attn.o_proj",), (), 1, 2, 4)
     with pytest.raises(UserError, match="memit edits MLPs, and random names none"):
-        locate.settings_for("memit", __import__("unlearn_eval.editors.closed_form.memit").editors.memit.Config, made)
+        locate.settings_for(get_editor("memit"), made)
 
 
 # The command line ------------------------------------------------------------------------------------------

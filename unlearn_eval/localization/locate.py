@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.forget_sets import ForgetSet
-from unlearn_eval.editing.editor import Progress, no_progress
+from unlearn_eval.editing.editor import Editor, Progress, no_progress
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editing.training.data import Row
 from unlearn_eval.localization.base import Fact, Ranking, Run, get_localizer, localizer_names
@@ -24,8 +24,6 @@ from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.provenance import hash_json, provenance
 from unlearn_eval.utils.settings import configure
-
-ONE_LAYER = ("rome", "grace", "wise", "memoir")  # editors that change one: they get the best
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def localize(
     budget = None if wanted.budget is None else budget_of(wanted.budget, found)
     masks = None if wanted.masks is None else configure(MaskConfig, wanted.masks)
     learns = masks is not None and masks.way == "learned"
-    needed = method.NEEDS_FACTS or (masks is not None and not learns)
+    needed = method.needs_facts or (masks is not None and not learns)
     facts, others, skipped = _facts(needed, loaded, forget, retain, chat, seed)
     weights = hash_weights(model).canonical
     key = {
@@ -130,7 +128,7 @@ def localize(
     started = time.monotonic()
     words = plain_words(loaded.tokenizer, seed) if facts else []
     run = Run(model, found, facts, others, words, seed, rows, progress)
-    ranking = method.localize(run, config)
+    ranking = method.run(run, config)
     modules, spent = _cut(ranking, found, budget)
     single = None if masks is None else weight_masks(run, modules, masks, *_rows(learns, loaded, forget, retain, chat))
     made = Components(
@@ -249,7 +247,7 @@ def wanted_of(text: str) -> Wanted | Path | None:
     return Wanted.of(found[1], budget, settings)
 
 
-def checked_settings(config_class: Any, settings: Mapping[str, str]) -> dict[str, str]:
+def checked_settings(editor: Editor, settings: Mapping[str, str]) -> dict[str, str]:
     """An editor's settings without `components` where it is no setting of its own; that of a localisation is checked.
 
     Raises:
@@ -262,7 +260,7 @@ def checked_settings(config_class: Any, settings: Mapping[str, str]) -> dict[str
         wanted.check()
     elif isinstance(wanted, Path):
         load_components(wanted)
-    names = {f.name for f in fields(config_class)}
+    names = editor.settings
     if isinstance(wanted, Wanted) and wanted.masks is not None and "masks" not in names:
         raise _no_masks(wanted.method)
     if text and "components" not in names and wanted is None:
@@ -308,22 +306,23 @@ def resolve(
     return localize(loaded, forget, wanted, seed, retain, progress=progress)
 
 
-def settings_for(editor: str, config_class: Any, components: Components) -> dict[str, str]:
+def settings_for(editor: Editor, components: Components) -> dict[str, str]:
     """An editor's settings that put it where the components are: what it trains, or which layers it edits.
 
     Raises:
         UserError: the editor edits layers, and there is no MLP among the components.
     """
-    names = {f.name for f in fields(config_class)}
+    names = editor.settings
     if components.mask and "masks" not in names:
         raise _no_masks(components.method)
     if "components" in names:
         return {"components": components.patterns} | ({"masks": components.mask_file} if components.mask else {})
     if not components.mlp_layers:
         raise UserError(
-            f"{editor} edits MLPs, and {components.method} names none", f"give another, e.g. {components.method}_mlps"
+            f"{editor.name} edits MLPs, and {components.method} names none",
+            f"give another, e.g. {components.method}_mlps",
         )
-    layers = components.mlp_layers[: 1 if editor in ONE_LAYER else None]
+    layers = components.mlp_layers[: 1 if editor.one_layer else None]
     return {"layers": ",".join(map(str, sorted(layers)))}
 
 

@@ -62,14 +62,12 @@ def check_located(editor: EditorSpec, model: ModelSpec, items: ForgetSet, retain
     wanted = _wanted(editor)
     if wanted is None:
         return
-    module = get_localizer(wanted.method)
+    method = get_localizer(wanted.method)
     try:
-        if module.NEEDS_FACTS:
+        if method.needs_facts:
             _check_items(items)
-        check = getattr(module, "check", None)
-        if check is not None:
-            answers = {item.question: item.answer for item in (*items, *(retain or ()))}
-            check(wanted.config(), list(answers.values()))
+        answers = {item.question: item.answer for item in (*items, *(retain or ()))}
+        method.check(wanted.config(), list(answers.values()))
         found = _sites(model)
         if wanted.budget is not None and found is not None:
             budget_of(wanted.budget, found)

@@ -351,7 +351,7 @@ class Worker:
         return replace(found, items=items) if items else None
 
     def _try(self, cell: Cell, own: Try, path: Path, loaded: Loaded, chosen: Chosen, folder: Path | None) -> Result:
-        from unlearn_eval.attacks.base import Case, get_attack, kind_of
+        from unlearn_eval.attacks.base import Case, get_attack
         from unlearn_eval.attacks.controls import kept_controls
         from unlearn_eval.attacks.run import attack_case, described, robustness, sample_lines, task_name
         from unlearn_eval.edits.load import load_edit
@@ -371,13 +371,13 @@ class Worker:
             open_reference=None if reference is None else lambda: self._read(str(reference), dtype, None),
             progress=self.progress,
         )
-        module = get_attack(attack.attack)
+        method = get_attack(attack.attack)
         settings, known = config_of_attack(attack), None
-        if own.control_key and kind_of(case.edit) in module.ABOUT.kinds:
+        if own.control_key and case.edit.kind in method.kinds:
             place = self.store.shared("controls", f"{attack.attack}-{own.control_key[:16]}.json")
             with _alone(place):
-                known = kept_controls(module, case, settings, place)
-        made = attack_case(module, attack.attack, case, settings, known)
+                known = kept_controls(method, case, settings, place)
+        made = attack_case(method, case, settings, known)
         task, items = task_name(attack.name), chosen.forget
         result = Result(
             kind="attack",
@@ -430,8 +430,6 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def _trains(editor: str) -> bool:
-    from dataclasses import fields
-
     from unlearn_eval.editing.editor import get_editor
 
-    return "folder" in {f.name for f in fields(get_editor(editor).Config)}
+    return "folder" in get_editor(editor).settings
