@@ -44,6 +44,7 @@ from unlearn_eval.editing.locate_then_edit.least_squares import cholesky_solver,
 from unlearn_eval.edits.base import LOW_RANK, EditInfo, applied
 from unlearn_eval.edits.low_rank import LowRankEdit, compact, concatenate
 from unlearn_eval.models.anatomy import Anatomy, anatomy, is_transposed
+from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.scoring import accepts, pad
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -224,24 +225,19 @@ def read_features(
 ) -> tuple[dict[str, Features], list[float]]:
     """What every module saw, in the order of the requests, and each request's mean NLL of its target's tokens."""
     lengths = [len(r.prompt_ids) + len(r.target_ids) - 1 for r in requests]
-    todo = sorted(range(len(requests)), key=lambda i: -lengths[i])  # rows of one length need no padding
-    seen: dict[int, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
-    nlls: dict[int, float] = {}
-    budget = tokens_per_batch
-    while todo:
-        size = max(1, budget // lengths[todo[0]])
-        batch = todo[:size]
-        try:
-            pieces, losses = _read_batch(model, names, [requests[i] for i in batch])
-        except torch.OutOfMemoryError:
-            pieces = None
-        if pieces is None:  # outside the handler, which would keep the failed pass's tensors alive
-            _after_out_of_memory(requests[batch[0]], len(batch))
-            budget = lengths[todo[0]] * (len(batch) // 2)
-            continue
-        seen |= zip(batch, pieces, strict=True)
-        nlls |= zip(batch, losses, strict=True)
-        del todo[:size]
+    order = sorted(range(len(requests)), key=lambda i: -lengths[i])  # rows of one length need no padding
+    pieces: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = []
+    losses: list[float] = []
+    for part, own in in_batches(
+        order,
+        lambda batch: _read_batch(model, names, [requests[i] for i in batch]),
+        tokens_per_batch,
+        lambda i: _too_long(requests[i]),
+        lambda i: lengths[i],
+    ):
+        pieces += part
+        losses += own
+    seen, nlls = dict(zip(order, pieces, strict=True)), dict(zip(order, losses, strict=True))
     columns = [seen[i] for i in range(len(requests))]
     features = {
         name: Features(*(torch.cat([column[kind][k] for column in columns]) for kind in range(3)))
@@ -250,15 +246,12 @@ def read_features(
     return features, [nlls[i] for i in range(len(requests))]
 
 
-def _after_out_of_memory(request: EditRequest, n: int) -> None:
-    if n == 1:
-        raise UserError(
-            f"request {request.id} with its {len(request.prompt_ids) + len(request.target_ids)} tokens does not fit "
-            "in the device's memory",
-            "load the model in bfloat16, edit fewer or higher layers, or leave the request out",
-        )
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _too_long(request: EditRequest) -> UserError:
+    return UserError(
+        f"request {request.id} with its {len(request.prompt_ids) + len(request.target_ids)} tokens does not fit "
+        "in the device's memory",
+        "load the model in bfloat16, edit fewer or higher layers, or leave the request out",
+    )
 
 
 def _read_batch(

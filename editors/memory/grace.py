@@ -35,9 +35,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearn_eval.editing.adam_rows import AdamRows
 from unlearn_eval.editing.editor import EditJob, Editor, EditRequest, Progress, no_progress
 from unlearn_eval.editing.memory.replacements import (
-    AdamRows,
     Replacements,
     Row,
     check_prompts,
@@ -299,7 +299,7 @@ def optimise(
                 break
             rows = [j for j, i in enumerate(held) if i in running]
             (gradient,) = torch.autograd.grad(nll[rows].sum(), own)
-            adam.step(torch.tensor([held[j] for j in rows], device=found.device), gradient[rows])
+            adam.step(gradient[rows], torch.tensor([held[j] for j in rows], device=found.device))
             if 2 * len(rows) <= len(held):  # enough are done to be worth a smaller batch
                 held, problem = [held[j] for j in rows], problem.select(rows)
         done += len(batch)

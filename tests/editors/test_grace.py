@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_memory_edits import generated, naive_answer, naive_logits
+from naive_memories import generated, naive_answer, naive_logits
 from tiny_models import (  # noqa: F401
     MLP,
     WIDTH,
@@ -20,7 +20,7 @@ from tiny_models import (  # noqa: F401
 from unlearn_eval.editing.editor import EditRequest
 from unlearn_eval.editing.memory import replacements
 from unlearn_eval.editing.memory.calibration import calibrated
-from unlearn_eval.editing.memory.replacements import AdamRows, Replacements
+from unlearn_eval.editing.memory.replacements import Replacements
 from unlearn_eval.editing.requests.build import merge_keys
 from unlearn_eval.editors.memory import grace
 from unlearn_eval.edits.base import applied
@@ -77,23 +77,6 @@ def test_losses_are_those_of_the_whole_model(architecture, positions):
     check(problem, rows, values)
     chosen = [4, 0, 3]
     check(problem.select(chosen), [rows[i] for i in chosen], values[chosen])
-
-
-def test_adam_rows_is_adam():
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(3, 4, generator=generator, dtype=torch.float64)
-    gradients = torch.randn(6, 3, 4, generator=generator, dtype=torch.float64)
-    ours = start.clone()
-    adam = AdamRows(ours, torch.full((3,), 0.1, dtype=torch.float64))
-    theirs = [torch.nn.Parameter(row.clone()) for row in start]
-    optimisers = [torch.optim.Adam([row], lr=0.1) for row in theirs]
-    for step, gradient in enumerate(gradients):
-        rows = [0, 2] if step in (2, 3) else [0, 1, 2]  # a row that is left out keeps its own count of steps
-        adam.step(torch.tensor(rows), gradient[rows])
-        for i in rows:
-            theirs[i].grad = gradient[i].clone()
-            optimisers[i].step()
-    torch.testing.assert_close(ours, torch.stack([row.data for row in theirs]), atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_memory_edits import generated, naive_logits
+from naive_memories import generated, naive_logits, other_prompts
 from tiny_models import (  # noqa: F401
     MLP,
     WIDTH,
@@ -31,11 +31,6 @@ Z = 2
 SOME = {"layers": (Z,), "steps": 6, "n_others": 6, "per_step": 4, "mask": 0.3, "batch": 4}
 ARCHITECTURES = ["llama", "qwen2", "gpt2", "gpt_neox", "gemma3"]
 POOLS = ["mean", "max", "last"]
-
-
-def other_prompts(n=12, seed=50):
-    generator = torch.Generator().manual_seed(seed)
-    return [(0, *random_ids(generator, 4 + i % 5)) for i in range(n)]
 
 
 def made(model, requests, state=None, **options):
@@ -268,6 +263,26 @@ def test_ties_by_hand():
     _, value = merged([A, B], "ties", 1.0)  # at 2 they agree: the mean of 0.5 and 0.25
     assert value.tolist() == [4.0, 3.0, 0.375, -6.0, 8.0]
     assert merged([A], "ties", 1.0)[1].tolist() == A[1].tolist()
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_ties_and_dare_mean_what_they_mean_in_peft(n):
+    from peft.utils import merge_utils
+
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(n, 1000, generator=generator)
+    rows[0, ::3] = 0  # what is 0 has no vote
+    rows[1, 1::3] = -rows[0, 1::3]  # a sum of 0 counts as positive
+    changes = [(torch.arange(1000), row) for row in rows]
+    ones = torch.ones(n)
+    for density in (0.5, 0.25):  # of 1000, so that nothing is rounded
+        assert torch.equal(merged(changes, "ties", density)[1], merge_utils.ties(list(rows), ones, density))
+    assert merged(changes[1:2], "ties", 0.5309)[1].count_nonzero() == 531
+    assert merge_utils.prune(rows[1], 0.5309, "magnitude").count_nonzero() == 530, "peft rounds down"
+    whole = merged(changes, "dare", 1.0)[1]
+    vote = merge_utils.calculate_majority_sign_mask(rows)
+    assert torch.equal(whole, merge_utils.disjoint_merge(rows, vote))
+    assert torch.equal(merged(changes, "dare_linear", 1.0)[1], merge_utils.task_arithmetic(list(rows), ones) / n)
 
 
 def test_slerp_by_hand():

@@ -43,7 +43,7 @@ from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.localization.components import Components
 from unlearn_eval.localization.locate import checked_settings, resolve, settings_for, source_of
 from unlearn_eval.models.load import LoadedModel
-from unlearn_eval.models.prompts import prompt_ids, resolve_chat
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import hash_json, peak_memory_bytes, provenance
@@ -100,7 +100,7 @@ class _Plan:
         method: the editor.
         config: its settings.
         recipe: how the set becomes requests.
-        chat: whether questions go through the chat template.
+        prompt_format: how questions are put to the model.
         previous: the edit to continue.
         preset: whose published settings are used.
         located: the components that a localization or a file named, and the text that named them.
@@ -113,7 +113,7 @@ class _Plan:
     method: Editor
     config: Any
     recipe: Recipe
-    chat: bool
+    prompt_format: PromptFormat
     previous: AnyEdit | None
     preset: Any
     located: tuple[Components, str] | None
@@ -164,10 +164,10 @@ def _check(
     config = configure(method.Config, {**published, **given, **where})
     if "seed" in method.settings and "seed" not in options:
         config = replace(config, seed=recipe.seed)
-    chat = resolve_chat(recipe.chat, loaded.tokenizer, loaded.name)
+    prompt_format = loaded.prompt_format(recipe.chat)
     _check_previous(previous, method, forget, loaded)
     located = None if components is None else (components, place)
-    return _Plan(loaded, forget, retain, method, config, recipe, chat, previous, preset, located, progress)
+    return _Plan(loaded, forget, retain, method, config, recipe, prompt_format, previous, preset, located, progress)
 
 
 def check_recipe(method: Editor, recipe: Recipe, retain: ForgetSet | None, hint: str = "leave out --merge") -> None:
@@ -191,7 +191,7 @@ def _check_previous(previous: AnyEdit | None, method: Editor, forget: ForgetSet,
     """Refuse to continue an edit of another model or method, or with items that it holds already."""
     if previous is None:
         return
-    check_base(previous.info, loaded.model, loaded.name)
+    check_base(previous.info, loaded)
     twice = sorted(set(previous.info.requests.get("ids", [])) & {item.id for item in forget})
     if twice:
         raise UserError(
@@ -205,13 +205,13 @@ def _check_previous(previous: AnyEdit | None, method: Editor, forget: ForgetSet,
 
 def _prepare(plan: _Plan) -> _Inputs:
     """Targets and requests, and what the method uses beside them."""
-    loaded, method, recipe, chat = plan.loaded, plan.method, plan.recipe, plan.chat
+    loaded, method, recipe, prompt_format = plan.loaded, plan.method, plan.recipe, plan.prompt_format
     targets = make_targets(
         recipe.target,
         plan.forget.items,
         random.Random(recipe.seed),
         loaded,
-        chat,
+        prompt_format,
         seed=recipe.seed,
         progress=plan.progress,
     )
@@ -221,20 +221,20 @@ def _prepare(plan: _Plan) -> _Inputs:
     requests = _requests(plan, targets, contexts)
     others = []
     if OTHERS in method.uses or _calibrates(plan):  # memories may learn, or be calibrated on, when to be silent
-        others = other_prompts(plan.config.others, plan.forget, loaded.tokenizer, chat, recipe.seed)
+        others = other_prompts(plan.config.others, plan.forget, prompt_format, recipe.seed)
     retain = _retain_requests(plan) if method.trained else []
     return _Inputs(targets, contexts, requests, retain, others)
 
 
 def _requests(plan: _Plan, targets: Sequence[Target], contexts: list[str]) -> list[EditRequest]:
     """The set's requests, merged as the recipe says."""
-    recipe, tokenizer = plan.recipe, plan.loaded.tokenizer
+    recipe = plan.recipe
     items, texts = list(plan.forget.items), [target.target for target in targets]
     if recipe.merge == "text":
         by_id = dict(zip((item.id for item in items), texts, strict=True))
         texts = [by_id[part[0].id] for part in grouped(items, recipe.merge_size)]
         items = merge_items(items, recipe.merge_size)
-    requests = build_requests(items, texts, tokenizer, plan.chat, contexts, _max_length(plan.loaded))
+    requests = build_requests(items, texts, plan.prompt_format, contexts, plan.loaded.max_length)
     return merge_keys(requests, recipe.merge_size) if recipe.merge == "key" else requests
 
 
@@ -247,12 +247,7 @@ def _retain_requests(plan: _Plan) -> list[EditRequest]:
             f"everything in the retain set '{plan.retain.name}' is to be forgotten", "give another --retain"
         )
     answers = [item.answer for item in items]
-    return build_requests(items, answers, plan.loaded.tokenizer, plan.chat, (), _max_length(plan.loaded))
-
-
-def _max_length(loaded: LoadedModel) -> int | None:
-    length: int | None = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return length
+    return build_requests(items, answers, plan.prompt_format, (), plan.loaded.max_length)
 
 
 def _calibrates(plan: _Plan) -> bool:
@@ -301,10 +296,10 @@ def _calibrate_and_check(plan: _Plan, inputs: _Inputs, edit: AnyEdit) -> tuple[A
 
     Bounds are chosen from the set's own paraphrases, and from at most 256 questions that nothing was learned from.
     """
-    model, tokenizer = plan.loaded.model, plan.loaded.tokenizer
+    model = plan.loaded.model
     if _calibrates(plan) and isinstance(edit, MemoryEdit):
         paraphrases = {
-            item.id: [prompt_ids(text, tokenizer, plan.chat, item.shape) for text in item.paraphrases]
+            item.id: [plan.prompt_format.prompt_ids(text, item.shape) for text in item.paraphrases]
             for item in plan.forget
         }
         edited = [part.prompt_ids for request in inputs.requests for part in request.parts]
@@ -352,7 +347,7 @@ def self_check(model: Any, requests: Sequence[EditRequest], edit: Edit) -> dict[
 
 def _describe(plan: _Plan, inputs: _Inputs, edit: AnyEdit, check: dict[str, Any], started: float) -> AnyEdit:
     """The edit with where it comes from: its base, requests, settings and cost."""
-    loaded, method = plan.loaded, plan.method
+    method = plan.method
     notes = {**edit.info.notes, "preset": None if plan.preset is None else asdict(plan.preset)}
     notes["self_check"] = check
     if plan.located is not None:
@@ -362,7 +357,7 @@ def _describe(plan: _Plan, inputs: _Inputs, edit: AnyEdit, check: dict[str, Any]
     info = replace(
         edit.info,
         editor=method.name,
-        base=describe_base(loaded.model, loaded.name if loaded.name != "default" else loaded.path, loaded.revision),
+        base=describe_base(plan.loaded),
         requests=_about_requests(plan, inputs),
         seed=plan.recipe.seed,
         versions=provenance()["packages"],
@@ -388,7 +383,7 @@ def _about_requests(plan: _Plan, inputs: _Inputs) -> dict[str, Any]:
         "lookup": {item.id: "subject" if item.subject else "last content token" for item in forget},
         **({"shapes": shapes} if shapes else {}),
         "hash": hash_json([request.record for request in inputs.requests]),
-        "chat": plan.chat,
+        **plan.prompt_format.record,
         "target": recipe.target,
         "merge": recipe.merge,
         "merge_size": recipe.merge_size,

@@ -26,6 +26,7 @@ from unlearn_eval.edits.base import Applied, EditInfo, applied
 from unlearn_eval.edits.low_rank import LowRankEdit, concatenate
 from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.models.load import cache_dir
+from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.tracing import first, trace
 from unlearn_eval.models.weights import hash_weights
@@ -271,27 +272,21 @@ def read(
     Rows are cut after the look-up token, which sees nothing of the rest; the pass ends when both have been seen. Where
     the device's memory is too small, half as many rows are run at once.
     """
-    keys, values = [], []
-    start = 0
-    while start < len(rows):
-        part = [ids[: lookup + 1] for ids, lookup in rows[start : start + rows_per_batch]]
-        try:
-            tokens, mask = pad(part, "right", model.device)
-            with trace(model, inputs=[inputs], outputs=[outputs], stop_after=outputs) as seen:
-                model(input_ids=tokens, attention_mask=mask, use_cache=False)
-        except torch.OutOfMemoryError as error:
-            if rows_per_batch == 1:
-                raise UserError(
-                    "the device's memory is too small to run one prompt", "use --dtype bfloat16, or a larger device"
-                ) from error
-            torch.cuda.empty_cache()
-            rows_per_batch = max(1, rows_per_batch // 2)
-            continue
-        last = torch.tensor([len(row) - 1 for row in part], device=model.device)
-        index = torch.arange(len(part), device=model.device)
-        keys.append(seen.inputs[inputs][index, last])
-        values.append(first(seen.outputs[outputs])[index, last])
-        start += rows_per_batch
+
+    def run(part: Sequence[tuple[Sequence[int], int]]) -> tuple[Tensor, Tensor]:
+        cut = [ids[: lookup + 1] for ids, lookup in part]
+        tokens, mask = pad(cut, "right", model.device)
+        with trace(model, inputs=[inputs], outputs=[outputs], stop_after=outputs) as seen:
+            model(input_ids=tokens, attention_mask=mask, use_cache=False)
+        last = torch.tensor([len(row) - 1 for row in cut], device=model.device)
+        index = torch.arange(len(cut), device=model.device)
+        return seen.inputs[inputs][index, last], first(seen.outputs[outputs])[index, last]
+
+    hint = "use --dtype bfloat16, or a larger device"
+    found = in_batches(
+        rows, run, rows_per_batch, lambda row: UserError("the device's memory is too small to run one prompt", hint)
+    )
+    keys, values = zip(*found, strict=True)
     return torch.cat(keys), torch.cat(values)
 
 
