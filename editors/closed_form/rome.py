@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor, EditRequest
+from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor
 from unlearn_eval.editing.locate_then_edit.least_squares import Solve, least_squares
 from unlearn_eval.editing.locate_then_edit.run import (
     Editing,
@@ -33,6 +33,7 @@ from unlearn_eval.editing.locate_then_edit.run import (
     weight_norm,
 )
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValues, target_values
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.base import LOW_RANK, Applied, applied
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError

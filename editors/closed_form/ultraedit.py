@@ -39,8 +39,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.editing.editor import EditJob, Editor, EditRequest, no_change
+from unlearn_eval.editing.editor import EditJob, Editor, no_change
 from unlearn_eval.editing.locate_then_edit.least_squares import cholesky_solver, least_squares
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.base import LOW_RANK, EditInfo, applied
 from unlearn_eval.edits.low_rank import LowRankEdit, compact, concatenate
 from unlearn_eval.models.anatomy import Anatomy, anatomy, is_transposed

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from unlearn_eval.editing.adam_rows import AdamRows
-from unlearn_eval.editing.editor import EditJob, Editor, EditRequest, Progress, no_progress
+from unlearn_eval.editing.editor import EditJob, Editor
 from unlearn_eval.editing.memory.replacements import (
     Replacements,
     Row,
@@ -47,12 +47,14 @@ from unlearn_eval.editing.memory.replacements import (
     with_past,
     with_variant,
 )
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.base import MEMORY, EditInfo
 from unlearn_eval.edits.memory.codebook import Codebook, nearest_key
 from unlearn_eval.edits.memory.edit import MemoryEdit, check_memory
 from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.progress import Progress, no_progress
 
 DEPTH = (0.8, 0.8)  # layer 24 of SmolLM2-135M's 30; Llama-2-7B's 27 of 32 in EasyEdit
 ORIGINAL = {"positions": "last", "initial": "cold", "relative_rate": False, "learning_rate": 1.0, "stop_loss": 0.0}

@@ -41,7 +41,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.editor import OTHERS, EditJob, Editor, EditRequest
+from unlearn_eval.editing.editor import OTHERS, EditJob, Editor
 from unlearn_eval.editing.memory.joint import Joint, schedule_of
 from unlearn_eval.editing.memory.replacements import (
     Replacements,
@@ -52,6 +52,7 @@ from unlearn_eval.editing.memory.replacements import (
     with_past,
     with_variant,
 )
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.base import MEMORY, EditInfo
 from unlearn_eval.edits.memory.edit import MemoryEdit, check_memory, read_inputs
 from unlearn_eval.edits.memory.merging import MERGES

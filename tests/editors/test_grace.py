@@ -17,11 +17,11 @@ from tiny_models import (  # noqa: F401
     weights_of,
 )
 
-from unlearn_eval.editing.editor import EditRequest
 from unlearn_eval.editing.memory import replacements
 from unlearn_eval.editing.memory.calibration import calibrated
 from unlearn_eval.editing.memory.replacements import Replacements
 from unlearn_eval.editing.requests.build import merge_keys
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editors.memory import grace
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import load_edit

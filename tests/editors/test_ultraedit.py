@@ -22,8 +22,9 @@ from tiny_models import (
 from torch import nn
 
 from unlearn_eval.data.forget_sets import facts
-from unlearn_eval.editing.editor import Editor, EditRequest, editor_names, get_editor
+from unlearn_eval.editing.editor import Editor, editor_names, get_editor
 from unlearn_eval.editing.requests.build import build_requests
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editors.closed_form import ultraedit
 from unlearn_eval.editors.closed_form.ultraedit import Config, Moments
 from unlearn_eval.edits.base import EditInfo, applied

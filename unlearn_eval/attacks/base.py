@@ -21,10 +21,10 @@ from typing import Any
 
 from unlearn_eval.attacks.asking import Row, answered, rows_of
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.edits.base import KINDS, applied
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.registry import module_in, names_in
 
 METHODS = "unlearn_eval.attacks.methods"

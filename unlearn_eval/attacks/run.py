@@ -15,7 +15,6 @@ from unlearn_eval.attacks.curves import curves
 from unlearn_eval.attacks.folds import apart
 from unlearn_eval.attacks.summary import Summary, Table, headline_level, summary
 from unlearn_eval.data.forget_sets import ForgetSet, facts, load_forget_set
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.edits.export import load_base
 from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.models.load import LoadedModel, load_model
@@ -24,6 +23,7 @@ from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 from unlearn_eval.utils.settings import configure
 

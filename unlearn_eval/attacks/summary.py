@@ -46,7 +46,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class MetricSpec:
     """One metric.
 
     Attributes:
@@ -118,7 +118,7 @@ class Table:
             if (known := values[:, i][~np.isnan(values[:, i])]).size
         }
 
-    def estimate(self, name: str, wanted: Wanted) -> tuple[Metric, list[float] | None]:
+    def estimate(self, name: str, wanted: MetricSpec) -> tuple[Metric, list[float] | None]:
         """A metric with its standard error, and its interval."""
         score = _guarded(wanted.value, self.mean)
         n = self._n(wanted)
@@ -137,11 +137,11 @@ class Table:
         ends = None if found.low is None or found.high is None else [found.low, found.high]
         return Metric(score.value, found.stderr, n, 0, None, wanted.better), ends
 
-    def _n(self, wanted: Wanted) -> int:
+    def _n(self, wanted: MetricSpec) -> int:
         return len(self.by_item(*wanted.cell)) if wanted.cell else len(self.items)
 
 
-def summarised(table: Table, wanted: Mapping[str, Wanted]) -> Summary:
+def summarized(table: Table, wanted: Mapping[str, MetricSpec]) -> Summary:
     """Every wanted metric."""
     found = {name: table.estimate(name, one) for name, one in wanted.items()}
     by_item = {name: table.by_item(*one.cell) for name, one in wanted.items() if one.cell}
@@ -170,15 +170,15 @@ def summary(
     """
     table = Table(items, observations)
     level = headline_level(table, method)
-    wanted: dict[str, Wanted] = {}
+    wanted: dict[str, MetricSpec] = {}
     for name in ("accuracy", "probability"):
         wanted |= _knowledge(table, name, level, has_reference)
         wanted |= _recoveries(table, name, level, has_reference)
     worst = table.add_worst()
-    wanted["forget_worst"] = Wanted(_mean_of(worst, "accuracy"), False, (worst, "accuracy"))
+    wanted["forget_worst"] = MetricSpec(_mean_of(worst, "accuracy"), False, (worst, "accuracy"))
     chance = guessing(items, _said(observations, (UNLEARNED, UNDER_ATTACK, level)))
-    wanted["forget_attacked_guessing"] = Wanted(lambda mean: chance, None, resampled=False)
-    wanted["forget_accuracy_above_chance"] = Wanted(
+    wanted["forget_attacked_guessing"] = MetricSpec(lambda mean: chance, None, resampled=False)
+    wanted["forget_accuracy_above_chance"] = MetricSpec(
         lambda mean: (
             above_chance(mean((UNLEARNED, UNDER_ATTACK, level), "accuracy"), chance.value)
             if chance.value is not None
@@ -187,8 +187,8 @@ def summary(
         False,
     )
     if skipped is not None:
-        wanted = {name: Wanted(lambda mean: Score(None, skipped), one.better) for name, one in wanted.items()}
-    return summarised(table, wanted)
+        wanted = {name: MetricSpec(lambda mean: Score(None, skipped), one.better) for name, one in wanted.items()}
+    return summarized(table, wanted)
 
 
 def headline_level(table: Table, method: Attack) -> Any:
@@ -209,7 +209,7 @@ def headline_level(table: Table, method: Attack) -> Any:
     return max(found, key=known)
 
 
-def _knowledge(table: Table, name: str, level: Any, has_reference: bool) -> dict[str, Wanted]:
+def _knowledge(table: Table, name: str, level: Any, has_reference: bool) -> dict[str, MetricSpec]:
     """The means of every model before and after the attack, and of the controls."""
     cells = {
         f"forget_{name}": (UNLEARNED, UNDER_ATTACK, None),
@@ -225,7 +225,7 @@ def _knowledge(table: Table, name: str, level: Any, has_reference: bool) -> dict
         if levels:
             cells[f"forget_{condition}_{name}"] = (UNLEARNED, condition, levels[-1])
     return {
-        metric: Wanted(_mean_of(cell, name), metric.startswith("forget_unedited"), (cell, name))
+        metric: MetricSpec(_mean_of(cell, name), metric.startswith("forget_unedited"), (cell, name))
         for metric, cell in cells.items()
         if "unedited_attacked" not in metric or (cell, name) in table.cells
     }
@@ -235,7 +235,7 @@ def _mean_of(cell: Cell, name: str) -> Callable[[Mean], Score]:
     return lambda mean: Score(mean(cell, name))
 
 
-def _recoveries(table: Table, name: str, level: Any, has_reference: bool) -> dict[str, Wanted]:
+def _recoveries(table: Table, name: str, level: Any, has_reference: bool) -> dict[str, MetricSpec]:
     """Ratios of the models' means, for one measure of knowledge."""
     unlearned, full, reference = ((model, UNDER_ATTACK, level) for model in (UNLEARNED, FULL, REFERENCE))
     before, full_before, reference_before = ((model, UNDER_ATTACK, None) for model in (UNLEARNED, FULL, REFERENCE))
@@ -254,12 +254,12 @@ def _recoveries(table: Table, name: str, level: Any, has_reference: bool) -> dic
         return symmetric_relearning(own, (mean(reference_before, name), mean(reference, name)))
 
     found = {
-        f"forget_{name}_recovery": Wanted(recovered, False),
-        f"forget_{name}_symmetric_relearning": Wanted(alike, True),
-        f"forget_{name}_stability": Wanted(
+        f"forget_{name}_recovery": MetricSpec(recovered, False),
+        f"forget_{name}_symmetric_relearning": MetricSpec(alike, True),
+        f"forget_{name}_stability": MetricSpec(
             lambda mean: symmetric_quantization(mean(before, name), mean(unlearned, name)), True
         ),
-        f"forget_{name}_durability": Wanted(
+        f"forget_{name}_durability": MetricSpec(
             lambda mean: durability(mean(before, name), mean(unlearned, name), mean(full_before, name)), True
         ),
     }
@@ -269,15 +269,15 @@ def _recoveries(table: Table, name: str, level: Any, has_reference: bool) -> dic
     return found
 
 
-def _curve(name: str, steps: list[Any]) -> dict[str, Wanted]:
+def _curve(name: str, steps: list[Any]) -> dict[str, MetricSpec]:
     """Of the curve of a training attack: its mean height, and the step at which half of what was known is back."""
 
     def values(mean: Mean) -> list[float]:
         return [mean((UNLEARNED, UNDER_ATTACK, step or None), name) for step in steps]
 
     return {
-        f"forget_{name}_curve_area": Wanted(lambda mean: curve_area(steps, values(mean)), False),
-        f"forget_{name}_half_step": Wanted(
+        f"forget_{name}_curve_area": MetricSpec(lambda mean: curve_area(steps, values(mean)), False),
+        f"forget_{name}_half_step": MetricSpec(
             lambda mean: first_reaching(steps, values(mean), mean((FULL, UNDER_ATTACK, None), name) / 2), True
         ),
     }

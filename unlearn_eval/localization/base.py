@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.localization.sites import Sites, Unit
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.registry import module_in, names_in
 
 METHODS = "unlearn_eval.localization.methods"

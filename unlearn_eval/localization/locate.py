@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.forget_sets import ForgetSet
-from unlearn_eval.editing.editor import Editor, Progress, no_progress
+from unlearn_eval.editing.editor import Editor
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editing.training.data import Row
 from unlearn_eval.localization.base import Fact, Ranking, Run, get_localizer, localizer_names
@@ -22,12 +22,13 @@ from unlearn_eval.localization.sites import MLP, Sites, sites
 from unlearn_eval.models.load import LoadedModel, cache_dir
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json, provenance
 from unlearn_eval.utils.settings import configure
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LocalizationSpec:
     """A localisation that is asked for.
 
     Attributes:
@@ -43,7 +44,7 @@ class Wanted:
     masks: Mapping[str, str] | None = None
 
     @classmethod
-    def of(cls, method: str, budget: str | None, settings: Mapping[str, str]) -> Wanted:
+    def of(cls, method: str, budget: str | None, settings: Mapping[str, str]) -> LocalizationSpec:
         """With the settings of masks (`masks=WAY`, `masks.weights=...`) taken out of a method's."""
         own = {name: value for name, value in settings.items() if name.partition(".")[0] != "masks"}
         masks = {name.partition(".")[2] or "way": value for name, value in settings.items() if name not in own}
@@ -71,7 +72,7 @@ class Wanted:
 def localize(
     loaded: LoadedModel,
     forget: ForgetSet,
-    wanted: Wanted,
+    wanted: LocalizationSpec,
     seed: int = 0,
     retain: ForgetSet | None = None,
     prompt_format: PromptFormat | None = None,
@@ -235,7 +236,7 @@ def _cut(ranking: Ranking, found: Sites, budget: Budget | None) -> tuple[list[st
 _CALL = re.compile(r"(\w+)\s*(?:\((.*)\))?")
 
 
-def wanted_of(text: str) -> Wanted | Path | None:
+def localization_spec(text: str) -> LocalizationSpec | Path | None:
     """What `components=TEXT` asks for: a localisation, a file of components, or (None) patterns of module names.
 
     A localisation is written `NAME` or `NAME(budget=6, SETTING=VALUE, ...)`.
@@ -257,7 +258,7 @@ def wanted_of(text: str) -> Wanted | Path | None:
         settings[name.strip()] = value.strip()
     budget = settings.pop("budget", None)
     get_localizer(found[1])
-    return Wanted.of(found[1], budget, settings)
+    return LocalizationSpec.of(found[1], budget, settings)
 
 
 def checked_settings(editor: Editor, settings: Mapping[str, str]) -> dict[str, str]:
@@ -268,13 +269,13 @@ def checked_settings(editor: Editor, settings: Mapping[str, str]) -> dict[str, s
             takes none.
     """
     text = settings.get("components", "")
-    wanted = wanted_of(text) if text else None
-    if isinstance(wanted, Wanted):
+    wanted = localization_spec(text) if text else None
+    if isinstance(wanted, LocalizationSpec):
         wanted.check()
     elif isinstance(wanted, Path):
         load_components(wanted)
     names = editor.settings
-    if isinstance(wanted, Wanted) and wanted.masks is not None and "masks" not in names:
+    if isinstance(wanted, LocalizationSpec) and wanted.masks is not None and "masks" not in names:
         raise _no_masks(wanted.method)
     if text and "components" not in names and wanted is None:
         raise unknown_name("localization", text, localizer_names())
@@ -307,7 +308,7 @@ def resolve(
     Raises:
         UserError: as in `localize`; or a file that is missing, or of another model.
     """
-    wanted = wanted_of(text)
+    wanted = localization_spec(text)
     if wanted is None:
         if text:
             check_name(text, loaded.model)

@@ -11,17 +11,7 @@ from typing import Any
 
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.data.shapes import QUESTION
-from unlearn_eval.editing.editor import (
-    MOMENTS,
-    OTHERS,
-    EditJob,
-    Editor,
-    EditRequest,
-    Progress,
-    check_state,
-    get_editor,
-    no_progress,
-)
+from unlearn_eval.editing.editor import MOMENTS, OTHERS, EditJob, Editor, check_state, get_editor
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
 from unlearn_eval.editing.memory.calibration import calibrated, other_prompts
 from unlearn_eval.editing.presets import DEFAULT_EDITOR, preset_for
@@ -34,6 +24,7 @@ from unlearn_eval.editing.requests.build import (
     merge_keys,
     sample_contexts,
 )
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.requests.targets import Target, make_targets, targets_jsonl
 from unlearn_eval.editing.training.presets import unlearning_preset
 from unlearn_eval.edits.base import Edit, applied
@@ -46,6 +37,7 @@ from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json, peak_memory_bytes, provenance
 from unlearn_eval.utils.settings import configure
 

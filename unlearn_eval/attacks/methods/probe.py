@@ -38,7 +38,7 @@ from unlearn_eval.attacks.base import (
     Work,
 )
 from unlearn_eval.attacks.folds import split
-from unlearn_eval.attacks.summary import Mean, Summary, Table, Wanted, summarised
+from unlearn_eval.attacks.summary import Mean, MetricSpec, Summary, Table, summarized
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.metrics import contains_answer, normalise
 from unlearn_eval.metrics.robustness import Score, recovery
@@ -293,13 +293,13 @@ def summary(
     }
     if has_reference:
         cells["forget_reference_probe_accuracy"] = at(REFERENCE)
-    wanted = {name: Wanted(mean_of(cell), "unedited" in name, (cell, VALUE)) for name, cell in cells.items()}
-    wanted["forget_probe_selectivity"] = Wanted(selective(UNLEARNED), False)
-    wanted["forget_unedited_probe_selectivity"] = Wanted(selective(FULL), True)
-    wanted["forget_probe_recovery"] = Wanted(recovered, False)
+    wanted = {name: MetricSpec(mean_of(cell), "unedited" in name, (cell, VALUE)) for name, cell in cells.items()}
+    wanted["forget_probe_selectivity"] = MetricSpec(selective(UNLEARNED), False)
+    wanted["forget_unedited_probe_selectivity"] = MetricSpec(selective(FULL), True)
+    wanted["forget_probe_recovery"] = MetricSpec(recovered, False)
     if skipped is not None:
-        wanted = {name: Wanted(lambda mean: Score(None, skipped), one.better) for name, one in wanted.items()}
-    return summarised(table, wanted)
+        wanted = {name: MetricSpec(lambda mean: Score(None, skipped), one.better) for name, one in wanted.items()}
+    return summarized(table, wanted)
 
 
 ATTACK = Attack(

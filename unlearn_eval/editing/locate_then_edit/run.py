@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.editing.editor import EditJob, EditRequest, no_change
+from unlearn_eval.editing.editor import EditJob, no_change
 from unlearn_eval.editing.locate_then_edit import corpus
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments, cache_name, second_moments
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValueConfig, TargetValues, target_values
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.base import Applied, EditInfo, applied
 from unlearn_eval.edits.low_rank import LowRankEdit, concatenate
 from unlearn_eval.models.anatomy import Anatomy, anatomy

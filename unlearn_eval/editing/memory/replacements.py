@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.editor import EditRequest
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.edits.memory.residual_memory import ResidualMemory

@@ -17,10 +17,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.editor import RETAIN, EditJob, Editor, EditRequest, Progress, check_state, no_progress
+from unlearn_eval.editing.editor import RETAIN, EditJob, Editor, check_state
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.training.data import RETAIN as RETAIN_ROWS
 from unlearn_eval.editing.training.data import Row
 from unlearn_eval.editing.training.settings import RETAIN_TERMS, Dual, Objective, Said, TrainingConfig
+from unlearn_eval.editing.training.weights import LowRankWeights
 from unlearn_eval.edits.base import DENSE, LOW_RANK, EditInfo, applied
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.low_rank import LowRankEdit, concatenate
@@ -28,6 +30,7 @@ from unlearn_eval.models.anatomy import anatomy, is_transposed
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.json_files import dumps
+from unlearn_eval.utils.progress import Progress, no_progress
 
 CURVE = "training.jsonl"
 PLACES = ("folder", "masks")  # settings that are paths of this machine
@@ -217,7 +220,7 @@ def _objective(method: Method, model: Any, config: Any, n: int) -> Objective:
 
 def _edit_of(weights: Any, info: EditInfo) -> TrainedEdit:
     """What training has changed, while it is in the model."""
-    if hasattr(weights, "factors"):
+    if isinstance(weights, LowRankWeights):
         factors = weights.factors()
         norms = {name: weight_norm(weights.model, name) for name in factors}
         base = weights.model.get_base_model()

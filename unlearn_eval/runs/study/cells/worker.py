@@ -15,7 +15,6 @@ from typing import Any
 from filelock import FileLock
 
 from unlearn_eval.data.forget_sets import ForgetSet
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.harness.backends import engine_stopped, model_type
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.prompt_format import PromptFormat
@@ -38,6 +37,7 @@ from unlearn_eval.runs.study.plan import Ask, Cell
 from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, write_all
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json
 from unlearn_eval.utils.settings import configure
 
