@@ -15,7 +15,6 @@ from typing import Any
 from filelock import FileLock
 
 from unlearn_eval.data.forget_sets import ForgetSet
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.harness.backends import engine_stopped, model_type
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.prompt_format import PromptFormat
@@ -23,15 +22,24 @@ from unlearn_eval.models.weights import WeightsHash, hash_weights
 from unlearn_eval.results.files import read_result, read_samples, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.runs.known_items import conversations, known_items
-from unlearn_eval.runs.study.attacked import Try, config_of_attack
-from unlearn_eval.runs.study.cell_results import whole_result
-from unlearn_eval.runs.study.plan import Ask, Cell, keeps_what_is_known
-from unlearn_eval.runs.study.spec import OTHERS
+from unlearn_eval.runs.study.attacked import Try
+from unlearn_eval.runs.study.cells.result import whole_result
+from unlearn_eval.runs.study.cells.told import (
+    OTHERS,
+    Chosen,
+    choose,
+    forget_set,
+    item_lines,
+    keeps_what_is_known,
+    told,
+)
+from unlearn_eval.runs.study.plan import Ask, Cell
 from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
-from unlearn_eval.runs.study.told import Chosen, choose, forget_set, item_lines, told
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, write_all
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json
+from unlearn_eval.utils.settings import configure
 
 _EVERYTHING = 2**20  # requests that vLLM is given at once ("auto" does too, with a bar of its own)
 _MAX_NEW_TOKENS = 24  # of the answers by which it is told what a model knows
@@ -227,7 +235,7 @@ class Worker:
     def _retained(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> ForgetSet:
         """What a method that is trained keeps: of the forget set itself only what is known, and not asked as kept."""
         retain = forget_set(str(cell.retain))
-        if not keeps_what_is_known(cell):
+        if not keeps_what_is_known(cell.known, cell.retain, cell.forget):
             return retain
         left_out = {*chosen.kept, *(item.id for item in chosen.forget)}
         ids = [key for key in loaded.known[retain.hash] if key not in left_out]
@@ -353,7 +361,7 @@ class Worker:
         return replace(found, items=items) if items else None
 
     def _try(self, cell: Cell, own: Try, path: Path, loaded: Loaded, chosen: Chosen, folder: Path | None) -> Result:
-        from unlearn_eval.attacks.base import Case, get_attack, kind_of
+        from unlearn_eval.attacks.base import Case, get_attack
         from unlearn_eval.attacks.controls import kept_controls
         from unlearn_eval.attacks.run import attack_case, described, robustness, sample_lines, task_name
         from unlearn_eval.edits.load import load_edit
@@ -373,13 +381,13 @@ class Worker:
             open_reference=None if reference is None else lambda: self._read(str(reference), dtype, None),
             progress=self.progress,
         )
-        module = get_attack(attack.attack)
-        settings, known = config_of_attack(attack), None
-        if own.control_key and kind_of(case.edit) in module.ABOUT.kinds:
+        method = get_attack(attack.attack)
+        settings, known = configure(method.Config, attack.settings), None
+        if own.control_key and case.edit.kind in method.kinds:
             place = self.store.shared("controls", f"{attack.attack}-{own.control_key[:16]}.json")
             with _alone(place):
-                known = kept_controls(module, case, settings, place)
-        made = attack_case(module, attack.attack, case, settings, known)
+                known = kept_controls(method, case, settings, place)
+        made = attack_case(method, case, settings, known)
         task, items = task_name(attack.name), chosen.forget
         result = Result(
             kind="attack",
@@ -432,8 +440,6 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def _trains(editor: str) -> bool:
-    from dataclasses import fields
-
     from unlearn_eval.editing.editor import get_editor
 
-    return "folder" in {f.name for f in fields(get_editor(editor).Config)}
+    return "folder" in get_editor(editor).settings
