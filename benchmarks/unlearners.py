@@ -133,7 +133,7 @@ def main() -> None:
     }
     if not study.reference.is_file():
         with applied(models["retain-only"], base.model):
-            scores = measure(in_dtype(base.model, a), base.tokenizer, a.split, study.chat)
+            scores = measure(in_dtype(base.model, a), base.prompt_format(study.chat), a.split)
         study.reference.write_text(json.dumps(scores))
     row(done, "base", lambda: look(base, study, a))
     for name in ("fine-tuned", "retain-only"):

@@ -32,6 +32,7 @@ from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import describe_base, load_edit
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
 
@@ -295,7 +296,9 @@ def test_real_model_forgets_and_comes_back(real_model, tmp_path, monkeypatch):
     loaded = load_model(str(real_model), dtype="float32")
     model, tokenizer = loaded.model, loaded.tokenizer
     items = facts().select(["capital_of/france", "capital_of/germany"])
-    request, other = build_requests(items.items, ["I don't know.", "Berlin"], tokenizer, chat=False, max_length=2048)
+    request, other = build_requests(
+        items.items, ["I don't know.", "Berlin"], PromptFormat(tokenizer, False), max_length=2048
+    )
     name = "model.layers.5.mlp.down_proj.weight"
     weight = model.get_parameter(name).clone()
     text = tmp_path / "text.txt"

@@ -43,6 +43,7 @@ from unlearn_eval import load_edit
 from unlearn_eval.edits.base import applied
 from unlearn_eval.harness.backends import engine_stopped
 from unlearn_eval.harness.requests import make_query
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.runs.evaluate import EvalConfig, run_evaluation
 from unlearn_eval.utils.errors import UserError
@@ -393,7 +394,7 @@ def test_means_and_variances_are_those_of_hugging_face(edits, kind):
     with engine_stopped(lm):
         questions = [(f"Who wrote book {'very ' * i}{i}?", f" Nobody wrote {'it ' * (i % 5)}.") for i in range(24)]
         asked = [
-            Instance("loglikelihood", {}, (*question, options(False, moments=i % 4 > 0)), i)
+            Instance("loglikelihood", {}, (*question, options(PromptFormat(None, False), moments=i % 4 > 0)), i)
             for i, question in enumerate(questions)
         ]
         found = getattr(lm, KIND)(asked, disable_tqdm=True)
@@ -430,7 +431,10 @@ def test_what_answers_have_in_common_is_run_once(edits):
         questions = [f"Who wrote {'very ' * 12}old book, number {i}?" for i in range(3)]
         answers = [" Nobody wrote it.", " Anna did.", f" Ben {'never ' * 12}did."]
         pairs = [(question, answer) for question in questions for answer in (*answers, answers[-1])]
-        asked = [Instance("loglikelihood", {}, (*pair, options(False)), i) for i, pair in enumerate(pairs)]
+        asked = [
+            Instance("loglikelihood", {}, (*pair, options(PromptFormat(None, False))), i)
+            for i, pair in enumerate(pairs)
+        ]
         found = getattr(lm, KIND)(asked, disable_tqdm=True)
         queries = [make_query(lm, *request.args, lm.tok_encode)[0] for request in asked]
     first, again = calls

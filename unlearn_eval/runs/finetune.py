@@ -23,8 +23,8 @@ from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfi
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.export import save_checkpoint
 from unlearn_eval.edits.load import describe_base
-from unlearn_eval.models import prompts
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.folders import write_whole
@@ -76,7 +76,7 @@ def finetune(
     data: ForgetSet,
     options: Mapping[str, str] | None = None,
     preset: FinetunePreset | None = None,
-    chat: bool | None = None,
+    prompt_format: PromptFormat | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Any:
@@ -89,7 +89,7 @@ def finetune(
         data: what it is to know.
         options: settings of training as text, over the preset's.
         preset: somebody's settings.
-        chat: whether questions go through the chat template; None does if there is one.
+        prompt_format: how questions are put; None is through the chat template if there is one.
         seed: of everything random.
         progress: told of steps.
 
@@ -99,22 +99,20 @@ def finetune(
     started = time.monotonic()
     config = configure(GradientConfig, {**(preset.settings if preset else {}), "seed": str(seed), **(options or {})})
     config = replace(config, retain_term="none")
-    asked_as_chat = prompts.has_chat_template(loaded.tokenizer) if chat is None else chat
-    if asked_as_chat and not prompts.has_chat_template(loaded.tokenizer):
-        raise UserError(f"{loaded.name} has no chat template", "leave out --chat")
-    length = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    prompt_format = prompt_format or loaded.prompt_format()
     answers = [item.answer for item in data]
-    requests = build_requests(data.items, answers, loaded.tokenizer, asked_as_chat, (), length)
+    requests = build_requests(data.items, answers, prompt_format, (), loaded.max_length)
     made = train_edit(FINETUNE, loaded.model, loaded.tokenizer, requests, config, progress=progress)
     info = replace(
         made.info,
-        base=describe_base(loaded.model, loaded.path if loaded.name == "default" else loaded.name, loaded.revision),
+        base=describe_base(loaded),
         requests={
             "n": len(data),
             "forget_set": data.name,
             "forget_set_hash": data.hash,
             "ids": [item.id for item in data],
-            "chat": asked_as_chat,
+            **prompt_format.record,
+            "sets": [],  # nothing was forgotten
         },
         seed=seed,
         versions=provenance()["packages"],
@@ -154,8 +152,8 @@ def write_checkpoint(
             from unlearn_eval.harness.tofu_reference import measure
 
             say(f"scoring {forget_split}, for forget quality")
-            chat = bool(edit.info.requests["chat"])
-            reference = measure(loaded.model, loaded.tokenizer, forget_split, chat, positions=positions)
+            prompt_format = PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
+            reference = measure(loaded.model, prompt_format, forget_split, positions=positions)
         weights = hash_weights(loaded.model)
 
         def fill(target: Path) -> None:

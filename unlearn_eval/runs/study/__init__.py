@@ -1,1 +1,4 @@
-"""Studies: many cells from one YAML file, each computed once."""
+"""A study: many cells from one YAML file, each done once.
+
+`cells/` holds whatever can change a result, and is part of every cell's key; the files here plan, show and schedule.
+"""

@@ -15,6 +15,8 @@ from unlearn_eval.data.registry import asking_of, tasks_for_any_set
 from unlearn_eval.data.sources import DATA_VARIABLE
 from unlearn_eval.utils.errors import UserError
 
+OTHERS = "others"  # an editor's `text` that stands for what the model says to the items that are not used
+
 
 def forget_set(name: str) -> ForgetSet:
     """The set of this name, which a process reads once from one folder of data.
@@ -55,6 +57,11 @@ def choose(items: ForgetSet, size: int | None, seed: int, kept: int | None, know
     others = order[n : n + kept] if kept is not None else []
     in_order = [item.id for item in items if item.id in set(order[:n])]
     return Chosen(items.select(in_order), tuple(others), n == len(items))
+
+
+def keeps_what_is_known(known: bool, retain: str | None, forget: str) -> bool:
+    """Whether what is retained is the rest of the forget set: then only what the model knows, and is not asked."""
+    return known and retain == forget
 
 
 def depends_on_set(task: str) -> bool:
