@@ -489,11 +489,11 @@ def architecture() -> str:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
         "contracts"
     ]
-    (layers,) = [own["layers"] for own in contracts if own["type"] == "layers"]
-    floors = [[_room(name) for name in floor.split("|")] for floor in reversed(layers)]
+    rooms, *others = contracts  # the first one is the order of all rooms
+    floors = [[_room(name) for name in floor.split("|")] for floor in reversed(rooms["layers"])]
     parts = ["# Architecture", WRITTEN, _package_text().partition("\n\n")[2].partition("\n\n")[0].replace("\n", " ")]
     parts += [_FLOW, "## Floors and rooms", _ARCHITECTURE_HEAD, _floor_plan(floors), _rooms_table(floors)]
-    if rules := [own["name"] for own in contracts if own["type"] != "layers"]:
+    if rules := [own["name"] for own in others]:
         parts += ["Further rules, enforced in the same way:", "\n".join(f"- {rule}." for rule in rules)]
     return "\n\n".join([*parts, _BESIDE, "How to add to it: [CONTRIBUTING.md](../CONTRIBUTING.md)."])
 
