@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from unlearn_eval.data.items import ForgetItem, ForgetSet, item_from_record
 from unlearn_eval.data.tables import Row, kind_of, read_rows
 from unlearn_eval.utils.errors import UserError
 
+JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
+EXTRAS = ("cloze", "description")  # what only some tasks read of a record, beside the fields of an item
 ENDINGS = tables.ENDINGS
 HUB = "hub:"  # before the name of a dataset on the hub, which may be followed by :SPLIT
 NEEDED = ("question", "answer")
@@ -46,14 +49,37 @@ def read_forget_set(place: str | Path, fields: Mapping[str, str] | None = None) 
                 f"{row.where} lacks the field '{missing[0]}'",
                 f"its fields: {', '.join(row.record) or 'none'}; rename them, or give --fields {missing[0]}=NAME",
             )
-    taken = {str(row.record["id"]) for row in rows if row.record.get("id") not in (None, "")}
-    return ForgetSet(str(place), tuple(_item(row, i, taken) for i, row in enumerate(rows)))
+    return ForgetSet(str(place), tuple(_item(row, key) for row, key in zip(rows, _ids(rows), strict=True)))
 
 
-def _item(row: Row, position: int, taken: set[str]) -> ForgetItem:
-    record = dict(row.record)
-    if record.get("id") in (None, ""):
-        record["id"] = str(position) if str(position) not in taken else f"row {position}"
+def is_place(name: str) -> bool:
+    """Whether a name is that of a file or a folder, and not of a forget set."""
+    path = Path(name).expanduser()
+    return path.suffix.lower() in ENDINGS or (os.sep in name and path.is_dir())
+
+
+def extras_in(place: str | Path) -> dict[str, dict[str, str]]:
+    """Id of an item -> the `EXTRAS` of its record; only JSON files have them."""
+    path = Path(place).expanduser()
+    if path.suffix.lower() not in JSON_ENDINGS or not path.is_file():
+        return {}
+    rows = read_rows(path, known=KNOWN)
+    return {
+        key: {name: str(row.record[name]) for name in EXTRAS if row.record.get(name)}
+        for key, row in zip(_ids(rows), rows, strict=True)
+    }
+
+
+def _ids(rows: Sequence[Row]) -> list[str]:
+    """The records' ids, or their places."""
+    ids = [row.record.get("id") for row in rows]
+    taken = {str(key) for key in ids if key not in (None, "")}
+    places = [str(i) if str(i) not in taken else f"row {i}" for i in range(len(rows))]
+    return [place if key in (None, "") else str(key) for key, place in zip(ids, places, strict=True)]
+
+
+def _item(row: Row, key: str) -> ForgetItem:
+    record = {**row.record, "id": key}
     if row.split and (empty := [name for name in NEEDED if not str(record[name] or "").strip()]):
         raise UserError(f"{row.where}: no {empty[0]}", "every row needs question and answer")
     return item_from_record(record, where=row.where, split=row.split, own=True)

@@ -34,7 +34,7 @@ class EditInfo:
         editor: the method's name.
         config: its settings as resolved.
         base: `{"id", "revision", "canonical_hash", "architecture"}` of the model that was edited.
-        requests: `{"n", "hash", "chat", "target"}`: what was asked for.
+        requests: `{"n", "hash", "chat", "target", "sets"}`: what was asked for, and which items were forgotten.
         seed: of everything random.
         versions: of the packages that made it.
         seconds, peak_memory_bytes: what it cost.

@@ -29,6 +29,7 @@ from unlearn_eval.editing.requests.targets import Target, make_targets, targets_
 from unlearn_eval.editing.training.presets import unlearning_preset
 from unlearn_eval.edits.base import Edit, applied
 from unlearn_eval.edits.folder import TARGETS
+from unlearn_eval.edits.forgotten import forgotten_entries, forgotten_texts
 from unlearn_eval.edits.load import READERS, AnyEdit, check_base, describe_base
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.localization.components import Components
@@ -357,8 +358,9 @@ def _describe(plan: _Plan, inputs: _Inputs, edit: AnyEdit, check: dict[str, Any]
         peak_memory_bytes=peak_memory_bytes(),
         notes=notes,
     )
-    earlier_texts = plan.previous.texts.get(TARGETS, "") if plan.previous is not None else ""
-    return replace(edit, info=info, texts={**edit.texts, TARGETS: earlier_texts + targets_jsonl(inputs.targets)})
+    earlier = plan.previous.texts if plan.previous is not None else {}
+    texts = {**edit.texts, TARGETS: earlier.get(TARGETS, "") + targets_jsonl(inputs.targets)}
+    return replace(edit, info=info, texts=texts | forgotten_texts(plan.forget, earlier))
 
 
 def _about_requests(plan: _Plan, inputs: _Inputs) -> dict[str, Any]:
@@ -371,6 +373,7 @@ def _about_requests(plan: _Plan, inputs: _Inputs) -> dict[str, Any]:
         "n_merged": len(inputs.requests),
         "forget_set": forget.name,
         "forget_set_hash": forget.hash,
+        "sets": forgotten_entries(forget, earlier),
         "ids": [*earlier.get("ids", []), *(item.id for item in forget)],
         "lookup": {item.id: "subject" if item.subject else "last content token" for item in forget},
         **({"shapes": shapes} if shapes else {}),
