@@ -10,8 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_memit import moments_of
-from test_training import FAST, FORGET, KEPT
+from naive_memit import moments_of
 from tiny_models import (
     assert_untouched,
     one_thread,  # noqa: F401
@@ -21,6 +20,7 @@ from tiny_models import (
     tiny_tokenizer,
     weights_of,
 )
+from training_requests import FAST, FORGET, KEPT
 
 from unlearn_eval.editing.editor import METHODS, MOMENTS, OTHERS, RETAIN, Editor, editor_names, get_editor
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValueConfig
