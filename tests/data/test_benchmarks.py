@@ -200,9 +200,8 @@ def rivers(tmp_path, monkeypatch):
 
 def test_a_new_benchmark_is_a_file_a_row_and_a_folder(rivers, tmp_path):
     """Its sets, its messages, its preset, what studies and edits put to its task: all of it is there."""
-    from unlearn_eval.runs.study.told import choose, told
-
     from unlearn_eval.runs.finetune import preset_of
+    from unlearn_eval.runs.study.cells.told import choose, told
 
     assert "rivers:RIVER" in set_names()
     items = load_forget_set("rivers:Lune")
