@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,7 +23,6 @@ from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 from unlearn_eval.utils.settings import configure
 
 Say = Callable[[str], Any]
@@ -130,21 +128,20 @@ def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress)
     if hash_weights(loaded.model).exact != weights.exact:
         raise AssertionError("the attack was not undone bit for bit")
     timing = {"loading_seconds": round(began - started, 2), "attack_seconds": round(time.monotonic() - began, 2)}
-    result = Result(
-        kind="attack",
-        status="complete",
-        created=created,
-        command=sys.argv,
+    result = Result.new(
+        "attack",
+        created,
+        device=loaded.model.device,
+        notes=attacked.notes,
+        peak="peak memory",
         config_as_passed={key: value for key, value in asdict(config).items() if value not in (None, "", {}, ())},
         config=described(attacked, case),
         model=describe_model(loaded, weights),
-        edit={"folder": config.edit, **asdict(edit.info)},
+        edit={"folder": config.edit, **edit.info.as_stored()},
         data={items.name: {"hash": items.hash, "n": len(items), "ids": [item.id for item in items]}},
         metrics={task_name(config.attack): attacked.summary.metrics},
-        provenance=provenance(loaded.model.device),
         seed=config.seed,
         timing=timing,
-        notes=[*attacked.notes, f"peak memory {peak_memory_bytes()} bytes"],
         robustness={task_name(config.attack): robustness(attacked)},
     )
     write_result(result, path, {task_name(config.attack): sample_lines(attacked, items)})
@@ -274,8 +271,8 @@ def _items(config: AttackConfig, edit: Any) -> ForgetSet:
     asked = edit.info.requests
     name, ids = config.forget, config.ids
     if name is None:
-        name = asked.get("forget_set")
-        ids = ids or tuple(asked.get("ids", ()))
+        name = asked.forget_set
+        ids = ids or tuple(asked.ids)
         if not name:
             raise UserError("edit.json does not say what was to be forgotten", "give it with --forget")
     items = load_forget_set(name)

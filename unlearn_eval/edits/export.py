@@ -81,11 +81,11 @@ def load_base(
 ) -> LoadedModel:
     """The model that an edit was made on: the named one, or the one that edit.json names."""
     base = edit.info.base
-    name = model or base.get("id")
+    name = model or base.id
     if not name:
         raise UserError("edit.json does not say which model the edit was made on", "give it with --model")
-    if revision is None and name == base.get("id"):
-        revision = base.get("revision")
+    if revision is None and name == base.id:
+        revision = base.revision
     try:
         resolve_model(name)
     except UserError as error:
@@ -136,8 +136,8 @@ def _description(edit_folder: Path, edit: Any, loaded: LoadedModel) -> dict[str,
         "edit": {
             "sha256": sha256_of_file(edit_folder / DESCRIPTION),  # which has the SHA-256 of all its other files
             "editor": edit.info.editor,
-            "requests": edit.info.requests.get("n"),
-            "forget_set": edit.info.requests.get("forget_set"),
+            "requests": edit.info.requests.n,
+            "forget_set": edit.info.requests.forget_set,
         },
         "base": edit.info.base | {"loaded": loaded.name},
         "dtype": str(loaded.model.dtype).removeprefix("torch."),

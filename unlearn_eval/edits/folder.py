@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +53,14 @@ def write_edit(
         fill(target)
         if model_config is not None:
             model_config.save_pretrained(target)
-            _name_architecture(target / "config.json", info.base.get("architecture"))
+            _name_architecture(target / "config.json", info.base.architecture)
         if tokenizer is not None:
             tokenizer.save_pretrained(target)
         for name, text in texts.items():
             _check_text_name(name, (path.name for path in target.iterdir()))
             (target / name).write_bytes(text.encode())  # as it is: no other line ends
         files = {path.relative_to(target).as_posix(): sha256_of_file(path) for path in files_below(target)}
-        description = {"schema_version": SCHEMA_VERSION, "kind": kind, "info": asdict(info)}
+        description = {"schema_version": SCHEMA_VERSION, "kind": kind, "info": info.as_stored()}
         write_json(target / DESCRIPTION, description | {"texts": sorted(texts), "files": files})
 
     return write_whole(folder, "edit", DESCRIPTION, fill_all)

@@ -10,6 +10,7 @@ from torch import nn
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.folder import KINDS, read_description
 from unlearn_eval.edits.low_rank import read_low_rank
+from unlearn_eval.edits.records import BaseRef
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
 
@@ -42,21 +43,22 @@ def load_edit(folder: str | Path) -> Any:
 
 def check_base(info: EditInfo, model: nn.Module, name: str = "this model") -> None:
     """Refuse a model that is not the one the edit was made on (compared at bfloat16, so any float type loads)."""
-    expected = info.base.get("canonical_hash")
+    expected = info.base.canonical_hash
     found = hash_weights(model).canonical
     if expected and found != expected:
         raise UserError(
-            f"the edit was made on {info.base.get('id')} (weights {expected[:12]}), and {name} has other weights "
+            f"the edit was made on {info.base.id} (weights {expected[:12]}), and {name} has other weights "
             f"({found[:12]})",
             "give the base model that edit.json names, without other edits",
         )
 
 
-def describe_base(model: Any, name: str, revision: str | None = None) -> dict[str, Any]:
+def describe_base(model: Any, name: str, revision: str | None = None) -> BaseRef:
     """The `base` entry of an edit."""
-    return {
+    described = {
         "id": name,
         "revision": revision,
         "canonical_hash": hash_weights(model).canonical,
         "architecture": type(model).__name__,
     }
+    return BaseRef.of(described)  # a revision that is None is written too

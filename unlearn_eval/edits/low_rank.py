@@ -91,8 +91,8 @@ class LowRankEdit:
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.info.base.get("id"),
-            "revision": self.info.base.get("revision"),
+            "base_model_name_or_path": self.info.base.id,
+            "revision": self.info.base.revision,
             "inference_mode": True,
             "r": rank,
             "lora_alpha": rank,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,7 +24,6 @@ from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.runs.known_items import conversations, known_items
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import write_all
-from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 
 TASK = "unlearn_facts"
 Say = Callable[[str], Any]
@@ -141,21 +139,19 @@ def _evaluate(path: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, edit
             gen_kwargs={"max_gen_toks": config.max_new_tokens},
             seed=config.seed,
         )
-    result = Result(
-        kind="demo",
-        status="complete",
-        created=created,
-        command=sys.argv,
+    result = Result.new(
+        "demo",
+        created,
+        device=loaded.model.device,
+        peak="peak memory so far",
         config_as_passed=asdict(config),
         config=asdict(config) | {"task": found.configs[TASK]},
         model=describe_model(loaded, weights),
-        edit=None if edit is None else {"folder": str(path.parent / "edit"), **asdict(edit.info)},
+        edit=None if edit is None else {"folder": str(path.parent / "edit"), **edit.info.as_stored()},
         data=found.data,
         metrics=found.metrics,
-        provenance=provenance(loaded.model.device),
         seed=config.seed,
         timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
-        notes=[f"peak memory so far {peak_memory_bytes()} bytes"],
     )
     write_result(result, path, found.samples)
     return read_result(path)

@@ -34,6 +34,7 @@ from unlearn_eval.edits.folder import TARGETS
 from unlearn_eval.edits.load import check_base, describe_base
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.edit import MemoryEdit
+from unlearn_eval.edits.records import RequestSummary, SelfCheck
 from unlearn_eval.localization.components import Components
 from unlearn_eval.localization.locate import checked_settings, resolve, settings_for, source_of
 from unlearn_eval.models.load import LoadedModel
@@ -128,7 +129,7 @@ def make_edit(
     if calibrates and isinstance(result, MemoryEdit):
         result = _calibrated(result, loaded, forget, requests, others[2 * getattr(config, "n_others", 0) :], chat)
     notes = {**result.info.notes, "preset": None if preset is None else asdict(preset)}
-    notes["self_check"] = self_check(model, requests, result)
+    notes["self_check"] = dict(self_check(model, requests, result))
     if chosen is not None:
         notes["components"] = source_of(chosen, (options or {})["components"])
     if own_file is not None:
@@ -137,23 +138,25 @@ def make_edit(
         result.info,
         editor=result.info.editor if own_file is None else label,
         base=describe_base(model, loaded.name if loaded.name != "default" else loaded.path, loaded.revision),
-        requests={
-            "n": len(forget) + int(earlier.get("n", 0)),
-            "n_merged": len(requests),
-            "forget_set": forget.name,
-            "forget_set_hash": forget.hash,
-            "ids": [*earlier.get("ids", []), *(item.id for item in forget)],
-            "lookup": {item.id: "subject" if item.subject else "last content token" for item in forget},
-            **({"shapes": shapes} if shapes else {}),
-            "hash": hash_json([request.record for request in requests]),
-            "chat": chat,
-            "target": recipe.target,
-            "merge": recipe.merge,
-            "merge_size": recipe.merge_size,
-            "per_step": recipe.per_step,
-            "contexts": contexts,
-            **({"retain_set": retain.name, "retain_set_hash": retain.hash} if retain is not None else {}),
-        },
+        requests=RequestSummary.of(
+            {
+                "n": len(forget) + int(earlier.get("n", 0)),
+                "n_merged": len(requests),
+                "forget_set": forget.name,
+                "forget_set_hash": forget.hash,
+                "ids": [*earlier.get("ids", []), *(item.id for item in forget)],
+                "lookup": {item.id: "subject" if item.subject else "last content token" for item in forget},
+                **({"shapes": shapes} if shapes else {}),
+                "hash": hash_json([request.record for request in requests]),
+                "chat": chat,
+                "target": recipe.target,
+                "merge": recipe.merge,
+                "merge_size": recipe.merge_size,
+                "per_step": recipe.per_step,
+                "contexts": contexts,
+                **({"retain_set": retain.name, "retain_set_hash": retain.hash} if retain is not None else {}),
+            }
+        ),
         seed=recipe.seed,
         versions=provenance()["packages"],
         seconds=round(time.monotonic() - started, 2),
@@ -244,14 +247,14 @@ def _check_state(state: AnyEdit | None, forget: ForgetSet, loaded: LoadedModel) 
     if state is None:
         return
     check_base(state.info, loaded.model, loaded.name)
-    twice = sorted(set(state.info.requests.get("ids", [])) & {item.id for item in forget})
+    twice = sorted(set(state.info.requests.ids) & {item.id for item in forget})
     if twice:
         raise UserError(
             f"{len(twice)} items are in the earlier edit already, e.g. {twice[0]!r}", "leave them out (--ids)"
         )
 
 
-def self_check(model: Any, requests: Sequence[EditRequest], edit: Edit) -> dict[str, Any]:
+def self_check(model: Any, requests: Sequence[EditRequest], edit: Edit) -> SelfCheck:
     """Whether an edit took: its targets' probability before and after, and how many are now the most likely answer.
 
     And the probability of the answers that were to be forgotten, where they are known.
@@ -282,4 +285,4 @@ def self_check(model: Any, requests: Sequence[EditRequest], edit: Edit) -> dict[
             "answer_probability_before": probability(before[n:]),
             "answer_probability_after": probability(after[n:]),
         }
-    return found
+    return SelfCheck.of(found)  # what is 0 is written too

@@ -21,6 +21,7 @@ from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfi
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.export import save_checkpoint
 from unlearn_eval.edits.load import describe_base
+from unlearn_eval.edits.records import RequestSummary
 from unlearn_eval.models import prompts
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.weights import hash_weights
@@ -151,13 +152,15 @@ def finetune(
     info = replace(
         made.info,
         base=describe_base(loaded.model, loaded.path if loaded.name == "default" else loaded.name, loaded.revision),
-        requests={
-            "n": len(data),
-            "forget_set": data.name,
-            "forget_set_hash": data.hash,
-            "ids": [item.id for item in data],
-            "chat": asked_as_chat,
-        },
+        requests=RequestSummary.of(
+            {
+                "n": len(data),
+                "forget_set": data.name,
+                "forget_set_hash": data.hash,
+                "ids": [item.id for item in data],
+                "chat": asked_as_chat,
+            }
+        ),
         seed=seed,
         versions=provenance()["packages"],
         seconds=round(time.monotonic() - started, 2),
@@ -196,7 +199,7 @@ def write_checkpoint(
             from unlearn_eval.harness.tofu_reference import measure
 
             say(f"scoring {forget_split}, for forget quality")
-            chat = bool(edit.info.requests["chat"])
+            chat = bool(edit.info.requests.chat)
             reference = measure(loaded.model, loaded.tokenizer, forget_split, chat, positions=positions)
         weights = hash_weights(loaded.model)
 
@@ -205,7 +208,7 @@ def write_checkpoint(
             about = {
                 "schema_version": SCHEMA_VERSION,
                 "kind": "finetuned",
-                **asdict(edit.info),
+                **edit.info.as_stored(),
                 "weights": {"exact": weights.exact, "canonical": weights.canonical},
             }
             _write_json(target / ABOUT, redact(about))

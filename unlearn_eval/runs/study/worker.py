@@ -305,10 +305,9 @@ class Worker:
             gen_kwargs=task.gen_kwargs,
             metadata={**self._metadata(task.task, chosen), **task.metadata},
         )
-        result = Result(
-            kind="evaluation",
-            status="complete",
-            created=created,
+        result = Result.part(
+            "evaluation",
+            created,
             config={"tasks": found.configs},
             model=describe_model(loaded.model, weights),
             data=found.data,
@@ -379,17 +378,16 @@ class Worker:
                 known = kept_controls(module, case, settings, place)
         made = attack_case(module, attack.attack, case, settings, known)
         task, items = task_name(attack.name), chosen.forget
-        result = Result(
-            kind="attack",
-            status="complete",
-            created=created,
+        result = Result.part(
+            "attack",
+            created,
             config={"tasks": {task: described(made, case)}},
             model=describe_model(loaded.model, loaded.weights),
             data={task: {"hash": items.hash, "n": len(items)}},
             metrics={task: made.summary.metrics},
             robustness={task: robustness(made)},
             timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
-            notes=list(made.notes),
+            notes=made.notes,
         )
         write_result(result, path, {task: sample_lines(made, items)})
         return read_result(path)
