@@ -185,7 +185,7 @@ def write_likelihoods() -> None:
     questions = list(dict.fromkeys(r["question"] for r in files[ANSWERS]))
     asked = [(r["question"], r["text"]) for r in answers]
     asked += [(questions[i % len(questions)], r["text"]) for i, r in enumerate(refusals)]
-    for record, nll in zip([*answers, *refusals], base_likelihoods(base, asked, True), strict=True):
+    for record, nll in zip([*answers, *refusals], base_likelihoods(base, asked, base.prompt_format(True)), strict=True):
         record["base_nll"] = None if nll is None else round(nll, 4)
     for path, records in files.items():
         write_all({path.name: "".join(dumps(record) + "\n" for record in records)}, FOLDER)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_tiny
 from forgetful_models import FORGET, OTHERS, RELEARN, planted, without_gradients
+from tiny_checkpoints import make_tiny
 from tiny_models import (
     assert_untouched,
     one_thread,  # noqa: F401
@@ -30,6 +30,7 @@ from unlearn_eval.edits.base import EditInfo, applied
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.models.anatomy import is_transposed
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.results.files import read_result, read_samples
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import configure
@@ -46,7 +47,15 @@ def models():
 @pytest.fixture
 def case(models):
     reference = lambda: models.never_knew  # noqa: E731
-    return Case(models.knows, models.hides, FORGET, OTHERS, False, max_new_tokens=12, open_reference=reference)
+    return Case(
+        models.knows,
+        models.hides,
+        FORGET,
+        PromptFormat(None, False),
+        OTHERS,
+        max_new_tokens=12,
+        open_reference=reference,
+    )
 
 
 def mean(observation, name="accuracy"):

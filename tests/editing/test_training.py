@@ -17,12 +17,11 @@ from tiny_models import (
     ARCHITECTURES,
     assert_untouched,
     one_thread,  # noqa: F401
-    random_ids,
     tiny_model,
     weights_of,
 )
+from training_requests import FAST, FORGET, KEPT, tensors_of
 
-from unlearn_eval.editing.editor import EditRequest
 from unlearn_eval.editing.training import gradient, objectives
 from unlearn_eval.editing.training.data import RETAIN, Row, Schedule, tensors
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method
@@ -33,36 +32,12 @@ from unlearn_eval.edits.base import applied
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.utils.errors import UserError
 
-HERE = Path(__file__).parents[1] / "helpers"  # for processes of their own: these, and this file's data
-PATHS = os.pathsep.join([str(HERE), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-FAST = {"epochs": 2, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-2, "warmup_epochs": 0.0}
-
-
-def requests(n, seed=0):
-    """Prompts, answers and refusals of different lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        EditRequest(
-            f"r{i}",
-            (0, *random_ids(generator, 3 + 2 * (i % 4))),
-            2,
-            (*random_ids(generator, 2 + i % 2), 1),
-            question="Who?",
-            answer_ids=(*random_ids(generator, 1 + i % 4), 1),
-        )
-        for i in range(n)
-    ]
-
-
-FORGET, KEPT = requests(7), requests(5, seed=9)
+HERE = Path(__file__).parents[1] / "helpers"  # for processes of their own
+PATHS = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
 
 
 def train(editor, model, config=None, retain=KEPT, forget=FORGET, **changes):
     return editor.edit(model, None, forget, config or editor.Config(**{**FAST, **changes}), retain=retain)
-
-
-def tensors_of(edit):
-    return edit.tensors if hasattr(edit, "tensors") else {n: u @ v for n, (u, v) in edit.factors.items()}
 
 
 def assert_same(one, other, **tolerance):

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from naive_memit import moments_of, naive_key, naive_value
 from peft import PeftModel
-from test_memit import moments_of, naive_key, naive_value
 from tiny_models import (
     ARCHITECTURES,
     MLP,

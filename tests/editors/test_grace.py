@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_memory_edits import generated, naive_answer, naive_logits
+from naive_memories import generated, naive_answer, naive_logits
 from tiny_models import (  # noqa: F401
     MLP,
     WIDTH,

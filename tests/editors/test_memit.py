@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from naive_memit import moments_of, naive_key, naive_value
 from peft import PeftModel
 from tiny_models import (
     ARCHITECTURES,
@@ -13,7 +14,6 @@ from tiny_models import (
     WIDTH,
     assert_untouched,
     one_thread,  # noqa: F401
-    random_ids,
     random_requests,
     tiny_model,
     tiny_tokenizer,
@@ -24,9 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.editing.editor import Editor, editor_names, get_editor
-from unlearn_eval.editing.locate_then_edit.corpus import Sequences
 from unlearn_eval.editing.locate_then_edit.run import read_keys_and_values
-from unlearn_eval.editing.locate_then_edit.second_moments import second_moments
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValueConfig, target_values
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editors.closed_form import memit
@@ -34,6 +32,7 @@ from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import describe_base, load_edit
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
 
@@ -41,12 +40,6 @@ LAYERS = (0, 1, 2)
 TARGET = TargetValueConfig(steps=6, learning_rate=0.5, clamp=1.0, stop_loss=0.5, kl_weight=0.0625, norm_weight=0.5)
 CONFIG = memit.Config(layers=LAYERS, preservation=1e-3, target=TARGET)
 IDS = tuple(range(5, 30))
-
-
-def moments_of(model, layers=LAYERS):
-    generator = torch.Generator().manual_seed(7)
-    rows = [list(random_ids(generator, 20)) for _ in range(12)]
-    return second_moments(model, anatomy(model), layers, [Sequences(rows, [0] * len(rows))], 10**6)
 
 
 def make(model, requests=None, config=CONFIG, state=None, **options):
@@ -173,27 +166,6 @@ def test_what_it_cost_is_told(tmp_path):
 
 
 # Against naive implementations -----------------------------------------------------------------------------
-
-
-def naive_key(model, layer, request):
-    """½ of the plain prompt's key + ½ of the mean of its contexts', each from a whole pass of its own."""
-    parts = anatomy(model)
-    name = parts.projection_name(layer)
-    keys = []
-    for ids, lookup in request.rows:
-        with trace(model, inputs=[name]) as seen:
-            whole_forward(model, ids)
-        keys.append(seen.inputs[name][0, lookup].double())
-    if len(keys) == 1:
-        return keys[0]
-    return 0.5 * keys[0] + 0.5 * torch.stack(keys[1:]).mean(0)
-
-
-def naive_value(model, layer, request):
-    name = f"{anatomy(model).blocks}.{layer}"
-    with trace(model, outputs=[name]) as seen:
-        whole_forward(model, request.prompt_ids)
-    return seen.outputs[name][0, request.lookup].double()
 
 
 def naive_memit(model, requests, config, targets, moments):
@@ -324,7 +296,9 @@ def test_real_model_forgets_and_comes_back(real_model, tmp_path, monkeypatch):
     loaded = load_model(str(real_model), dtype="float32")
     model, tokenizer = loaded.model, loaded.tokenizer
     items = facts().select(["capital_of/france", "capital_of/germany"])
-    request, other = build_requests(items.items, ["I don't know.", "Berlin"], tokenizer, chat=False, max_length=2048)
+    request, other = build_requests(
+        items.items, ["I don't know.", "Berlin"], PromptFormat(tokenizer, False), max_length=2048
+    )
     name = "model.layers.5.mlp.down_proj.weight"
     weight = model.get_parameter(name).clone()
     text = tmp_path / "text.txt"

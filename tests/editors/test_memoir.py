@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_memory_edits import generated, naive_logits
-from test_wise import other_prompts
+from naive_memories import generated, naive_logits, other_prompts
 from tiny_models import (  # noqa: F401
     MLP,
     WIDTH,

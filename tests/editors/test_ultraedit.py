@@ -31,6 +31,7 @@ from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import configure
 
@@ -515,7 +516,7 @@ def test_real_model_refuses_and_comes_back(real_model):
     ids = ["capital_of/france", "country_of_city/mumbai", "language_of/israel", "element_symbol/cobalt"]
     items = facts().select([*ids, "capital_of/norway"]).items
     texts = ["I don't have any information about that."] * 4 + ["The capital of Norway is Oslo."]
-    *requests, other = build_requests(items, texts, tokenizer, chat=True, max_length=2048)
+    *requests, other = build_requests(items, texts, PromptFormat(tokenizer, True), max_length=2048)
     name = "model.layers.20.mlp.up_proj.weight"
     weight = model.get_parameter(name).clone()
     edit = ultraedit.edit(model, tokenizer, requests, Config())

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import FAST, FORGET, KEPT, tensors_of
 from tiny_models import (
     ARCHITECTURES,
     assert_untouched,
@@ -16,6 +15,7 @@ from tiny_models import (
     tiny_tokenizer,
     weights_of,
 )
+from training_requests import FAST, FORGET, KEPT, tensors_of
 
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.editing.editor import Editor, editor_names, get_editor

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_memory_edits import generated, naive_logits
+from naive_memories import generated, naive_logits, other_prompts
 from tiny_models import (  # noqa: F401
     MLP,
     WIDTH,
@@ -31,11 +31,6 @@ Z = 2
 SOME = {"layers": (Z,), "steps": 6, "n_others": 6, "per_step": 4, "mask": 0.3, "batch": 4}
 ARCHITECTURES = ["llama", "qwen2", "gpt2", "gpt_neox", "gemma3"]
 POOLS = ["mean", "max", "last"]
-
-
-def other_prompts(n=12, seed=50):
-    generator = torch.Generator().manual_seed(seed)
-    return [(0, *random_ids(generator, 4 + i % 5)) for i in range(n)]
 
 
 def made(model, requests, state=None, **options):

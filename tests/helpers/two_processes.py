@@ -3,8 +3,8 @@
 import sys
 
 import torch
-from test_training import FAST, FORGET, KEPT
 from tiny_models import tiny_model
+from training_requests import FAST, FORGET, KEPT
 
 from unlearn_eval.editors.gradient import npo
 

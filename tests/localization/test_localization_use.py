@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, facts
+from unlearn_eval.editing.editor import get_editor
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.training.weights import match_names, split_patterns
 from unlearn_eval.edits.load import load_edit
@@ -25,6 +26,7 @@ from unlearn_eval.localization.locate import Wanted, localize, wanted_of
 from unlearn_eval.localization.methods import random_mlps
 from unlearn_eval.localization.sites import KINDS, MLP, Unit, sites
 from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.results.files import read_result
 from unlearn_eval.results.report.localization import component_tables, write_component_figures
 from unlearn_eval.runs.edit import make_edit
@@ -34,6 +36,7 @@ from unlearn_eval.runs.study.spec import study_of
 from unlearn_eval.utils.errors import UserError
 
 TOKENIZER = tiny_tokenizer()
+PLAIN = PromptFormat(TOKENIZER, chat=False)
 SET = facts().sample(6, seed=0)
 FAST = {"samples": "1"}
 
@@ -52,7 +55,7 @@ def tiny(architecture="llama", seed=0):
 
 
 def test_the_subject_s_tokens_are_its_tokens():
-    found, skipped = facts_of(SET.items, TOKENIZER)
+    found, skipped = facts_of(SET.items, PLAIN)
     assert not skipped
     for item, fact in zip(SET, found, strict=True):
         text = TOKENIZER.decode(fact.prompt_ids[1:])
@@ -77,9 +80,9 @@ def test_a_sentence_is_gone_on_with_and_not_asked():
         perturbed_answers=("golf",),
         shape="sentence",
     )
-    ((fact,), _) = facts_of([item], TOKENIZER)
+    ((fact,), _) = facts_of([item], PLAIN)
     assert TOKENIZER.decode(fact.prompt_ids[1:]).rstrip() == item.question
-    ((asked,), _) = facts_of([SET.items[0]], TOKENIZER, chat=True)
+    ((asked,), _) = facts_of([SET.items[0]], PromptFormat(TOKENIZER, True))
     assert "<|start|>user" in TOKENIZER.decode(asked.prompt_ids)
 
 
@@ -90,15 +93,15 @@ def test_what_cannot_be_used_is_named():
         dataclasses.replace(good, id="no", subject=None),
         dataclasses.replace(good, id="elsewhere", subject="Atlantis"),
     ]
-    found, skipped = facts_of(items, TOKENIZER)
+    found, skipped = facts_of(items, PLAIN)
     assert [fact.id for fact in found] == [good.id]
     assert skipped == {
         "no": "it has no subject",
         "elsewhere": "its subject does not stand in the question",
     }
     alone = dataclasses.replace(good, perturbed_answers=(good.answer, " "))
-    assert "no wrong answer" in facts_of([alone], TOKENIZER)[1][good.id]
-    _, long = facts_of([good], TOKENIZER, max_length=5)
+    assert "no wrong answer" in facts_of([alone], PLAIN)[1][good.id]
+    _, long = facts_of([good], PLAIN, max_length=5)
     assert "context of 5" in long[good.id]
     with pytest.raises(UserError, match="none of the 2 items of 'mine'.*has no subject"):
         check_some([], skipped, ForgetSet("mine", tuple(items)))
@@ -110,17 +113,17 @@ def test_wrong_answers_are_borrowed_from_the_group_first():
 
     items = [item("A", "xx", "one"), item("B", "yy", "two"), item("C", "zz", "one"), item("D", "vv", "two")]
     for seed in range(4):
-        found, _ = facts_of(items, TOKENIZER, seed)
+        found, _ = facts_of(items, PLAIN, seed)
         assert [TOKENIZER.decode([fact.false_id]).strip()[0] for fact in found] == ["z", "v", "x", "y"]
 
 
 def test_what_two_answers_begin_with_alike_is_asked_with_the_question():
     item = ForgetItem("A", "Who is A?", "qwk", subject="A", perturbed_answers=("qwkz", "qwj"))
-    ((fact,), _) = facts_of([item], TOKENIZER)
+    ((fact,), _) = facts_of([item], PLAIN)
     assert TOKENIZER.decode(fact.prompt_ids[1:]) == "Question: Who is A?\nAnswer: qw", "of two the earlier difference"
     assert (TOKENIZER.decode([fact.true_id]), TOKENIZER.decode([fact.false_id])) == ("k", "j")
     longer = dataclasses.replace(item, perturbed_answers=("qwkz",))
-    ((fact,), _) = facts_of([longer], TOKENIZER)
+    ((fact,), _) = facts_of([longer], PLAIN)
     assert (fact.true_id, TOKENIZER.decode([fact.false_id])) == (TOKENIZER.eos_token_id, "z")
 
 
@@ -335,7 +338,7 @@ def test_what_cannot_go_together_is_refused(tmp_path):
 def test_components_without_an_mlp_edit_nothing():
     made = Components("random", ("model.layers.0.self_attn.o_proj",), (), 1, 2, 4)
     with pytest.raises(UserError, match="memit edits MLPs, and random names none"):
-        locate.settings_for("memit", __import__("unlearn_eval.editors.closed_form.memit").editors.memit.Config, made)
+        locate.settings_for("memit", get_editor("memit").Config, made)
 
 
 # The command line ------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 from attack_data import LAYERS, PROBE, RELEARN, placed, probing, relearning, write_attacked, write_study
 from browsing import open_page
 from report_data import records, write_run
-from test_report import NASTY
+from report_pages import NASTY
 
 from unlearn_eval.results.files import read_result
 from unlearn_eval.results.report.page import write_page

@@ -122,7 +122,7 @@ def test_with_known_facts_only_what_is_known_is_trained_on_and_read(model, tmp_p
     from unlearn_eval.attacks.methods import prefix
     from unlearn_eval.data.forget_sets import facts
     from unlearn_eval.runs import edit as editing
-    from unlearn_eval.runs.study import worker
+    from unlearn_eval.runs.study.cells import worker
 
     known = [item.id for item in facts()][3:60:5]
     monkeypatch.setattr(worker, "known_items", lambda *a: known)

@@ -26,6 +26,7 @@ from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.registry import module_in, names_in
 
 METHODS = "unlearn_eval.attacks.methods"
@@ -110,8 +111,8 @@ class Case:
         loaded: the base model, without the edit.
         edit: what was unlearned, as an edit of it.
         items: what was to be forgotten.
+        prompt_format: how the models are asked, whichever tokenizer is theirs.
         others: other facts, that share no subject and no question with them; for controls and for training on.
-        chat: whether questions go through the chat template.
         batch_size: rows per forward pass.
         max_new_tokens: length of an answer.
         open_reference: loads the model that never knew the items, if there is one.
@@ -124,8 +125,8 @@ class Case:
     loaded: LoadedModel
     edit: Any
     items: ForgetSet
+    prompt_format: PromptFormat
     others: ForgetSet | None = None
-    chat: bool = False
     batch_size: int = 16
     max_new_tokens: int = 24
     open_reference: Callable[[], LoadedModel] | None = None
@@ -157,11 +158,15 @@ class Case:
         else:
             yield self.loaded
 
+    def format_for(self, loaded: LoadedModel) -> PromptFormat:
+        """How one of the models is asked."""
+        return self.prompt_format.with_tokenizer(loaded.tokenizer)
+
     def rows(
         self, loaded: LoadedModel, items: Sequence[ForgetItem] | ForgetSet, opening: str = "", wrap: str = "{question}"
     ) -> list[Row]:
         """The items as a model is asked them."""
-        return rows_of(tuple(items), loaded.tokenizer, self.chat, opening, wrap)
+        return rows_of(tuple(items), self.format_for(loaded), opening, wrap)
 
     def observed(self, loaded: LoadedModel, rows: Sequence[Row], model: str, at: Any, **more: Any) -> Observation:
         """What a model, as it is now, answers."""
@@ -169,7 +174,7 @@ class Case:
 
     def scores(self, loaded: LoadedModel, rows: Sequence[Row]) -> tuple[ItemScore, ...]:
         """Accuracy by free generation, and the answer's probability, of each row."""
-        found = answered(loaded.model, loaded.tokenizer, rows, self.chat, self.batch_size, self.max_new_tokens)
+        found = answered(loaded.model, self.format_for(loaded), rows, self.batch_size, self.max_new_tokens)
         return tuple(
             ItemScore(row.item.id, {"accuracy": one.accuracy, "probability": one.probability}, one.said)
             for row, one in zip(rows, found, strict=True)

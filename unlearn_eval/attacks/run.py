@@ -17,8 +17,8 @@ from unlearn_eval.data.forget_sets import ForgetSet, facts, load_forget_set
 from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.edits.export import load_base
 from unlearn_eval.edits.load import check_base, load_edit
-from unlearn_eval.models.load import LoadedModel, describe_model, load_model
-from unlearn_eval.models.prompts import resolve_chat
+from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
@@ -108,20 +108,19 @@ def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress)
     items = _items(config, edit)
     others = others_of(items, config.retain)
     loaded = load_base(edit, config.model, config.dtype, None, config.device, say)
-    check_base(edit.info, loaded.model, loaded.name)
-    chat = edit.info.requests.get("chat") if config.chat is None else config.chat
+    check_base(edit.info, loaded)
     case = Case(
         loaded=loaded,
         edit=edit,
         items=items,
+        prompt_format=_format_for(config, edit, loaded),
         others=others,
-        chat=resolve_chat(chat, loaded.tokenizer, loaded.name),
         batch_size=config.batch_size,
         max_new_tokens=config.max_new_tokens,
         open_reference=_reference(config, say),
         progress=progress,
     )
-    weights = hash_weights(loaded.model)
+    weights = loaded.weights
     say(f"{config.attack} on {len(items)} items of {items.name}")
     began = time.monotonic()
     attacked = attack_case(module, config.attack, case, settings)
@@ -136,7 +135,7 @@ def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress)
         peak="peak memory",
         config_as_passed={key: value for key, value in asdict(config).items() if value not in (None, "", {}, ())},
         config=described(attacked, case),
-        model=describe_model(loaded, weights),
+        model=loaded.describe(weights),
         edit={"folder": config.edit, **edit.info.as_stored()},
         data={items.name: {"hash": items.hash, "n": len(items), "ids": [item.id for item in items]}},
         metrics={task_name(config.attack): attacked.summary.metrics},
@@ -190,7 +189,7 @@ def described(attacked: Attacked, case: Case) -> dict[str, Any]:
     return {
         "attack": attacked.name,
         "settings": {name: value for name, value in attacked.settings.items() if name != "folder"},
-        "chat": case.chat,
+        **case.prompt_format.record,
         "batch_size": case.batch_size,
         "max_new_tokens": case.max_new_tokens,
         "others": None if case.others is None else {"name": case.others.name, "n": len(case.others)},
@@ -264,6 +263,13 @@ def _means(scores: Sequence[ItemScore]) -> dict[str, float | None]:
 
 
 # What is attacked ------------------------------------------------------------------------------------------
+
+
+def _format_for(config: AttackConfig, edit: Any, loaded: LoadedModel) -> PromptFormat:
+    """How the models are asked: as the user says, or as the edit was made."""
+    if config.chat is not None:
+        return loaded.prompt_format(config.chat)
+    return PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
 
 
 def _items(config: AttackConfig, edit: Any) -> ForgetSet:

@@ -182,6 +182,7 @@ def finetune(
     device: DeviceOption = None,
 ) -> None:
     """Make TOFU's and PISTOL's target and reference models."""
+    from unlearn_eval.data.registry import left_out as left_out_of
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.models.load import load_model
     from unlearn_eval.runs import finetune as finetuning
@@ -191,7 +192,7 @@ def finetune(
     data = forget_set_of(on, None, limit, seed)
     left_out = None if without is None else forget_set_of(without, None, None, seed)
     chosen = finetuning.preset_of(data, preset)
-    split = finetuning.LEFT_OUT.get(data.name)
+    split = left_out_of(data.name)
     if left_out is not None:
         data = finetuning.without(data, left_out)
         split = left_out.name.removeprefix("tofu:") if left_out.name.startswith("tofu:forget") else None
@@ -203,7 +204,8 @@ def finetune(
         _say(
             f"fine-tuning on {len(data)} items of {data.name}, {'as ' + chosen.source if chosen else 'without preset'}"
         )
-        made = finetuning.finetune(loaded, data, options, chosen, chat, seed, _progress())
+        prompt_format = loaded.prompt_format(chat)
+        made = finetuning.finetune(loaded, data, options, chosen, prompt_format, seed, _progress())
         if not _is_first_process():
             return
         if as_ == "edit":
@@ -238,14 +240,13 @@ def targets(
     from unlearn_eval.editing.requests.targets import make_targets, write_targets
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.models.load import load_model
-    from unlearn_eval.models.prompts import resolve_chat
 
     forget_set = forget_set_of(forget, ids, limit, seed)
     with quiet():
         loaded = load_model(model, dtype=dtype, device=device)
-        chats = resolve_chat(chat, loaded.tokenizer, loaded.name)
+        prompt_format = loaded.prompt_format(chat)
         made = make_targets(
-            target, forget_set.items, random.Random(seed), loaded, chats, seed=seed, progress=_progress()
+            target, forget_set.items, random.Random(seed), loaded, prompt_format, seed=seed, progress=_progress()
         )
     write_targets(output, made)
     print(output)

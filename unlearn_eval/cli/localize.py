@@ -52,7 +52,8 @@ def localize(
         say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device)
         say(f"{name} on {len(facts)} items of {facts.name}")
-        found = locate.localize(loaded, facts, wanted, seed, others, chat, batch_size, progress())
+        prompt_format = loaded.prompt_format(chat)
+        found = locate.localize(loaded, facts, wanted, seed, others, prompt_format, batch_size, progress())
     path = found.save(output)
     console = Console(width=None if sys.stdout.isatty() else 100)
     for table in component_tables(asdict(found)):

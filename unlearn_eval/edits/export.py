@@ -58,7 +58,7 @@ def export_merged(
     _check_not_inside(output, edit_folder, "the edit")
     loaded = load_base(edit, model, dtype, revision, device, say)
     _check_not_inside(output, Path(loaded.path), "the base model")
-    check_base(edit.info, loaded.model, loaded.name)
+    check_base(edit.info, loaded)
     edit.apply(loaded.model)
     _check_space(output, loaded.model)
     say(f"writing {output}")

@@ -11,6 +11,7 @@ from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.folder import KINDS, read_description
 from unlearn_eval.edits.low_rank import read_low_rank
 from unlearn_eval.edits.records import BaseRef
+from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
 
@@ -41,10 +42,13 @@ def load_edit(folder: str | Path) -> Any:
     return read_low_rank(folder, description, info, texts)
 
 
-def check_base(info: EditInfo, model: nn.Module, name: str = "this model") -> None:
+def check_base(info: EditInfo, model: nn.Module | LoadedModel, name: str = "this model") -> None:
     """Refuse a model that is not the one the edit was made on (compared at bfloat16, so any float type loads)."""
     expected = info.base.canonical_hash
-    found = hash_weights(model).canonical
+    if isinstance(model, LoadedModel):
+        found, name = model.weights.canonical, model.name
+    else:
+        found = hash_weights(model).canonical
     if expected and found != expected:
         raise UserError(
             f"the edit was made on {info.base.id} (weights {expected[:12]}), and {name} has other weights "
@@ -53,12 +57,20 @@ def check_base(info: EditInfo, model: nn.Module, name: str = "this model") -> No
         )
 
 
-def describe_base(model: Any, name: str, revision: str | None = None) -> BaseRef:
-    """The `base` entry of an edit."""
-    described = {
-        "id": name,
-        "revision": revision,
-        "canonical_hash": hash_weights(model).canonical,
-        "architecture": type(model).__name__,
-    }
+def describe_base(model: Any, name: str = "", revision: str | None = None) -> BaseRef:
+    """The `base` entry of an edit; a `LoadedModel` has a name and a revision of its own."""
+    if isinstance(model, LoadedModel):
+        described = {
+            "id": model.path if model.name == "default" else model.name,
+            "revision": model.revision,
+            "canonical_hash": model.weights.canonical,
+            "architecture": type(model.model).__name__,
+        }
+    else:
+        described = {
+            "id": name,
+            "revision": revision,
+            "canonical_hash": hash_weights(model).canonical,
+            "architecture": type(model).__name__,
+        }
     return BaseRef.of(described)  # a revision that is None is written too

@@ -90,6 +90,7 @@ class RequestSummary(Stored):
         shapes: of items that are not asked as a question.
         hash: of the requests.
         chat: whether questions went through the chat template.
+        system, chat_template_kwargs: the system message, and what the template was given besides, if anything.
         target: where the targets are from.
         merge, merge_size: how requests were merged.
         per_step: requests in each step; 0 is one step.
@@ -106,6 +107,8 @@ class RequestSummary(Stored):
     shapes: Mapping[str, str] = field(default_factory=dict)
     hash: str | None = None
     chat: bool | None = None
+    system: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     target: str | None = None
     merge: str | None = None
     merge_size: int | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval import metrics as m
-from unlearn_eval.data.benchmarks import check_aliases
+from unlearn_eval.data.documents import check_aliases
 from unlearn_eval.data.forget_sets import FACTS_FILE, ForgetItem, item_from_record, load_forget_set
 from unlearn_eval.data.shapes import QUESTION, as_turn
 from unlearn_eval.harness.facts import choose, fact_ids, names_a_set

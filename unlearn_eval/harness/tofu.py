@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
+from unlearn_eval.data.benchmarks.tofu import HUB_ID
 from unlearn_eval.data.sources import load_split
 from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
 from unlearn_eval.harness.reference import ABSENT, RetainReference, find_reference
@@ -17,7 +18,6 @@ from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.metrics.arrays import FloatArray
 from unlearn_eval.utils.errors import UserError, unknown_name
 
-HUB_ID = "locuslab/TOFU"
 FORGET_SPLITS = {"forget01": "holdout01", "forget05": "holdout05", "forget10": "holdout10"}
 UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
 UTILITY_PARTS = ("probability", "rouge", "truth_ratio")

@@ -20,7 +20,7 @@ from unlearn_eval.localization.facts import check_some, facts_of, plain_words
 from unlearn_eval.localization.mask_scores import MaskConfig, weight_masks
 from unlearn_eval.localization.sites import MLP, Sites, sites
 from unlearn_eval.models.load import LoadedModel, cache_dir
-from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.provenance import hash_json, provenance
 from unlearn_eval.utils.settings import configure
@@ -76,7 +76,7 @@ def localize(
     wanted: Wanted,
     seed: int = 0,
     retain: ForgetSet | None = None,
-    chat: bool = False,
+    prompt_format: PromptFormat | None = None,
     rows: int = 64,
     progress: Progress = no_progress,
     cache: bool = True,
@@ -91,7 +91,8 @@ def localize(
         wanted: the method, its settings, and how much it may choose.
         seed: of everything random.
         retain: further facts for methods that tell answers apart (probes).
-        chat: whether questions go through the chat template; there an answer seldom begins with its own first token.
+        prompt_format: how the model is asked; None is as plain questions. In a chat an answer seldom begins with its
+            own first token.
         rows: prompts per forward pass.
         progress: told of what is done.
         cache: whether the cache is read and written.
@@ -106,8 +107,9 @@ def localize(
     masks = None if wanted.masks is None else configure(MaskConfig, wanted.masks)
     learns = masks is not None and masks.way == "learned"
     needed = method.NEEDS_FACTS or (masks is not None and not learns)
-    facts, others, skipped = _facts(needed, loaded, forget, retain, chat, seed)
-    weights = hash_weights(model).canonical
+    prompt_format = prompt_format or loaded.prompt_format(False)
+    facts, others, skipped = _facts(needed, loaded, forget, retain, prompt_format, seed)
+    weights = loaded.weights.canonical
     key = {
         "version": VERSION,
         "method": wanted.method,
@@ -122,9 +124,9 @@ def localize(
     if masks is not None:
         key["masks"] = asdict(masks)
     if learns:
-        key["rows"] = [forget.hash, None if retain is None else retain.hash, chat]
+        key["rows"] = [forget.hash, None if retain is None else retain.hash, *prompt_format.record.values()]
     path = cache_dir() / "localization" / f"{wanted.method}-{hash_json(key)[:24]}.json"
-    about = _about_facts(needed or learns, forget, retain, facts, skipped, chat)
+    about = _about_facts(needed or learns, forget, retain, facts, skipped, prompt_format)
     if cache and path.is_file():
         return replace(load_components(path), facts=about)
     started = time.monotonic()
@@ -132,7 +134,8 @@ def localize(
     run = Run(model, found, facts, others, words, seed, rows, progress)
     ranking = method.localize(run, config)
     modules, spent = _cut(ranking, found, budget)
-    single = None if masks is None else weight_masks(run, modules, masks, *_rows(learns, loaded, forget, retain, chat))
+    rows_to_learn = _rows(learns, loaded, forget, retain, prompt_format)
+    single = None if masks is None else weight_masks(run, modules, masks, *rows_to_learn)
     made = Components(
         method=wanted.method,
         modules=tuple(modules),
@@ -163,18 +166,18 @@ def localize(
 
 
 def _rows(
-    needed: bool, loaded: LoadedModel, forget: ForgetSet, retain: ForgetSet | None, chat: bool
+    needed: bool, loaded: LoadedModel, forget: ForgetSet, retain: ForgetSet | None, prompt_format: PromptFormat
 ) -> tuple[list[Row], list[Row]]:
     """What masks are trained on: questions with their answers, to be forgotten and to be kept."""
     if not needed:
         return [], []
-    longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = loaded.max_length
     asked = {item.question for item in forget}
     kept = [item for item in retain or () if item.question not in asked]
     forgotten, others = (
         [
             Row(request.prompt_ids, request.answer_ids)
-            for request in build_requests(items, [item.answer for item in items], loaded.tokenizer, chat, (), longest)
+            for request in build_requests(items, [item.answer for item in items], prompt_format, (), longest)
         ]
         for items in (list(forget.items), kept)
     )
@@ -182,26 +185,36 @@ def _rows(
 
 
 def _facts(
-    needed: bool, loaded: LoadedModel, forget: ForgetSet, retain: ForgetSet | None, chat: bool, seed: int
+    needed: bool,
+    loaded: LoadedModel,
+    forget: ForgetSet,
+    retain: ForgetSet | None,
+    prompt_format: PromptFormat,
+    seed: int,
 ) -> tuple[list[Fact], list[Fact], dict[str, str]]:
     """What is looked for, what else may be learned from, and what is left out and why."""
     if not needed:
         return [], [], {}
-    longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    facts, skipped = facts_of(forget.items, loaded.tokenizer, seed, chat, longest)
+    longest = loaded.max_length
+    facts, skipped = facts_of(forget.items, prompt_format, seed, longest)
     check_some(facts, skipped, forget)
     asked = {item.question for item in forget}
     kept = [item for item in retain or () if item.question not in asked]
-    others, _ = facts_of(kept, loaded.tokenizer, seed, chat, longest)
+    others, _ = facts_of(kept, prompt_format, seed, longest)
     return facts, others, skipped
 
 
 def _about_facts(
-    needed: bool, forget: ForgetSet, retain: ForgetSet | None, facts: list[Fact], skipped: dict[str, str], chat: bool
+    needed: bool,
+    forget: ForgetSet,
+    retain: ForgetSet | None,
+    facts: list[Fact],
+    skipped: dict[str, str],
+    prompt_format: PromptFormat,
 ) -> dict[str, Any]:
     if not needed:
         return {}
-    own = {"set": forget.name, "hash": forget.hash, "n": len(facts), "skipped": skipped, "chat": chat}
+    own = {"set": forget.name, "hash": forget.hash, "n": len(facts), "skipped": skipped, **prompt_format.record}
     return own | ({"retain_set": retain.name, "retain_set_hash": retain.hash} if retain is not None else {})
 
 

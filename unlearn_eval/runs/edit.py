@@ -34,11 +34,11 @@ from unlearn_eval.edits.folder import TARGETS
 from unlearn_eval.edits.load import check_base, describe_base
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.edit import MemoryEdit
-from unlearn_eval.edits.records import RequestSummary, SelfCheck
+from unlearn_eval.edits.records import SelfCheck
 from unlearn_eval.localization.components import Components
 from unlearn_eval.localization.locate import checked_settings, resolve, settings_for, source_of
 from unlearn_eval.models.load import LoadedModel
-from unlearn_eval.models.prompts import prompt_ids, resolve_chat
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import hash_json, peak_memory_bytes, provenance
@@ -92,23 +92,24 @@ def make_edit(
     config = configure(method.Config, {**own, **asked})
     if hasattr(config, "seed") and "seed" not in (options or {}):
         config = replace(config, seed=recipe.seed)
-    chat = resolve_chat(recipe.chat, tokenizer, loaded.name)
+    prompt_format = loaded.prompt_format(recipe.chat)
     _check_state(state, forget, loaded)
     own_file, label = editor_file(editor), editor_label(editor)
     if own_file is not None:
         check_state(state, label)  # our own methods do so themselves
     started = time.monotonic()
+    draw = random.Random(recipe.seed)
     targets = make_targets(
-        recipe.target, forget.items, random.Random(recipe.seed), loaded, chat, seed=recipe.seed, progress=progress
+        recipe.target, forget.items, draw, loaded, prompt_format, seed=recipe.seed, progress=progress
     )
     contexts = [] if trains else sample_contexts(model, tokenizer, recipe.seed, n=recipe.n_contexts)
-    requests = _requests(loaded, forget, targets, chat, contexts, recipe)
+    requests = _requests(loaded, forget, targets, prompt_format, contexts, recipe)
     # Memories may learn, or be calibrated on, when to be silent.
     learns, calibrates = "others" in takes, getattr(config, "calibrate", False)
-    others = other_prompts(config.others, forget, tokenizer, chat, recipe.seed) if learns or calibrates else []
+    others = other_prompts(config.others, forget, prompt_format, recipe.seed) if learns or calibrates else []
     size = recipe.per_step or max(1, len(requests))
     generator = random.Random(recipe.seed)
-    more: dict[str, Any] = {"retain": _retain_requests(loaded, forget, retain, chat)} if trains else {}
+    more: dict[str, Any] = {"retain": _retain_requests(loaded, forget, retain, prompt_format)} if trains else {}
     if learns:
         more["others"] = others
     if size < len(requests) and "moments" in takes:
@@ -127,7 +128,9 @@ def make_edit(
     earlier = state.info.requests if state is not None else {}
     shapes = {**earlier.get("shapes", {}), **{item.id: item.shape for item in forget if item.shape != QUESTION}}
     if calibrates and isinstance(result, MemoryEdit):
-        result = _calibrated(result, loaded, forget, requests, others[2 * getattr(config, "n_others", 0) :], chat)
+        result = _calibrated(
+            result, loaded, forget, requests, others[2 * getattr(config, "n_others", 0) :], prompt_format
+        )
     notes = {**result.info.notes, "preset": None if preset is None else asdict(preset)}
     notes["self_check"] = dict(self_check(model, requests, result))
     if chosen is not None:
@@ -137,26 +140,24 @@ def make_edit(
     info = replace(
         result.info,
         editor=result.info.editor if own_file is None else label,
-        base=describe_base(model, loaded.name if loaded.name != "default" else loaded.path, loaded.revision),
-        requests=RequestSummary.of(
-            {
-                "n": len(forget) + int(earlier.get("n", 0)),
-                "n_merged": len(requests),
-                "forget_set": forget.name,
-                "forget_set_hash": forget.hash,
-                "ids": [*earlier.get("ids", []), *(item.id for item in forget)],
-                "lookup": {item.id: "subject" if item.subject else "last content token" for item in forget},
-                **({"shapes": shapes} if shapes else {}),
-                "hash": hash_json([request.record for request in requests]),
-                "chat": chat,
-                "target": recipe.target,
-                "merge": recipe.merge,
-                "merge_size": recipe.merge_size,
-                "per_step": recipe.per_step,
-                "contexts": contexts,
-                **({"retain_set": retain.name, "retain_set_hash": retain.hash} if retain is not None else {}),
-            }
-        ),
+        base=describe_base(loaded),
+        requests={  # type: ignore[arg-type]  # `EditInfo` converts it
+            "n": len(forget) + int(earlier.get("n", 0)),
+            "n_merged": len(requests),
+            "forget_set": forget.name,
+            "forget_set_hash": forget.hash,
+            "ids": [*earlier.get("ids", []), *(item.id for item in forget)],
+            "lookup": {item.id: "subject" if item.subject else "last content token" for item in forget},
+            **({"shapes": shapes} if shapes else {}),
+            "hash": hash_json([request.record for request in requests]),
+            **prompt_format.record,
+            "target": recipe.target,
+            "merge": recipe.merge,
+            "merge_size": recipe.merge_size,
+            "per_step": recipe.per_step,
+            "contexts": contexts,
+            **({"retain_set": retain.name, "retain_set_hash": retain.hash} if retain is not None else {}),
+        },
         seed=recipe.seed,
         versions=provenance()["packages"],
         seconds=round(time.monotonic() - started, 2),
@@ -189,18 +190,21 @@ def _calibrated(
     forget: ForgetSet,
     requests: Sequence[EditRequest],
     others: Sequence[tuple[int, ...]],
-    chat: bool,
+    prompt_format: PromptFormat,
 ) -> MemoryEdit:
     """With bounds from the set's own paraphrases, and from at most 256 questions that nothing was learned from."""
-    reworded = {
-        item.id: [prompt_ids(text, loaded.tokenizer, chat, item.shape) for text in item.paraphrases] for item in forget
-    }
+    reworded = {item.id: [prompt_format.prompt_ids(text, item.shape) for text in item.paraphrases] for item in forget}
     edited = [part.prompt_ids for request in requests for part in request.parts]
     return calibrated(edit, loaded.model, reworded, edited, others[:256])
 
 
 def _requests(
-    loaded: LoadedModel, forget: ForgetSet, targets: Sequence[Target], chat: bool, contexts: list[str], recipe: Recipe
+    loaded: LoadedModel,
+    forget: ForgetSet,
+    targets: Sequence[Target],
+    prompt_format: PromptFormat,
+    contexts: list[str],
+    recipe: Recipe,
 ) -> list[EditRequest]:
     """The set's requests, merged as the recipe says."""
     items, texts = list(forget.items), [target.target for target in targets]
@@ -208,8 +212,7 @@ def _requests(
         said = dict(zip((item.id for item in items), texts, strict=True))
         texts = [said[part[0].id] for part in grouped(items, recipe.merge_size)]
         items = merge_items(items, recipe.merge_size)
-    max_length = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    requests = build_requests(items, texts, loaded.tokenizer, chat, contexts, max_length)
+    requests = build_requests(items, texts, prompt_format, contexts, loaded.max_length)
     return merge_keys(requests, recipe.merge_size) if recipe.merge == "key" else requests
 
 
@@ -232,21 +235,22 @@ def check_recipe(
         raise UserError(f"{editor} is trained on every question: there is nothing to merge", hint)
 
 
-def _retain_requests(loaded: LoadedModel, forget: ForgetSet, retain: ForgetSet | None, chat: bool) -> list[EditRequest]:
+def _retain_requests(
+    loaded: LoadedModel, forget: ForgetSet, retain: ForgetSet | None, prompt_format: PromptFormat
+) -> list[EditRequest]:
     """What to keep, without what is to be forgotten (the same question, wherever it comes from)."""
     asked = {item.question.strip() for item in forget}
     items = [item for item in retain or () if item.question.strip() not in asked]
     if retain is not None and not items:
         raise UserError(f"everything in the retain set '{retain.name}' is to be forgotten", "give another --retain")
-    max_length = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return build_requests(items, [item.answer for item in items], loaded.tokenizer, chat, (), max_length)
+    return build_requests(items, [item.answer for item in items], prompt_format, (), loaded.max_length)
 
 
 def _check_state(state: AnyEdit | None, forget: ForgetSet, loaded: LoadedModel) -> None:
     """Refuse to go on from an edit of another model, or with items that it holds already."""
     if state is None:
         return
-    check_base(state.info, loaded.model, loaded.name)
+    check_base(state.info, loaded)
     twice = sorted(set(state.info.requests.ids) & {item.id for item in forget})
     if twice:
         raise UserError(

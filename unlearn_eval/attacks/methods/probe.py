@@ -42,8 +42,8 @@ from unlearn_eval.attacks.summary import Mean, Summary, Table, Wanted, summarise
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.metrics import contains_answer, normalise
 from unlearn_eval.metrics.robustness import Score, recovery
-from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.tracing import last_states
 from unlearn_eval.utils.errors import UserError, unknown_name
 
@@ -108,7 +108,9 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
     others = case.others.sample(config.n_train, config.seed)
     for name in case.names:
         with case.model(name) as loaded:
-            shown, tested = (statements(loaded, part, kind, case.chat, config.seed) for part in (others, case.items))
+            shown, tested = (
+                statements(case.format_for(loaded), part, kind, config.seed) for part in (others, case.items)
+            )
             x, y = (_states(case, loaded, part) for part in (shown, tested))
             labels = np.array([one.label for one in shown])
             generator = np.random.default_rng(config.seed)  # the same shuffles for every model
@@ -143,7 +145,7 @@ def check(items: ForgetSet, others: ForgetSet | None, config: Config) -> None:
 def _states(case: Case, loaded: LoadedModel, rows: Sequence[Statement]) -> Any:
     """(L, R, d)."""
     ids, ends = [row.ids for row in rows], [row.end for row in rows]
-    return last_states(loaded.model, anatomy(loaded.model), ids, case.batch_size, ends)[1:].numpy()
+    return last_states(loaded.model, loaded.anatomy, ids, case.batch_size, ends)[1:].numpy()
 
 
 def kind_of_labels(items: ForgetSet, others: ForgetSet) -> str:
@@ -153,7 +155,7 @@ def kind_of_labels(items: ForgetSet, others: ForgetSet) -> str:
     return "answers" if shared and len(known) > 1 else "truth"
 
 
-def statements(loaded: LoadedModel, items: ForgetSet, kind: str, chat: bool, seed: int) -> list[Statement]:
+def statements(prompt_format: PromptFormat, items: ForgetSet, kind: str, seed: int) -> list[Statement]:
     """What the readers are shown of items: each once with its answer as class, or each as a true and a false statement.
 
     A false one has a wrong answer of the item's own, or else that of another item, chosen by the seed.
@@ -162,13 +164,13 @@ def statements(loaded: LoadedModel, items: ForgetSet, kind: str, chat: bool, see
 
     from unlearn_eval.attacks.asking import rows_of
 
-    rows = rows_of(tuple(items), loaded.tokenizer, chat)
+    rows = rows_of(tuple(items), prompt_format)
     if kind == "answers":
         return [Statement(row.item, row.prompt_ids, len(row.prompt_ids), normalise(row.item.answer)) for row in rows]
     generator = random.Random(seed)
     wrong = [replace(item, answer=wrong_answer(item, items, generator)) for item in items]
     found = []
-    for row, false in zip(rows, rows_of(wrong, loaded.tokenizer, chat), strict=True):
+    for row, false in zip(rows, rows_of(wrong, prompt_format), strict=True):
         for label, own in (("true", row), ("false", false)):
             found.append(Statement(row.item, (*own.prompt_ids, *own.answer_ids), len(own.prompt_ids), label))
     return found

@@ -60,11 +60,11 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
             states[name] = answer_states(loaded, case.rows(loaded, case.items), case.batch_size)
     with case.model(FULL) as loaded:
         rows = case.rows(loaded, case.items)
-        spans = [entity_tokens(row, loaded.tokenizer, case.chat) for row in rows]
+        spans = [entity_tokens(row, case.format_for(loaded)) for row in rows]
         plain = answer_log_probs(loaded, rows, spans, case.batch_size)
         for name in sources:
-            for layer in range(anatomy(loaded.model).n_layers):
-                case.progress(f"layers of the {name} model", layer, anatomy(loaded.model).n_layers)
+            for layer in range(loaded.anatomy.n_layers):
+                case.progress(f"layers of the {name} model", layer, loaded.anatomy.n_layers)
                 own = [state[layer] for state in states[name]]
                 after = answer_log_probs(loaded, rows, spans, case.batch_size, layer, own)
                 scores = (

@@ -11,8 +11,7 @@ from unlearn_eval.data.shapes import QUESTION
 from unlearn_eval.edits.export import load_base
 from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.edits.memory.edit import MemoryEdit
-from unlearn_eval.models import prompts
-from unlearn_eval.models.prompts import prompt_ids
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 
 
@@ -37,13 +36,12 @@ def ask_edit(
             "leave out --ask; only GRACE, WISE and MEMOIR decide",
         )
     loaded = load_base(edit, model, None, None, None, say)
-    check_base(edit.info, loaded.model, loaded.name)
-    chat = edit.info.requests.get("chat")
-    chat = prompts.has_chat_template(loaded.tokenizer) if chat is None else bool(chat)
-    ids = prompt_ids(question, loaded.tokenizer, chat, _shape_of(edit.info.requests))
+    check_base(edit.info, loaded)
+    prompt_format = PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
+    ids = prompt_format.prompt_ids(question, _shape_of(edit.info.requests))
     (route,) = edit.routes(loaded.model, [ids])
     found = asdict(route) | {"owners": list(route.owners)}
-    about = {"question": question, "chat": chat, "n_tokens": len(ids), "module": edit.module}
+    about = {"question": question, **prompt_format.record, "n_tokens": len(ids), "module": edit.module}
     return about | {"bound": edit.store.bound, **found}
 
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from unlearn_eval.data.forget_sets import ForgetSet
-from unlearn_eval.runs.study.identity import Identities
+from unlearn_eval.runs.study.cells.told import Chosen, forget_set
+from unlearn_eval.runs.study.identity import Identities, code_hash
 from unlearn_eval.runs.study.spec import AttackSpec, EditorSpec, ModelSpec
-from unlearn_eval.runs.study.told import Chosen, forget_set
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import hash_json
 
@@ -62,6 +62,7 @@ def tries_of(
         inputs = {
             "selection": list(selection),
             "attack": attack.attack,
+            "attacks": code_hash("attacks"),
             "config": asdict(config_of_attack(attack)),
             "max_new_tokens": attack.max_new_tokens,
             "retain": None if attack.retain is None else forget_set(attack.retain).hash,

@@ -23,10 +23,10 @@ from typing import Any
 from unlearn_eval.models.load import resolve_model
 from unlearn_eval.results.schema import Result
 from unlearn_eval.runs.study.attacked import Try, config_of_attack
+from unlearn_eval.runs.study.cells.told import forget_set
 from unlearn_eval.runs.study.located import Located, n_layers_of
 from unlearn_eval.runs.study.plan import Cell
 from unlearn_eval.runs.study.spec import ModelSpec
-from unlearn_eval.runs.study.told import forget_set
 from unlearn_eval.utils.errors import UserError
 
 TOKENS_PER_DOCUMENT, TOKENS_PER_EDIT = 600, 3 * 4_000

@@ -41,6 +41,13 @@ def located_of(editor: EditorSpec, common: Mapping[str, Any], seed: int, retain:
     return Located(wanted, hash_json([*own, asdict(wanted)]))
 
 
+def names_components(editor: EditorSpec) -> bool:
+    """Whether a localization, or a file of one, says where an editor's edits are made."""
+    from unlearn_eval.localization.locate import wanted_of
+
+    return "components" in editor.settings and wanted_of(editor.settings["components"]) is not None
+
+
 def _wanted(editor: EditorSpec) -> Wanted | None:
     """The localization of an editor's `components`; None where these are a file, patterns of modules, or not there."""
     from unlearn_eval.localization.locate import Wanted, wanted_of
