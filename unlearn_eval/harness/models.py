@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.huggingface import HFLM
 
@@ -19,8 +19,11 @@ from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import hash_json, sha256_of_file
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def lent_lm(model: Any, tokenizer: Any, batch_size: int) -> HFLM:
+
+def lent_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> HFLM:
     """lm-eval's `hf` model around one that is loaded already."""
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 

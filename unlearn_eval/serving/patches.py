@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from unlearn_eval.edits.low_rank import LowRankEdit, added
 from unlearn_eval.models.anatomy import is_transposed
 from unlearn_eval.models.weights import canonical_digest, canonical_hash
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 Stream = Iterable[tuple[str, Tensor]]
 _AHEAD = 16  # tensors that are being hashed while others are read
@@ -48,7 +51,7 @@ class Layout:
         return self.owners.get(name) or self.owners.get(f"{self.prefix}.{name}")
 
 
-def layout_of(config: Any, architecture: str | None = None) -> Layout:
+def layout_of(config: PretrainedConfig, architecture: str | None = None) -> Layout:
     """The layout of the model that a Hugging Face configuration describes; no memory is taken for it.
 
     Args:
