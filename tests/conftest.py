@@ -20,6 +20,15 @@ CHAT_TEMPLATE = (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def empty_folder(tmp_path_factory):
+    """All tests run in an empty folder: what lies in a checkout (results, `demo`) must not change what a name means."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("here"))
+    yield
+    os.chdir(before)
+
+
 def _sentences():
     for name in PEOPLE:
         for town in TOWNS:
@@ -144,7 +153,9 @@ def chromium():
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with playwright.sync_playwright() as driver:
         try:
-            browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.getuid() == 0 else [])
+            # Root has no sandbox; in a container /dev/shm may be too small for a large page.
+            options = [*(["--no-sandbox"] if os.getuid() == 0 else []), "--disable-dev-shm-usage"]
+            browser = driver.chromium.launch(executable_path=path, args=options)
         except playwright.Error as error:
             pytest.skip(f"no Chromium: {error.message.splitlines()[0]}")
         yield browser

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 from benchmark_data import PEOPLE, write_benchmarks
-from conftest import TASKS, evaluate, values, write_tofu
+from lm_eval_runs import TASKS, evaluate, values
 from saying import SayingLM
+from tofu_files import write_tofu
 
 import unlearn_eval.data.benchmarks as package
 from unlearn_eval.data.benchmark import Chosen, Whole
@@ -20,7 +21,9 @@ from unlearn_eval.data.registry import (
     left_out,
     task_for,
 )
+from unlearn_eval.edits.forgotten import Forgotten
 from unlearn_eval.harness.families import FAMILIES, Family
+from unlearn_eval.harness.plan import EvalPlan
 from unlearn_eval.harness.run import task_names
 from unlearn_eval.utils import registry
 from unlearn_eval.utils.errors import UserError
@@ -195,11 +198,10 @@ def rivers(tmp_path, monkeypatch):
     sys.modules.pop(f"{package.__name__}.rivers", None)
 
 
-def test_a_new_benchmark_is_a_file_a_row_and_a_folder(rivers):
+def test_a_new_benchmark_is_a_file_a_row_and_a_folder(rivers, tmp_path):
     """Its sets, its messages, its preset, what studies and edits put to its task: all of it is there."""
-    from unlearn_eval.runs.study.told import choose, told
-
     from unlearn_eval.runs.finetune import preset_of
+    from unlearn_eval.runs.study.cells.told import choose, told
 
     assert "rivers:RIVER" in set_names()
     items = load_forget_set("rivers:Lune")
@@ -212,6 +214,9 @@ def test_a_new_benchmark_is_a_file_a_row_and_a_folder(rivers):
     assert task_for("rivers:Lune") == "unlearn_rivers"
     metadata, warning = told("unlearn_rivers", choose(items, None, 0, None, None))
     assert (metadata, warning) == ({"forget": ["Lune"]}, None)
+    plan = EvalPlan.from_edit(Forgotten(tmp_path, (Chosen(items),), True), "unlearn_rivers")
+    assert plan.metadata == metadata
+    assert plan.line == f"unlearn_rivers: asking the 1 fact that {tmp_path} forgot, as a chat"
     lm = SayingLM(lambda doc, asked: "Imber" if doc["split"] == "retain" else doc["answer"])
     result = evaluate(lm, "unlearn_rivers", metadata, include_path=rivers)
     assert values(result, "unlearn_rivers") == {"forget_accuracy": 1, "retain_accuracy": 0.5}

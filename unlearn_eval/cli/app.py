@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 import sys
 from typing import Annotated, Any
 
@@ -49,6 +50,7 @@ app = typer.Typer(
 
 DEMO = DemoConfig()
 RECIPE = Recipe()
+_DTYPE = "float32"
 
 
 @app.command()
@@ -127,7 +129,7 @@ def edit(
         str | None,
         typer.Option(help="Where: a localization, as in 'fact_lookup(budget=4)', its file, or names of modules."),
     ] = None,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = _DTYPE,
     seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
 ) -> None:
@@ -158,9 +160,9 @@ def edit(
         folder = made.save(output, loaded.tokenizer, loaded.model.config)
     _remove(training)
     _tell(made)
-    _say(f"done in {made.info.seconds:.0f} s; look at it, and evaluate it, with:")
-    _say(f"  unlearn-eval inspect {folder}")
-    _say(f"  unlearn-eval eval --model {model} --edit {folder} --tasks unlearn_facts")
+    _say(f"done in {made.info.seconds:.0f} s; look at it, and evaluate it (before and after: --baseline), with:")
+    _say(f"  unlearn-eval inspect {shlex.quote(str(folder))}")
+    _say(f"  {_next_command(folder, forget_set.name, model, dtype, device)}")
     print(folder)
 
 
@@ -325,16 +327,28 @@ def eval_(
     batch_size: Annotated[str, typer.Option("--batch_size", "-b", help="A number, auto, or auto:N.")] = "16",
     device: DeviceOption = None,
     num_fewshot: Annotated[int | None, typer.Option("--num_fewshot", help="Examples in the prompt.")] = None,
-    apply_chat_template: Annotated[bool, typer.Option("--apply_chat_template", help="Ask as a chat.")] = False,
+    apply_chat_template: Annotated[
+        bool | None,
+        typer.Option(
+            "--apply_chat_template/--no-apply_chat_template",
+            help="Ask as a chat. [default: what an edit forgot as the edit was made, the rest not]",
+        ),
+    ] = None,
     system_instruction: Annotated[str | None, typer.Option("--system_instruction", help="System message.")] = None,
     gen_kwargs: Annotated[str, typer.Option("--gen_kwargs", help="NAME=VALUE,... for generation.")] = "",
     metadata: Annotated[str, typer.Option("--metadata", help="JSON for the tasks.")] = "{}",
     include_path: Annotated[str | None, typer.Option("--include_path", help="More tasks.")] = None,
     use_cache: Annotated[str | None, typer.Option("--use_cache", help="Cache of generations.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1234,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Evaluate the base model too, and compare the two.")
+    ] = False,
 ) -> None:
-    """Evaluate a model or an edit on lm-eval tasks."""
-    from unlearn_eval.runs.evaluate import EvalConfig, run_evaluation, run_together
+    """Evaluate a model or an edit on lm-eval tasks.
+
+    With --edit, tasks ask what that edit forgot, in the form in which it was made; other options override this.
+    """
+    from unlearn_eval.runs.evaluate import EvalConfig, run_before_and_after, run_evaluation, run_together
 
     config = EvalConfig(
         tasks=tuple(part.strip() for part in tasks.split(",") if part.strip()),
@@ -360,6 +374,14 @@ def eval_(
         raise UserError(f"'{context.args[0]}' is no option", "several edits are --edits DIR1 DIR2 ...")
     if folders and (edit or backend != "vllm"):
         raise UserError("--edits are evaluated in one vLLM engine", "give --backend vllm, and no --edit")
+    if folders and baseline:
+        raise UserError("--baseline compares one edit with its base model", "give --edit DIR in place of --edits")
+    if baseline:
+        both = run_before_and_after(config, _say)
+        if both is not None:
+            _show_comparison(*both)
+            print(f"results: {both[0].path}, {both[1].path}")
+        return
     one = None if folders else run_evaluation(config, _say)
     results = run_together(config, folders, _say) if folders else [one] if one else []  # a rank may write nothing
     from unlearn_eval.results.report.table import show_result
@@ -375,12 +397,9 @@ def compare(
     format_: Annotated[str, typer.Option("--format", help="table, markdown, latex or csv.")] = "table",
 ) -> None:
     """Compare two results item by item, with paired tests."""
-    from rich.console import Console
-
     from unlearn_eval.results.comparison import compare as compare_results
     from unlearn_eval.results.files import read_result
     from unlearn_eval.results.report.formats import FORMATS
-    from unlearn_eval.results.report.table import comparison_tables, reasons, unpaired
 
     if format_ not in ("table", *FORMATS):
         raise unknown_name("format", format_, ("table", *FORMATS))
@@ -390,10 +409,19 @@ def compare(
             f"{before} and {after} share no task ({', '.join(first.metrics)}; {', '.join(second.metrics)})",
             "evaluate both models on the same --tasks",
         )
-    rows = compare_results(first, second)
     if format_ != "table":
-        print(FORMATS[format_](rows), end="")
+        print(FORMATS[format_](compare_results(first, second)), end="")
         return
+    _show_comparison(first, second)
+
+
+def _show_comparison(first: Any, second: Any) -> None:
+    from rich.console import Console
+
+    from unlearn_eval.results.comparison import compare as compare_results
+    from unlearn_eval.results.report.table import comparison_tables, reasons, unpaired
+
+    rows = compare_results(first, second)
     console = Console(width=None if sys.stdout.isatty() else 140)
     for table in comparison_tables(rows, tests=True):
         console.print(table)
@@ -527,6 +555,17 @@ def _tell_training(notes: dict[str, Any], check: SelfCheck | None = None) -> Non
     if "diverged_after_step" in notes:
         _say(f"the loss was not finite after {notes['diverged_after_step']} steps: kept is step {notes['kept_step']}")
         _say("hint: give a smaller --set learning_rate, or fewer --set epochs")
+
+
+def _next_command(folder: Any, forget_set: str, model: str, dtype: str, device: str | None) -> str:
+    """The command that evaluates an edit on what it forgot."""
+    from unlearn_eval.data.registry import task_for
+
+    words = ["unlearn-eval", "eval", "--edit", str(folder), "--tasks", task_for(forget_set)]
+    words += ["--model", model] if model != "default" else []
+    words += ["--model_args", f"dtype={dtype}"] if dtype != _DTYPE else []
+    words += ["--device", device] if device else []
+    return shlex.join(words)
 
 
 def _training_folder(editor: str, output: str, options: dict[str, str]) -> str | None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from unlearn_eval.data.benchmarks.facts import FACTS_FILE as FACTS_FILE
-from unlearn_eval.data.files import ENDINGS, read_forget_set
+from unlearn_eval.data.files import HUB, is_place, read_forget_set
 from unlearn_eval.data.items import ForgetItem as ForgetItem
 from unlearn_eval.data.items import ForgetSet as ForgetSet
 from unlearn_eval.data.items import check_disjoint as check_disjoint
 from unlearn_eval.data.items import item_from_record as item_from_record
 from unlearn_eval.data.registry import benchmark_of_set, benchmarks, get_benchmark
-from unlearn_eval.utils.errors import unknown_name
+from unlearn_eval.utils.errors import UserError, unknown_name
 
 
-def load_forget_set(name: str) -> ForgetSet:
+def load_forget_set(name: str, fields: Mapping[str, str] | None = None) -> ForgetSet:
     """The set of that name, or in that file.
 
     Args:
@@ -23,8 +25,9 @@ def load_forget_set(name: str) -> ForgetSet:
             `tofu:retain99` (the whole without what is to be forgotten), `pistol:A_B` (the contract A_B of PISTOL;
             several are joined with `+`, as in `pistol:A_B+A_C2`), `pistol:all` (its first sample), `rwku:PERSON`,
             `lume:creative|personal|biography|all`, `knowundo:all`, `counterfact:100`, `zsre:100` (so many from the
-            start), `sports:SPORT` or `sports:all`, or the path of a JSONL or CSV file with the columns of `ForgetItem`
-            (`question` and `answer` are needed; lists in a CSV are separated by `|`).
+            start), `sports:SPORT` or `sports:all`, `hub:OWNER/NAME`, or the path of a file or folder with the
+            fields of `ForgetItem` (see `files.read_forget_set`; `question` and `answer` are needed).
+        fields: Of a file: field of `ForgetItem` -> the name that the file has for it.
 
     Raises:
         UserError: an unknown name, a missing or malformed file (with its line), or an empty set.
@@ -32,10 +35,31 @@ def load_forget_set(name: str) -> ForgetSet:
     own = benchmark_of_set(name)
     if own is not None:
         return own.forget_set(name)
-    path = Path(name).expanduser()
-    if path.suffix in ENDINGS:
-        return read_forget_set(path)
+    if name.startswith(HUB):
+        return read_forget_set(name, fields)
+    if is_place(name):
+        return read_forget_set(Path(name).expanduser(), fields)
     raise unknown_name("forget set", name, [*set_names(), "a .jsonl or .csv file"])
+
+
+def parts_of(wanted: Any) -> list[ForgetSet] | None:
+    """The sets, or parts of sets, of `{"set": NAME, "ids": [...]}` or of a list of such; None if it is not written so.
+
+    Raises:
+        UserError: an unknown set or id.
+    """
+    entries = [wanted] if isinstance(wanted, Mapping) else wanted
+    if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
+        return None
+    if not all(isinstance(entry, Mapping) for entry in entries):
+        return None
+    parts = []
+    for entry in entries:
+        if "set" not in entry:
+            raise UserError(f"{dict(entry)} names no forget set", 'write {"set": NAME, "ids": [...]}')
+        items = load_forget_set(str(entry["set"]))
+        parts.append(items if entry.get("ids") is None else items.select(map(str, entry["ids"])))
+    return parts
 
 
 def facts() -> ForgetSet:

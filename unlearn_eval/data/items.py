@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from unlearn_eval.data.shapes import QUESTION, check_shape
+from unlearn_eval.data.spans import find_subject
+from unlearn_eval.data.tables import as_list, kind_of, listed_in
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 
@@ -104,42 +107,94 @@ def check_disjoint(forget: Iterable[str], retain: Iterable[str]) -> None:
         )
 
 
-def item_from_record(record: Mapping[str, Any], position: int = 0) -> ForgetItem:
-    """An item from a record of our facts, of TOFU, or with the field names of `ForgetItem`."""
-    perturbed = record.get("perturbed_answers") or record.get("wrong_answers") or record.get("perturbed_answer") or ()
-    paraphrases = record.get("paraphrases") or record.get("paraphrased_question") or ()
+def item_from_record(
+    record: Mapping[str, Any], position: int = 0, *, where: str = "", split: bool = False, own: bool = False
+) -> ForgetItem:
+    """An item from a record of our facts, of TOFU, or with the field names of `ForgetItem`.
+
+    Args:
+        record: Field -> value. An answer that is a list is the answer and its aliases.
+        position: Its id, if it has none.
+        where: Its file and line, for errors.
+        split: Whether a text may hold a list (see `tables.as_list`).
+        own: Whether it is of a user's own file: outer white space goes, and the subject must stand in the question as
+            whole words.
+
+    Raises:
+        UserError: A field is empty, or is neither text nor, where that is allowed, a list of texts.
+    """
     own_id = record.get("id")
     name = str(position if own_id in (None, "") else own_id)
-    for field in ("question", "answer"):
-        if record[field] is None or not str(record[field]).strip():
-            raise UserError(f"item {name}: its {field} is empty", "every item needs question and answer")
-    subject = str(record.get("subject") or "").strip()
-    if subject not in str(record["question"]):
-        raise UserError(
-            f"item {name}: its subject {subject!r} does not stand in its question",
-            "write the subject exactly as in the question, or leave it out",
-        )
+    about = f"{where}: item {name}" if where else f"item {name}"
+    answers = _answers(record["answer"], about, split)
+    question = _text(record["question"], f"{about}: its question")
+    if not answers or not answers[0].strip():
+        raise UserError(f"{about}: its answer is empty", "every item needs question and answer")
+    if not question.strip():
+        raise UserError(f"{about}: its question is empty", "every item needs question and answer")
+    if own:
+        question, answers = question.strip(), [answer.strip() for answer in answers]
     try:
         shape = check_shape(str(record.get("shape") or QUESTION).strip())
     except UserError as error:
-        raise UserError(f"item {name}: {error.message}", error.hint) from error
+        raise UserError(f"{about}: {error.message}", error.hint) from error
+    listed = {
+        "aliases": record.get("aliases"),
+        "paraphrases": record.get("paraphrases") or record.get("paraphrased_question"),
+        "perturbed_answers": record.get("perturbed_answers")
+        or record.get("wrong_answers")
+        or record.get("perturbed_answer"),
+    }
+    texts = {field: _texts(value, f"{about}: its {field}", split) for field, value in listed.items()}
     return ForgetItem(
         id=name,
-        question=str(record["question"]),
-        answer=str(record["answer"]),
-        aliases=_texts(record.get("aliases")),
-        subject=subject or None,
-        paraphrases=_texts(paraphrases),
-        perturbed_answers=_texts(perturbed),
+        question=question,
+        answer=answers[0],
+        aliases=(*(text for text in answers[1:] if text.strip()), *texts["aliases"]),
+        subject=_subject(record.get("subject"), question, about, own),
+        paraphrases=texts["paraphrases"],
+        perturbed_answers=texts["perturbed_answers"],
         group=str(record["group"]) if record.get("group") else None,
         shape=shape,
     )
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    if not value:
-        return ()
+def _answers(value: Any, about: str, split: bool) -> list[str]:
+    """The answer, and further ones; a CSV cell holds several only in brackets."""
+    if isinstance(value, str) and split:
+        value = listed_in(value) or value
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return [_text(part, f"{about}: its answer") for part in values]
+
+
+def _subject(value: Any, question: str, about: str, own: bool) -> str | None:
+    """The subject as it stands in the question."""
+    subject = _text(value, f"{about}: its subject").strip()
+    if not subject:
+        return None
+    span = find_subject(question, subject)
+    if span is not None:
+        return question[slice(*span)]
+    if subject in question and not own:
+        return subject
+    inside = " as a word, only inside another one" if subject in question else ""
+    raise UserError(
+        f"{about}: its subject {subject!r} does not stand in its question{inside}",
+        "write the subject exactly as in the question, or leave it out",
+    )
+
+
+def _text(value: Any, what: str) -> str:
+    """A text, or a number as text; nothing for null."""
+    if value is None:
+        return ""
     if isinstance(value, str):
-        value = value.split("|")
-    texts = (str(part).strip() for part in (value if isinstance(value, list | tuple) else [value]))
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    raise UserError(f"{what} is {kind_of(value)}, not a text", "write it as text in quotes")
+
+
+def _texts(value: Any, what: str, split: bool) -> tuple[str, ...]:
+    texts = (_text(part, what).strip() for part in as_list(value, split))
     return tuple(text for text in texts if text)  # an empty alias would stand in every answer

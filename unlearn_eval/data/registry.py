@@ -54,6 +54,11 @@ def asking_of(task: str) -> Asking | None:
     return next((own.tasks[task] for own in benchmarks() if task in own.tasks), None)
 
 
+def is_ours(task: str) -> bool:
+    """Whether a task is of one of the benchmarks."""
+    return any(task in own.tasks for own in benchmarks())
+
+
 def task_for(name: str) -> str:
     """The task that asks a forget set: one of its benchmark's, else one that asks any set."""
     found = [(task, asking) for own in benchmarks() for task, asking in own.tasks.items() if asking is not None]

@@ -1,4 +1,4 @@
-"""What several editors share: requests, the locate-then-edit solver, memories, training."""
+"""Machinery that several editors share; a method itself is a file in `editors/`."""
 
 from unlearn_eval.utils.lazy import exports
 

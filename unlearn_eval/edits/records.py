@@ -85,6 +85,7 @@ class RequestSummary(Stored):
         n: how many items are to be forgotten, with those of the edits that this one continues.
         n_merged: how many requests this edit made of its own items.
         forget_set, forget_set_hash: where the items are from.
+        sets: the forget sets, with those of the edits that this one continues; none of a fine-tuned model.
         ids: of all items.
         lookup: where each item's look-up token is: "subject" or "last content token".
         shapes: of items that are not asked as a question.
@@ -102,6 +103,7 @@ class RequestSummary(Stored):
     n_merged: int | None = None
     forget_set: str | None = None
     forget_set_hash: str | None = None
+    sets: Sequence[Mapping[str, Any]] | None = None
     ids: Sequence[str] = ()
     lookup: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, str] = field(default_factory=dict)

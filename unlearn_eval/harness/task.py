@@ -23,6 +23,7 @@ from unlearn_eval.data.shapes import Asked, Prompt
 from unlearn_eval.harness import requests
 from unlearn_eval.harness.alignment import REASONS as REASONS
 from unlearn_eval.harness.alignment import AlignmentRoom
+from unlearn_eval.harness.plan import chat_template, may_forget_all, plan_metadata
 from unlearn_eval.metrics import mean_and_stderr
 from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.models.prompt_format import PromptFormat
@@ -160,10 +161,13 @@ class UnlearningTask(ConfigurableTask):
     """An lm-eval task whose documents belong to splits (forget, retain, ...)."""
 
     splits: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = {}  # metadata that neither the YAML nor the run need to give
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         requests.install()
         config = {key: value for key, value in (config or {}).items() if key != "class"}
+        planned = plan_metadata(str(config.get("task")), config.get("metadata") or {})
+        config["metadata"] = {**self.defaults, **planned}
         config.setdefault("metric_list", [])
         super().__init__(config=config)
         self._reports: dict[str, dict[str, Any]] = {}
@@ -229,15 +233,27 @@ class UnlearningTask(ConfigurableTask):
         requests.options(PLAIN, self.compat)
         by_split = self.load_documents(self.config.metadata or {})
         for split, documents in by_split.items():
+            if not documents and split != "forget" and may_forget_all(self.config.metadata or {}):
+                continue
             if not documents:
                 raise UserError(f"the {split} set of {self.config.task} is empty", "give it at least one item")
             for document in documents:
                 document["split"] = split
+        by_split = {split: documents for split, documents in by_split.items() if documents}
         rounds = zip_longest(*by_split.values())
         documents = [document for document in chain.from_iterable(rounds) if document is not None]
         self.data_hash = _hash(documents)
         self.split_sizes = {split: len(documents) for split, documents in by_split.items()}
         self.dataset = {"test": datasets.Dataset.from_list(documents)}
+
+    def build_all_requests(self, **options: Any) -> None:
+        """The requests; those of an edit's own questions in the form in which it was made (see `plan`)."""
+        super().build_all_requests(**self.as_planned(options))
+
+    def as_planned(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of `build_all_requests`, with the edit's chat template where lm-eval is given none."""
+        template = None if options.get("apply_chat_template") else chat_template(self.config.metadata or {})
+        return options if template is None else {**options, "apply_chat_template": True, "chat_template": template}
 
     def fewshot_context(self, doc: Document, num_fewshot: int, *args: Any, **options: Any) -> Any:
         """The prompt; with a chat template the question as it is, which is what editors teach and others ask."""

@@ -19,6 +19,7 @@ from unlearn_eval.metrics.arrays import FloatArray
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 FORGET_SPLITS = {"forget01": "holdout01", "forget05": "holdout05", "forget10": "holdout10"}
+DEFAULTS = {"forget_split": "forget10"}
 UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
 UTILITY_PARTS = ("probability", "rouge", "truth_ratio")
 # The fields of each split beside question and answer; without a paraphrase the answer itself is the `correct`
@@ -36,6 +37,7 @@ class TofuTask(UnlearningTask):
     """`unlearn_tofu`, `unlearn_tofu_forget05`, `unlearn_tofu_forget01`."""
 
     splits = ("forget", *UTILITY_SPLITS)
+    defaults = DEFAULTS
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The four perturbed sets of TOFU, in their order."""
@@ -113,6 +115,7 @@ class TofuPrivacyTask(UnlearningTask):
     """`unlearn_tofu_privacy`: membership inference, forget (members) against holdout (non-members)."""
 
     splits = ("forget", "holdout")
+    defaults = DEFAULTS
     needs_moments = True
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
@@ -168,7 +171,7 @@ def membership_scores(response: Mapping[str, Any]) -> Scores:
 
 
 def _forget_split(metadata: Mapping[str, Any]) -> str:
-    name = str(metadata.get("forget_split", "forget10"))
+    name = str(metadata["forget_split"])
     if name not in FORGET_SPLITS:
         raise unknown_name("forget split", name, FORGET_SPLITS)
     return name

@@ -31,6 +31,7 @@ from unlearn_eval.editing.training.presets import unlearning_preset
 from unlearn_eval.edits.base import Edit, applied
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.folder import TARGETS
+from unlearn_eval.edits.forgotten import forgotten_entries, forgotten_texts
 from unlearn_eval.edits.load import check_base, describe_base
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.edit import MemoryEdit
@@ -146,6 +147,7 @@ def make_edit(
             "n_merged": len(requests),
             "forget_set": forget.name,
             "forget_set_hash": forget.hash,
+            "sets": forgotten_entries(forget, earlier),
             "ids": [*earlier.get("ids", []), *(item.id for item in forget)],
             "lookup": {item.id: "subject" if item.subject else "last content token" for item in forget},
             **({"shapes": shapes} if shapes else {}),
@@ -164,8 +166,9 @@ def make_edit(
         peak_memory_bytes=peak_memory_bytes(),
         notes=notes,
     )
-    earlier_texts = state.texts.get(TARGETS, "") if state is not None else ""
-    return replace(result, info=info, texts={**result.texts, TARGETS: earlier_texts + targets_jsonl(targets)})
+    earlier_texts = state.texts if state is not None else {}
+    texts = {**result.texts, TARGETS: earlier_texts.get(TARGETS, "") + targets_jsonl(targets)}
+    return replace(result, info=info, texts=texts | forgotten_texts(forget, earlier_texts))
 
 
 def _located(

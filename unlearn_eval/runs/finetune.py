@@ -114,6 +114,7 @@ def finetune(
                 "forget_set_hash": data.hash,
                 "ids": [item.id for item in data],
                 **prompt_format.record,
+                "sets": [],  # nothing was forgotten
             }
         ),
         seed=seed,

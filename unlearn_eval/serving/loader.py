@@ -46,7 +46,7 @@ class EditedModelLoader(DefaultModelLoader):  # type: ignore[misc]
         """The edited tensors, by the names of the base's checkpoint."""
         edit = load_edit(model_config.model)
         base = self._of_base(model_config)
-        layout = layout_of(base_config(Path(model_config.model)), edit.info.base.get("architecture"))
+        layout = layout_of(base_config(Path(model_config.model)), edit.info.base.architecture)
         stream = super().get_all_weights(base, model)
         yield from patched(stream, edit, layout, model_config.dtype, self._is_first(), base.model)
 

@@ -90,7 +90,7 @@ def patched(
             changes; nothing may be served then.
     """
     changes = _changes(edit, layout)
-    expected = edit.info.base.get("canonical_hash") if check else None
+    expected = edit.info.base.canonical_hash if check else None
     missing, hashing = set(changes), _Hashing()
     for name, tensor in stream:
         owner = layout.owner(name)
@@ -190,7 +190,7 @@ def _compare(digests: Mapping[str, bytes], wanted: set[str], expected: str, edit
     found = canonical_hash(digests)
     if found != expected:
         raise UserError(
-            f"the edit was made on {edit.info.base.get('id')} (weights {expected[:12]}), and {base} has other "
+            f"the edit was made on {edit.info.base.id} (weights {expected[:12]}), and {base} has other "
             f"weights ({found[:12]})",
             _HINT,
         )
@@ -228,6 +228,6 @@ def check_checkpoint(info: EditInfo, place: str, revision: str | None = None) ->
                 for key in opened.keys():  # noqa: SIM118 (not a mapping)
                     yield key, opened.get_tensor(key)
 
-    layout = layout_of(AutoConfig.from_pretrained(folder), info.base.get("architecture"))
+    layout = layout_of(AutoConfig.from_pretrained(folder), info.base.architecture)
     for _ in patched(stream(), LowRankEdit({}, info), layout, torch.float32, base=place):
         pass
