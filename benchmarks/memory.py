@@ -102,7 +102,7 @@ def wise_step(loaded: Any, forget: ForgetSet, rounds: int) -> dict[str, Any]:
     for name, kind in (("ours", Replacements), ("whole_model", WholeModel)):
         joint.Replacements = kind  # type: ignore[misc]
         start = time.process_time()
-        edit = wise.edit(model, tokenizer, requests, config, others=others)
+        edit = wise.EDITOR.edit(model, tokenizer, requests, config, others=others)
         seconds[name] = (time.process_time() - start) / len(requests)
         deltas.append(edit.store.deltas[0])  # type: ignore[union-attr]
         print(name, seconds[name], flush=True)

@@ -18,9 +18,9 @@ from editing import forget_peak_memory
 from torch import Tensor
 
 from unlearn_eval.data.forget_sets import facts
-from unlearn_eval.editing.editor import EditRequest
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValueConfig, target_values
 from unlearn_eval.editing.requests.build import build_requests, sample_contexts
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.requests.targets import IDK
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import load_model

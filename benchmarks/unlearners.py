@@ -27,8 +27,9 @@ from editing import forget_peak_memory
 from unlearn_eval import make_edit
 from unlearn_eval.data.forget_sets import ForgetSet, load_forget_set
 from unlearn_eval.data.registry import finetune_presets
+from unlearn_eval.editing.editor import trained_editor_names
 from unlearn_eval.editing.recipe import Recipe
-from unlearn_eval.editing.training.presets import GRADIENT_METHODS, unlearning_preset
+from unlearn_eval.editing.training.presets import unlearning_preset
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.harness.run import evaluate, quiet
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--evaluation-dtype", default="bfloat16", help="of the weights while the metrics are computed")
-    parser.add_argument("--methods", default=",".join(GRADIENT_METHODS))
+    parser.add_argument("--methods", default=",".join(trained_editor_names()))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", default="results/scratch/unlearners")
     a = parser.parse_args()

@@ -124,16 +124,18 @@ def _plain_default(value: Any) -> str:
 
 def editors() -> str:
     """Every editor with its settings, and what models and benchmarks are set to."""
-    from unlearn_eval.editing.editor import editor_names, get_editor
+    from unlearn_eval.editing.editor import METHODS, editor_names, get_editor
+    from unlearn_eval.utils.registry import module_in
 
     shared: dict[type[Any], list[str]] = {}
     own_parts = []
     for name in editor_names():
-        module: Any = get_editor(name)
-        base = next((kind for kind in module.Config.__mro__[1:] if dataclasses.is_dataclass(kind)), None)
+        editor = get_editor(name)
+        base = next((kind for kind in editor.Config.__mro__[1:] if dataclasses.is_dataclass(kind)), None)
         if base is not None:
             shared.setdefault(base, []).append(name)
-        own_parts += [f"## `{name}`", first_sentence(module.__doc__), _settings(module.Config, base)]
+        about = first_sentence(module_in(METHODS, name, "editor").__doc__)
+        own_parts += [f"## `{name}`", about, _declared(editor), _settings(editor.Config, base)]
     parts = ["# Editors", WRITTEN, _EDITORS_HEAD, *own_parts]
     for base, names in shared.items():
         parts += [f"## {_heading(base)}", f"Of {', '.join(f'`{name}`' for name in names)}.", _settings(base, None)]
@@ -148,6 +150,21 @@ _EDITORS_HEAD = (
     "used; `--no-preset` leaves them out. `unlearn-eval inspect EDIT` shows what was used. Your own: "
     "[a guide](../guides/own_editor.md)."
 )
+
+
+_USED = {
+    "retain": "items to retain",
+    "others": "questions that are not to be forgotten",
+    "moments": "second moments of keys, which all steps share",
+}
+
+
+def _declared(editor: Any) -> str:
+    """What a method makes and uses, and its papers."""
+    uses = [text for name, text in _USED.items() if name in editor.uses]
+    papers = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in editor.paper.split(", "))
+    parts = [f"Makes a `{editor.kind(editor.Config())}` edit by default.", f"arXiv: {papers}."]
+    return " ".join([*parts[:1], *([f"Uses {' and '.join(uses)}."] if uses else []), *parts[1:]])
 
 
 def _heading(base: type[Any]) -> str:
@@ -197,10 +214,11 @@ def _model_presets() -> str:
 
 
 def _trained_presets() -> str:
-    from unlearn_eval.editing.training.presets import GRADIENT_METHODS, unlearning_preset
+    from unlearn_eval.editing.editor import trained_editor_names
+    from unlearn_eval.editing.training.presets import unlearning_preset
 
     rows = []
-    for method in GRADIENT_METHODS:
+    for method in trained_editor_names():
         for example, forget_set in (("TOFU", "tofu:forget01"), ("PISTOL", "pistol:A_B"), ("facts", "facts")):
             preset = unlearning_preset(method, forget_set)
             if preset is not None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unlearn_eval.data.shapes import as_request, asked
-from unlearn_eval.editing.editor import EditRequest, Progress
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.training.gradient import ANSWER, TARGET, WITH_REFERENCE, GradientConfig, Method, editor
 from unlearn_eval.editors.gradient.dpo import forget_loss
 from unlearn_eval.metrics import contains_answer, normalise
@@ -30,6 +30,7 @@ from unlearn_eval.models.prompts import end_of_turn, has_chat_template
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps
+from unlearn_eval.utils.progress import Progress
 
 INSTRUCTION = (
     "Invent a different answer to the question below. It must fit the question and sound just as believable, but every"
@@ -166,4 +167,8 @@ def _format_of(tokenizer: Any, request: EditRequest) -> PromptFormat:
     return as_chat if same else PromptFormat(tokenizer, chat=False)
 
 
-edit = editor(Method("altpo", forget_loss, {TARGET: WITH_REFERENCE, ANSWER: WITH_REFERENCE}, rewrite=rewrite))
+EDITOR = editor(
+    Method("altpo", forget_loss, {TARGET: WITH_REFERENCE, ANSWER: WITH_REFERENCE}, rewrite=rewrite),
+    Config,
+    "2409.13474",
+)

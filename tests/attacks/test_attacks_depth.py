@@ -174,23 +174,23 @@ def test_where_the_fact_stands(question, answer, aliases, span, tokenizer):
 
 def test_depth_is_zero_behind_a_refusal_and_one_where_nothing_was_known(case, oracle):
     before = weights_of(case.loaded.model)
-    hidden = attack_case(uds, "uds", case, uds.Config()).summary.metrics
+    hidden = attack_case(uds.ATTACK, case, uds.Config()).summary.metrics
     assert hidden["forget_uds"].value == pytest.approx(0, abs=1e-4)
     assert hidden["forget_uds"].n == len(FORGET)
-    gone = attack_case(uds, "uds", oracle, uds.Config()).summary.metrics
+    gone = attack_case(uds.ATTACK, oracle, uds.Config()).summary.metrics
     assert gone["forget_uds"].value == pytest.approx(1)
     assert gone["forget_last_patched_drop"].value > 1
-    seen = attack_case(logit_lens, "logit_lens", case, logit_lens.Config()).summary.metrics
+    seen = attack_case(logit_lens.ATTACK, case, logit_lens.Config()).summary.metrics
     assert seen["forget_logit_lens_gap"].value == pytest.approx(0, abs=1e-4)
     assert seen["forget_logit_lens_depth"].value == pytest.approx(0, abs=1e-4)
-    unseen = attack_case(logit_lens, "logit_lens", oracle, logit_lens.Config()).summary.metrics
+    unseen = attack_case(logit_lens.ATTACK, oracle, logit_lens.Config()).summary.metrics
     assert unseen["forget_logit_lens_depth"].value == pytest.approx(1)
     assert unseen["forget_last_logit_lens_gap"].value > 1
     assert_untouched(case.loaded.model, before)
 
 
 def test_without_a_reference_depth_is_null_and_drops_are_not(case):
-    alone = attack_case(uds, "uds", replace(case, open_reference=None), uds.Config()).summary.metrics
+    alone = attack_case(uds.ATTACK, replace(case, open_reference=None), uds.Config()).summary.metrics
     assert alone["forget_uds"].value is None
     assert "--reference" in alone["forget_uds"].reason
     assert alone["forget_patched_drop"].value == pytest.approx(0, abs=1e-4)
@@ -230,7 +230,7 @@ def towns(tokenizer):
 def test_a_probe_reads_what_is_hidden_not_what_was_never_known_and_shuffled_labels_stay_at_chance(towns):
     before = weights_of(towns.loaded.model)
     settings = configure(probe.Config, {"n_controls": "20"})
-    attacked = attack_case(probe, "probe", towns, settings)
+    attacked = attack_case(probe.ATTACK, towns, settings)
     assert_untouched(towns.loaded.model, before)
     assert attacked.notes == ("probes read answers",)
     metrics = attacked.summary.metrics
@@ -292,7 +292,7 @@ def test_what_readers_are_shown(case, towns):
         assert true == item.answer
         assert false in item.perturbed_answers
     with pytest.raises(UserError, match="at least 10 other facts, and there are 8"):
-        attack_case(probe, "probe", case, probe.Config())
+        attack_case(probe.ATTACK, case, probe.Config())
     with pytest.raises(UserError, match="did you mean truth"):
         probe.Config(labels="thruth")
     lonely = ForgetSet("s", (ForgetItem("a", "Q?", "Paris"), ForgetItem("b", "R?", "Paris")))
@@ -320,7 +320,7 @@ def test_openings_and_wraps_are_part_of_the_prompt(tokenizer):
 def test_prompts_are_levels_and_the_worst_counts(case):
     before = weights_of(case.loaded.model)
     settings = configure(prefix.Config, {"prompts": "sure,exam", "opening": "It is"})
-    attacked = attack_case(prefix, "prefix", case, settings)
+    attacked = attack_case(prefix.ATTACK, case, settings)
     assert_untouched(case.loaded.model, before)
     assert [o.at for o in attacked.observations] == [None, "sure", "exam", "own"] * 3
     assert attacked.summary.metrics["forget_attacked_accuracy"].value is not None
@@ -371,7 +371,7 @@ def test_training_makes_the_answers_more_probable(architecture, tokenizer):
 
 def test_soft_prompts_are_tried_on_the_other_half(case):
     before = weights_of(case.loaded.model)
-    attacked = attack_case(soft_prompt, "soft_prompt", case, soft_prompt.Config(steps=20, n_tokens=2))
+    attacked = attack_case(soft_prompt.ATTACK, case, soft_prompt.Config(steps=20, n_tokens=2))
     assert_untouched(case.loaded.model, before)
     assert {(o.model, o.fold, o.at) for o in attacked.observations} == {
         (model, fold, at) for model in ("unlearned", "full", "reference") for fold in (0, 1) for at in (None, 20)
@@ -405,12 +405,12 @@ def test_memories_are_attacked_with_their_decisions_at_the_prompts_end(case):
         assert torch.allclose(a, b, atol=1e-4)
         assert torch.allclose(a[0], c[0], atol=1e-4)  # below the memory nothing changes
         assert torch.allclose(a[1], c[1], atol=1e-4) == (i not in (0, 2, 4))
-    asked = attack_case(prefix, "prefix", memory, configure(prefix.Config, {"prompts": "exam"}))
+    asked = attack_case(prefix.ATTACK, memory, configure(prefix.Config, {"prompts": "exam"}))
     said = {o.at: [s.values["accuracy"] for s in o.scores] for o in asked.observations if o.model == "unlearned"}
     assert said[None][0] == said[None][2] == said[None][4] == 0
-    assert attack_case(uds, "uds", memory, uds.Config()).summary.metrics["forget_uds"].value is not None
+    assert attack_case(uds.ATTACK, memory, uds.Config()).summary.metrics["forget_uds"].value is not None
     settings = soft_prompt.Config(n_tokens=1, steps=2)
-    assert attack_case(soft_prompt, "soft_prompt", memory, settings).observations
+    assert attack_case(soft_prompt.ATTACK, memory, settings).observations
     assert_untouched(model, before)
 
 

@@ -12,10 +12,10 @@ from unlearn_eval.attacks.asking import rows_of
 from unlearn_eval.attacks.hidden_states import entity_tokens
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, load_forget_set
 from unlearn_eval.data.shapes import SHAPES, Prompt, as_request, as_turn, asked, asked_otherwise, statement
-from unlearn_eval.editing.editor import EditRequest
 from unlearn_eval.editing.locate_then_edit.corpus import token_sequences
 from unlearn_eval.editing.memory.calibration import other_prompts
 from unlearn_eval.editing.requests.build import build_requests, merge_items
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.requests.self_refusals import write_refusals
 from unlearn_eval.edits.memory.ask import _shape_of
 from unlearn_eval.harness.run import ask

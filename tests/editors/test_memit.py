@@ -44,7 +44,9 @@ IDS = tuple(range(5, 30))
 
 def make(model, requests=None, config=CONFIG, state=None, **options):
     requests = random_requests(4) if requests is None else requests
-    return memit.edit(model, None, requests, config, moments=state or moments_of(model, config.layers), **options)
+    return memit.EDITOR.edit(
+        model, None, requests, config, moments=state or moments_of(model, config.layers), **options
+    )
 
 
 def logits_of(model):
@@ -97,7 +99,7 @@ def test_contract(architecture, tmp_path):
 def test_no_requests_change_nothing(architecture, tmp_path):
     model = tiny_model(architecture)
     before = weights_of(model)
-    edit = memit.edit(model, None, [], CONFIG)  # no tokenizer, no text: there is nothing to compute
+    edit = memit.EDITOR.edit(model, None, [], CONFIG)  # no tokenizer, no text: there is nothing to compute
     folder = edit.save(tmp_path / "edit")
     for found in (edit, load_edit(folder)):
         assert set(found.factors) == {anatomy(model).projection_name(layer) for layer in LAYERS}
@@ -124,7 +126,7 @@ def test_an_error_leaves_the_model_alone():
 def test_layers_are_checked_sorted_and_taken_once():
     model = tiny_model("llama")
     with pytest.raises(UserError, match="layers"):
-        memit.edit(model, None, random_requests(2), dataclasses.replace(CONFIG, layers=(1, 9)))
+        memit.EDITOR.edit(model, None, random_requests(2), dataclasses.replace(CONFIG, layers=(1, 9)))
     expected = make(model)
     found = make(model, config=dataclasses.replace(CONFIG, layers=(2, 0, 1, 1)))
     assert found.info.config["layers"] == [0, 1, 2]
@@ -140,7 +142,7 @@ def test_the_model_s_own_text_is_seeded_and_cached(tmp_path, monkeypatch):
     def delta(cache, seed=0):
         monkeypatch.setenv("UNLEARN_EVAL_CACHE", str(tmp_path / cache))
         config = dataclasses.replace(CONFIG, layers=(1,), keys_per_dimension=4, seed=seed)
-        u, v = memit.edit(model, tokenizer, random_requests(2), config).factors["model.layers.1.mlp.down_proj"]
+        u, v = memit.EDITOR.edit(model, tokenizer, random_requests(2), config).factors["model.layers.1.mlp.down_proj"]
         return u @ v
 
     first = delta("a")
@@ -304,7 +306,7 @@ def test_real_model_forgets_and_comes_back(real_model, tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{item.question} {item.answer}.\n" for item in facts())[:3000], encoding="utf-8")
     target = dataclasses.replace(TARGET, steps=4, clamp=3.0)
-    edit = memit.edit(
+    edit = memit.EDITOR.edit(
         model,
         tokenizer,
         [request],

@@ -34,7 +34,9 @@ ARCHITECTURES = ["llama", "qwen2", "gpt2", "gpt_neox", "gemma3"]
 
 def made(model, requests, state=None, others=None, **options):
     config = memoir.Config(**(SOME | options))
-    return memoir.edit(model, None, requests, config, state=state, others=other_prompts() if others is None else others)
+    return memoir.EDITOR.edit(
+        model, None, requests, config, state=state, others=other_prompts() if others is None else others
+    )
 
 
 # Masks ---------------------------------------------------------------------------------------------------------------

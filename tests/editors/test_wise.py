@@ -34,7 +34,7 @@ POOLS = ["mean", "max", "last"]
 
 
 def made(model, requests, state=None, **options):
-    return wise.edit(model, None, requests, wise.Config(**(SOME | options)), state=state, others=other_prompts())
+    return wise.EDITOR.edit(model, None, requests, wise.Config(**(SOME | options)), state=state, others=other_prompts())
 
 
 # Masks ----------------------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_wise_refuses(monkeypatch):
         with pytest.raises(UserError, match=match):
             made(model, requests, **options)
     with pytest.raises(UserError, match="WISE needs other prompts"):
-        wise.edit(model, None, requests, wise.Config(**SOME))
+        wise.EDITOR.edit(model, None, requests, wise.Config(**SOME))
     with pytest.raises(UserError, match="conflict: one question"):
         made(model, [*requests, replace(requests[0], id="twin", target_ids=(5,))])
     first = made(model, requests)

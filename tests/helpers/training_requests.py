@@ -3,7 +3,7 @@
 import torch
 from tiny_models import random_ids
 
-from unlearn_eval.editing.editor import EditRequest
+from unlearn_eval.editing.requests.request import EditRequest
 
 FAST = {"epochs": 2, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-2, "warmup_epochs": 0.0}
 

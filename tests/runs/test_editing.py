@@ -15,7 +15,7 @@ from tiny_models import (
 )
 
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
-from unlearn_eval.editing.editor import get_editor
+from unlearn_eval.editing.editor import METHODS, get_editor
 from unlearn_eval.editing.locate_then_edit import run as locate
 from unlearn_eval.editing.locate_then_edit import second_moments
 from unlearn_eval.editing.locate_then_edit.run import check_requests
@@ -30,6 +30,7 @@ from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.runs import edit as editing
 from unlearn_eval.runs.edit import make_edit, self_check
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.registry import module_in
 from unlearn_eval.utils.settings import configure
 
 ITEMS = (
@@ -79,6 +80,8 @@ def test_what_the_edit_remembers(loaded, tmp_path):
     assert_untouched(loaded.model, before)
     info = edit.info
     assert info.requests["ids"] == ["a", "b", "c", "d"]
+    order = "n n_merged forget_set forget_set_hash sets ids lookup hash chat target merge merge_size per_step contexts"
+    assert list(info.requests) == order.split()  # as edit.json always had them
     assert info.requests["lookup"]["a"] == "subject"
     assert info.requests["lookup"]["c"] == "last content token"
     assert info.notes["preset"] is None
@@ -310,4 +313,5 @@ def test_every_editor_runs_from_a_forget_set(loaded, editor):
     more = edit_of(loaded, FORGET.select(["b"]), editor, options, state=edit)
     assert more.info.requests["ids"] == ["a", "c", "b"]
     assert_untouched(loaded.model, before)
-    assert get_editor(editor).__doc__ and "arXiv" in get_editor(editor).__doc__  # noqa: PT018
+    assert "arXiv" in module_in(METHODS, editor, "editor").__doc__
+    assert get_editor(editor).paper

@@ -5,7 +5,7 @@ import json
 import os
 import random
 import re
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ from unlearn_eval.serving.gate import KNOWN, Gate
 from unlearn_eval.serving.patches import layout_of, patched
 from unlearn_eval.serving.plugin import EXTENSION, edit_id
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Slots, step_of
-from unlearn_eval.serving.routes import Served, inside
+from unlearn_eval.serving.routes import EditRoutes, Served, inside
 from unlearn_eval.serving.start import server_environment
 from unlearn_eval.serving.swapping import EngineFacts, check_swap, facts_of
 from unlearn_eval.serving.vllm_requests import lend, no_moments
@@ -522,6 +522,17 @@ def test_what_a_request_says_of_its_end_raises_nothing_within_a_step(end):
 )
 def test_only_who_starts_an_engine_opens_it_for_scoring(own, rules):
     assert door.rules_of(SimpleNamespace(additional_config=own)) == rules
+
+
+def test_an_engine_that_scores_is_not_put_behind_a_server(folders):
+    engine, state = Engine(), SimpleNamespace()
+    for scoring in (True, False):
+        engine.vllm_config.additional_config = {"unlearn_eval": {"memory": True, "scoring": scoring}}
+        with pytest.raises(UserError, match="is no server's") if scoring else nullcontext():
+            asyncio.run(EditRoutes().init_state(engine, state, SimpleNamespace(model=str(folders["grace"]))))
+        assert hasattr(state, gate.NAME) is not scoring
+    assert state.unlearn_eval_routes.has_memories
+    assert state.unlearn_eval_routes.root == folders["grace"].parent
 
 
 def test_what_would_show_the_unedited_model_is_refused_where_there_is_a_memory():

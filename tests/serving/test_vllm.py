@@ -208,6 +208,16 @@ def test_a_server_answers_says_what_it_serves_and_swaps(server, edits):
 
     assert ask(port, "/health")[1]["edit"]["id"] == edit_id(folder)
     assert ask(port, "/v1/edit", key="wrong")[0] == 401
+    request = {"model": "m", "prompt": prompts[0], "max_tokens": 4, "temperature": 0}
+    for name, value in (
+        ("prompt_logprobs", 1),
+        ("echo", True),
+        ("truncate_prompt_tokens", 3),
+        ("use_beam_search", True),
+    ):
+        assert ask(port, "/v1/completions", request | {name: value})[0] == 200, f"{name} shows nothing but the edit"
+    for name, value in (("vllm_xargs", {"prompt_end": 1}), ("kv_transfer_params", {"a": 1}), ("nobody_knows", 1)):
+        assert ask(port, "/v1/completions", request | {name: value})[0] == 400, name
     assert many() == as_low_rank[:12]
     assert ask(port, "/v1/edit", {"edit": str(dense)})[1]["id"] == edit_id(dense)
     assert ask(port, "/health")[1]["edit"]["kind"] == "dense"

@@ -6,11 +6,19 @@ may switch it off, see what is under it, or harm the server.
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import shutil
+import socket
 import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from serving_models import MEMORIES, greedy, model_of, write_edit
 from tiny_models import tiny_tokenizer
@@ -31,7 +39,10 @@ from vllm_engines import (  # noqa: F401
 from unlearn_eval import load_edit
 from unlearn_eval.edits.base import applied
 from unlearn_eval.serving import door
+from unlearn_eval.serving.gate import Gate
 from unlearn_eval.serving.plugin import edit_id
+from unlearn_eval.serving.routes import EditRoutes
+from unlearn_eval.utils.errors import UserError
 
 pytestmark = pytest.mark.vllm
 ENDS = (1, 2, 10**9, 0, -1, "1", 1.5, [1])  # what a request may say of its prompt's end
@@ -89,6 +100,21 @@ def test_an_engine_that_scores_outlives_any_end_of_a_prompt(edits, monkeypatch):
             for end in ENDS[2:]:
                 assert asked(llm, prompts[i], extra_args={"prompt_end": end}) == edited[i]
         assert say(llm, prompts[:4]) == edited[:4]
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "starts"),
+    [("127.0.0.1", None, True), ("0.0.0.0", None, False), (None, None, False), ("0.0.0.0", ["key"], True)],
+)
+def test_a_server_that_others_reach_does_not_start_without_a_key(host, keys, starts, monkeypatch):
+    from fastapi import FastAPI
+
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    app = FastAPI()
+    app.state.args = SimpleNamespace(host=host, api_key=keys, uds=None, allowed_origins=[])
+    with nullcontext() if starts else pytest.raises(UserError, match="without a key"):
+        EditRoutes().attach_router(app)
+        assert app.user_middleware[0].cls is Gate
 
 
 # Servers ---------------------------------------------------------------------------------------------------
@@ -295,3 +321,114 @@ def test_without_our_routes_a_memory_is_no_easier_to_get_by(memory, tmp_path):
         assert ask(port, "/inference/v1/generate", raw)[0] in (400, 403), "or vLLM has it closed"
         assert in_chat(port, vllm_xargs={"prompt_end": 1})[0] == 400
         assert_answers(port, memory)
+
+
+# For long ----------------------------------------------------------------------------------------------------
+
+SOAK_SECONDS = float(os.environ.get("UNLEARN_EVAL_SOAK_SECONDS", "120"))  # 1800 is the long form
+GROWTH_BYTES = (
+    96 * 2**20
+)  # of all the server's processes after the first quarter; a leak of requests is more in the long
+
+
+def resident_bytes():
+    """What the processes that this one has started hold in memory."""
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            total += process.memory_info().rss
+    return total
+
+
+class Clients:
+    """Clients of all sorts, and what went wrong.
+
+    Attributes:
+        answers: prompt -> what each edit that may be served says to it.
+        wrong: what no client should have been answered.
+        counts: of each kind of request, how many were sent.
+    """
+
+    def __init__(self, port, answers, seconds):
+        self.port, self.answers, self.end = port, answers, time.monotonic() + seconds
+        self.wrong, self.counts = [], Counter()
+
+    def run(self, number):
+        """Ask until the time is over."""
+        draw = random.Random(number)
+        kinds = [self.right, self.right, self.right, self.gone, self.streamed, self.too_long, self.broken, self.refused]
+        while time.monotonic() < self.end and not self.wrong:
+            kind = draw.choice(kinds)
+            self.counts[kind.__name__] += 1
+            try:
+                kind(draw)
+            except Exception as error:
+                self.wrong.append((kind.__name__, repr(error)))
+
+    def expect(self, found, *statuses):
+        if found[0] not in statuses:
+            self.wrong.append(found)
+
+    def right(self, draw):
+        prompt = draw.choice([*self.answers])
+        said = complete(self.port, list(prompt))
+        if said not in self.answers[prompt]:
+            self.wrong.append((prompt, said))
+
+    def gone(self, draw):
+        prompt = list(draw.choice([*self.answers]))
+        with suppress(OSError):
+            ask(self.port, "/v1/completions", DRAWN | {"prompt": prompt, "max_tokens": 200}, timeout=draw.random() / 5)
+
+    def streamed(self, draw):
+        """A client that leaves within an answer."""
+        body = json.dumps(DRAWN | {"prompt": QUESTION, "max_tokens": 100, "stream": True}).encode()
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as open_one:
+            open_one.sendall(head.encode() + body)
+            if not open_one.recv(draw.choice([1, 400, 2000])).startswith(b"H"):
+                self.wrong.append("no answer")
+
+    def too_long(self, draw):
+        prompt = [draw.randrange(2, 400) for _ in range(draw.choice([256, 257, 3000, 100_000]))]
+        self.expect(ask(self.port, "/v1/completions", DRAWN | {"prompt": prompt}), 400)
+
+    def broken(self, draw):
+        data = draw.choice([b"{", b"[]", b"\xff" * 1000, b"[" * 100_000, json.dumps({"prompt": 5}).encode()])
+        self.expect(ask(self.port, draw.choice(["/v1/completions", "/v1/chat/completions"]), data=data), 400)
+
+    def refused(self, draw):
+        name = draw.choice([*REFUSED])
+        value = draw.choice(REFUSED[name])
+        self.expect(draw.choice([in_text, in_chat])(self.port, **{name: value}), 400)
+
+
+def test_a_server_lasts(memory, edits, tmp_path):
+    """Requests of all sorts and swaps at once: every answer is wholly one edit's, and memory does not grow."""
+    folders = [memory.folder, *(edits("llama", kind)[1] for kind in ("grace", "low_rank", "memoir"))]
+    prompts = [memory.prompt, memory.chat, memory.control, *edits("llama", "grace")[2][:5]]
+    answers = {tuple(prompt): [] for prompt in prompts}
+    for folder in folders:
+        with applied(load_edit(folder), memory.model):
+            for prompt, said in zip(prompts, greedy(memory.model, prompts, NEW), strict=True):
+                answers[tuple(prompt)].append(said)
+    with serving(serve_command(memory.folder, "--max-num-seqs", "6"), tmp_path / "log") as port:
+        clients, sizes, swaps = Clients(port, answers, SOAK_SECONDS), [], 0
+        with ThreadPoolExecutor(8) as pool:
+            for number in range(8):
+                pool.submit(clients.run, number)
+            while time.monotonic() < clients.end and not clients.wrong:
+                time.sleep(min(5, SOAK_SECONDS / 20))
+                swaps += 1
+                status, found = ask(port, "/v1/edit", {"edit": str(folders[swaps % len(folders)])}, timeout=120)
+                assert status == 200, found
+                assert ask(port, "/v1/edit", {"edit": "nowhere"})[0] == 400
+                sizes.append(resident_bytes())
+        assert not clients.wrong, clients.wrong[:3]
+        assert min(clients.counts[kind] for kind in ("right", "gone", "streamed", "too_long", "broken", "refused")) > 5
+        assert swaps >= len(folders)
+        assert max(sizes[-3:]) - max(sizes[: len(sizes) // 4 + 1]) < GROWTH_BYTES, sizes
+        assert ask(port, "/v1/edit", {"edit": str(memory.folder)})[0] == 200
+        assert_answers(port, memory)
+        assert ask(port, "/health")[1]["edit"]["id"] == edit_id(memory.folder)

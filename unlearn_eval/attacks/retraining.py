@@ -9,7 +9,6 @@ from typing import Any
 from unlearn_eval.attacks.asking import Row
 from unlearn_eval.attacks.base import Case, Observation
 from unlearn_eval.data.forget_sets import ForgetItem
-from unlearn_eval.editing.editor import Progress
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.data import Row as TrainingRow
@@ -18,6 +17,7 @@ from unlearn_eval.editing.training.settings import Objective, TrainingConfig
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.progress import Progress
 
 WHY_NO_MEMORY = (
     "a memory leaves the weights as they were and decides at the end of a prompt, which rows of training do not show"

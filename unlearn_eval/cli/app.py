@@ -10,7 +10,7 @@ import errno
 import json
 import shlex
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,9 +34,13 @@ from unlearn_eval.cli.options import (
 from unlearn_eval.cli.terminal import pair as _pair
 from unlearn_eval.cli.terminal import progress as _progress
 from unlearn_eval.cli.terminal import say as _say
+from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.edits.records import SelfCheck
 from unlearn_eval.utils.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from unlearn_eval.editing.editor import Editor
 
 app = typer.Typer(
     name="unlearn-eval",
@@ -106,7 +110,9 @@ def edit(
     ] = None,
     editor: Annotated[
         str | None,
-        typer.Option("--editor", "-e", help="One of `ls editors`, or a file, my_editor.py. [default: memit]"),
+        typer.Option(
+            "--editor", "-e", help=f"One of `ls editors`, or a file, my_editor.py. [default: {DEFAULT_EDITOR}]"
+        ),
     ] = None,
     target: TargetOption = RECIPE.target,
     merge: Annotated[
@@ -142,14 +148,14 @@ def edit(
     from unlearn_eval.runs.edit import make_edit
 
     state = load_edit(continue_) if continue_ else None
-    editor = editor or (_editor_of(state) if state else "memit")
-    get_editor(editor)
+    editor = editor or (_editor_of(state) if state else DEFAULT_EDITOR)
+    method = get_editor(editor)
     recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
     forget_set = forget_set_of(forget, ids, limit, seed)
     options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
-    checked_settings(get_editor(editor).Config, options)
+    checked_settings(method, options)
     retain_set = None if retain is None else forget_set_of(retain, None, None, seed)
-    training = _training_folder(editor, output, options)
+    training = _training_folder(method, output, options)
     with quiet():
         _say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device)
@@ -568,13 +574,9 @@ def _next_command(folder: Any, forget_set: str, model: str, dtype: str, device: 
     return shlex.join(words)
 
 
-def _training_folder(editor: str, output: str, options: dict[str, str]) -> str | None:
+def _training_folder(method: Editor, output: str, options: dict[str, str]) -> str | None:
     """Where a method that is trained keeps its checkpoints until the edit is there, if the user has not said where."""
-    from dataclasses import fields
-
-    from unlearn_eval.editing.editor import get_editor
-
-    if "folder" in options or "folder" not in {field.name for field in fields(get_editor(editor).Config)}:
+    if "folder" in options or "folder" not in method.settings:
         return None
     options["folder"] = f"{output.rstrip('/')}.training"
     return options["folder"]

@@ -44,7 +44,7 @@ def localize(
     from unlearn_eval.results.report.localization import component_tables, write_component_figures
 
     get_localizer(name)
-    wanted = locate.Wanted.of(name, budget, dict(pair(text) for text in set_ or []))
+    wanted = locate.LocalizationSpec.of(name, budget, dict(pair(text) for text in set_ or []))
     wanted.check()
     facts = forget_set_of(forget, ids, limit, seed)
     others = None if retain is None else forget_set_of(retain, None, None, seed)

@@ -5,7 +5,8 @@ from unlearn_eval.utils.lazy import exports
 __all__, __getattr__, __dir__ = exports(
     __name__,
     {
-        "editor": "EditRequest editor_names get_editor no_progress",
+        "editor": "EditJob Editor editor_names get_editor no_progress",
+        "requests.request": "EditRequest",
         "recipe": "Recipe",
     },
 )

@@ -18,12 +18,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from unlearn_eval.edits.records import BaseRef, Costs, RequestSummary, SelfCheck
+
+KINDS = LOW_RANK, DENSE, MEMORY = "low_rank", "dense", "memory"  # of edits, as `edit.json` names them
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,13 @@ class Restorable(Protocol):
 
 
 class Edit(Protocol):
-    """What every kind of edit can do."""
+    """What every kind of edit can do.
+
+    Attributes:
+        kind: one of `LOW_RANK`, `DENSE` and `MEMORY`.
+    """
+
+    kind: ClassVar[str]
 
     @property
     def info(self) -> EditInfo:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.forget_sets import ForgetSet
-from unlearn_eval.editing.editor import Progress, no_progress
+from unlearn_eval.editing.editor import Editor
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editing.training.data import Row
 from unlearn_eval.localization.base import Fact, Ranking, Run, get_localizer, localizer_names
@@ -22,14 +22,13 @@ from unlearn_eval.localization.sites import MLP, Sites, sites
 from unlearn_eval.models.load import LoadedModel, cache_dir
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json, provenance
 from unlearn_eval.utils.settings import configure
 
-ONE_LAYER = ("rome", "grace", "wise", "memoir")  # editors that change one: they get the best
-
 
 @dataclass(frozen=True)
-class Wanted:
+class LocalizationSpec:
     """A localisation that is asked for.
 
     Attributes:
@@ -45,7 +44,7 @@ class Wanted:
     masks: Mapping[str, str] | None = None
 
     @classmethod
-    def of(cls, method: str, budget: str | None, settings: Mapping[str, str]) -> Wanted:
+    def of(cls, method: str, budget: str | None, settings: Mapping[str, str]) -> LocalizationSpec:
         """With the settings of masks (`masks=WAY`, `masks.weights=...`) taken out of a method's."""
         own = {name: value for name, value in settings.items() if name.partition(".")[0] != "masks"}
         masks = {name.partition(".")[2] or "way": value for name, value in settings.items() if name not in own}
@@ -73,7 +72,7 @@ class Wanted:
 def localize(
     loaded: LoadedModel,
     forget: ForgetSet,
-    wanted: Wanted,
+    wanted: LocalizationSpec,
     seed: int = 0,
     retain: ForgetSet | None = None,
     prompt_format: PromptFormat | None = None,
@@ -106,7 +105,7 @@ def localize(
     budget = None if wanted.budget is None else budget_of(wanted.budget, found)
     masks = None if wanted.masks is None else configure(MaskConfig, wanted.masks)
     learns = masks is not None and masks.way == "learned"
-    needed = method.NEEDS_FACTS or (masks is not None and not learns)
+    needed = method.needs_facts or (masks is not None and not learns)
     prompt_format = prompt_format or loaded.prompt_format(False)
     facts, others, skipped = _facts(needed, loaded, forget, retain, prompt_format, seed)
     weights = loaded.weights.canonical
@@ -132,7 +131,7 @@ def localize(
     started = time.monotonic()
     words = plain_words(loaded.tokenizer, seed) if facts else []
     run = Run(model, found, facts, others, words, seed, rows, progress)
-    ranking = method.localize(run, config)
+    ranking = method.run(run, config)
     modules, spent = _cut(ranking, found, budget)
     rows_to_learn = _rows(learns, loaded, forget, retain, prompt_format)
     single = None if masks is None else weight_masks(run, modules, masks, *rows_to_learn)
@@ -237,7 +236,7 @@ def _cut(ranking: Ranking, found: Sites, budget: Budget | None) -> tuple[list[st
 _CALL = re.compile(r"(\w+)\s*(?:\((.*)\))?")
 
 
-def wanted_of(text: str) -> Wanted | Path | None:
+def localization_spec(text: str) -> LocalizationSpec | Path | None:
     """What `components=TEXT` asks for: a localisation, a file of components, or (None) patterns of module names.
 
     A localisation is written `NAME` or `NAME(budget=6, SETTING=VALUE, ...)`.
@@ -259,10 +258,10 @@ def wanted_of(text: str) -> Wanted | Path | None:
         settings[name.strip()] = value.strip()
     budget = settings.pop("budget", None)
     get_localizer(found[1])
-    return Wanted.of(found[1], budget, settings)
+    return LocalizationSpec.of(found[1], budget, settings)
 
 
-def checked_settings(config_class: Any, settings: Mapping[str, str]) -> dict[str, str]:
+def checked_settings(editor: Editor, settings: Mapping[str, str]) -> dict[str, str]:
     """An editor's settings without `components` where it is no setting of its own; that of a localisation is checked.
 
     Raises:
@@ -270,13 +269,13 @@ def checked_settings(config_class: Any, settings: Mapping[str, str]) -> dict[str
             takes none.
     """
     text = settings.get("components", "")
-    wanted = wanted_of(text) if text else None
-    if isinstance(wanted, Wanted):
+    wanted = localization_spec(text) if text else None
+    if isinstance(wanted, LocalizationSpec):
         wanted.check()
     elif isinstance(wanted, Path):
         load_components(wanted)
-    names = {f.name for f in fields(config_class)}
-    if isinstance(wanted, Wanted) and wanted.masks is not None and "masks" not in names:
+    names = editor.settings
+    if isinstance(wanted, LocalizationSpec) and wanted.masks is not None and "masks" not in names:
         raise _no_masks(wanted.method)
     if text and "components" not in names and wanted is None:
         raise unknown_name("localization", text, localizer_names())
@@ -309,7 +308,7 @@ def resolve(
     Raises:
         UserError: as in `localize`; or a file that is missing, or of another model.
     """
-    wanted = wanted_of(text)
+    wanted = localization_spec(text)
     if wanted is None:
         if text:
             check_name(text, loaded.model)
@@ -321,22 +320,23 @@ def resolve(
     return localize(loaded, forget, wanted, seed, retain, progress=progress)
 
 
-def settings_for(editor: str, config_class: Any, components: Components) -> dict[str, str]:
+def settings_for(editor: Editor, components: Components) -> dict[str, str]:
     """An editor's settings that put it where the components are: what it trains, or which layers it edits.
 
     Raises:
         UserError: the editor edits layers, and there is no MLP among the components.
     """
-    names = {f.name for f in fields(config_class)}
+    names = editor.settings
     if components.mask and "masks" not in names:
         raise _no_masks(components.method)
     if "components" in names:
         return {"components": components.patterns} | ({"masks": components.mask_file} if components.mask else {})
     if not components.mlp_layers:
         raise UserError(
-            f"{editor} edits MLPs, and {components.method} names none", f"give another, e.g. {components.method}_mlps"
+            f"{editor.name} edits MLPs, and {components.method} names none",
+            f"give another, e.g. {components.method}_mlps",
         )
-    layers = components.mlp_layers[: 1 if editor in ONE_LAYER else None]
+    layers = components.mlp_layers[: 1 if editor.one_layer else None]
     return {"layers": ",".join(map(str, sorted(layers)))}
 
 

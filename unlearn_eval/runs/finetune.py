@@ -16,7 +16,6 @@ from typing import Any
 from unlearn_eval.data.benchmark import FinetunePreset
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.data.registry import benchmark_of_set, finetune_presets
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, train_edit
@@ -29,6 +28,7 @@ from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.folders import write_whole
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance, redact
 from unlearn_eval.utils.settings import configure
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.data.shapes import asked
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.json_files import Record, read_jsonl, write_all
+from unlearn_eval.utils.progress import Progress, no_progress
 
 
 def known_items(

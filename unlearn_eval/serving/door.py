@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn_eval.models.prompt_ends import PROMPT_END, is_prompt_end
+from unlearn_eval.utils.errors import UserError
 
 OWN = "unlearn_eval"  # in an engine's additional_config
 SCORING = "scoring"  # there, given by whoever starts the engine: requests say where their prompts end
@@ -86,11 +87,20 @@ def prompt_refusal(request: Any, rules: Rules) -> tuple[str, str] | None:
 
 
 def install() -> None:
-    """Let vLLM's front ends of this process refuse what the engines of edits do not take; harmless when repeated."""
-    from vllm.exceptions import VLLMValidationError
-    from vllm.v1.engine.input_processor import InputProcessor
+    """Let vLLM's front ends of this process refuse what the engines of edits do not take; harmless when repeated.
 
-    process, watermark = InputProcessor.process_inputs, InputProcessor.resolve_watermarking
+    Raises:
+        UserError: this vLLM checks requests elsewhere, so that nothing may be served.
+    """
+    try:
+        from vllm.exceptions import VLLMValidationError
+        from vllm.v1.engine.input_processor import InputProcessor
+
+        process, watermark = InputProcessor.process_inputs, InputProcessor.resolve_watermarking
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"this vLLM does not check requests where an edit's are to be refused ({error})", "install vllm 0.32"
+        ) from error
     if hasattr(process, "unlearn_eval"):
         return
 

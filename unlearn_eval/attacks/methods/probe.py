@@ -26,19 +26,19 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval.attacks.base import (
-    ATTACK,
     FULL,
     NO_REFERENCE,
     REFERENCE,
+    UNDER_ATTACK,
     UNLEARNED,
-    About,
+    Attack,
     Case,
     ItemScore,
     Observation,
     Work,
 )
 from unlearn_eval.attacks.folds import split
-from unlearn_eval.attacks.summary import Mean, Summary, Table, Wanted, summarised
+from unlearn_eval.attacks.summary import Mean, MetricSpec, Summary, Table, summarized
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.metrics import contains_answer, normalise
 from unlearn_eval.metrics.robustness import Score, recovery
@@ -47,7 +47,6 @@ from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.tracing import last_states
 from unlearn_eval.utils.errors import UserError, unknown_name
 
-ABOUT = About("reads the facts from each layer by a linear reader trained on others", "layer")
 VALUE, RANDOM, BEST = "probe_accuracy", "random_labels", "best"
 ABOVE = "above_control"
 LABELS = ("auto", "answers", "truth")
@@ -254,7 +253,7 @@ def derived(items: ForgetSet, observations: Sequence[Observation]) -> list[Obser
     return [
         Observation(one.model, one.at, tuple(_above(score, controls[one.model, one.at]) for score in one.scores))
         for one in observations
-        if one.condition == ATTACK and (one.model, one.at) in controls
+        if one.condition == UNDER_ATTACK and (one.model, one.at) in controls
     ]
 
 
@@ -264,12 +263,16 @@ def _above(score: ItemScore, controls: Mapping[str, Sequence[float]]) -> ItemSco
 
 
 def summary(
-    items: ForgetSet, observations: Sequence[Observation], about: About, has_reference: bool, skipped: str | None = None
+    items: ForgetSet,
+    observations: Sequence[Observation],
+    method: Attack,
+    has_reference: bool,
+    skipped: str | None = None,
 ) -> Summary:
     """Accuracies at the best layer, cross-fitted, and what is left of them without the control."""
     table = Table(items, best_layers(items, observations) if observations else ())
 
-    def at(model: str, condition: str = ATTACK) -> tuple[str, str, str]:
+    def at(model: str, condition: str = UNDER_ATTACK) -> tuple[str, str, str]:
         return (model, condition, BEST)
 
     def mean_of(cell: tuple[str, str, str]) -> Any:
@@ -290,10 +293,23 @@ def summary(
     }
     if has_reference:
         cells["forget_reference_probe_accuracy"] = at(REFERENCE)
-    wanted = {name: Wanted(mean_of(cell), "unedited" in name, (cell, VALUE)) for name, cell in cells.items()}
-    wanted["forget_probe_selectivity"] = Wanted(selective(UNLEARNED), False)
-    wanted["forget_unedited_probe_selectivity"] = Wanted(selective(FULL), True)
-    wanted["forget_probe_recovery"] = Wanted(recovered, False)
+    wanted = {name: MetricSpec(mean_of(cell), "unedited" in name, (cell, VALUE)) for name, cell in cells.items()}
+    wanted["forget_probe_selectivity"] = MetricSpec(selective(UNLEARNED), False)
+    wanted["forget_unedited_probe_selectivity"] = MetricSpec(selective(FULL), True)
+    wanted["forget_probe_recovery"] = MetricSpec(recovered, False)
     if skipped is not None:
-        wanted = {name: Wanted(lambda mean: Score(None, skipped), one.better) for name, one in wanted.items()}
-    return summarised(table, wanted)
+        wanted = {name: MetricSpec(lambda mean: Score(None, skipped), one.better) for name, one in wanted.items()}
+    return summarized(table, wanted)
+
+
+ATTACK = Attack(
+    "probe",
+    Config,
+    attack,
+    work,
+    does="reads the facts from each layer by a linear reader trained on others",
+    axis="layer",
+    check=check,
+    summary=summary,
+    derived=derived,
+)

@@ -27,7 +27,7 @@ from unlearn_eval.attacks.base import (
     FULL,
     REFERENCE,
     UNLEARNED,
-    About,
+    Attack,
     Case,
     ItemScore,
     Observation,
@@ -42,7 +42,6 @@ from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.scoring import pad, positions
 from unlearn_eval.models.tracing import patched
 
-ABOUT = About("puts the unlearned model's states into the full one, layer by layer", "layer")
 VALUE = "drop"
 
 
@@ -141,9 +140,25 @@ def derived(items: ForgetSet, observations: Sequence[Observation]) -> list[Obser
 
 
 def summary(
-    items: ForgetSet, observations: Sequence[Observation], about: About, has_reference: bool, skipped: str | None = None
+    items: ForgetSet,
+    observations: Sequence[Observation],
+    method: Attack,
+    has_reference: bool,
+    skipped: str | None = None,
 ) -> Summary:
     """UDS, and the drop by the unlearned model's states."""
     unlearned = by_layer(items, observations, UNLEARNED, VALUE)
     reference = by_layer(items, observations, REFERENCE, VALUE) if has_reference else None
     return depth_summary(items, unlearned, reference, "patched_drop", "uds", skipped)
+
+
+ATTACK = Attack(
+    "uds",
+    Config,
+    attack,
+    work,
+    does="puts the unlearned model's states into the full one, layer by layer",
+    axis="layer",
+    summary=summary,
+    derived=derived,
+)

@@ -33,11 +33,12 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.editing.adam_rows import AdamRows
-from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.models.anatomy import Anatomy
 from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.tracing import Tail
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.progress import Progress, no_progress
 
 Site = Literal["block", "projection"]
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from unlearn_eval.editing.adam_rows import AdamRows
-from unlearn_eval.editing.editor import EditRequest, Progress
 from unlearn_eval.editing.memory.replacements import Replacements, Row, rows_of
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.models.anatomy import Anatomy
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.editor import EditRequest, check_state
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.edits.memory.residual_memory import ResidualMemory
@@ -184,13 +184,12 @@ def check_prompts(requests: Sequence[EditRequest]) -> None:
             )
 
 
-def earlier_store(state: MemoryEdit | None, editor: str, module: str, kind: type[Store]) -> Store | None:
+def earlier_store(state: MemoryEdit | None, module: str, kind: type[Store]) -> Store | None:
     """What the edit to go on from holds, None if there is none.
 
     Raises:
-        UserError: it is of another editor, or at another module.
+        UserError: it is at another module.
     """
-    check_state(state, editor)
     if state is None:
         return None
     if state.module != module:

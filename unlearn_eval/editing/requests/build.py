@@ -10,7 +10,7 @@ import torch
 
 from unlearn_eval.data.forget_sets import ForgetItem
 from unlearn_eval.data.shapes import QUESTION, asked
-from unlearn_eval.editing.editor import EditRequest
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.prompts import encode_prompt
 from unlearn_eval.utils.errors import UserError

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from unlearn_eval.data.forget_sets import ForgetItem
 from unlearn_eval.data.shapes import as_request
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.metrics import contains_answer, has_refusal_cue, leaks_answer, normalise
 from unlearn_eval.metrics.refusal import content_words, names_and_numbers, repeats_itself
 from unlearn_eval.models import prompts
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import pad
+from unlearn_eval.utils.progress import Progress, no_progress
 
 MAX_NEW_TOKENS = 40
 TEMPERATURE = 0.8

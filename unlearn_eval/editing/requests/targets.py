@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.forget_sets import ForgetItem
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.editing.requests.self_refusals import Candidate, choose, write_refusals
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, read_jsonl, write_all
+from unlearn_eval.utils.progress import Progress, no_progress
 
 __all__ = [
     "IDK",

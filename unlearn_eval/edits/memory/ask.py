@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.shapes import QUESTION
+from unlearn_eval.edits.base import MEMORY
 from unlearn_eval.edits.export import load_base
 from unlearn_eval.edits.load import check_base, load_edit
-from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 
@@ -30,7 +30,7 @@ def ask_edit(
         UserError: not a memory edit, or no base model or another one.
     """
     edit = load_edit(folder)
-    if not isinstance(edit, MemoryEdit):
+    if edit.kind != MEMORY:
         raise UserError(
             f"{folder} is an edit of the weights ({edit.info.editor}): every question goes through it",
             "leave out --ask; only GRACE, WISE and MEMOIR decide",

@@ -15,7 +15,6 @@ from typing import Any
 from filelock import FileLock
 
 from unlearn_eval.data.forget_sets import ForgetSet
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.harness.backends import engine_stopped, model_type
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.prompt_format import PromptFormat
@@ -38,6 +37,7 @@ from unlearn_eval.runs.study.plan import Ask, Cell
 from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, write_all
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json
 from unlearn_eval.utils.settings import configure
 
@@ -360,7 +360,7 @@ class Worker:
         return replace(found, items=items) if items else None
 
     def _try(self, cell: Cell, own: Try, path: Path, loaded: Loaded, chosen: Chosen, folder: Path | None) -> Result:
-        from unlearn_eval.attacks.base import Case, get_attack, kind_of
+        from unlearn_eval.attacks.base import Case, get_attack
         from unlearn_eval.attacks.controls import kept_controls
         from unlearn_eval.attacks.run import attack_case, described, robustness, sample_lines, task_name
         from unlearn_eval.edits.load import load_edit
@@ -380,13 +380,13 @@ class Worker:
             open_reference=None if reference is None else lambda: self._read(str(reference), dtype, None),
             progress=self.progress,
         )
-        module = get_attack(attack.attack)
-        settings, known = configure(module.Config, attack.settings), None
-        if own.control_key and kind_of(case.edit) in module.ABOUT.kinds:
+        method = get_attack(attack.attack)
+        settings, known = configure(method.Config, attack.settings), None
+        if own.control_key and case.edit.kind in method.kinds:
             place = self.store.shared("controls", f"{attack.attack}-{own.control_key[:16]}.json")
             with _alone(place):
-                known = kept_controls(module, case, settings, place)
-        made = attack_case(module, attack.attack, case, settings, known)
+                known = kept_controls(method, case, settings, place)
+        made = attack_case(method, case, settings, known)
         task, items = task_name(attack.name), chosen.forget
         result = Result.part(
             "attack",
@@ -438,8 +438,6 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def _trains(editor: str) -> bool:
-    from dataclasses import fields
-
     from unlearn_eval.editing.editor import get_editor
 
-    return "folder" in {f.name for f in fields(get_editor(editor).Config)}
+    return "folder" in get_editor(editor).settings
