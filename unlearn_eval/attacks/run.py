@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.attacks.base import UNDER_ATTACK, Attack, Case, ItemScore, Observation, get_attack
 from unlearn_eval.attacks.controls import Controls, with_controls
@@ -24,6 +24,9 @@ from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.settings import configure
+
+if TYPE_CHECKING:
+    from unlearn_eval.edits.base import Edit
 
 Say = Callable[[str], Any]
 
@@ -266,14 +269,14 @@ def _means(scores: Sequence[ItemScore]) -> dict[str, float | None]:
 # What is attacked ------------------------------------------------------------------------------------------
 
 
-def _format_for(config: AttackConfig, edit: Any, loaded: LoadedModel) -> PromptFormat:
+def _format_for(config: AttackConfig, edit: Edit, loaded: LoadedModel) -> PromptFormat:
     """How the models are asked: as the user says, or as the edit was made."""
     if config.chat is not None:
         return loaded.prompt_format(config.chat)
     return PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
 
 
-def _items(config: AttackConfig, edit: Any) -> ForgetSet:
+def _items(config: AttackConfig, edit: Edit) -> ForgetSet:
     """What was to be forgotten: as named, or as edit.json says."""
     asked = edit.info.requests
     name, ids = config.forget, config.ids

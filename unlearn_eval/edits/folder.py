@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from unlearn_eval.edits.base import DENSE, LOW_RANK, MEMORY, EditInfo
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.folders import files_below, write_whole
 from unlearn_eval.utils.provenance import sha256_of_file
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 SCHEMA_VERSION = 1
 EDITED = "Edited"  # before the names of architectures in an edit's config.json; vLLM knows them by our plug-in
@@ -36,8 +39,8 @@ def write_edit(
     info: EditInfo,
     fill: Callable[[Path], None],
     texts: Mapping[str, str] | None = None,
-    tokenizer: Any = None,
-    model_config: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    model_config: PretrainedConfig | None = None,
 ) -> Path:
     """Write the folder of an edit of any kind: what `fill` writes, the base's files, the texts, and `edit.json`.
 
@@ -138,6 +141,6 @@ def _check_text_name(name: str, taken: Iterable[str]) -> None:
         raise UserError(f"an edit's folder has a file {name} already", "give the text another name")
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write a JSON file, strictly: no NaN, no infinity."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -19,6 +19,7 @@ from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import hash_json, sha256_of_file
 
 if TYPE_CHECKING:
+    from lm_eval.api.model import CacheHook
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -94,7 +95,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
             return found
         return score_tokens(self, requests, disable_tqdm, override_bs)
 
-    def set_cache_hook(self, cache_hook: Any) -> None:
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Refuse a response cache (`--use_cache`) that other weights have filled: lm-eval would answer from it."""
         cache = cache_hook.dbdict
         if cache is not None:

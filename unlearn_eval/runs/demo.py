@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.forget_sets import ForgetSet, facts
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
@@ -25,11 +25,16 @@ from unlearn_eval.runs.known_items import conversations, known_items
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import write_all
 
+if TYPE_CHECKING:
+    from unlearn_eval.edits.base import Edit
+    from unlearn_eval.harness.lm import LM
+    from unlearn_eval.utils.progress import Progress
+
 TASK = "unlearn_facts"
 Say = Callable[[str], Any]
 
 
-def run_demo(config: DemoConfig, say: Say, progress: Any) -> tuple[Result, Result]:
+def run_demo(config: DemoConfig, say: Say, progress: Progress) -> tuple[Result, Result]:
     """The results before and after a real model has been made to forget facts that it knows.
 
     Args:
@@ -90,7 +95,7 @@ def _start(folder: Path, config: DemoConfig, weights: str, say: Say) -> None:
     _write_json(path, key)
 
 
-def _known(folder: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, progress: Any) -> list[str]:
+def _known(folder: Path, config: DemoConfig, lm: LM, loaded: LoadedModel, progress: Progress) -> list[str]:
     """The ids of the facts whose answer the model says; every answer is kept in `asked.jsonl` as it comes."""
     prompt_format, path = loaded.prompt_format(), folder / "asked.jsonl"
     return known_items(path, facts(), lm, prompt_format, config.batch_size, config.max_new_tokens, progress)
@@ -110,7 +115,7 @@ def _split(folder: Path, config: DemoConfig, known: list[str]) -> tuple[ForgetSe
     return facts().select(forget), retain
 
 
-def _evaluate(path: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, edit: Any) -> Result:
+def _evaluate(path: Path, config: DemoConfig, lm: LM, loaded: LoadedModel, edit: Edit | None) -> Result:
     """The result of `unlearn_facts`, with the edit applied if there is one; read if it is there already."""
     from unlearn_eval.edits.base import applied
     from unlearn_eval.edits.load import check_base
@@ -151,7 +156,7 @@ def _evaluate(path: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, edit
 
 
 def _edit(
-    folder: Path, config: DemoConfig, loaded: LoadedModel, forget: ForgetSet, retain: list[str], progress: Any
+    folder: Path, config: DemoConfig, loaded: LoadedModel, forget: ForgetSet, retain: list[str], progress: Progress
 ) -> Any:
     """The edit; what it should keep is estimated on the facts of neither list, as the model answered them."""
     from unlearn_eval.edits.load import load_edit
@@ -173,7 +178,7 @@ def _edit(
     return load_edit(folder / "edit")
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: object) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_all({path.name: json.dumps(content, indent=2, ensure_ascii=False) + "\n"}, path.parent)

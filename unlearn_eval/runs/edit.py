@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.data.shapes import QUESTION
@@ -42,6 +42,9 @@ from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json, peak_memory_bytes, provenance
 from unlearn_eval.utils.settings import configure
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def make_edit(
@@ -172,7 +175,7 @@ def check_recipe(method: Editor, recipe: Recipe, retain: ForgetSet | None, hint:
         raise UserError(f"{method.name} is trained on every question: there is nothing to merge", hint)
 
 
-def _preset(model: Any, method: Editor, forget_set: str) -> tuple[Any, Mapping[str, str]]:
+def _preset(model: PreTrainedModel, method: Editor, forget_set: str) -> tuple[Any, Mapping[str, str]]:
     """Published settings: by the model, of a method that is trained by the benchmark; a user's file has none."""
     if method.trained:
         trained = None if method.file else unlearning_preset(method.name, forget_set)
@@ -302,7 +305,7 @@ def _calibrate_and_check(plan: _Plan, inputs: _Inputs, edit: AnyEdit) -> tuple[A
     return edit, self_check(model, inputs.requests, edit)
 
 
-def self_check(model: Any, requests: Sequence[EditRequest], edit: Edit) -> SelfCheck:
+def self_check(model: PreTrainedModel, requests: Sequence[EditRequest], edit: Edit) -> SelfCheck:
     """Whether an edit took: its targets' probability before and after, and how many are now the most likely answer.
 
     And the probability of the answers that were to be forgotten, where they are known.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.benchmark import FinetunePreset
 from unlearn_eval.data.forget_sets import ForgetSet
@@ -31,6 +31,9 @@ from unlearn_eval.utils.folders import write_whole
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance, redact
 from unlearn_eval.utils.settings import configure
+
+if TYPE_CHECKING:
+    from unlearn_eval.edits.base import Edit
 
 ABOUT = "unlearn_eval_finetune.json"  # says what a checkpoint was fine-tuned on; other programs do not read it
 SCHEMA_VERSION = 1
@@ -128,7 +131,7 @@ def finetune(
 
 def write_checkpoint(
     loaded: LoadedModel,
-    edit: Any,
+    edit: Edit,
     output: str | Path,
     forget_split: str | None = None,
     say: Callable[[str], Any] = lambda line: None,
@@ -177,5 +180,5 @@ def write_checkpoint(
         return write_whole(Path(output), "fine-tuned model", ABOUT, fill)
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

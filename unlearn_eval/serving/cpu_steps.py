@@ -79,7 +79,7 @@ def grouped_class() -> Any:
 
         _rows: list[Rows] | None = None
 
-        def update_metadata(self, *arguments: Any, **options: Any) -> None:
+        def update_metadata(self, *arguments: object, **options: object) -> None:
             self._rows = None
             super().update_metadata(*arguments, **options)
 
@@ -91,7 +91,7 @@ def grouped_class() -> Any:
             lora_b_stacked: Sequence[Tensor],
             scale: float,
             output_slices: Sequence[int],
-            **options: Any,
+            **options: object,
         ) -> None:
             """Adds scale · x (T, inputs) Aᵀ Bᵀ to y (T, outputs); the inner product is kept in float32."""
             if self._rows is None:

@@ -64,7 +64,7 @@ class WorkerExtension:
         model, watch = self.get_model(), Watch(ids)
         own = model.compute_logits
 
-        def compute_logits(*arguments: Any, **options: Any) -> Any:
+        def compute_logits(*arguments: object, **options: object) -> Any:
             logits = own(*arguments, **options)
             if logits is not None:  # of the process that has them
                 watch.see(logits)

@@ -9,11 +9,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.results.layers import few_digits, scores_by_layer
 from unlearn_eval.results.runs import Run, Runs
 from unlearn_eval.results.schema import Result
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Record = dict[str, Any]
 _EDIT_KEYS = ("editor", "config", "seed")
@@ -185,7 +188,7 @@ def _scored(layers: Iterable[Any]) -> bool:
     return any(score is not None for score in layers)
 
 
-def _map(own: Mapping[str, Any], model: Any, facts: Any, n: Any, file: str | None) -> Record:
+def _map(own: Mapping[str, Any], model: PreTrainedModel, facts: Any, n: Any, file: str | None) -> Record:
     modules = list(own.get("modules") or ())
     chosen = chosen_units(modules)
     layers = [layer for _, layer, _ in chosen]
