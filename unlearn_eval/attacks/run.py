@@ -255,7 +255,7 @@ def sample_lines(attacked: Attacked, items: ForgetSet) -> list[dict[str, Any]]:
     ]
 
 
-def _place(model: str, condition: str, fold: int, seed: int | None, at: Any) -> dict[str, Any]:
+def _place(model: str, condition: str, fold: int, seed: int | None, at: float | str | None) -> dict[str, Any]:
     return {"model": model, "condition": condition, "fold": fold, "seed": seed, "at": at}
 
 

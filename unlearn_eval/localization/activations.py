@@ -103,7 +103,7 @@ def activations(
 def embeddings_with(model: PreTrainedModel, noise: Tensor | None, differentiable: bool = False) -> Iterator[None]:
     """Within the block the embeddings of the last S positions are as if `noise` (R, S, d) were added to them."""
 
-    def hook(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         if noise is not None:
             output = torch.cat([output[:, : -noise.shape[1]], output[:, -noise.shape[1] :] + noise.to(output)], dim=1)
         return output.requires_grad_() if differentiable else output
@@ -287,7 +287,7 @@ def _giving(before: Tensor, where: Tensor) -> Any:
     """A hook after which a module gives at its last S positions `before` (n, S, d), where (n, S) says so."""
     kept = where.shape[1]
 
-    def hook(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         restored = before.where(where[..., None], output[:, -kept:])
         return torch.cat([output[:, :-kept], restored], dim=1)
 

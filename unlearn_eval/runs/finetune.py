@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,13 +33,14 @@ from unlearn_eval.utils.provenance import peak_memory_bytes, provenance, redact
 from unlearn_eval.utils.settings import configure
 
 if TYPE_CHECKING:
+    from unlearn_eval.editing.training.settings import Said
     from unlearn_eval.edits.base import Edit
 
 ABOUT = "unlearn_eval_finetune.json"  # says what a checkpoint was fine-tuned on; other programs do not read it
 SCHEMA_VERSION = 1
 
 
-def _likelihood(said: Any, config: Any) -> Any:
+def _likelihood(said: Mapping[str, Said], config: object) -> Any:
     return objectives.likelihood(said[ANSWER].log_probs, said[ANSWER].mask)
 
 
@@ -135,7 +136,7 @@ def write_checkpoint(
     output: str | Path,
     forget_split: str | None = None,
     say: Callable[[str], Any] = lambda line: None,
-    positions: Any = None,
+    positions: Sequence[int] | None = None,
 ) -> Path:
     """The fine-tuned model as an ordinary checkpoint, with what it was made of, and its scores if it is a reference.
 
