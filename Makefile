@@ -33,6 +33,7 @@ check: $(INSTALLED)  ## formatting, lint, types, every number in the README has 
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/check_any.py
 	$(BIN)/python scripts/check_numbers.py
 	$(BIN)/python scripts/make_reference.py --check
 
