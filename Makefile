@@ -29,10 +29,11 @@ test-vllm: $(VLLM_DONE)  ## edits in real engines: vLLM on a CPU, with both of i
 	$(VLLM_TEST) -m vllm
 	TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 $(VLLM_TEST) -m "vllm and both_runners"
 
-check: $(INSTALLED)  ## formatting, lint, types, every number in the README has its file, the reference is the code's
+check: $(INSTALLED)  ## formatting, lint, types, who imports whom, every number in the README has its file, the reference is the code's
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python docs/check_numbers.py
 	$(BIN)/python docs/make_reference.py --check
 

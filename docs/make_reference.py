@@ -246,7 +246,7 @@ def _loaded(names: list[str]) -> Mapping[str, Any]:
     from conftest import write_tofu
     from lm_eval.tasks import TaskManager
 
-    from unlearn_eval.autoload import TASKS_FOLDER
+    from unlearn_eval.harness.names import TASKS_FOLDER
 
     with tempfile.TemporaryDirectory() as folder:
         write_tofu(Path(folder))

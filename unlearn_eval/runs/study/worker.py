@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.editing.editor import Progress, no_progress
-from unlearn_eval.harness.backends import engine_stopped, model_type
+from unlearn_eval.harness.backends import model_type
 from unlearn_eval.models.load import LoadedModel, describe_model, load_model
 from unlearn_eval.models.prompts import resolve_chat
 from unlearn_eval.models.weights import hash_weights
@@ -29,6 +29,7 @@ from unlearn_eval.runs.study.plan import Ask, Cell, keeps_what_is_known
 from unlearn_eval.runs.study.spec import OTHERS
 from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.runs.study.told import Chosen, choose, forget_set, item_lines, told
+from unlearn_eval.serving.engine import engine_stopped
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, write_all
 from unlearn_eval.utils.provenance import hash_json
