@@ -11,7 +11,7 @@ from typing import Any
 from unlearn_eval.harness.names import MODELS, TASKS_FOLDER
 from unlearn_eval.utils.patching import OneOf, Patches, Place, replaced, wrap
 
-PATCHES = Patches("lm_eval", tested=("0.4.13",))
+PATCHES = Patches("lm_eval", tested=("0.4.13", "0.5.0.dev1"))
 
 
 # Names -----------------------------------------------------------------------------------------------------

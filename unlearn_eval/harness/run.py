@@ -302,8 +302,7 @@ def _plain_samples(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 def ask(lm: Any, questions: Sequence[Asked], chat: bool, max_new_tokens: int = 24) -> list[str]:
     """What the model answers freely (greedily), asked as our tasks ask."""
-    from lm_eval.api.instance import Instance
-
+    from unlearn_eval.harness.instances import make_instance
     from unlearn_eval.models import prompts
 
     requests = []
@@ -311,5 +310,5 @@ def ask(lm: Any, questions: Sequence[Asked], chat: bool, max_new_tokens: int = 2
         limit = question.max_tokens if isinstance(question, Prompt) else None
         length = max_new_tokens if limit is None else min(limit, max_new_tokens)
         options = {"until": [], "do_sample": False, "max_gen_toks": length}
-        requests.append(Instance("generate_until", {}, (prompts.render(question, lm.tokenizer, chat), options), i))
+        requests.append(make_instance("generate_until", {}, (prompts.render(question, lm.tokenizer, chat), options), i))
     return [str(text).strip() for text in lm.generate_until(requests, disable_tqdm=True)]

@@ -23,6 +23,7 @@ from unlearn_eval.data.shapes import Asked, Prompt, following, reads_plain
 from unlearn_eval.harness import requests
 from unlearn_eval.harness.alignment import REASONS as REASONS
 from unlearn_eval.harness.alignment import AlignmentRoom
+from unlearn_eval.harness.instances import make_instance
 from unlearn_eval.metrics import mean_and_stderr
 from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.models.prompts import PLAIN_DELIMITER
@@ -164,6 +165,8 @@ class UnlearningTask(ConfigurableTask):
         config = {key: value for key, value in (config or {}).items() if key != "class"}
         config.setdefault("metric_list", [])
         super().__init__(config=config)
+        if self.data_hash is None:  # lm-eval 0.5 loads documents when they are first needed; metrics ask for them
+            self.download()
         self._reports: dict[str, dict[str, Any]] = {}
         self.alignment = AlignmentRoom(self.config.metadata or {})
         self._metrics = self.metrics()
@@ -212,6 +215,7 @@ class UnlearningTask(ConfigurableTask):
     needs_moments = False
     _asks_bare = False
     _chat = False
+    data_hash: str | None = None
     _messages: tuple[dict[str, str], ...] = ()
 
     # What lm-eval asks -------------------------------------------------------------------------------------
@@ -278,10 +282,9 @@ class UnlearningTask(ConfigurableTask):
             kind, options = self.request(name, options)
             said = f" {answer}" if sentence else following(question, answer, chat)
             asked.append((kind, (before, said, options)))
-        return [
-            Instance(request_type=kind, doc=doc, arguments=arguments, idx=i, **kwargs)
-            for i, (kind, arguments) in enumerate(asked)
-        ]
+        own = {"task_name": self.task_name, "target": self.doc_to_target(doc), "repeats": self.config.repeats}
+        given = own | kwargs
+        return [make_instance(kind, doc, arguments, i, **given) for i, (kind, arguments) in enumerate(asked)]
 
     def apply_filters(self) -> Any:
         """Called once when all answers are there: judges them together, each distinct text embedded once."""
