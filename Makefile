@@ -47,8 +47,8 @@ check: $(INSTALLED)  ## formatting, lint, types, who imports whom, every number 
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python docs/check_numbers.py
-	$(BIN)/python docs/make_reference.py --check
+	$(BIN)/python scripts/check_numbers.py
+	$(BIN)/python scripts/make_reference.py --check
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -17,7 +17,7 @@ from unlearn_eval.cli import app as cli  # noqa: F401  (imported before forking)
 from unlearn_eval.editing.training.run import trained  # noqa: F401
 from unlearn_eval.harness import models, run  # noqa: F401
 from unlearn_eval.runs import evaluate as evaluation  # noqa: F401  (imported before forking)
-from unlearn_eval.runs.study import worker  # noqa: F401
+from unlearn_eval.runs.study.cells import worker  # noqa: F401
 
 
 def start(study: str, output: Path) -> int:

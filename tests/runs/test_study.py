@@ -23,6 +23,7 @@ from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.results.comparison import compare
 from unlearn_eval.results.files import read_result
 from unlearn_eval.runs.study import run as study_run
+from unlearn_eval.runs.study.cells.told import choose, told
 from unlearn_eval.runs.study.costs import Costs, n_parameters
 from unlearn_eval.runs.study.lock import locked
 from unlearn_eval.runs.study.plan import plan
@@ -31,7 +32,6 @@ from unlearn_eval.runs.study.run import states_of
 from unlearn_eval.runs.study.show import Board
 from unlearn_eval.runs.study.spec import ModelSpec, study_of
 from unlearn_eval.runs.study.store import Store
-from unlearn_eval.runs.study.told import choose, told
 from unlearn_eval.utils.errors import UserError
 
 
@@ -287,7 +287,7 @@ def test_it_is_the_same_as_edit_and_eval_by_hand(finished, model, tmp_path):
 
 
 def test_what_is_done_is_not_done_again_and_a_new_task_is_asked_alone(finished, monkeypatch):
-    from unlearn_eval.runs.study.worker import Worker
+    from unlearn_eval.runs.study.cells.worker import Worker
 
     study, output, _ = finished
     before = {path: path.stat().st_mtime_ns for path in output.glob("*/*/*")}
@@ -312,8 +312,8 @@ def test_what_is_done_is_not_done_again_and_a_new_task_is_asked_alone(finished, 
 
 def test_results_by_other_code_are_named_and_not_used(finished, monkeypatch):
     study, output, _ = finished
-    monkeypatch.setattr("unlearn_eval.runs.study.plan.code_hash", lambda: "newer")
-    monkeypatch.setattr("unlearn_eval.runs.study.identity.code_hash", lambda: "newer")
+    monkeypatch.setattr("unlearn_eval.runs.study.plan.code_hash", lambda room="": f"newer {room}")
+    monkeypatch.setattr("unlearn_eval.runs.study.identity.code_hash", lambda room="": f"newer {room}")
     done = run(study, "--output", output, "--dry-run")
     assert "3 cells: 0 done, 3 to do" in done.stdout
     assert "note: 3 cells have results by another version of the code" in done.stdout
@@ -449,7 +449,7 @@ def test_a_full_disk_is_recognised_where_the_error_does_not_say_so(model, tmp_pa
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_a_schedulers_end_print_the_command_that_goes_on(model, tmp_path, monkeypatch, number):
-    from unlearn_eval.runs.study.worker import Worker
+    from unlearn_eval.runs.study.cells.worker import Worker
 
     work = Worker.run
 
@@ -526,7 +526,7 @@ def test_a_model_may_be_taught_first(model, tmp_path):
 
 
 def test_what_the_model_knows_is_asked_once(model, tmp_path, monkeypatch):
-    from unlearn_eval.runs.study import worker
+    from unlearn_eval.runs.study.cells import worker
 
     asked = []
 
@@ -544,7 +544,7 @@ def test_what_the_model_knows_is_asked_once(model, tmp_path, monkeypatch):
 
 
 def test_text_may_be_what_the_model_says_to_the_other_items(model, tmp_path, monkeypatch):
-    from unlearn_eval.runs.study import worker
+    from unlearn_eval.runs.study.cells import worker
 
     ids = ["capital_of/france", "capital_of/italy", "capital_of/spain"]
 

