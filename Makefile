@@ -20,7 +20,7 @@ demo: $(INSTALLED)  ## make a small model forget facts, and measure it
 	$(BIN)/unlearn-eval demo
 
 test: $(INSTALLED) $(MODEL)  ## the whole default suite
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu and not vllm" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu and not vllm" -n 2 --dist worksteal
 
 test-all: $(INSTALLED) $(MODEL)  ## the slow tests too
 	$(PYTEST) -m "not gpu and not vllm"

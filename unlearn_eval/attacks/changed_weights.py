@@ -16,6 +16,7 @@ from unlearn_eval.attacks.base import FULL, UNLEARNED, Case, Observation
 from unlearn_eval.editing.training.weights import linear_maps
 from unlearn_eval.edits.base import applied
 from unlearn_eval.models.anatomy import is_transposed
+from unlearn_eval.models.weights import mark_restored, state_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,21 +31,22 @@ def changed_maps(model: PreTrainedModel, change: Change) -> Iterator[None]:
     Originals wait in the CPU's memory, so that a GPU that holds the model holds this too. What is computed in float32
     is rounded once to the weight's own type. Embeddings, norms, biases and head stay.
     """
-    originals: list[tuple[Tensor, Tensor]] = []
+    originals: list[tuple[Tensor, Tensor, int | None]] = []
     try:
         with torch.no_grad():
             for name in linear_maps(model):
                 module = model.get_submodule(name)
                 weight: Tensor = module.weight
-                originals.append((weight, weight.detach().to("cpu", copy=True)))
+                originals.append((weight, weight.detach().to("cpu", copy=True), state_of(weight)))
                 wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
                 new = change(wide.T if is_transposed(module) else wide)
                 weight.copy_(new.T if is_transposed(module) else new)
         yield
     finally:
         with torch.no_grad():
-            for weight, original in originals:
+            for weight, original, state in originals:
                 weight.copy_(original)
+                mark_restored(weight, state)
 
 
 def weaker_edits(case: Case, at: Sequence[float], weaker: Callable[[Any, float], Any]) -> Iterator[Observation]:

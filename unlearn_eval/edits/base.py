@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.edits.records import BaseRef, Costs, RequestSummary, SelfCheck
+from unlearn_eval.models.weights import mark_restored, state_of
 
 KINDS = LOW_RANK, DENSE, MEMORY = "low_rank", "dense", "memory"  # of edits, as `edit.json` names them
 
@@ -118,18 +119,19 @@ class Applied:
     """An edit in a model; `restore()` puts the original tensors back, bit for bit."""
 
     def __init__(self) -> None:
-        self._originals: list[tuple[Tensor, Tensor]] = []
+        self._originals: list[tuple[Tensor, Tensor, int | None]] = []
 
     def keep(self, weight: Tensor) -> None:
         """Remember a weight before it is changed in place."""
-        self._originals.append((weight, weight.detach().clone()))
+        self._originals.append((weight, weight.detach().clone(), state_of(weight)))
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back; harmless when repeated."""
         while self._originals:
-            weight, original = self._originals.pop()
+            weight, original, state = self._originals.pop()
             weight.copy_(original)
+            mark_restored(weight, state)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from unlearn_eval.edits.low_rank import LowRankEdit, read_low_rank
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_memory
 from unlearn_eval.edits.records import BaseRef
 from unlearn_eval.models.load import LoadedModel
-from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.models.weights import known_weights
 from unlearn_eval.utils.errors import UserError
 
 AnyEdit = LowRankEdit | DenseEdit | MemoryEdit
@@ -50,7 +50,7 @@ def check_base(info: EditInfo, model: nn.Module | LoadedModel, name: str = "this
     if isinstance(model, LoadedModel):
         found, name = model.weights.canonical, model.name
     else:
-        found = hash_weights(model).canonical
+        found = known_weights(model).canonical
     if expected and found != expected:
         raise UserError(
             f"the edit was made on {info.base.id} (weights {expected[:12]}), and {name} has other weights "
@@ -72,7 +72,7 @@ def describe_base(model: Any, name: str = "", revision: str | None = None) -> Ba
         described = {
             "id": name,
             "revision": revision,
-            "canonical_hash": hash_weights(model).canonical,
+            "canonical_hash": known_weights(model).canonical,
             "architecture": type(model).__name__,
         }
     return BaseRef.of(described)  # a revision that is None is written too

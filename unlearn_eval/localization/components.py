@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.models.anatomy import anatomy
-from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.models.weights import known_weights
 from unlearn_eval.results.layers import few_digits, scores_by_layer
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, parse, plain, read_text, write_all
@@ -84,7 +84,7 @@ class Components:
         Raises:
             UserError: naming both.
         """
-        if self.model.get("weights") != hash_weights(model).canonical:
+        if self.model.get("weights") != known_weights(model).canonical:
             raise UserError(
                 f"these components are of {self.model.get('id')}, weights {str(self.model.get('weights'))[:12]}, "
                 f"not of {name}",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from unlearn_eval.editing.training.masks import WeightMasks
 from unlearn_eval.models.anatomy import anatomy, is_transposed
+from unlearn_eval.models.weights import mark_restored, state_of
 from unlearn_eval.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class FullWeights:
                 )
         self.model, self.dtype = model, next(model.parameters()).dtype  # as it was: what is trained becomes float32
         self._parameters = {name: parameters[name] for name in names}
+        self._states = {name: state_of(p) for name, p in self._parameters.items()}
         self._types = {name: p.dtype for name, p in self._parameters.items()}
         self._needed_gradients = {p: p.requires_grad for p in model.parameters()}
         self.path = folder / f"{ORIGINALS}-{process}.safetensors"
@@ -189,6 +191,7 @@ class FullWeights:
                     parameter.data.copy_(original)
                 else:
                     parameter.data = original.to(parameter.device)
+                mark_restored(parameter, self._states[name])
         for parameter, needed in self._needed_gradients.items():
             parameter.requires_grad_(needed)
 
