@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class ForgetSet:
     def __iter__(self) -> Iterator[ForgetItem]:
         return iter(self.items)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 of the items."""
         content = json.dumps([item.record for item in self.items], sort_keys=True, ensure_ascii=False)
