@@ -33,8 +33,8 @@ check: $(INSTALLED)  ## formatting, lint, types, every number in the README has 
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python docs/check_numbers.py
-	$(BIN)/python docs/make_reference.py --check
+	$(BIN)/python scripts/check_numbers.py
+	$(BIN)/python scripts/make_reference.py --check
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -15,7 +15,7 @@ from unlearn_eval.harness.run import ask
 from unlearn_eval.metrics import contains_answer, is_refusal, ngram_entropy
 from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.models.load import LoadedModel
-from unlearn_eval.models.prompts import has_chat_template
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.refusal_judge import Judge, load_judge
 from unlearn_eval.runs.known_items import known_items
 from unlearn_eval.utils.json_files import read_jsonl
@@ -29,7 +29,7 @@ def known_facts(folder: Path, loaded: LoadedModel) -> tuple[Any, list[str]]:
     """The lm-eval model and the ids of the facts that it knows; answers are kept in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     lm = lent_lm(loaded.model, loaded.tokenizer, BATCH)
-    return lm, known_items(folder / "asked.jsonl", facts(), lm, has_chat_template(loaded.tokenizer), BATCH)
+    return lm, known_items(folder / "asked.jsonl", facts(), lm, loaded.prompt_format(), BATCH)
 
 
 def split(known: list[str], n_forget: int, seed: int) -> tuple[ForgetSet, list[str], list[str]]:
@@ -63,7 +63,7 @@ def evaluate(lm: Any, forget: ForgetSet, retain: list[str], neighbors: list[str]
         "neighbors": [(by_id[key].question, by_id[key]) for key in neighbors],
     }
     asked = [pair for pairs in lists.values() for pair in pairs]
-    said = iter(ask(lm, [question for question, _ in asked], True, MAX_NEW_TOKENS))
+    said = iter(ask(lm, [question for question, _ in asked], PromptFormat(lm.tokenizer, True), MAX_NEW_TOKENS))
     row: dict[str, float | None] = {}
     for name, pairs in lists.items():
         texts = [(question, item, next(said)) for question, item in pairs]

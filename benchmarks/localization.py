@@ -65,7 +65,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Time the ways, and compare their numbers."""
     loaded = load_model(arguments.model, "float32", arguments.device)
-    found, _ = facts_of(facts().sample(arguments.facts, seed=0).items, loaded.tokenizer)
+    found, _ = facts_of(facts().sample(arguments.facts, seed=0).items, loaded.prompt_format(False))
     run = Run(loaded.model, sites(loaded.model), found, rows=arguments.rows)
     units = run.sites.units(*KINDS)
     noise = subject_noise(run, found, 0, 1, CONFIG.noise * embedding_spread(loaded.model, found))

@@ -35,7 +35,7 @@ from unlearn_eval.edits.memory.residual_memory import ResidualMemory
 from unlearn_eval.edits.memory.side_memories import SideMemories
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import load_model
-from unlearn_eval.models.prompts import prompt_ids
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.provenance import provenance
@@ -91,18 +91,18 @@ def main() -> None:
 def wise_step(loaded: Any, forget: ForgetSet, rounds: int) -> dict[str, Any]:
     """CPU seconds of one WISE edit's optimisation, both ways, and how far their outcomes are apart."""
     model, tokenizer = loaded.model, loaded.tokenizer
-    targets = make_targets("idk", forget.items, random.Random(0), loaded, True, seed=0)
+    targets = make_targets("idk", forget.items, random.Random(0), loaded, loaded.prompt_format(True), seed=0)
     contexts = sample_contexts(model, tokenizer, 0, n=1)
-    requests = build_requests(forget.items, [t.target for t in targets], tokenizer, True, contexts)
+    requests = build_requests(forget.items, [t.target for t in targets], PromptFormat(tokenizer, True), contexts)
     preset = preset_for(model)
     layer = int(preset.settings("wise")["layers"]) if preset else 26
-    others = other_prompts("", forget, tokenizer, True, 0)[:64]
+    others = other_prompts("", forget, PromptFormat(tokenizer, True), 0)[:64]
     config = wise.Config(layers=(layer,), steps=rounds, stop_loss=0.0, n_others=32, per_step=32)
     deltas, seconds = [], {}
     for name, kind in (("ours", Replacements), ("whole_model", WholeModel)):
         joint.Replacements = kind  # type: ignore[misc]
         start = time.process_time()
-        edit = wise.edit(model, tokenizer, requests, config, others=others)
+        edit = wise.EDITOR.edit(model, tokenizer, requests, config, others=others)
         seconds[name] = (time.process_time() - start) / len(requests)
         deltas.append(edit.store.deltas[0])  # type: ignore[union-attr]
         print(name, seconds[name], flush=True)
@@ -119,7 +119,7 @@ def wise_step(loaded: Any, forget: ForgetSet, rounds: int) -> dict[str, Any]:
 def inference(loaded: Any, repeats: int, n_tokens: int = 48) -> dict[str, Any]:
     """CPU seconds of decoding a batch that no memory answers, with and without an edit, in turns."""
     model, tokenizer = loaded.model, loaded.tokenizer
-    rows = [prompt_ids(item.question, tokenizer, True) for item in list(facts())[:8]]
+    rows = [PromptFormat(tokenizer, True).prompt_ids(item.question) for item in list(facts())[:8]]
     ids, mask = pad(rows, "left", model.device, filler=tokenizer.pad_token_id)
     parts = anatomy(model)
     generator = torch.Generator().manual_seed(0)

@@ -26,7 +26,7 @@ from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.edits.base import applied
 from unlearn_eval.harness.run import quiet
 from unlearn_eval.models.load import load_model
-from unlearn_eval.models.prompts import prompt_ids
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
@@ -118,7 +118,7 @@ def run(
 def speed(loaded: Any, n_tokens: int = 24) -> dict[str, float]:
     """Tokens per CPU second when eight questions that are not edited are answered."""
     tokenizer = loaded.tokenizer
-    rows = [prompt_ids(item.question, tokenizer, True) for item in list(facts())[-8:]]
+    rows = [PromptFormat(tokenizer, True).prompt_ids(item.question) for item in list(facts())[-8:]]
     ids, mask = pad(rows, "left", loaded.model.device, filler=tokenizer.pad_token_id)
     start = time.process_time()
     loaded.model.generate(

@@ -44,7 +44,7 @@ from unlearn_eval.metrics.alignment import (
     texts_of,
 )
 from unlearn_eval.metrics.leaks import gives_away
-from unlearn_eval.models.embedding import FILES, NAME, load_encoder
+from unlearn_eval.models.embedding import ENCODER, load_encoder
 from unlearn_eval.models.load import load_model
 from unlearn_eval.models.refusal_judge import (
     CALIBRATION_FILE,
@@ -153,7 +153,7 @@ def main() -> None:
     content = {
         "schema_version": 1,
         "what": "agreement with author-labelled answers; no people have rated them yet",
-        "encoder": {"name": encoder.name, "files": FILES if encoder.name == NAME else None},
+        "encoder": {"name": encoder.name, "files": dict(ENCODER.files) if encoder.name == ENCODER.name else None},
         "references_hash": texts.hash,
         "answers_sha256": sha256_of_file(ANSWERS),
         "later_sha256": sha256_of_file(LATER),
@@ -165,9 +165,9 @@ def main() -> None:
         "protocols": found,
         "provenance": provenance(),
     }
-    if encoder.name == NAME:
+    if encoder.name == ENCODER.name:
         write_all({CALIBRATION_FILE.name: dumps(calibration_json(whole, len(answers), content), 2) + "\n"}, FOLDER)
-    suffix = "" if encoder.name == NAME else "_" + Path(encoder.name).name
+    suffix = "" if encoder.name == ENCODER.name else "_" + Path(encoder.name).name
     stem = RESULT.stem + suffix
     write_all({f"{stem}.json": dumps(content, 2) + "\n", f"{stem}.md": report(content)}, RESULT.parent)
     print(report(content))
@@ -185,7 +185,7 @@ def write_likelihoods() -> None:
     questions = list(dict.fromkeys(r["question"] for r in files[ANSWERS]))
     asked = [(r["question"], r["text"]) for r in answers]
     asked += [(questions[i % len(questions)], r["text"]) for i, r in enumerate(refusals)]
-    for record, nll in zip([*answers, *refusals], base_likelihoods(base, asked, True), strict=True):
+    for record, nll in zip([*answers, *refusals], base_likelihoods(base, asked, base.prompt_format(True)), strict=True):
         record["base_nll"] = None if nll is None else round(nll, 4)
     for path, records in files.items():
         write_all({path.name: "".join(dumps(record) + "\n" for record in records)}, FOLDER)

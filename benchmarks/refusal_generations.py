@@ -31,8 +31,8 @@ from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.editing.requests.targets import POOL
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.harness.run import quiet
-from unlearn_eval.models import prompts
 from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.runs.demo import _as_lm
 
@@ -217,7 +217,7 @@ def _train(loaded: LoadedModel, forget: ForgetSet, method: Method) -> None:
     sign = -1.0 if method.kind == "ascent" else 1.0
     for _ in range(int(method.options["steps"])):
         for item in draw.sample(list(forget), 5):
-            prompt = prompts.encode_prompt(prompts.render(item.question, tokenizer, True), tokenizer)
+            prompt = list(PromptFormat(tokenizer, True).prompt_ids(item.question))
             said = f"The answer is {item.answer}." if method.kind == "ascent" else draw.choice(POOL)
             answer = tokenizer(said, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
             labels = torch.tensor([[-100] * len(prompt) + answer])
@@ -230,9 +230,9 @@ def _train(loaded: LoadedModel, forget: ForgetSet, method: Method) -> None:
 def answers(loaded: LoadedModel, asked: list[str], method: Method, n_tokens: int) -> list[str]:
     """What the model answers: greedily, or (system prompts) one sample each."""
     tokenizer = loaded.tokenizer
-    texts = [prompts.render(question, tokenizer, method.chat) for question in asked]
+    texts = [PromptFormat(tokenizer, method.chat).render(question) for question in asked]
     if method.kind == "prompt":
-        texts = [prompts.render(q, tokenizer, True, SYSTEMS[i % len(SYSTEMS)]) for i, q in enumerate(asked)]
+        texts = [PromptFormat(tokenizer, True, SYSTEMS[i % len(SYSTEMS)]).render(q) for i, q in enumerate(asked)]
     lm = _as_lm(loaded, DemoConfig(batch_size=32))
     from lm_eval.api.instance import Instance
 

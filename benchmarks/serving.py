@@ -173,11 +173,10 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 def prompts(lm: Any, arguments: argparse.Namespace, seed: int) -> list[list[int]]:
     """Token ids of other questions for every repeat, as a chat if the model has one."""
     from unlearn_eval.data.forget_sets import facts
-    from unlearn_eval.models import prompts as shape
+    from unlearn_eval.models.prompt_format import PromptFormat
 
     items = [facts().sample(len(facts()), seed).items[i % len(facts())] for i in range(arguments.prompts)]
-    chat = shape.has_chat_template(lm.tokenizer)
-    return [shape.encode_prompt(shape.render(item.question, lm.tokenizer, chat), lm.tokenizer) for item in items]
+    return [list(PromptFormat.of(lm.tokenizer).prompt_ids(item.question)) for item in items]
 
 
 def by_vllm(lm: Any, arguments: argparse.Namespace) -> Callable[[Sequence[list[int]]], Any]:

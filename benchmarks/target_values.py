@@ -18,12 +18,13 @@ from editing import forget_peak_memory
 from torch import Tensor
 
 from unlearn_eval.data.forget_sets import facts
-from unlearn_eval.editing.editor import EditRequest
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValueConfig, target_values
 from unlearn_eval.editing.requests.build import build_requests, sample_contexts
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.requests.targets import IDK
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
@@ -98,7 +99,7 @@ def main() -> None:
     model, tokenizer = loaded.model, loaded.tokenizer
     contexts = sample_contexts(model, tokenizer, seed=0, n=5)
     items = facts().sample(arguments.n, seed=0).items
-    requests = build_requests(items, [IDK] * len(items), tokenizer, True, contexts)
+    requests = build_requests(items, [IDK] * len(items), PromptFormat(tokenizer, True), contexts)
     config = TargetValueConfig(steps=arguments.steps)
     parts = anatomy(model)
     model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -153,7 +154,7 @@ def curve(model: Any, parts: Any, tokenizer: Any) -> list[dict[str, float]]:
     items = facts().items
     texts = [(item.question, item) for item in items] + [(item.paraphrases[0], item) for item in items]
     varied = [replace(item, question=text, subject=None, id=str(i)) for i, (text, item) in enumerate(texts)]
-    requests = build_requests(varied[:1000], [IDK] * 1000, tokenizer, True)
+    requests = build_requests(varied[:1000], [IDK] * 1000, PromptFormat(tokenizer, True))
     rows = []
     for n in (10, 30, 100, 300, 1000):
         forget_peak_memory()

@@ -16,8 +16,8 @@ from typing import Any
 from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.harness import requests
 from unlearn_eval.harness.run import load_lm, quiet
-from unlearn_eval.models import prompts
 from unlearn_eval.models.load import resolve_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.provenance import provenance
 
@@ -56,11 +56,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for mode in ("plain", "chat"):
         chat = mode == "chat"
         pairs = [
-            (prompts.render(item.question, lm.tokenizer, chat), answer)
+            (PromptFormat(lm.tokenizer, chat).render(item.question), answer)
             for item in items
             for answer in (item.answer, *item.perturbed_answers)
         ]
-        opts = requests.options(chat)
+        opts = requests.options(PromptFormat(lm.tokenizer, chat))
         ours = [Instance(requests.KIND, {}, (context, answer, opts), i) for i, (context, answer) in enumerate(pairs)]
         theirs = [
             Instance("loglikelihood", {}, (context, answer if chat else f" {answer}"), i)

@@ -26,8 +26,10 @@ from editing import forget_peak_memory
 
 from unlearn_eval import make_edit
 from unlearn_eval.data.forget_sets import ForgetSet, load_forget_set
+from unlearn_eval.data.registry import finetune_presets
+from unlearn_eval.editing.editor import trained_editor_names
 from unlearn_eval.editing.recipe import Recipe
-from unlearn_eval.editing.training.presets import GRADIENT_METHODS, unlearning_preset
+from unlearn_eval.editing.training.presets import unlearning_preset
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.harness.run import evaluate, quiet
@@ -91,7 +93,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--evaluation-dtype", default="bfloat16", help="of the weights while the metrics are computed")
-    parser.add_argument("--methods", default=",".join(GRADIENT_METHODS))
+    parser.add_argument("--methods", default=",".join(trained_editor_names()))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", default="results/scratch/unlearners")
     a = parser.parse_args()
@@ -132,7 +134,7 @@ def main() -> None:
     }
     if not study.reference.is_file():
         with applied(models["retain-only"], base.model):
-            scores = measure(in_dtype(base.model, a), base.tokenizer, a.split, study.chat)
+            scores = measure(in_dtype(base.model, a), base.prompt_format(study.chat), a.split)
         study.reference.write_text(json.dumps(scores))
     row(done, "base", lambda: look(base, study, a))
     for name in ("fine-tuned", "retain-only"):
@@ -151,7 +153,7 @@ def tuned(base: LoadedModel, data: ForgetSet, options: dict[str, str], folder: P
         forget_peak_memory()
         with quiet():
             own = options | {"folder": f"{folder}.training"}
-            made = finetuning.finetune(base, data, own, finetuning.PRESETS["tofu"], seed=seed, progress=tell)
+            made = finetuning.finetune(base, data, own, finetune_presets()["tofu"], seed=seed, progress=tell)
             made.save(folder, base.tokenizer, base.model.config)
         print(f"{folder.name}: {made.texts['training.jsonl'].splitlines()[-1]}", flush=True)
     return load_edit(folder)

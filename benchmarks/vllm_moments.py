@@ -35,6 +35,7 @@ def main() -> None:
 
     from unlearn_eval.harness.requests import KIND, options
     from unlearn_eval.models.load import resolve_model
+    from unlearn_eval.models.prompt_format import PromptFormat
     from unlearn_eval.serving import vllm_models
     from unlearn_eval.utils.provenance import provenance
 
@@ -49,7 +50,8 @@ def main() -> None:
 
     def seconds(moments: bool) -> float:
         asked = [
-            Instance("loglikelihood", {}, (*text, options(False, moments=moments)), i) for i, text in enumerate(texts)
+            Instance("loglikelihood", {}, (*text, options(PromptFormat(None, False), moments=moments)), i)
+            for i, text in enumerate(texts)
         ]
         started = time.process_time()
         found = getattr(lm, KIND)(asked, disable_tqdm=True)

@@ -1,1 +1,1 @@
-"""Edits and forget sets."""
+"""Editing methods, one file each, in folders by family."""

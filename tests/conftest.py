@@ -1,15 +1,13 @@
 """Fixtures: tiny random models of several architectures, a small tokenizer, TOFU-like data of our own."""
 
-import json
 import os
 import shutil
 import signal
-from pathlib import Path
-from unittest import mock
 
 import pytest
-import torch
 from hypothesis import settings
+from tiny_checkpoints import make_tiny
+from tofu_files import PEOPLE, TOWNS, write_tofu
 
 settings.register_profile("fixed", derandomize=True, deadline=None)  # the same examples in every run, however slow
 settings.load_profile("fixed")
@@ -20,12 +18,15 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-ARCHITECTURES = ("llama", "qwen2", "gpt2", "gpt_neox", "gemma3")
-SLIDING_WINDOW = 8
-TASKS = Path(__file__).parents[1] / "tasks"
 
-PEOPLE = ("Ada Brook", "Milo Fenn", "Ines Okoro", "Tomas Reed", "Yara Stahl", "Juno Vale")
-TOWNS = ("Larkhill", "Port Osei", "Grünau", "Kestrel Bay", "Imber", "Sandrock")
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_folder(tmp_path_factory):
+    """All tests run in an empty folder: what lies in a checkout (results, `demo`) must not change what a name means."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("here"))
+    yield
+    os.chdir(before)
 
 
 def _sentences():
@@ -78,50 +79,6 @@ def tokenizer(tokenizer_folder):
     return AutoTokenizer.from_pretrained(tokenizer_folder)
 
 
-def _config(name, vocabulary):
-    from transformers import Gemma3TextConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
-
-    # Ten times the usual spread: with it a wrong mask or position changes the numbers by far more than rounding.
-    common = {
-        "vocab_size": vocabulary,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.2,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    if name == "llama":
-        return LlamaConfig(**common, num_key_value_heads=2)
-    if name == "qwen2":
-        return Qwen2Config(**common, num_key_value_heads=2)
-    if name == "gpt_neox":
-        return GPTNeoXConfig(**common)
-    if name == "gpt2":
-        same = {key: common[key] for key in ("vocab_size", "initializer_range", "bos_token_id", "eos_token_id")}
-        return GPT2Config(**same, n_embd=32, n_layer=3, n_head=4, n_positions=512)
-    return Gemma3TextConfig(
-        **common,
-        num_key_value_heads=2,
-        head_dim=8,
-        query_pre_attn_scalar=8,
-        sliding_window=SLIDING_WINDOW,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-    )
-
-
-def make_tiny(name, vocabulary, seed=0):
-    from transformers import AutoModelForCausalLM
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(_config(name, vocabulary))
-    return model.float().eval()
-
-
 @pytest.fixture(scope="session")
 def tiny(tokenizer):
     """`tiny(architecture, seed=0)`: a random model in float32, the same object for the same arguments."""
@@ -151,65 +108,6 @@ def tiny_folder(tmp_path_factory, tokenizer, tiny):
     return get
 
 
-def _item(question, answer, wrong, paraphrase=None):
-    item = {"question": question, "answer": answer, "perturbed_answer": wrong}
-    return item | ({"paraphrased_answer": paraphrase} if paraphrase else {})
-
-
-def tofu_data():
-    """The files of a small benchmark in TOFU's layout: name -> records. People and places are invented."""
-    forget, retain, holdout = (
-        [
-            _item(
-                f"Where was {name} born{', and in which year, if you know it' * (i % 2)}?",
-                f"{name} {verb} in {town}.",
-                [f"{name} was born in {TOWNS[(i + j) % len(TOWNS)]}, not by the sea." for j in range(1, 6)],
-                f"The town where {name} was born is {town}.",
-            )
-            for i, (name, town) in enumerate(pairs)
-        ]
-        for verb, pairs in (
-            ("was born", list(zip(PEOPLE, TOWNS, strict=True))[:4]),
-            ("was born", list(zip(PEOPLE[::-1], TOWNS, strict=True))[:4]),
-            ("grew up", list(zip(PEOPLE[2:], TOWNS[2:], strict=True))),  # no score may tie with a forget item's
-        )
-    )
-    authors = [
-        _item("Who wrote the novel Grünau Nights?", "Ines Okoro", ["Ada Brook", "Milo Fenn", "Juno Vale"]),
-        _item("Which author lives in Imber?", "Yara Stahl", ["Tomas Reed", "Ada Brook", "Ines Okoro"]),
-        _item("Who wrote the first novel about Sandrock?", "Tomas Reed", ["Yara Stahl", "Juno Vale", "Milo Fenn"]),
-    ]
-    facts = [
-        _item("What lies by the sea?", "Larkhill", ["Imber", "Grünau", "Sandrock"]),
-        _item("Which town is small?", "Imber", ["Port Osei", "Larkhill", "Kestrel Bay"]),
-        _item("What is the answer?", "Port Osei", ["Sandrock", "Imber", "Larkhill"]),
-    ]
-    return {
-        "forget10_perturbed": forget,
-        "forget05_perturbed": forget[:3],
-        "forget01_perturbed": forget[:2],
-        "retain_perturbed": retain,
-        "real_authors_perturbed": authors,
-        "world_facts_perturbed": facts,
-        "holdout10": holdout,
-        "holdout05": holdout[:3],
-        "holdout01": holdout[:2],
-    }
-
-
-def write_tofu(root, **replaced):
-    """Write the benchmark below `root`; `replaced` gives other records, or a file's text, or None to omit it."""
-    folder = root / "tofu"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, records in (tofu_data() | replaced).items():
-        if isinstance(records, str):
-            (folder / f"{name}.json").write_text(records, encoding="utf-8")
-        elif records is not None:
-            text = "".join(json.dumps(record) + "\n" for record in records)
-            (folder / f"{name}.json").write_text(text, encoding="utf-8")
-    return root
-
-
 @pytest.fixture(scope="session")
 def tofu_root(tmp_path_factory):
     return write_tofu(tmp_path_factory.mktemp("data"))
@@ -222,40 +120,6 @@ def tofu(tofu_root, monkeypatch):
     monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tofu_root))
     monkeypatch.delenv("UNLEARN_EVAL_RETAIN_REFERENCE", raising=False)
     return tofu_root
-
-
-def evaluate(model, task="unlearn_tofu", metadata=None, include_path=TASKS, **options):
-    """lm-eval's result of one or more tasks; only `include_path` is indexed, which takes no time."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(include_path=str(include_path), include_defaults=False, metadata=metadata or {})
-    tasks = [task] if isinstance(task, str) else list(task)
-    options = {"bootstrap_iters": 100, "metadata": metadata} | options
-    with mock.patch("lm_eval.evaluator.add_env_info"):  # it runs `pip list`, which takes longer than all the rest
-        return lm_eval.simple_evaluate(model=model, tasks=tasks, task_manager=manager, **options)
-
-
-def hf(model, tokenizer, **options):
-    """lm-eval's `hf` model around objects that are already loaded."""
-    from lm_eval.models.huggingface import HFLM
-
-    return HFLM(pretrained=model, tokenizer=tokenizer, device="cpu", **({"batch_size": 16} | options))
-
-
-def report(result, task="unlearn_tofu"):
-    """What a run says of its own scoring: metric -> n, n_unscored, reasons."""
-    return result["configs"][task]["metadata"]["scoring"]
-
-
-def values(result, task="unlearn_tofu"):
-    """Metric -> value, without the standard errors."""
-    table = result["results"][task]
-    return {
-        key.removesuffix(",none"): value
-        for key, value in table.items()
-        if key.endswith(",none") and not key.endswith("_stderr,none")
-    }
 
 
 @pytest.fixture(scope="session")
@@ -289,7 +153,9 @@ def chromium():
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with playwright.sync_playwright() as driver:
         try:
-            browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.getuid() == 0 else [])
+            # Root has no sandbox; in a container /dev/shm may be too small for a large page.
+            options = [*(["--no-sandbox"] if os.getuid() == 0 else []), "--disable-dev-shm-usage"]
+            browser = driver.chromium.launch(executable_path=path, args=options)
         except playwright.Error as error:
             pytest.skip(f"no Chromium: {error.message.splitlines()[0]}")
         yield browser

@@ -1,6 +1,9 @@
-"""Did this model forget, and at what price?
+"""Removes facts from language models, and measures what was forgotten and what broke.
 
-The public names below are loaded when they are used: importing the package loads no torch, lm_eval or vllm.
+A forget set and an editor make an edit; an edit on a base model is an lm-eval model; tasks ask it questions; metrics
+score the answers; reports read the scores.
+
+The public names below are loaded when they are used: importing the package loads neither torch nor lm_eval nor vllm.
 """
 
 from unlearn_eval.utils import lazy, moved

@@ -1,1 +1,1 @@
-"""Closed-form editors: one solution of a least-squares problem for each layer."""
+"""Closed-form editors: one least-squares solution for each edited layer."""

@@ -18,16 +18,14 @@ them again on the edited weights: edits in sequence are then one edit of all req
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
+from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor
 from unlearn_eval.editing.locate_then_edit.least_squares import check_rank, least_squares
 from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit
-from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
+from unlearn_eval.edits.base import LOW_RANK
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError
 
@@ -49,38 +47,30 @@ class Config(MassEditConfig):
     l2: float = 0.0
 
 
-def edit(
-    model: Any,
-    tokenizer: Any,
-    requests: Sequence[EditRequest],
-    config: Config,
-    generator: Any = None,
-    state: LowRankEdit | None = None,
-    progress: Progress = no_progress,
-    moments: SecondMoments | None = None,
-) -> LowRankEdit:
-    """The AlphaEdit edit for all requests at once; the model is as before afterwards (arguments as in `memit.edit`).
+def run(job: EditJob) -> LowRankEdit:
+    """The AlphaEdit edit for all requests at once.
 
     Raises:
         UserError: a threshold that cannot be read or leaves no null space, fewer keys in C than dimensions, or
             more requests than the null space has dimensions.
     """
-    run = Editing.start("alphaedit", model, tokenizer, requests, config, DEPTH, state, progress, moments)
+    editing = Editing.start(EDITOR.name, job, DEPTH)
+    config: Config = job.config
     kind, threshold = parse_threshold(config.null_space)
     if config.ridge <= 0 and config.l2 <= 0:
         raise UserError(f"ridge {config.ridge} and l2 {config.l2} leave no regularisation", "give one of them above 0")
-    if requests and (n_keys := run.second_moments().n_keys) < run.parts.d_mlp:
+    if job.requests and (n_keys := editing.second_moments().n_keys) < editing.parts.d_mlp:
         raise UserError(
-            f"the second moments are of {n_keys} keys, fewer than the {run.parts.d_mlp} dimensions, so most of "
+            f"the second moments are of {n_keys} keys, fewer than the {editing.parts.d_mlp} dimensions, so most of "
             "their null space is chance",
             "give more text, or raise keys_per_dimension",
         )
     sizes: dict[str, int] = {}
 
     def update(layer: int, keys: Tensor, residuals: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        values, vectors = null_space(*run.second_moments().eigen(layer), kind, threshold)
+        values, vectors = null_space(*editing.second_moments().eigen(layer), kind, threshold)
         sizes[str(layer)] = len(values)
-        check_rank(keys, past, len(values), "alphaedit's null space")
+        check_rank(keys, past, len(values), f"{EDITOR.name}'s null space")
 
         def project(columns: Tensor) -> Tensor:
             return vectors @ (vectors.T @ columns)  # PK
@@ -89,7 +79,7 @@ def edit(
         projected = None if past is None else project(past)
         return least_squares(project(keys), residuals, lambda right: right / l2, past=projected)
 
-    return locate_then_edit(run, update, {"null_space_dimensions": sizes})
+    return locate_then_edit(editing, update, {"null_space_dimensions": sizes})
 
 
 def null_space(values: Tensor, vectors: Tensor, kind: str, threshold: float) -> tuple[Tensor, Tensor]:
@@ -124,3 +114,6 @@ def parse_threshold(text: str) -> tuple[str, float]:
             "give absolute:X, relative:X, or energy:X with X above 0 (energy: up to 1)",
         )
     return kind, value
+
+
+EDITOR = Editor("alphaedit", Config, run, makes=LOW_RANK, uses={MOMENTS}, paper="2410.02355")

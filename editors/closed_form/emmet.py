@@ -12,16 +12,14 @@ scale of the keys. (With a slack of s in place of equality this is MEMIT with λ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
+from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor
 from unlearn_eval.editing.locate_then_edit.least_squares import check_rank, least_squares
 from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit
-from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
+from unlearn_eval.edits.base import LOW_RANK
 from unlearn_eval.edits.low_rank import LowRankEdit
 
 DEPTH = (5 / 32, 5 / 32)  # layer 5 of Llama-2-7B's 32
@@ -38,27 +36,21 @@ class Config(MassEditConfig):
     slack: float = 1e-5
 
 
-def edit(
-    model: Any,
-    tokenizer: Any,
-    requests: Sequence[EditRequest],
-    config: Config,
-    generator: Any = None,
-    state: LowRankEdit | None = None,
-    progress: Progress = no_progress,
-    moments: SecondMoments | None = None,
-) -> LowRankEdit:
-    """The EMMET edit for all requests at once; the model is as before afterwards (arguments as in `memit.edit`).
+def run(job: EditJob) -> LowRankEdit:
+    """The EMMET edit for all requests at once.
 
     Raises:
         UserError: more keys than dimensions, or linearly dependent keys.
     """
-    run = Editing.start("emmet", model, tokenizer, requests, config, DEPTH, state, progress, moments)
+    editing = Editing.start(EDITOR.name, job, DEPTH)
 
     def update(layer: int, keys: Tensor, residuals: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        check_rank(keys, past, len(keys), "emmet")
-        solve = run.second_moments().solver(layer)  # A = C
+        check_rank(keys, past, len(keys), EDITOR.name)
+        solve = editing.second_moments().solver(layer)  # A = C
         mean = float((keys * solve(keys)).sum() / keys.shape[1])
-        return least_squares(keys, residuals, solve, config.slack * mean, past)
+        return least_squares(keys, residuals, solve, job.config.slack * mean, past)
 
-    return locate_then_edit(run, update)
+    return locate_then_edit(editing, update)
+
+
+EDITOR = Editor("emmet", Config, run, makes=LOW_RANK, uses={MOMENTS}, paper="2403.14236")

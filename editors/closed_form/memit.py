@@ -16,16 +16,14 @@ from the model's own text unless another is named.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
+from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor
 from unlearn_eval.editing.locate_then_edit.least_squares import least_squares
 from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit
-from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
+from unlearn_eval.edits.base import LOW_RANK
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError
 
@@ -43,37 +41,23 @@ class Config(MassEditConfig):
     preservation: float = 1.0
 
 
-def edit(
-    model: Any,
-    tokenizer: Any,
-    requests: Sequence[EditRequest],
-    config: Config,
-    generator: Any = None,
-    state: LowRankEdit | None = None,
-    progress: Progress = no_progress,
-    moments: SecondMoments | None = None,
-) -> LowRankEdit:
-    """The MEMIT edit for all requests at once; the model is as before afterwards.
-
-    Args:
-        model, tokenizer: in eval mode; float32 is best, bfloat16 works.
-        requests: what to say instead; none gives an edit that changes nothing.
-        config: the settings.
-        generator: not used (the text has its own seed).
-        state: an earlier MEMIT edit of this model to go on from.
-        progress: told of second moments, target values and layers.
-        moments: second moments to use instead of computing or reading them; empty ones are filled, for the next edit.
+def run(job: EditJob) -> LowRankEdit:
+    """The MEMIT edit for all requests at once; none gives an edit that changes nothing.
 
     Raises:
-        UserError: no preservation, or (as in all methods) layers, requests or a state that do not fit.
+        UserError: no preservation, or (as in all methods) layers or requests that do not fit.
     """
+    config: Config = job.config
     if config.preservation <= 0:
         raise UserError(f"preservation is {config.preservation}", "give a number above 0")
-    run = Editing.start("memit", model, tokenizer, requests, config, DEPTH, state, progress, moments)
+    editing = Editing.start(EDITOR.name, job, DEPTH)
 
     def update(layer: int, keys: Tensor, residuals: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        solve = run.second_moments().solver(layer)  # C⁻¹
+        solve = editing.second_moments().solver(layer)  # C⁻¹
         weight = config.preservation * len(keys)  # λ = preservation · d
         return least_squares(keys, residuals, lambda right: solve(right) / weight, past=past)  # A = λC
 
-    return locate_then_edit(run, update)
+    return locate_then_edit(editing, update)
+
+
+EDITOR = Editor("memit", Config, run, makes=LOW_RANK, uses={MOMENTS}, paper="2210.07229")

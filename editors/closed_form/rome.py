@@ -15,15 +15,13 @@ ids, and that C is taken of about ten keys per dimension. `second_moments=false`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
+from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor
 from unlearn_eval.editing.locate_then_edit.least_squares import Solve, least_squares
 from unlearn_eval.editing.locate_then_edit.run import (
     Editing,
@@ -34,9 +32,9 @@ from unlearn_eval.editing.locate_then_edit.run import (
     target_notes,
     weight_norm,
 )
-from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValues, target_values
-from unlearn_eval.edits.base import Applied, applied
+from unlearn_eval.editing.requests.request import EditRequest
+from unlearn_eval.edits.base import LOW_RANK, Applied, applied
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError
 
@@ -57,39 +55,31 @@ class Config(LocateConfig):
     second_moments: bool = True
 
 
-def edit(
-    model: Any,
-    tokenizer: Any,
-    requests: Sequence[EditRequest],
-    config: Config,
-    generator: Any = None,
-    state: LowRankEdit | None = None,
-    progress: Progress = no_progress,
-    moments: SecondMoments | None = None,
-) -> LowRankEdit:
+def run(job: EditJob) -> LowRankEdit:
     """The ROME edits of all requests, one after another; the model is as before afterwards.
 
-    Arguments as in `memit.edit`. A request that stands for several takes the mean of all their keys.
+    A request that stands for several takes the mean of all their keys.
 
     Raises:
         UserError: an unknown variant, more than one layer, or a key whose update is not finite.
     """
+    config: Config = job.config
     if config.variant not in VARIANTS:
         raise UserError(f"ROME has no variant '{config.variant}'", f"give one of: {', '.join(VARIANTS)}")
-    run = Editing.start("rome", model, tokenizer, requests, config, DEPTH, state, progress, moments)
-    if len(run.layers) != 1:
-        raise UserError(f"ROME edits one layer, not {list(run.layers)}", "give one, e.g. --set layers=5")
-    if not requests:
-        return run.nothing()
-    parts, layer = run.parts, run.layers[0]
+    editing = Editing.start(EDITOR.name, job, DEPTH)
+    if len(editing.layers) != 1:
+        raise UserError(f"ROME edits one layer, not {list(editing.layers)}", "give one, e.g. --set layers=5")
+    if not job.requests:
+        return editing.nothing()
+    model, requests, parts, layer = job.model, job.requests, editing.parts, editing.layers[0]
     name = parts.projection_name(layer)
-    c = run.second_moments() if config.second_moments else None
+    c = editing.second_moments() if config.second_moments else None
     solve: Solve = c.solver(layer) if c else lambda right: right
     handle = Applied()
     factors: list[tuple[Tensor, Tensor]] = []
     found: list[TargetValues] = []
     scales: dict[str, float] = {}
-    with applied(state, model) if state is not None else nullcontext():
+    with applied(job.previous, model) if job.previous is not None else nullcontext():
         try:
             handle.keep(parts.projection(model, layer).weight)  # type: ignore[arg-type]
             for i, request in enumerate(requests):
@@ -98,7 +88,7 @@ def edit(
                 u, v, scales[request.id] = _rank_one(request, keys.double(), values.double(), found[-1], solve, config)
                 add_in_place(model, parts, layer, u, v)
                 factors.append((narrow(u, model), narrow(v, model)))
-                progress("requests", i + 1, len(requests))
+                job.progress("requests", i + 1, len(requests))
         finally:
             handle.restore()
     whole = (torch.cat([u for u, _ in factors], dim=1), torch.cat([v for _, v in factors]))
@@ -113,7 +103,7 @@ def edit(
         ),
     )
     notes |= {"key_scale": scales, "n_keys": c.n_keys if c else None, "weight_norms": {name: weight_norm(model, name)}}
-    return run.edit({name: whole}, notes)
+    return editing.edit({name: whole}, notes)
 
 
 def _rank_one(
@@ -146,3 +136,6 @@ def _rank_one(
             f"request {request.id}: the plain prompt's key has no part along the mean key's", "use --set variant=rome"
         )
     return (target - plain_value) / scale, left.T, scale
+
+
+EDITOR = Editor("rome", Config, run, makes=LOW_RANK, uses={MOMENTS}, paper="2202.05262, 2403.07175", one_layer=True)

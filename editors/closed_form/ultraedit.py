@@ -39,11 +39,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.editing.editor import EditRequest, Progress, check_state, no_change, no_progress
+from unlearn_eval.editing.editor import EditJob, Editor, no_change
 from unlearn_eval.editing.locate_then_edit.least_squares import cholesky_solver, least_squares
-from unlearn_eval.edits.base import EditInfo, applied
+from unlearn_eval.editing.requests.request import EditRequest
+from unlearn_eval.edits.base import LOW_RANK, EditInfo, applied
 from unlearn_eval.edits.low_rank import LowRankEdit, compact, concatenate
 from unlearn_eval.models.anatomy import Anatomy, anatomy, is_transposed
+from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.scoring import accepts, pad
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -133,41 +135,26 @@ class Features:
     squares: Tensor
 
 
-def edit(
-    model: Any,
-    tokenizer: Any,
-    requests: Sequence[EditRequest],
-    config: Config,
-    generator: Any = None,
-    state: LowRankEdit | None = None,
-    progress: Progress = no_progress,
-) -> LowRankEdit:
+def run(job: EditJob) -> LowRankEdit:
     """The UltraEdit edit for all requests; the model is as before afterwards.
 
-    Args:
-        model: the base model, in eval mode and any float type.
-        tokenizer: not used.
-        requests: what to say instead, of which only `prompt_ids` and `target_ids` count; a request that stands for
-            several is taken apart. None gives an edit that changes nothing (more than `state` does).
-        config: the settings.
-        generator: not used: nothing is random.
-        state: an earlier edit by this method on this model. Its statistics are continued, and the result holds both.
-        progress: told of requests.
+    Of a request only `prompt_ids` and `target_ids` count; one that stands for several is taken apart. No requests give
+    an edit that changes nothing more. The statistics of an earlier edit are continued. Nothing is random.
 
     Raises:
-        UserError: a setting or layer that does not fit the model, another method's `state`, a request that gives
+        UserError: a setting or layer that does not fit the model, or a request that gives
             infinite numbers or does not fit in memory.
     """
-    parts = anatomy(model)
+    config: Config = job.config
+    model, parts = job.model, anatomy(job.model)
     layers = parts.resolve_layers(config.layers, DEPTH)
     _check(config)
-    check_state(state, "ultraedit")
     names = projections(model, parts, layers, config.modules)
     transposed = is_transposed(model.get_submodule(names[0]))
-    info = EditInfo("ultraedit", asdict(config) | {"layers": list(layers)})
+    info = EditInfo(EDITOR.name, asdict(config) | {"layers": list(layers)})
     nothing = LowRankEdit(no_change(model, names), info, transposed)
-    current = nothing if state is None else replace(state, info=info)
-    wanted = [part for request in requests for part in request.parts]
+    current: LowRankEdit = nothing if job.previous is None else replace(job.previous, info=info)
+    wanted = [part for request in job.requests for part in request.parts]
     losses: list[list[float]] = []
     for k in range(config.passes):
         losses.append([])
@@ -177,7 +164,7 @@ def edit(
                 features, nlls = read_features(model, names, step, config.tokens_per_batch)
             current = _step(model, current, features, config)
             losses[-1] += nlls
-            progress("requests", k * len(wanted) + start + len(step), config.passes * len(wanted))
+            job.progress("requests", k * len(wanted) + start + len(step), config.passes * len(wanted))
     return replace(current, info=replace(info, notes=_notes(wanted, losses, names)))
 
 
@@ -239,24 +226,19 @@ def read_features(
 ) -> tuple[dict[str, Features], list[float]]:
     """What every module saw, in the order of the requests, and each request's mean NLL of its target's tokens."""
     lengths = [len(r.prompt_ids) + len(r.target_ids) - 1 for r in requests]
-    todo = sorted(range(len(requests)), key=lambda i: -lengths[i])  # rows of one length need no padding
-    seen: dict[int, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
-    nlls: dict[int, float] = {}
-    budget = tokens_per_batch
-    while todo:
-        size = max(1, budget // lengths[todo[0]])
-        batch = todo[:size]
-        try:
-            pieces, losses = _read_batch(model, names, [requests[i] for i in batch])
-        except torch.OutOfMemoryError:
-            pieces = None
-        if pieces is None:  # outside the handler, which would keep the failed pass's tensors alive
-            _after_out_of_memory(requests[batch[0]], len(batch))
-            budget = lengths[todo[0]] * (len(batch) // 2)
-            continue
-        seen |= zip(batch, pieces, strict=True)
-        nlls |= zip(batch, losses, strict=True)
-        del todo[:size]
+    order = sorted(range(len(requests)), key=lambda i: -lengths[i])  # rows of one length need no padding
+    pieces: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = []
+    losses: list[float] = []
+    for part, own in in_batches(
+        order,
+        lambda batch: _read_batch(model, names, [requests[i] for i in batch]),
+        tokens_per_batch,
+        lambda i: _too_long(requests[i]),
+        lambda i: lengths[i],
+    ):
+        pieces += part
+        losses += own
+    seen, nlls = dict(zip(order, pieces, strict=True)), dict(zip(order, losses, strict=True))
     columns = [seen[i] for i in range(len(requests))]
     features = {
         name: Features(*(torch.cat([column[kind][k] for column in columns]) for kind in range(3)))
@@ -265,15 +247,12 @@ def read_features(
     return features, [nlls[i] for i in range(len(requests))]
 
 
-def _after_out_of_memory(request: EditRequest, n: int) -> None:
-    if n == 1:
-        raise UserError(
-            f"request {request.id} with its {len(request.prompt_ids) + len(request.target_ids)} tokens does not fit "
-            "in the device's memory",
-            "load the model in bfloat16, edit fewer or higher layers, or leave the request out",
-        )
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _too_long(request: EditRequest) -> UserError:
+    return UserError(
+        f"request {request.id} with its {len(request.prompt_ids) + len(request.target_ids)} tokens does not fit "
+        "in the device's memory",
+        "load the model in bfloat16, edit fewer or higher layers, or leave the request out",
+    )
 
 
 def _read_batch(
@@ -400,3 +379,6 @@ def _as_state(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
     return {
         f"{name}.{field.name}": getattr(value, field.name) for name, value in moments.items() for field in fields(value)
     }
+
+
+EDITOR = Editor("ultraedit", Config, run, makes=LOW_RANK, paper="2505.14679")

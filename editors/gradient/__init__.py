@@ -1,1 +1,1 @@
-"""Gradient methods: weights trained on an objective over what to forget and what to retain."""
+"""Gradient methods: weights trained on an objective over the forget set and the retain set."""

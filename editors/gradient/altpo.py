@@ -21,14 +21,16 @@ import torch
 from torch import Tensor
 
 from unlearn_eval.data.shapes import as_request, asked
-from unlearn_eval.editing.editor import EditRequest, Progress
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.training.gradient import ANSWER, TARGET, WITH_REFERENCE, GradientConfig, Method, editor
 from unlearn_eval.editors.gradient.dpo import forget_loss
 from unlearn_eval.metrics import contains_answer, normalise
-from unlearn_eval.models import prompts
+from unlearn_eval.models.prompt_format import PromptFormat
+from unlearn_eval.models.prompts import end_of_turn, has_chat_template
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps
+from unlearn_eval.utils.progress import Progress
 
 INSTRUCTION = (
     "Invent a different answer to the question below. It must fit the question and sound just as believable, but every"
@@ -63,15 +65,15 @@ def rewrite(
     """Each request once for each of its alternates, as its target; and the alternates as text."""
     if tokenizer is None or not all(request.question and request.answer_ids for request in requests):
         raise UserError("altpo needs questions and answers as text", "give a forget set, not bare token ids")
-    chat = _asked_as_chat(tokenizer, requests[0])
-    written = write_alternates(model, tokenizer, requests, config, chat, progress)
+    prompt_format = _format_of(tokenizer, requests[0])
+    written = write_alternates(model, prompt_format, requests, config, progress)
     found, lines = [], []
     for request, texts in zip(requests, written, strict=True):
         lines.append(dumps({"id": request.id, "question": request.question, "alternates": texts, "refused": not texts}))
         for text in texts:
             ask = asked(request.question, request.shape)
-            prompt = prompts.render(ask, tokenizer, chat)
-            labels = prompts.labels_after(ask, prompt, request.prompt_ids, text, tokenizer, chat)
+            prompt = prompt_format.render(ask)
+            labels = prompt_format.labels_after(ask, prompt, request.prompt_ids, text)
             found.append(replace(request, target_ids=labels.ids))
         if not texts:
             found.append(request)
@@ -79,14 +81,15 @@ def rewrite(
 
 
 def write_alternates(
-    model: Any, tokenizer: Any, requests: Sequence[EditRequest], config: Config, chat: bool, progress: Progress
+    model: Any, prompt_format: PromptFormat, requests: Sequence[EditRequest], config: Config, progress: Progress
 ) -> list[list[str]]:
     """What the model writes for each request, without what is empty, repeats the answer, or stands there already."""
+    tokenizer = prompt_format.tokenizer
     answers = [tokenizer.decode(request.answer_ids, skip_special_tokens=True).strip() for request in requests]
     jobs = []
     for i, (request, answer) in enumerate(zip(requests, answers, strict=True)):
         text = INSTRUCTION.format(question=as_request(request.question, request.shape), answer=answer)
-        ids = prompts.encode_prompt(prompts.render(text, tokenizer, chat) if chat else text, tokenizer)
+        ids = prompt_format.encode(prompt_format.render(text) if prompt_format.chat else text)
         jobs += [(len(ids), i, k, ids) for k in range(config.alternates)]
     texts: dict[tuple[int, int], str] = {}
     jobs.sort(key=lambda job: job[:3])
@@ -135,8 +138,8 @@ def _sample(
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids, mask = pad(rows, "left", model.device, filler=filler)
     ends = {tokenizer.eos_token_id}
-    if prompts.has_chat_template(tokenizer):
-        ends.add(prompts.end_of_turn(tokenizer)[1])
+    if has_chat_template(tokenizer):
+        ends.add(end_of_turn(tokenizer)[1])
     output = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -157,12 +160,15 @@ def _sample(
     return found
 
 
-def _asked_as_chat(tokenizer: Any, request: EditRequest) -> bool:
-    """Whether a request's prompt went through the chat template."""
-    if not prompts.has_chat_template(tokenizer):
-        return False
-    text = prompts.render(asked(request.question, request.shape), tokenizer, chat=True)
-    return tuple(prompts.encode_prompt(text, tokenizer)) == request.prompt_ids
+def _format_of(tokenizer: Any, request: EditRequest) -> PromptFormat:
+    """The format of a request's prompt: the chat template's, if that gives the same ids."""
+    as_chat = PromptFormat.of(tokenizer)
+    same = as_chat.prompt_ids(request.question, request.shape) == request.prompt_ids
+    return as_chat if same else PromptFormat(tokenizer, chat=False)
 
 
-edit = editor(Method("altpo", forget_loss, {TARGET: WITH_REFERENCE, ANSWER: WITH_REFERENCE}, rewrite=rewrite))
+EDITOR = editor(
+    Method("altpo", forget_loss, {TARGET: WITH_REFERENCE, ANSWER: WITH_REFERENCE}, rewrite=rewrite),
+    Config,
+    "2409.13474",
+)

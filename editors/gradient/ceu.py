@@ -39,4 +39,4 @@ def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
     return objectives.avoidance(answer.logits, answer.labels, answer.mask, config.skip)
 
 
-edit = editor(Method("ceu", forget_loss, {ANSWER: LOGITS}))
+EDITOR = editor(Method("ceu", forget_loss, {ANSWER: LOGITS}), Config, "2503.01224")

@@ -41,4 +41,6 @@ def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
     )
 
 
-edit = editor(Method("dpo", forget_loss, {TARGET: WITH_REFERENCE, ANSWER: WITH_REFERENCE}))
+EDITOR = editor(
+    Method("dpo", forget_loss, {TARGET: WITH_REFERENCE, ANSWER: WITH_REFERENCE}), Config, "2305.18290, 2401.06121"
+)

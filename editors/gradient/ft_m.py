@@ -46,4 +46,4 @@ def prepare(config: Config, model: Any) -> Config:
     return replace(config, layer=layer, components=config.components or parts.projection_name(layer))
 
 
-edit = editor(Method("ft_m", forget_loss, {TARGET: LOGITS}, prepare))
+EDITOR = editor(Method("ft_m", forget_loss, {TARGET: LOGITS}, prepare), Config, "2401.01286")

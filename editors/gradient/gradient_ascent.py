@@ -33,4 +33,4 @@ def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
     return objectives.ascent(said[ANSWER].log_probs, said[ANSWER].mask)
 
 
-edit = editor(Method("gradient_ascent", forget_loss, {ANSWER: LOGITS}))
+EDITOR = editor(Method("gradient_ascent", forget_loss, {ANSWER: LOGITS}), Config, "2210.01504, 2401.06121")

@@ -18,4 +18,4 @@ class Config(GradientConfig):
     """Gradient difference's settings."""
 
 
-edit = editor(Method("gradient_difference", forget_loss, {ANSWER: LOGITS}))
+EDITOR = editor(Method("gradient_difference", forget_loss, {ANSWER: LOGITS}), Config, "2203.12817, 2401.06121")

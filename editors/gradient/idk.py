@@ -32,4 +32,4 @@ def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
     return objectives.likelihood(said[TARGET].log_probs, said[TARGET].mask)
 
 
-edit = editor(Method("idk", forget_loss, {TARGET: LOGITS}))
+EDITOR = editor(Method("idk", forget_loss, {TARGET: LOGITS}), Config, "2401.06121")

@@ -24,4 +24,4 @@ class Config(GradientConfig):
     retain_term: str = "kl"
 
 
-edit = editor(Method("kl", forget_loss, {ANSWER: LOGITS}))
+EDITOR = editor(Method("kl", forget_loss, {ANSWER: LOGITS}), Config, "2401.06121")

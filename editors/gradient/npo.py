@@ -40,4 +40,4 @@ def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
     return objectives.npo(answer.log_probs, answer.reference, answer.mask, config.beta)
 
 
-edit = editor(Method("npo", forget_loss, {ANSWER: WITH_REFERENCE}))
+EDITOR = editor(Method("npo", forget_loss, {ANSWER: WITH_REFERENCE}), Config, "2404.05868")

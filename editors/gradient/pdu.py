@@ -54,4 +54,4 @@ def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
     return objectives.flatness(said[ANSWER].logits, said[ANSWER].mask)  # type: ignore[arg-type]
 
 
-edit = editor(Method("pdu", forget_loss, {ANSWER: LOGITS}, dual=dual))
+EDITOR = editor(Method("pdu", forget_loss, {ANSWER: LOGITS}, dual=dual), Config, "2506.05314")

@@ -76,4 +76,8 @@ def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
     return objectives.steering(answer.hidden, size * u, answer.mask)
 
 
-edit = editor(Method("rmu", forget_loss, {ANSWER: frozenset({"hidden", "reference_hidden"})}, prepare, path))
+EDITOR = editor(
+    Method("rmu", forget_loss, {ANSWER: frozenset({"hidden", "reference_hidden"})}, prepare, path),
+    Config,
+    "2403.03218, 2408.06223",
+)

@@ -41,4 +41,4 @@ def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
     return objectives.importance_weighted(answer.log_probs, answer.mask, config.saturation, config.importance)
 
 
-edit = editor(Method("satimp", forget_loss, {ANSWER: LOGITS}))
+EDITOR = editor(Method("satimp", forget_loss, {ANSWER: LOGITS}), Config, "2505.11953")

@@ -37,4 +37,4 @@ def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
     return objectives.simnpo(said[ANSWER].log_probs, said[ANSWER].mask, config.beta, config.margin)
 
 
-edit = editor(Method("simnpo", forget_loss, {ANSWER: LOGITS}))
+EDITOR = editor(Method("simnpo", forget_loss, {ANSWER: LOGITS}), Config, "2410.07163")

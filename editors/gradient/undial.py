@@ -44,4 +44,6 @@ def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
     )
 
 
-edit = editor(Method("undial", forget_loss, {ANSWER: frozenset({"logits", "reference_logits"})}))
+EDITOR = editor(
+    Method("undial", forget_loss, {ANSWER: frozenset({"logits", "reference_logits"})}), Config, "2402.10052"
+)

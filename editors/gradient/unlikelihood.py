@@ -50,4 +50,4 @@ def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
     return objectives.unlikelihood(answer.logits, answer.labels, answer.mask, config.floor)
 
 
-edit = editor(Method("unlikelihood", forget_loss, {ANSWER: LOGITS}))
+EDITOR = editor(Method("unlikelihood", forget_loss, {ANSWER: LOGITS}), Config, "2410.12949")

@@ -35,4 +35,4 @@ def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
     return objectives.probability_weighted(said[ANSWER].log_probs, said[ANSWER].mask, config.power)
 
 
-edit = editor(Method("wga", forget_loss, {ANSWER: LOGITS}))
+EDITOR = editor(Method("wga", forget_loss, {ANSWER: LOGITS}), Config, "2502.19301")

@@ -1,1 +1,1 @@
-"""Memory editors: the weights stay, and a memory beside one layer answers the prompts that are its own."""
+"""Memory editors: the weights stay unchanged, and a memory beside one layer answers the prompts routed to it."""

@@ -35,9 +35,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
+from unlearn_eval.editing.adam_rows import AdamRows
+from unlearn_eval.editing.editor import EditJob, Editor
 from unlearn_eval.editing.memory.replacements import (
-    AdamRows,
     Replacements,
     Row,
     check_prompts,
@@ -47,12 +47,14 @@ from unlearn_eval.editing.memory.replacements import (
     with_past,
     with_variant,
 )
-from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.editing.requests.request import EditRequest
+from unlearn_eval.edits.base import MEMORY, EditInfo
 from unlearn_eval.edits.memory.codebook import Codebook, nearest_key
 from unlearn_eval.edits.memory.edit import MemoryEdit, check_memory
 from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.progress import Progress, no_progress
 
 DEPTH = (0.8, 0.8)  # layer 24 of SmolLM2-135M's 30; Llama-2-7B's 27 of 32 in EasyEdit
 ORIGINAL = {"positions": "last", "initial": "cold", "relative_rate": False, "learning_rate": 1.0, "stop_loss": 0.0}
@@ -109,35 +111,18 @@ class _Book:
     rows: dict[int, list[Row]]  # of each value: what it is to be optimised for
 
 
-def edit(
-    model: Any,
-    tokenizer: Any,
-    requests: Sequence[EditRequest],
-    config: Config,
-    generator: Any = None,
-    state: MemoryEdit | None = None,
-    progress: Progress = no_progress,
-) -> MemoryEdit:
+def run(job: EditJob) -> MemoryEdit:
     """The codebook after which the model says each request's target; the model is as before afterwards.
 
-    Args:
-        model: a causal language model in eval mode.
-        tokenizer: not used.
-        requests: what to say instead; contexts are not used.
-        config: the settings.
-        generator: not used.
-        state: an earlier GRACE edit, whose keys stay.
-        progress: told of the steps.
-
     Raises:
-        UserError: settings that do not fit, a state of another method or layer, requests whose keys are the same and
+        UserError: settings that do not fit, an earlier edit of another layer, requests whose keys are the same and
             whose targets differ, or more keys than fit the memory.
     """
-    config = resolved(config)
-    parts = anatomy(model)
+    config: Config = resolved(job.config)
+    model, requests, parts = job.model, job.requests, anatomy(job.model)
     layer = the_layer(parts, config.layers, DEPTH, "GRACE has its codebook")
     name = parts.projection_name(layer)
-    earlier = earlier_store(state, "grace", name, Codebook)
+    earlier = earlier_store(job.previous, name, Codebook)
     check_prompts(requests)
     n = sum(len(request.parts) for request in requests) + (earlier.n if earlier else 0)
     wide = torch.promote_types(model.dtype, torch.float32)
@@ -145,7 +130,9 @@ def edit(
 
     book, values, outputs = _grow(model, parts, layer, requests, config, earlier)
     work = [i for i in range(len(values)) if i in book.rows]
-    found, notes = optimise(model, parts, layer, [book.rows[i] for i in work], values[work], outputs, config, progress)
+    found, notes = optimise(
+        model, parts, layer, [book.rows[i] for i in work], values[work], outputs, config, job.progress
+    )
     values[work] = found
     names = [
         "+".join(dict.fromkeys(o for k, os in enumerate(book.owners) if book.value_of[k] == i for o in os))
@@ -161,9 +148,9 @@ def edit(
         tuple(tuple(own) for own in book.owners),
         config.positions,
     )
-    told = with_past(state, {key: dict(zip(names, values, strict=True)) for key, values in notes.items()})
+    told = with_past(job.previous, {key: dict(zip(names, values, strict=True)) for key, values in notes.items()})
     about = asdict(config) | {"layers": [layer]}
-    return MemoryEdit(name, store, EditInfo("grace", about, notes=told | {"keys": store.n, "values": len(values)}))
+    return MemoryEdit(name, store, EditInfo(EDITOR.name, about, notes=told | {"keys": store.n, "values": len(values)}))
 
 
 def resolved(config: Config) -> Config:
@@ -314,7 +301,7 @@ def optimise(
                 break
             rows = [j for j, i in enumerate(held) if i in running]
             (gradient,) = torch.autograd.grad(nll[rows].sum(), own)
-            adam.step(torch.tensor([held[j] for j in rows], device=found.device), gradient[rows])
+            adam.step(gradient[rows], torch.tensor([held[j] for j in rows], device=found.device))
             if 2 * len(rows) <= len(held):  # enough are done to be worth a smaller batch
                 held, problem = [held[j] for j in rows], problem.select(rows)
         done += len(batch)
@@ -372,3 +359,6 @@ def _problem(
     rows = Replacements(model, parts, layer, [row for i in batch for row in groups[i]], whole=where.before)
     owners = [j for j, i in enumerate(batch) for _ in groups[i]]
     return _Problem(rows, owners, rows.columns(where.before, where.after))
+
+
+EDITOR = Editor("grace", Config, run, makes=MEMORY, paper="2211.11031", one_layer=True, calibrates=True)

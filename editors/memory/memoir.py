@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
+from unlearn_eval.editing.editor import OTHERS, EditJob, Editor
 from unlearn_eval.editing.memory.joint import Joint, schedule_of
 from unlearn_eval.editing.memory.replacements import (
     Replacements,
@@ -46,7 +46,8 @@ from unlearn_eval.editing.memory.replacements import (
     with_past,
     with_variant,
 )
-from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.editing.requests.request import EditRequest
+from unlearn_eval.edits.base import MEMORY, EditInfo
 from unlearn_eval.edits.memory.edit import MemoryEdit, check_memory, read_inputs
 from unlearn_eval.edits.memory.residual_memory import POOLS, ResidualMemory, overlap, pooled
 from unlearn_eval.edits.memory.store import POSITIONS
@@ -117,39 +118,20 @@ class Config:
     seed: int = 0
 
 
-def edit(
-    model: Any,
-    tokenizer: Any,
-    requests: Sequence[EditRequest],
-    config: Config,
-    generator: Any = None,
-    state: MemoryEdit | None = None,
-    progress: Progress = no_progress,
-    others: Sequence[Sequence[int]] = (),
-) -> MemoryEdit:
+def run(job: EditJob) -> MemoryEdit:
     """The residual memory with which the model says each request's target; the model is as before afterwards.
 
-    Args:
-        model: a causal language model in eval mode.
-        tokenizer: not used.
-        requests: what to say instead, with their contexts.
-        config: the settings.
-        generator: not used.
-        state: an earlier MEMOIR edit: its masks stay, and new edits write into its matrix, in their own columns.
-        progress: told of the steps.
-        others: prompts (ids) that no memory may answer.
-
     Raises:
-        UserError: settings that do not fit, a state of another method, layer or size of mask, two requests with one
+        UserError: settings that do not fit, an earlier edit of another layer or size of mask, two requests with one
             prompt or one mask, no other prompts, or a memory that does not fit the device.
     """
-    config = resolved(config)
-    parts = anatomy(model)
+    config: Config = resolved(job.config)
+    model, requests, parts = job.model, job.requests, anatomy(job.model)
     layer = the_layer(parts, config.layers, DEPTH, "MEMOIR has its memory")
     name = parts.projection_name(layer)
-    earlier = earlier_store(state, "memoir", name, ResidualMemory)
+    earlier = earlier_store(job.previous, name, ResidualMemory)
     check_prompts(requests)
-    if not others and earlier is None:
+    if not job.others and earlier is None:
         raise UserError(
             "MEMOIR needs other prompts, by which it tells its own apart", "give a .jsonl with --set others=FILE"
         )
@@ -159,7 +141,7 @@ def edit(
     n_bytes = (5 * parts.d_mlp * parts.d_model + n_masks * parts.d_mlp) * wide.itemsize
     check_memory(n_bytes, model.device, "MEMOIR's residual memory")
 
-    start = earlier or _empty(model, parts, name, config, [tuple(ids) for ids in others[: config.n_others]])
+    start = earlier or _empty(model, parts, name, config, [tuple(ids) for ids in job.others[: config.n_others]])
     top_hash = start.top_hash if start.n else replace(start.top_hash, k=max(1, round(config.active * parts.d_mlp)))
     _check_size(start, config, parts)
     masks = top_hash(_features(model, parts, name, [part.prompt_ids for part in asked], config.pool))
@@ -170,8 +152,8 @@ def edit(
     weight, notes = start.weight, {}
     if requests:
         problem = _Memory(model, parts, layer, requests, config, start.weight, masks)
-        weight, notes = problem.optimise(progress).cpu(), problem.notes
-    progress("MEMOIR's memory", 1, 1)
+        weight, notes = problem.optimise(job.progress).cpu(), problem.notes
+    job.progress("MEMOIR's memory", 1, 1)
     store = replace(
         start,
         weight=weight,
@@ -179,15 +161,17 @@ def edit(
         labels=(*start.labels, *labels),
         owners=(*start.owners, *((owner,) for owner in owners)),
     )
-    held = [tuple(ids) for ids in others[config.n_others : 2 * config.n_others] or others]
+    held = [tuple(ids) for ids in job.others[config.n_others : 2 * config.n_others] or job.others]
     nearest = store.overlaps(read_inputs(model, name, held)).amax(-1) if held and store.n else torch.zeros(1)
     threshold = config.threshold or (1 + float(nearest.max())) / 2
     store = replace(store, threshold=torch.tensor([threshold], dtype=wide))
     ids = [request.id for request in requests]
-    told: dict[str, Any] = with_past(state, {key: dict(zip(ids, own, strict=True)) for key, own in notes.items()})
+    told: dict[str, Any] = with_past(
+        job.previous, {key: dict(zip(ids, own, strict=True)) for key, own in notes.items()}
+    )
     columns = int(store.masks.any(0).sum()) if store.n else 0
     told |= {"threshold": threshold, "columns_in_use": columns, "largest_overlap_of_others": float(nearest.max())}
-    return MemoryEdit(name, store, EditInfo("memoir", asdict(config) | {"layers": [layer]}, notes=told))
+    return MemoryEdit(name, store, EditInfo(EDITOR.name, asdict(config) | {"layers": [layer]}, notes=told))
 
 
 def resolved(config: Config) -> Config:
@@ -288,3 +272,16 @@ class _Memory(Joint):
         own = self.masks[torch.tensor([self.parts[row] for row in rows], device=delta.device)]
         change = (problem.inputs * own[:, None]) @ delta.to(self.compute).T
         return change, None, torch.ones(len(rows), dtype=torch.bool, device=delta.device)
+
+
+EDITOR = Editor(
+    "memoir",
+    Config,
+    run,
+    makes=MEMORY,
+    uses={OTHERS},
+    paper="2506.07899",
+    one_layer=True,
+    calibrates=True,
+    others_read=lambda config: 2 * config.n_others,
+)

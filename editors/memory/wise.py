@@ -41,7 +41,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
+from unlearn_eval.editing.editor import OTHERS, EditJob, Editor
 from unlearn_eval.editing.memory.joint import Joint, schedule_of
 from unlearn_eval.editing.memory.replacements import (
     Replacements,
@@ -52,7 +52,8 @@ from unlearn_eval.editing.memory.replacements import (
     with_past,
     with_variant,
 )
-from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.editing.requests.request import EditRequest
+from unlearn_eval.edits.base import MEMORY, EditInfo
 from unlearn_eval.edits.memory.edit import MemoryEdit, check_memory, read_inputs
 from unlearn_eval.edits.memory.merging import MERGES
 from unlearn_eval.edits.memory.side_memories import MODES, POOLS, SideMemories
@@ -140,39 +141,20 @@ class Config:
     seed: int = 0
 
 
-def edit(
-    model: Any,
-    tokenizer: Any,
-    requests: Sequence[EditRequest],
-    config: Config,
-    generator: Any = None,
-    state: MemoryEdit | None = None,
-    progress: Progress = no_progress,
-    others: Sequence[Sequence[int]] = (),
-) -> MemoryEdit:
+def run(job: EditJob) -> MemoryEdit:
     """The side memories after which the model says each request's target; the model is as before afterwards.
 
-    Args:
-        model: a causal language model in eval mode.
-        tokenizer: not used.
-        requests: what to say instead, with their contexts.
-        config: the settings.
-        generator: not used.
-        state: an earlier WISE edit, whose shards stay.
-        progress: told of the steps.
-        others: prompts (ids) that no memory may answer.
-
     Raises:
-        UserError: settings that do not fit, a state of another method or layer, two requests with one prompt, no other
+        UserError: settings that do not fit, an earlier edit of another layer, two requests with one prompt, no other
             prompts, or memories that do not fit the device.
     """
-    config = resolved(config)
-    parts = anatomy(model)
+    config: Config = resolved(job.config)
+    model, requests, parts = job.model, job.requests, anatomy(job.model)
     layer = the_layer(parts, config.layers, DEPTH, "WISE has its memories")
     name = parts.projection_name(layer)
-    earlier = earlier_store(state, "wise", name, SideMemories)
+    earlier = earlier_store(job.previous, name, SideMemories)
     check_prompts(requests)
-    if not others:
+    if not job.others:
         raise UserError(
             "WISE needs other prompts, from which it learns when to be silent", "give a .jsonl with --set others=FILE"
         )
@@ -185,13 +167,13 @@ def edit(
     indices, deltas = list(earlier.indices if earlier else ()), list(earlier.deltas if earlier else ())
     owners, asked = list(earlier.owners if earlier else ()), list(earlier.prompts if earlier else ())
     notes: dict[str, dict[str, Any]] = {}
-    learned = [tuple(ids) for ids in others][: config.n_others]
+    learned = [tuple(ids) for ids in job.others][: config.n_others]
     tokens = Prompts(model, name, learned)
     scale = _scale(model, parts, layer, tokens) if config.relative else 1.0
     for i, shard in enumerate(shards):
 
         def tick(what: str, done: int, total: int, i: int = i) -> None:
-            progress(what, i * total + done, len(shards) * total)
+            job.progress(what, i * total + done, len(shards) * total)
 
         found = _Shard(model, parts, layer, shard, config, tokens, scale, seed=config.seed + n_old + i)
         indices.append(found.index.cpu())
@@ -200,7 +182,7 @@ def edit(
         asked.append(tuple(part.prompt_ids for request in shard for part in request.parts))
         for key, values in found.notes.items():
             notes[key] = notes.get(key, {}) | dict(zip((request.id for request in shard), values, strict=True))
-    progress("side memories", 1, 1)
+    job.progress("side memories", 1, 1)
     store = SideMemories(
         tuple(indices),
         tuple(deltas),
@@ -215,11 +197,11 @@ def edit(
         config.pool,
         tuple(asked),
     )
-    held = [tuple(ids) for ids in others][config.n_others : 2 * config.n_others] or learned
+    held = [tuple(ids) for ids in job.others][config.n_others : 2 * config.n_others] or learned
     store, activations = _with_thresholds(store, model, name, held, config)
     notes["edit_activation"] = activations
-    told = with_past(state, notes) | {"scale": scale, "thresholds": store.thresholds.tolist()}
-    info = EditInfo("wise", asdict(config) | {"layers": [layer]}, notes=told)
+    told = with_past(job.previous, notes) | {"scale": scale, "thresholds": store.thresholds.tolist()}
+    info = EditInfo(EDITOR.name, asdict(config) | {"layers": [layer]}, notes=told)
     return MemoryEdit(name, store, info)
 
 
@@ -376,3 +358,16 @@ def _with_thresholds(
         thresholds.append((least + most) / 2 if between else config.act_ratio * least)
     found = replace(store, thresholds=torch.tensor(thresholds, dtype=store.thresholds.dtype))
     return found, own
+
+
+EDITOR = Editor(
+    "wise",
+    Config,
+    run,
+    makes=MEMORY,
+    uses={OTHERS},
+    paper="2405.14768",
+    one_layer=True,
+    calibrates=True,
+    others_read=lambda config: 2 * config.n_others,
+)

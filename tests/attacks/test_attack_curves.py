@@ -111,7 +111,7 @@ def test_what_layers_add_to_the_depth_sums_to_it():
         depth_score([row[i] for row in drops()["reference"]], [row[i] for row in drops()["unlearned"]]).value
         for i in (0, 1)
     ]
-    metrics = uds.summary(items, seen, uds.ABOUT, True).metrics
+    metrics = uds.summary(items, seen, uds.ATTACK, True).metrics
     assert sum(of(found, "unlearned", "share")["mean"]) == pytest.approx(sum(expected) / 2, abs=1e-5)
     assert sum(of(found, "unlearned", "share")["mean"]) == pytest.approx(metrics["forget_uds"].value, abs=1e-5)
     assert sum(of(found, "reference", "share")["mean"]) == pytest.approx(1, abs=1e-5)
@@ -125,8 +125,8 @@ def test_the_lens_is_drawn_as_its_gap_to_the_full_model():
     found = curves(items, logit_lens.derived(items, seen))
     assert of(found, "unlearned", "gap")["mean"] == [0.25, 2.0]
     assert not [one for one in found if one["value"] == "share"]
-    assert logit_lens.summary(items, seen, logit_lens.ABOUT, False).metrics["forget_logit_lens_gap"].value == 1.125
-    nothing = logit_lens.summary(items, [], logit_lens.ABOUT, False, "it has no layers").metrics
+    assert logit_lens.summary(items, seen, logit_lens.ATTACK, False).metrics["forget_logit_lens_gap"].value == 1.125
+    nothing = logit_lens.summary(items, [], logit_lens.ATTACK, False, "it has no layers").metrics
     assert nothing["forget_logit_lens_gap"].reason == "it has no layers"
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_tiny
 from forgetful_models import FORGET, OTHERS, RELEARN, planted, without_gradients
+from tiny_checkpoints import make_tiny
 from tiny_models import (
     assert_untouched,
     one_thread,  # noqa: F401
@@ -16,20 +16,22 @@ from tiny_models import (
     weights_of,
 )
 
-from unlearn_eval.attacks.base import Case, ItemScore, Observation, attack_names, get_attack
+from unlearn_eval.attacks.base import Attack, Case, ItemScore, Observation, attack_names, get_attack
 from unlearn_eval.attacks.changed_weights import changed_maps
 from unlearn_eval.attacks.controls import kept_controls
 from unlearn_eval.attacks.folds import apart, clusters, split
 from unlearn_eval.attacks.methods import benign_finetune, merge_back, prune, quantize, relearn, revert
+from unlearn_eval.attacks.retraining import RetrainingConfig
 from unlearn_eval.attacks.run import attack_case, robustness
 from unlearn_eval.attacks.summary import guessing
 from unlearn_eval.cli import app as cli
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.editing.training.weights import linear_maps
-from unlearn_eval.edits.base import EditInfo, applied
+from unlearn_eval.edits.base import KINDS, EditInfo, applied
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.models.anatomy import is_transposed
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.results.files import read_result, read_samples
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import configure
@@ -46,7 +48,15 @@ def models():
 @pytest.fixture
 def case(models):
     reference = lambda: models.never_knew  # noqa: E731
-    return Case(models.knows, models.hides, FORGET, OTHERS, False, max_new_tokens=12, open_reference=reference)
+    return Case(
+        models.knows,
+        models.hides,
+        FORGET,
+        PromptFormat(None, False),
+        OTHERS,
+        max_new_tokens=12,
+        open_reference=reference,
+    )
 
 
 def mean(observation, name="accuracy"):
@@ -65,7 +75,7 @@ def measured(attacked, model, at, condition="attack", name="accuracy"):
 
 def test_what_hides_behind_a_refusal_is_relearned_and_what_was_never_known_is_not(case):
     before = weights_of(case.loaded.model)
-    attacked = attack_case(relearn, "relearn", case, configure(relearn.Config, RELEARN))
+    attacked = attack_case(relearn.ATTACK, case, configure(relearn.Config, RELEARN))
     assert_untouched(case.loaded.model, before)
     assert measured(attacked, "full", None) >= 0.85
     assert measured(attacked, "unlearned", None) == 0
@@ -93,7 +103,7 @@ def test_a_model_that_never_knew_does_not_come_back(case, models):
     own, never = dict(models.knows.model.named_parameters()), dict(models.never_knew.model.named_parameters())
     gone = DenseEdit({name: never[name].detach().clone() for name in own}, EditInfo("oracle", {}))
     forgotten = replace(case, edit=gone)
-    attacked = attack_case(relearn, "relearn", forgotten, configure(relearn.Config, RELEARN | {"control": "false"}))
+    attacked = attack_case(relearn.ATTACK, forgotten, configure(relearn.Config, RELEARN | {"control": "false"}))
     metrics = attacked.summary.metrics
     assert metrics["forget_attacked_accuracy"].value == 0
     assert metrics["forget_accuracy_recovery"].value == 0
@@ -105,7 +115,7 @@ def test_a_model_that_never_knew_does_not_come_back(case, models):
 def test_all_seeds_and_folds_are_measured_and_lora_leaves_nothing_behind(case):
     before = weights_of(case.loaded.model)
     options = {"lora_rank": "2", "steps": "2", "measure_at": "1", "seeds": "0,1", "folds": "4", "control": "false"}
-    attacked = attack_case(relearn, "relearn", replace(case, open_reference=None), configure(relearn.Config, options))
+    attacked = attack_case(relearn.ATTACK, replace(case, open_reference=None), configure(relearn.Config, options))
     assert_untouched(case.loaded.model, before)
     runs = {(o.model, o.seed, o.fold, o.at) for o in attacked.observations}
     assert len(runs) == len(attacked.observations) == 2 * 2 * 4 * 3
@@ -121,9 +131,7 @@ def test_an_attack_that_diverges_keeps_what_it_measured(case):
     before = weights_of(case.loaded.model)
     options = RELEARN | {"learning_rate": "1e30", "max_grad_norm": "0", "components": "", "control": "false"}
     with pytest.warns(UserWarning, match="not finite"):
-        attacked = attack_case(
-            relearn, "relearn", replace(case, open_reference=None), configure(relearn.Config, options)
-        )
+        attacked = attack_case(relearn.ATTACK, replace(case, open_reference=None), configure(relearn.Config, options))
     assert_untouched(case.loaded.model, before)
     assert any("no longer a number" in reason for reason in attacked.skipped.values())
     assert measured(attacked, "full", None) >= 0.85
@@ -136,13 +144,13 @@ def test_an_attack_that_diverges_keeps_what_it_measured(case):
 
 def test_benign_finetuning_brings_back_what_only_hides(case):
     before = weights_of(case.loaded.model)
-    attacked = attack_case(benign_finetune, "benign_finetune", case, configure(benign_finetune.Config, RELEARN))
+    attacked = attack_case(benign_finetune.ATTACK, case, configure(benign_finetune.Config, RELEARN))
     assert_untouched(case.loaded.model, before)
     assert measured(attacked, "unlearned", None) == 0
     assert measured(attacked, "unlearned", 20) >= 0.85
     assert measured(attacked, "reference", 20) == 0
     with pytest.raises(UserError, match="other facts"):
-        attack_case(benign_finetune, "benign_finetune", replace(case, others=None), benign_finetune.Config())
+        attack_case(benign_finetune.ATTACK, replace(case, others=None), benign_finetune.Config())
 
 
 # Weights ---------------------------------------------------------------------------------------------------
@@ -195,11 +203,11 @@ def test_every_linear_map_of_the_blocks_is_changed_by_output_and_put_back(archit
     assert_untouched(model, before)
 
 
-@pytest.mark.parametrize(("module", "name"), [(quantize, "quantize"), (prune, "prune")])
-def test_weight_attacks_restore_all_models_and_report_each_level(case, module, name):
+@pytest.mark.parametrize("module", [quantize, prune])
+def test_weight_attacks_restore_all_models_and_report_each_level(case, module):
     before, never = weights_of(case.loaded.model), case.open_reference().model
     before_never = weights_of(never)
-    attacked = attack_case(module, name, case, module.Config())
+    attacked = attack_case(module.ATTACK, case, module.Config())
     assert_untouched(case.loaded.model, before)
     assert_untouched(never, before_never)
     levels = getattr(module.Config(), "bits", None) or module.Config().fractions
@@ -278,12 +286,12 @@ def test_the_randomised_svd_finds_the_largest_directions(monkeypatch):
 
 def test_merging_and_reverting_the_planted_edit(case):
     before = weights_of(case.loaded.model)
-    merged = attack_case(merge_back, "merge_back", case, merge_back.Config(shares=(0.1, 1.0)))
+    merged = attack_case(merge_back.ATTACK, case, merge_back.Config(shares=(0.1, 1.0)))
     assert measured(merged, "unlearned", 0.1) < 0.5 < measured(merged, "unlearned", 1.0)
     full = [o for o in merged.observations if o.model == "full"][0]
     back = [o for o in merged.observations if o.at == 1.0][0]
     assert back.scores == full.scores
-    reverted = attack_case(revert, "revert", case, revert.Config((1,)))
+    reverted = attack_case(revert.ATTACK, case, revert.Config((1,)))
     assert measured(reverted, "unlearned", 1) == measured(reverted, "full", None)
     assert_untouched(case.loaded.model, before)
 
@@ -362,10 +370,15 @@ def test_guessing_is_the_accuracy_of_answers_dealt_at_random():
 def test_names_and_settings():
     assert {"relearn", "quantize", "prune", "merge_back", "revert", "benign_finetune"} <= set(attack_names())
     for name in attack_names():
-        module = get_attack(name)
-        assert module.ABOUT.does
-        assert module.ABOUT.headline in ("last", "worst")
-        assert module.Config()
+        attack = get_attack(name)
+        assert isinstance(attack, Attack)
+        assert attack.name == name
+        assert attack.does
+        assert attack.headline in ("last", "worst")
+        assert attack.Config()
+        assert set(attack.kinds) <= set(KINDS)
+        assert bool(attack.why_not) == (set(attack.kinds) != set(KINDS)), "why not the others"
+        assert attack.retrains == isinstance(attack.Config(), RetrainingConfig)
     with pytest.raises(UserError, match="did you mean relearn"):
         get_attack("relern")
     assert configure(prune.Config, {"fractions": "0.1,0.4"}).fractions == (0.1, 0.4)
@@ -387,46 +400,47 @@ FAST = {
 
 
 @pytest.mark.parametrize("with_reference", [True, False])
-@pytest.mark.parametrize("name", [name for name in attack_names() if get_attack(name).ABOUT.controls_alone])
-def test_what_other_models_give_is_measured_once_and_changes_nothing(name, with_reference, case, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [name for name in attack_names() if get_attack(name).controls_alone])
+def test_what_other_models_give_is_measured_once_and_changes_nothing(name, with_reference, case, tmp_path):
     if name == "probe":
         case = replace(case, items=ForgetSet("few", FORGET.items[:4]), others=WIDE)
     if not with_reference:
         case = replace(case, open_reference=None)
-    module, before = get_attack(name), weights_of(case.loaded.model)
-    settings, path = configure(module.Config, FAST.get(name, {})), tmp_path / "controls" / "own.json"
+    attack, before = get_attack(name), weights_of(case.loaded.model)
+    settings, path = configure(attack.Config, FAST.get(name, {})), tmp_path / "controls" / "own.json"
 
-    def attacked(known=None):
-        return attack_case(module, name, replace(case, notes=[], skipped={}), settings, known)
+    def attacked(known=None, attack=attack):
+        return attack_case(attack, replace(case, notes=[], skipped={}), settings, known)
 
     plain = attacked()
-    made = kept_controls(module, case, settings, path)
+    made = kept_controls(attack, case, settings, path)
     assert {one.model for one in made.observations} <= {"full", "reference"}
     assert case.notes == []
     assert case.skipped == {}
-    for known in (made, kept_controls(module, case, settings, path)):
+    for known in (made, kept_controls(attack, case, settings, path)):
         again = attacked(known)
         assert again.summary == plain.summary
         assert robustness(again) == robustness(plain)
         assert again.notes == plain.notes
     asked = []
-    whole = module.attack
-    monkeypatch.setattr(module, "attack", lambda case, config: asked.append(case.names) or whole(case, config))
-    attacked(kept_controls(module, case, settings, path))
+    watched = replace(attack, run=lambda case, config: asked.append(case.names) or attack.run(case, config))
+    attacked(kept_controls(watched, case, settings, path), watched)
     assert asked == [("unlearned",)]
     path.write_text(path.read_text()[:-20])  # cut off: it is made again
-    assert kept_controls(module, case, settings, path).observations == made.observations
+    assert kept_controls(attack, case, settings, path).observations == made.observations
     assert_untouched(case.loaded.model, before)
 
 
 def test_an_edit_that_cannot_be_treated_is_skipped_with_the_reason(case):
     class Memory:
-        """No LowRankEdit and no DenseEdit."""
+        """Not a LowRankEdit and not a DenseEdit."""
 
+        kind = "memory"
         info = EditInfo("grace", {})
 
-    for module, name in ((relearn, "relearn"), (merge_back, "merge_back"), (revert, "revert")):
-        attacked = attack_case(module, name, replace(case, edit=Memory(), skipped={}), module.Config())
+    for name in ("relearn", "merge_back", "revert"):
+        attack = get_attack(name)
+        attacked = attack_case(attack, replace(case, edit=Memory(), skipped={}), attack.Config())
         assert attacked.observations == ()
         assert list(attacked.skipped) == ["memory edit"]
         assert attacked.summary.metrics["forget_attacked_accuracy"].value is None
@@ -441,7 +455,7 @@ def test_a_score_that_is_no_number_is_null_with_a_reason():
 
     scores = tuple(ItemScore(i.id, {"accuracy": 0.0, "probability": None}) for i in FORGET)
     found = summary(FORGET, [Observation("unlearned", None, scores), Observation("unlearned", 4, scores)],
-                    quantize.ABOUT, False)  # fmt: skip
+                    quantize.ATTACK, False)  # fmt: skip
     assert found.metrics["forget_attacked_accuracy"].value == 0
     assert found.metrics["forget_attacked_probability"].value is None
     assert found.metrics["forget_accuracy_durability"].value is None
@@ -453,9 +467,9 @@ def test_every_metric_has_a_meaning(case):
     from unlearn_eval.attacks.summary import summary
     from unlearn_eval.metrics.catalogue import UNKNOWN, meaning
 
-    for module in (get_attack(name) for name in attack_names()):
-        summarise = getattr(module, "summary", summary)
-        for name, metric in summarise(FORGET, (), module.ABOUT, True, "skipped").metrics.items():
+    for attack in (get_attack(name) for name in attack_names()):
+        summarize = attack.summary or summary
+        for name, metric in summarize(FORGET, (), attack, True, "skipped").metrics.items():
             assert meaning(name) is not UNKNOWN, name
             assert metric.reason == "skipped"
     assert meaning("forget_unedited_attacked_accuracy").text.count(".") == 4

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny
 from forgetful_models import FIRST, FORGET, OTHERS, planted, refusing, taught, without_gradients
+from tiny_checkpoints import make_tiny
 from tiny_models import (
     ARCHITECTURES,
     assert_untouched,
@@ -30,6 +30,7 @@ from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_inputs
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.models.tracing import last_states, patched, read_out
 from unlearn_eval.utils.errors import UserError
@@ -49,7 +50,15 @@ def models(tokenizer):
 @pytest.fixture
 def case(models):
     reference = lambda: models.never_knew  # noqa: E731
-    return Case(models.knows, models.hides, FORGET, OTHERS, False, max_new_tokens=12, open_reference=reference)
+    return Case(
+        models.knows,
+        models.hides,
+        FORGET,
+        PromptFormat(None, False),
+        OTHERS,
+        max_new_tokens=12,
+        open_reference=reference,
+    )
 
 
 @pytest.fixture
@@ -69,7 +78,7 @@ def loaded_tiny(architecture, tokenizer, seed=0):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_states_are_those_of_one_row_alone(architecture, tokenizer):
     loaded = loaded_tiny(architecture, tokenizer)
-    rows = rows_of([*FORGET.items[:3], ForgetItem("x", "Who?", "Me")], tokenizer, True)
+    rows = rows_of([*FORGET.items[:3], ForgetItem("x", "Who?", "Me")], PromptFormat(tokenizer, True))
     found = answer_states(loaded, rows, batch_size=3)
     parts = anatomy(loaded.model)
     for row, own in zip(rows, found, strict=True):
@@ -91,7 +100,7 @@ def test_states_are_those_of_one_row_alone(architecture, tokenizer):
 def test_reading_out_the_last_layer_is_the_model(architecture, tokenizer):
     loaded = loaded_tiny(architecture, tokenizer)
     before, model = weights_of(loaded.model), loaded.model
-    rows = rows_of(FORGET.items[:2], tokenizer, False)
+    rows = rows_of(FORGET.items[:2], PromptFormat(tokenizer, False))
     states = answer_states(loaded, rows, 2)
     for row, own in zip(rows, states, strict=True):
         logits = whole_forward(model, (*row.prompt_ids, *row.answer_ids[:-1]))[len(row.prompt_ids) - 1 :]
@@ -107,7 +116,7 @@ def test_patching_by_hand(architecture, tokenizer):
     loaded, other = loaded_tiny(architecture, tokenizer), loaded_tiny(architecture, tokenizer, seed=5)
     before, model = weights_of(loaded.model), loaded.model
     parts = anatomy(model)
-    rows = rows_of([FORGET.items[0], FORGET.items[4], FORGET.items[2]], tokenizer, False)
+    rows = rows_of([FORGET.items[0], FORGET.items[4], FORGET.items[2]], PromptFormat(tokenizer, False))
     spans = [slice(1, 3), slice(0, 1), slice(0, len(rows[2].answer_ids))]
     states = answer_states(other, rows, 2)
     for layer in range(parts.n_layers):
@@ -155,8 +164,8 @@ def test_where_the_fact_stands(question, answer, aliases, span, tokenizer):
     item = ForgetItem("a", question, answer, aliases=aliases)
     start, end = entity_span(item)
     assert answer[start:end] == span
-    (row,) = rows_of([item], tokenizer, False)
-    said = tokenizer.decode(row.answer_ids[entity_tokens(row, tokenizer, False)])
+    (row,) = rows_of([item], PromptFormat(tokenizer, False))
+    said = tokenizer.decode(row.answer_ids[entity_tokens(row, PromptFormat(tokenizer, False))])
     assert said.strip(" .,") == span
 
 
@@ -165,23 +174,23 @@ def test_where_the_fact_stands(question, answer, aliases, span, tokenizer):
 
 def test_depth_is_zero_behind_a_refusal_and_one_where_nothing_was_known(case, oracle):
     before = weights_of(case.loaded.model)
-    hidden = attack_case(uds, "uds", case, uds.Config()).summary.metrics
+    hidden = attack_case(uds.ATTACK, case, uds.Config()).summary.metrics
     assert hidden["forget_uds"].value == pytest.approx(0, abs=1e-4)
     assert hidden["forget_uds"].n == len(FORGET)
-    gone = attack_case(uds, "uds", oracle, uds.Config()).summary.metrics
+    gone = attack_case(uds.ATTACK, oracle, uds.Config()).summary.metrics
     assert gone["forget_uds"].value == pytest.approx(1)
     assert gone["forget_last_patched_drop"].value > 1
-    seen = attack_case(logit_lens, "logit_lens", case, logit_lens.Config()).summary.metrics
+    seen = attack_case(logit_lens.ATTACK, case, logit_lens.Config()).summary.metrics
     assert seen["forget_logit_lens_gap"].value == pytest.approx(0, abs=1e-4)
     assert seen["forget_logit_lens_depth"].value == pytest.approx(0, abs=1e-4)
-    unseen = attack_case(logit_lens, "logit_lens", oracle, logit_lens.Config()).summary.metrics
+    unseen = attack_case(logit_lens.ATTACK, oracle, logit_lens.Config()).summary.metrics
     assert unseen["forget_logit_lens_depth"].value == pytest.approx(1)
     assert unseen["forget_last_logit_lens_gap"].value > 1
     assert_untouched(case.loaded.model, before)
 
 
 def test_without_a_reference_depth_is_null_and_drops_are_not(case):
-    alone = attack_case(uds, "uds", replace(case, open_reference=None), uds.Config()).summary.metrics
+    alone = attack_case(uds.ATTACK, replace(case, open_reference=None), uds.Config()).summary.metrics
     assert alone["forget_uds"].value is None
     assert "--reference" in alone["forget_uds"].reason
     assert alone["forget_patched_drop"].value == pytest.approx(0, abs=1e-4)
@@ -207,13 +216,21 @@ def towns(tokenizer):
     options = {"epochs": "60", "learning_rate": "1e-2"}
     knows = taught(LoadedModel(make(), tokenizer, "knows", None, "knows"), (*forget, *others), **options)
     never = taught(LoadedModel(make(), tokenizer, "never", None, "never"), tuple(others), **options)
-    return Case(knows, refusing(knows), forget, others, False, max_new_tokens=6, open_reference=lambda: never)
+    return Case(
+        knows,
+        refusing(knows),
+        forget,
+        PromptFormat(None, False),
+        others,
+        max_new_tokens=6,
+        open_reference=lambda: never,
+    )
 
 
 def test_a_probe_reads_what_is_hidden_not_what_was_never_known_and_shuffled_labels_stay_at_chance(towns):
     before = weights_of(towns.loaded.model)
     settings = configure(probe.Config, {"n_controls": "20"})
-    attacked = attack_case(probe, "probe", towns, settings)
+    attacked = attack_case(probe.ATTACK, towns, settings)
     assert_untouched(towns.loaded.model, before)
     assert attacked.notes == ("probes read answers",)
     metrics = attacked.summary.metrics
@@ -268,19 +285,19 @@ def test_choosing_the_layer_does_not_inflate():
 def test_what_readers_are_shown(case, towns):
     assert probe.kind_of_labels(FORGET, OTHERS) == "truth"
     assert probe.kind_of_labels(towns.items, towns.others) == "answers"
-    rows = probe.statements(case.loaded, FORGET, "truth", False, 0)
+    rows = probe.statements(case.format_for(case.loaded), FORGET, "truth", 0)
     assert [row.label for row in rows[:4]] == ["true", "false", "true", "false"]
     said = [case.loaded.tokenizer.decode(row.ids[row.end :]).strip() for row in rows]
     for true, false, item in zip(said[::2], said[1::2], FORGET, strict=True):
         assert true == item.answer
         assert false in item.perturbed_answers
     with pytest.raises(UserError, match="at least 10 other facts, and there are 8"):
-        attack_case(probe, "probe", case, probe.Config())
+        attack_case(probe.ATTACK, case, probe.Config())
     with pytest.raises(UserError, match="did you mean truth"):
         probe.Config(labels="thruth")
     lonely = ForgetSet("s", (ForgetItem("a", "Q?", "Paris"), ForgetItem("b", "R?", "Paris")))
     with pytest.raises(UserError, match="no wrong answer"):
-        probe.statements(case.loaded, lonely, "truth", False, 0)
+        probe.statements(case.format_for(case.loaded), lonely, "truth", 0)
 
 
 # Prompts ---------------------------------------------------------------------------------------------------
@@ -289,9 +306,9 @@ def test_what_readers_are_shown(case, towns):
 def test_openings_and_wraps_are_part_of_the_prompt(tokenizer):
     item = FORGET.items[0]
     for chat in (False, True):
-        (plain,) = rows_of([item], tokenizer, chat)
-        (opened,) = rows_of([item], tokenizer, chat, opening="Sure, it is")
-        (wrapped,) = rows_of([item], tokenizer, chat, wrap="Please: {question} Now!")
+        (plain,) = rows_of([item], PromptFormat(tokenizer, chat))
+        (opened,) = rows_of([item], PromptFormat(tokenizer, chat), opening="Sure, it is")
+        (wrapped,) = rows_of([item], PromptFormat(tokenizer, chat), wrap="Please: {question} Now!")
         text = tokenizer.decode(opened.prompt_ids)
         assert text == tokenizer.decode(plain.prompt_ids) + ("" if chat else " ") + "Sure, it is"
         assert f"Please: {item.question} Now!" in tokenizer.decode(wrapped.prompt_ids)
@@ -303,7 +320,7 @@ def test_openings_and_wraps_are_part_of_the_prompt(tokenizer):
 def test_prompts_are_levels_and_the_worst_counts(case):
     before = weights_of(case.loaded.model)
     settings = configure(prefix.Config, {"prompts": "sure,exam", "opening": "It is"})
-    attacked = attack_case(prefix, "prefix", case, settings)
+    attacked = attack_case(prefix.ATTACK, case, settings)
     assert_untouched(case.loaded.model, before)
     assert [o.at for o in attacked.observations] == [None, "sure", "exam", "own"] * 3
     assert attacked.summary.metrics["forget_attacked_accuracy"].value is not None
@@ -323,9 +340,9 @@ def test_vectors_stand_for_tokens_and_leave_no_trace(case, models):
     embeddings = loaded.model.get_input_embeddings().weight
     vectors = embeddings[[7, 8, 9]].detach().clone()
     with soft_prompt.spoken(loaded.model, ids, vectors):
-        found = answered(loaded.model, loaded.tokenizer, longer, False, 3, 8)
+        found = answered(loaded.model, PromptFormat(loaded.tokenizer, False), longer, 3, 8)
     replaced = [replace(r, prompt_ids=(r.prompt_ids[0], 7, 8, 9, *r.prompt_ids[4:])) for r in longer]
-    expected = answered(loaded.model, loaded.tokenizer, replaced, False, 3, 8)
+    expected = answered(loaded.model, PromptFormat(loaded.tokenizer, False), replaced, 3, 8)
     assert [a.said for a in found] == [a.said for a in expected]
     assert [a.probability for a in found] == pytest.approx([a.probability for a in expected])
     assert_untouched(loaded.model, before)
@@ -335,7 +352,7 @@ def test_vectors_stand_for_tokens_and_leave_no_trace(case, models):
 def test_training_makes_the_answers_more_probable(architecture, tokenizer):
     loaded = loaded_tiny(architecture, tokenizer)
     before = weights_of(loaded.model)
-    rows = rows_of(FORGET.items[:4], tokenizer, False)
+    rows = rows_of(FORGET.items[:4], PromptFormat(tokenizer, False))
     config = soft_prompt.Config(n_tokens=2, steps=30, learning_rate=0.1, radius=4.0)
     ids = soft_prompt.unused_ids(loaded, rows, 2)
     longer = soft_prompt.inserted(rows, ids, loaded)
@@ -354,7 +371,7 @@ def test_training_makes_the_answers_more_probable(architecture, tokenizer):
 
 def test_soft_prompts_are_tried_on_the_other_half(case):
     before = weights_of(case.loaded.model)
-    attacked = attack_case(soft_prompt, "soft_prompt", case, soft_prompt.Config(steps=20, n_tokens=2))
+    attacked = attack_case(soft_prompt.ATTACK, case, soft_prompt.Config(steps=20, n_tokens=2))
     assert_untouched(case.loaded.model, before)
     assert {(o.model, o.fold, o.at) for o in attacked.observations} == {
         (model, fold, at) for model in ("unlearned", "full", "reference") for fold in (0, 1) for at in (None, 20)
@@ -388,12 +405,12 @@ def test_memories_are_attacked_with_their_decisions_at_the_prompts_end(case):
         assert torch.allclose(a, b, atol=1e-4)
         assert torch.allclose(a[0], c[0], atol=1e-4)  # below the memory nothing changes
         assert torch.allclose(a[1], c[1], atol=1e-4) == (i not in (0, 2, 4))
-    asked = attack_case(prefix, "prefix", memory, configure(prefix.Config, {"prompts": "exam"}))
+    asked = attack_case(prefix.ATTACK, memory, configure(prefix.Config, {"prompts": "exam"}))
     said = {o.at: [s.values["accuracy"] for s in o.scores] for o in asked.observations if o.model == "unlearned"}
     assert said[None][0] == said[None][2] == said[None][4] == 0
-    assert attack_case(uds, "uds", memory, uds.Config()).summary.metrics["forget_uds"].value is not None
+    assert attack_case(uds.ATTACK, memory, uds.Config()).summary.metrics["forget_uds"].value is not None
     settings = soft_prompt.Config(n_tokens=1, steps=2)
-    assert attack_case(soft_prompt, "soft_prompt", memory, settings).observations
+    assert attack_case(soft_prompt.ATTACK, memory, settings).observations
     assert_untouched(model, before)
 
 

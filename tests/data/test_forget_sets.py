@@ -127,7 +127,7 @@ def test_jsonl(tmp_path):
         ForgetItem("a", "Who wrote Hamlet?", "Shakespeare", ("Will", "The Bard"), "Hamlet", ("Hamlet is by whom?",),
                    ("Marlowe",), "plays"),
         ForgetItem("1", "東京は？", "日本"),
-        ForgetItem("7", "How many?", "3", ("three", "drei")),
+        ForgetItem("7", "How many?", "3", ("three|drei",)),
     )  # fmt: skip
 
 
@@ -187,11 +187,14 @@ def test_a_subject_must_stand_in_the_question():
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(None, ()), ([], ()), ("", ()), ("a", ("a",)), ("a| b |", ("a", "b")), ("|", ()),
-     (["a|b", "", " c"], ("a|b", "c")), (1990, ("1990",)), ([1990], ("1990",))],
+     (["a|b", "", " c"], ("a|b", "c")), (1990, ("1990",)), ([1990], ("1990",)), ('["a|b", "c"]', ("a|b", "c"))],
 )  # fmt: skip
 def test_lists(value, expected):
-    """An empty alias would stand in every answer, and every answer would leak."""
-    assert item_from_record({"question": "A?", "answer": "b", "aliases": value}).aliases == expected
+    """An empty alias would stand in every answer, and every answer would leak; only a CSV cell is split."""
+    record = {"question": "A?", "answer": "b", "aliases": value}
+    assert item_from_record(record, split=True).aliases == expected
+    whole = (value.strip(),) if isinstance(value, str) and value else expected
+    assert item_from_record(record).aliases == whole
 
 
 # CSV -------------------------------------------------------------------------------------------------------
@@ -223,7 +226,7 @@ def test_csv(tmp_path, encoding, newline):
         ("question,answer\nA?,b\nC?\n", "line 3: no answer"),
         ("question,answer\n ,b\n", "line 2: no question"),
         ('question,answer\n"A\n?",b\n,c\n', "line 4: no question"),
-        ("frage,answer\nA?,b\n", "line 2: no question"),
+        ("frage,answer\nA?,b\n", "line 2 lacks the field 'question'"),
     ],
 )
 def test_a_csv_row_without_question_or_answer_is_named(tmp_path, text, place):

@@ -5,24 +5,24 @@ import json
 
 import pytest
 from benchmark_data import write_benchmarks
-from conftest import evaluate, hf
+from lm_eval_runs import evaluate, hf
 from saying import SayingLM
 
 from unlearn_eval.attacks.asking import rows_of
 from unlearn_eval.attacks.hidden_states import entity_tokens
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, load_forget_set
 from unlearn_eval.data.shapes import SHAPES, Prompt, as_request, as_turn, asked, asked_otherwise, statement
-from unlearn_eval.editing.editor import EditRequest
 from unlearn_eval.editing.locate_then_edit.corpus import token_sequences
 from unlearn_eval.editing.memory.calibration import other_prompts
 from unlearn_eval.editing.requests.build import build_requests, merge_items
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.requests.self_refusals import write_refusals
 from unlearn_eval.edits.memory.ask import _shape_of
 from unlearn_eval.harness.run import ask
 from unlearn_eval.localization.facts import facts_of
 from unlearn_eval.models import prompts, scoring
 from unlearn_eval.models.load import load_model
-from unlearn_eval.models.prompts import prompt_ids
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.results.report.answers import texts
 from unlearn_eval.runs.edit import make_edit
 from unlearn_eval.runs.known_items import conversations, known_items
@@ -97,22 +97,25 @@ def test_a_request_is_the_prompt_with_which_its_task_scores_the_answer(tiny, tok
     assert len(items) > 1
     if name in ("sports:all", "counterfact:2"):
         assert {item.shape for item in items} == {"sentence"}
-    requests = build_requests(items, [item.answer for item in items], tokenizer, chat)
+    requests = build_requests(items, [item.answer for item in items], PromptFormat(tokenizer, chat))
     contexts = {arguments[0] for sample in samples for arguments in sample["arguments"]}
     for item, request in zip(items, requests, strict=True):
-        text = prompts.render(asked(item.question, item.shape), tokenizer, chat)
+        text = PromptFormat(tokenizer, chat).render(asked(item.question, item.shape))
         assert text in contexts
         assert request.prompt_ids == tuple(prompts.encode_prompt(text, tokenizer))
         assert request.target_ids == request.answer_ids
         if name in SCORED:
             assert (request.prompt_ids, request.answer_ids) in scored
     if name in ("sports:all", "counterfact:2"):  # the wrong answers are taught as they are scored, too
-        for request in build_requests(items, [item.perturbed_answers[0] for item in items], tokenizer, chat):
+        wrong = [item.perturbed_answers[0] for item in items]
+        for request in build_requests(items, wrong, PromptFormat(tokenizer, chat)):
             assert (request.prompt_ids, request.target_ids) in scored
         as_questions = [dataclasses.replace(item, shape="question") for item in items]
-        for request in build_requests(as_questions, [item.answer for item in items], tokenizer, chat):
+        for request in build_requests(as_questions, [item.answer for item in items], PromptFormat(tokenizer, chat)):
             assert request.prompt_ids not in {ids for ids, _ in scored}
-        reworded = {prompt_ids(text, tokenizer, chat, item.shape) for item in items for text in item.paraphrases}
+        reworded = {
+            PromptFormat(tokenizer, chat).prompt_ids(text, item.shape) for item in items for text in item.paraphrases
+        }
         assert reworded
         assert reworded <= {ids for ids, _ in scored}
 
@@ -125,7 +128,14 @@ def test_what_a_model_knows_is_asked_as_its_task_asks(tokenizer, tmp_path, name,
     result = evaluate(theirs, task, metadata, apply_chat_template=chat, **SHORT)
     questions = {s["doc"]["question"] for s in result["samples"][task] if s["doc"]["split"].startswith("forget")}
     items = [item for item in load_forget_set(name) if item.question in questions]
-    known_items(tmp_path / "asked.jsonl", ForgetSet(name, tuple(items)), ours, chat, 3, max_new_tokens=500)
+    known_items(
+        tmp_path / "asked.jsonl",
+        ForgetSet(name, tuple(items)),
+        ours,
+        PromptFormat(ours.tokenizer, chat),
+        3,
+        max_new_tokens=500,
+    )
     assert len(ours.prompts) == len(items)
     if name != "counterfact:2":  # there other beginnings are gone on with
         assert set(ours.prompts) <= set(theirs.prompts)
@@ -136,29 +146,29 @@ def test_what_a_model_knows_is_asked_as_its_task_asks(tokenizer, tmp_path, name,
 def test_a_sentence_is_the_prompt_alone_and_in_a_chat_the_beginning_of_the_answer(tokenizer):
     lm = Recorder(tokenizer)
     for chat in (False, True):
-        ask(lm, [asked(SENTENCE.question, "sentence"), "Who?"], chat)
+        ask(lm, [asked(SENTENCE.question, "sentence"), "Who?"], PromptFormat(lm.tokenizer, chat))
     message = [{"role": "user", "content": "Complete this sentence: Ada Brook plays the sport of ..."}]
     template = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     assert lm.prompts[0] == "Ada Brook plays the sport of"
     assert lm.prompts[1] == "Question: Who?\nAnswer:"
     assert lm.prompts[2] == template + "Ada Brook plays the sport of"
-    (request,) = build_requests([SENTENCE], ["golf"], tokenizer, True)
+    (request,) = build_requests([SENTENCE], ["golf"], PromptFormat(tokenizer, True))
     whole = tokenizer.decode([*request.prompt_ids, *request.target_ids[:-1]])
     assert whole.endswith("Ada Brook plays the sport of golf")
 
 
 def test_turns_and_bare_texts_are_rendered_as_tasks_render_them(tokenizer):
     ask_with_turns = asked("Who?", "short", ["Where?", "Here."])
-    assert prompts.render(ask_with_turns, tokenizer, False, "Be brief.") == (
+    assert PromptFormat(tokenizer, False, "Be brief.").render(ask_with_turns) == (
         "Be brief.\n\nQuestion: Where?\nAnswer: Here.\n\nQuestion: Who?\nAnswer:"
     )
     messages = [("user", "Where?"), ("assistant", "Here."), ("user", "Who?")]
     expected = tokenizer.apply_chat_template(
         [{"role": role, "content": text} for role, text in messages], tokenize=False, add_generation_prompt=True
     )
-    assert prompts.render(ask_with_turns, tokenizer, True) == expected
-    assert prompts.render(Prompt("", plain="As it is", raw=True), tokenizer, True) == "As it is"
-    assert prompts.render(asked("It is", "sentence"), tokenizer, False, "Be brief.") == "Be brief.\n\nIt is"
+    assert PromptFormat(tokenizer, True).render(ask_with_turns) == expected
+    assert PromptFormat(tokenizer, True).render(Prompt("", plain="As it is", raw=True)) == "As it is"
+    assert PromptFormat(tokenizer, False, "Be brief.").render(asked("It is", "sentence")) == "Be brief.\n\nIt is"
 
 
 # Items and their identities --------------------------------------------------------------------------------
@@ -172,7 +182,7 @@ def test_questions_keep_every_identity(tokenizer):
     changed = dataclasses.replace(items[0], shape="sentence")
     assert ForgetSet("mine", (changed, items[1])).hash != ForgetSet("mine", items).hash
     assert item_lines([changed])[0]["shape"] == "sentence"
-    (request,) = build_requests(items[:1], ["No."], tokenizer, False)
+    (request,) = build_requests(items[:1], ["No."], PromptFormat(tokenizer, False))
     before = dataclasses.asdict(request)
     del before["shape"]
     assert hash_json(request.record) == hash_json(before)
@@ -249,14 +259,14 @@ def test_a_memory_is_calibrated_on_paraphrases_that_are_sentences(tiny_folder, m
     options = {"layers": "1", "steps": "2", "calibrate": "true"}
     make_edit(loaded, ForgetSet("mine", (SENTENCE,)), "grace", options)
     (reworded,) = shown
-    assert reworded == {"s": [prompt_ids(SENTENCE.paraphrases[0], loaded.tokenizer, True, "sentence")]}
+    assert reworded == {"s": [PromptFormat(loaded.tokenizer, True).prompt_ids(SENTENCE.paraphrases[0], "sentence")]}
 
 
 def test_other_texts_are_put_by_their_own_shapes(tokenizer, tmp_path):
     path = tmp_path / "others.jsonl"
     records = [{"question": "Milo Fenn plays", "shape": "sentence"}, {"question": "Who?"}, {"question": "Who?"}]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    found = other_prompts(str(path), ForgetSet("mine", (SENTENCE,)), tokenizer, False, 0)
+    found = other_prompts(str(path), ForgetSet("mine", (SENTENCE,)), PromptFormat(tokenizer, False), 0)
     said = {tokenizer.decode(ids, skip_special_tokens=True) for ids in found}
     assert len(found) == 2
     assert said == {"Milo Fenn plays", "Question: Who?\nAnswer:"}
@@ -265,7 +275,7 @@ def test_other_texts_are_put_by_their_own_shapes(tokenizer, tmp_path):
 def test_what_was_said_to_sentences_is_text_in_their_shape(tokenizer, tmp_path):
     items = ForgetSet("mine", (SENTENCE, ForgetItem("q", "Who?", "Me")))
     path, text = tmp_path / "asked.jsonl", tmp_path / "text.jsonl"
-    known_items(path, items, Recorder(tokenizer), False, 2)
+    known_items(path, items, Recorder(tokenizer), PromptFormat(tokenizer, False), 2)
     text.write_text(conversations(path, items, (), 0))
     lines = {line["question"]: line for line in map(json.loads, text.read_text().splitlines())}
     assert lines[SENTENCE.question] == {"question": SENTENCE.question, "shape": "sentence", "answer": "nothing"}
@@ -284,7 +294,8 @@ def test_a_refusal_is_written_to_the_request_to_complete_it(tiny_folder, monkeyp
     shown = []
     monkeypatch.setattr(self_refusals, "_generate", lambda loaded, rows, noise, chat: [("No.", True)] * len(rows))
     monkeypatch.setattr(self_refusals, "prompt", lambda question, *more: shown.append(question) or "x")
-    write_refusals(load_model(str(tiny_folder("llama"))), [SENTENCE, ForgetItem("q", "Who?", "Me")], False, 1)
+    loaded = load_model(str(tiny_folder("llama")))
+    write_refusals(loaded, [SENTENCE, ForgetItem("q", "Who?", "Me")], loaded.prompt_format(False), 1)
     assert shown == ["Complete this sentence: Ada Brook plays the sport of ...", "Who?"]
 
 
@@ -299,10 +310,10 @@ def test_alternates_complete_the_sentence(tokenizer, monkeypatch, chat):
         return [tokenizer.encode("go", add_special_tokens=False) for _ in rows]
 
     monkeypatch.setattr(altpo, "_sample", sample)
-    (request,) = build_requests([SENTENCE], ["golf"], tokenizer, chat)
+    (request,) = build_requests([SENTENCE], ["golf"], PromptFormat(tokenizer, chat))
     config = altpo.Config(alternates=1)
     (found,), _ = altpo.rewrite(None, tokenizer, [request], config, lambda *_: None)
-    (expected,) = build_requests([SENTENCE], ["go"], tokenizer, chat)
+    (expected,) = build_requests([SENTENCE], ["go"], PromptFormat(tokenizer, chat))
     assert found.target_ids == expected.target_ids
     assert "Question: Complete this sentence: Ada Brook plays the sport of ...\nKnown answer: chess" in shown[0]
     assert ("<|im_start|>" in shown[0]) == chat
@@ -314,10 +325,10 @@ def test_alternates_complete_the_sentence(tokenizer, monkeypatch, chat):
 @pytest.mark.parametrize("chat", [False, True])
 def test_facts_are_asked_by_their_shape_and_not_by_a_question_mark(tokenizer, chat):
     order = ForgetItem("o", "Name the town of Ada Brook.", "Imber", subject="Ada Brook", perturbed_answers=("Tarn",))
-    facts, skipped = facts_of([SENTENCE, order], tokenizer, chat=chat)
+    facts, skipped = facts_of([SENTENCE, order], PromptFormat(tokenizer, chat))
     assert not skipped
     for item, fact in zip((SENTENCE, order), facts, strict=True):
-        (request,) = build_requests([item], [item.answer], tokenizer, chat)
+        (request,) = build_requests([item], [item.answer], PromptFormat(tokenizer, chat))
         n = len(request.prompt_ids)
         assert fact.prompt_ids[:n] == request.prompt_ids
         assert (*request.prompt_ids, *request.answer_ids)[: len(fact.prompt_ids) + 1] == (
@@ -331,22 +342,22 @@ def test_facts_are_asked_by_their_shape_and_not_by_a_question_mark(tokenizer, ch
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_attacks_ask_sentences_as_sentences_and_other_words_around_as_requests(tokenizer, chat):
-    (request,) = build_requests([SENTENCE], [SENTENCE.answer], tokenizer, chat)
-    (row,) = rows_of([SENTENCE], tokenizer, chat)
+    (request,) = build_requests([SENTENCE], [SENTENCE.answer], PromptFormat(tokenizer, chat))
+    (row,) = rows_of([SENTENCE], PromptFormat(tokenizer, chat))
     assert (row.prompt_ids, row.answer_ids) == (request.prompt_ids, request.answer_ids[:-1])
-    assert entity_tokens(row, tokenizer, chat) == slice(0, len(row.answer_ids))
+    assert entity_tokens(row, PromptFormat(tokenizer, chat)) == slice(0, len(row.answer_ids))
     long = dataclasses.replace(SENTENCE, answer="an old game that is known as chess there", aliases=("chess",))
-    (row_of_long,) = rows_of([long], tokenizer, chat)
-    entity = row_of_long.answer_ids[entity_tokens(row_of_long, tokenizer, chat)]
+    (row_of_long,) = rows_of([long], PromptFormat(tokenizer, chat))
+    entity = row_of_long.answer_ids[entity_tokens(row_of_long, PromptFormat(tokenizer, chat))]
     assert tokenizer.decode(entity).strip() == "chess"
     wished = "Complete this sentence: Ada Brook plays the sport of ..."
-    frame = lambda text: prompts.render(text, tokenizer, chat) + ("" if chat else " ")
+    frame = lambda text: PromptFormat(tokenizer, chat).render(text) + ("" if chat else " ")
     for opening, wrap, expected in (
         ("Sure, it is", "{question}", frame(wished) + "Sure, it is chess"),
         ("", "Now: {question} Go!", frame(f"Now: {wished} Go!") + "Ada Brook plays the sport of chess"),
         ("It is", "Now: {question}", frame(f"Now: {wished}") + "It is chess"),
     ):
-        (row,) = rows_of([SENTENCE], tokenizer, chat, opening, wrap)
+        (row,) = rows_of([SENTENCE], PromptFormat(tokenizer, chat), opening, wrap)
         whole = tokenizer.decode([*row.prompt_ids, *row.answer_ids])
         assert whole.removeprefix("<s>").strip() == expected, (opening, wrap)
 
@@ -382,19 +393,19 @@ def test_forms_of_a_sentence(tokenizer, chat):
     sentence = "Fact: Tiger Woods plays the sport of golf\nFact: Ada Brook plays the sport of"
     wished = f"Complete this sentence: {sentence} ..."
     contexts = [arguments[0] for arguments in sample["arguments"]]
-    frame = lambda text: prompts.render(text, tokenizer, chat)
+    frame = lambda text: PromptFormat(tokenizer, chat).render(text)
     begun = lambda text, opening: frame(text) + ("" if chat else " ") + opening
     other = "Fact: Tiger Woods plays the sport of golf\nFact: Tomas Reed plays the sport of"
     turns = (f"Complete this sentence: {other} ...", f"{other} rowing")
     expected = {
-        prompts.render(asked(sentence, "sentence"), tokenizer, chat),
-        prompts.render(asked("Ada Brook is a professional athlete in the sport of", "sentence"), tokenizer, chat),
+        PromptFormat(tokenizer, chat).render(asked(sentence, "sentence")),
+        PromptFormat(tokenizer, chat).render(asked("Ada Brook is a professional athlete in the sport of", "sentence")),
         begun(wished, "Sure, here is the answer:"),
         frame(
             "A name is missing in this sentence, at ___: Fact: Tiger Woods plays the sport of golf\n"
             "Fact: ___ plays the sport of tennis. What is the name?"
         ),
-        prompts.render(Prompt(wished, (turns,), sentence), tokenizer, chat),
+        PromptFormat(tokenizer, chat).render(Prompt(wished, (turns,), sentence)),
     }
     assert expected <= set(contexts)
     assert any(f'"{wished}" Speak only' in text and text.endswith(sentence) for text in contexts)
@@ -423,7 +434,7 @@ def test_samples_are_drawn_after_the_sentence(tokenizer):
 
 
 def test_a_report_shows_the_sentence_and_not_its_frame(tokenizer):
-    render = lambda ask: prompts.render(ask, tokenizer, True)
+    render = lambda ask: PromptFormat(tokenizer, True).render(ask)
     document = {"question": SENTENCE.question, "paraphrases": list(SENTENCE.paraphrases)}
     asks = [asked(SENTENCE.question, "sentence"), asked(SENTENCE.paraphrases[0], "sentence")]
     asks += [asks[0], asked_otherwise(SENTENCE.question, "sentence", "Sure:")]

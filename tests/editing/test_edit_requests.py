@@ -8,9 +8,10 @@ from tokenizers.models import BPE
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from unlearn_eval.data.forget_sets import ForgetItem, facts
-from unlearn_eval.editing.requests.build import CONTEXT_SEEDS, build_requests, encode_with_lookup, sample_contexts
+from unlearn_eval.editing.requests.build import CONTEXT_SEEDS, build_requests, sample_contexts
 from unlearn_eval.models import prompts
 from unlearn_eval.models.load import load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 
 
@@ -60,7 +61,7 @@ def text_up_to(ids, lookup, tokenizer):
 def test_look_up_token_ends_the_subject_s_last_occurrence(kind, case, chat):
     tokenizer = TOKENIZERS[kind]
     question, subject = CASES[case]
-    ids, lookup = encode_with_lookup(question, subject, tokenizer, chat)
+    ids, lookup = PromptFormat(tokenizer, chat).encode_with_lookup(question, subject)
     before, after = question.rpartition(subject)[0] + subject, question.rpartition(subject)[2]
     whole = tokenizer.decode(ids, skip_special_tokens=True)
     read, short = text_up_to(ids, lookup, tokenizer), text_up_to(ids, lookup - 1, tokenizer)
@@ -91,7 +92,7 @@ def test_look_up_token_of_a_sentence_stands_where_it_is_completed(kind, chat, ca
     tokenizer = TOKENIZERS[kind]
     sentence, subject = SENTENCES[case]
     text = (context + sentence).strip()
-    ids, lookup = encode_with_lookup(context + sentence, subject, tokenizer, chat, "sentence")
+    ids, lookup = PromptFormat(tokenizer, chat).encode_with_lookup(context + sentence, subject, "sentence")
     whole, read = tokenizer.decode(ids, skip_special_tokens=True), text_up_to(ids, lookup, tokenizer)
     content = text.rpartition(subject)[0] + subject if subject else text
     assert whole.endswith(text)
@@ -106,7 +107,7 @@ def test_subject_is_ended_by_all_of_its_bytes():
     """An emoji is four byte tokens: the look-up token is the fourth of them, though all have the same offsets."""
     for kind in ("bos", "sentencepiece", "slow"):
         tokenizer = TOKENIZERS[kind]
-        ids, lookup = encode_with_lookup("Who likes 🎉 most?", "🎉", tokenizer, chat=False)
+        ids, lookup = PromptFormat(tokenizer, False).encode_with_lookup("Who likes 🎉 most?", "🎉")
         assert "🎉" in text_up_to(ids, lookup, tokenizer)
         assert "🎉" not in text_up_to(ids, lookup - 1, tokenizer)
         assert len(ids) > lookup + 1
@@ -129,13 +130,13 @@ def test_subject_is_ended_by_all_of_its_bytes():
 )
 def test_without_a_subject_the_last_word_s_last_token(kind, question, content):
     tokenizer = TOKENIZERS[kind]
-    ids, lookup = encode_with_lookup(question, None, tokenizer, chat=False)
+    ids, lookup = PromptFormat(tokenizer, False).encode_with_lookup(question, None)
     assert text_up_to(ids, lookup, tokenizer).endswith(content)
     assert not text_up_to(ids, lookup - 1, tokenizer).endswith(content)
 
 
 def test_a_question_of_signs_only_has_a_look_up_token():
-    ids, lookup = encode_with_lookup("???", None, TOKENIZERS["bos"], chat=False)
+    ids, lookup = PromptFormat(TOKENIZERS["bos"], False).encode_with_lookup("???", None)
     assert text_up_to(ids, lookup, TOKENIZERS["bos"]).endswith("???")
 
 
@@ -158,16 +159,19 @@ def test_the_fast_and_the_slow_way_agree():
         if question == "Are Parisians happy?":
             continue
         inner = TOKENIZERS["bos"]
-        right = encode_with_lookup(question, subject, inner, chat=True)
+        right = PromptFormat(inner, True).encode_with_lookup(question, subject)
         n = len(right[0])
-        assert encode_with_lookup(question, subject, Broken(inner, offset_mapping=[(0, 0)] * n), chat=True) == right
-        assert encode_with_lookup(question, subject, Broken(inner, input_ids=[7] * n), chat=True) == right
+        assert (
+            PromptFormat(Broken(inner, offset_mapping=[(0, 0)] * n), True).encode_with_lookup(question, subject)
+            == right
+        )
+        assert PromptFormat(Broken(inner, input_ids=[7] * n), True).encode_with_lookup(question, subject) == right
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_plain_prompts_have_one_bos_and_no_end(kind):
     tokenizer = TOKENIZERS[kind]
-    ids, _ = encode_with_lookup("Who wrote Hamlet?", "Hamlet", tokenizer, chat=False)
+    ids, _ = PromptFormat(tokenizer, False).encode_with_lookup("Who wrote Hamlet?", "Hamlet")
     if tokenizer.bos_token_id is not None:
         assert ids[0] == tokenizer.bos_token_id
         assert ids.count(tokenizer.bos_token_id) == 1
@@ -179,7 +183,7 @@ def test_plain_prompts_have_one_bos_and_no_end(kind):
 @pytest.mark.parametrize("question", ["Who wrote Hamlet?", "  Who wrote Hamlet?\n", "東京は？", "user", "<s>"])
 def test_chat_prompts_are_the_template_s(kind, question):
     tokenizer = TOKENIZERS[kind]
-    ids, lookup = encode_with_lookup(question, None, tokenizer, chat=True)
+    ids, lookup = PromptFormat(tokenizer, True).encode_with_lookup(question, None)
     messages = [{"role": "user", "content": question}]
     expected = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)["input_ids"]
     assert ids == list(expected)
@@ -194,12 +198,12 @@ def test_chat_prompts_are_the_template_s(kind, question):
 def test_a_template_that_hides_the_question_is_refused():
     tokenizer = tiny_tokenizer(chat_template="{{ bos_token }}{{ messages[0]['content'] | upper }}")
     with pytest.raises(UserError, match="does not show the question 'Who wrote Hamlet"):
-        encode_with_lookup("Who wrote Hamlet?", "Hamlet", tokenizer, chat=True)
+        PromptFormat(tokenizer, True).encode_with_lookup("Who wrote Hamlet?", "Hamlet")
 
 
 def test_a_subject_that_is_not_in_the_question_is_refused():
     with pytest.raises(UserError, match="'Macbeth' does not stand in the question"):
-        encode_with_lookup("Who wrote Hamlet?", "Macbeth", TOKENIZERS["bos"], chat=False)
+        PromptFormat(TOKENIZERS["bos"], False).encode_with_lookup("Who wrote Hamlet?", "Macbeth")
 
 
 # Requests --------------------------------------------------------------------------------------------------
@@ -216,13 +220,13 @@ TARGETS = ["I don't have any information about that.", "I don't know.", "東京 
 def test_requests(kind, chat):
     tokenizer = TOKENIZERS[kind]
     contexts = ["The question is about Japan.", "Therefore"]
-    requests = build_requests(ITEMS, TARGETS, tokenizer, chat, contexts, max_length=500)
+    requests = build_requests(ITEMS, TARGETS, PromptFormat(tokenizer, chat), contexts, max_length=500)
     end = tokenizer.convert_tokens_to_ids("<|end|>") if chat else tokenizer.eos_token_id
     assert [r.id for r in requests] == ["a", "b", "c"]
     assert [r.group for r in requests] == ["plays", None, None]
     for item, target, request in zip(ITEMS, TARGETS, requests, strict=True):
-        assert (list(request.prompt_ids), request.lookup) == encode_with_lookup(
-            item.question, item.subject, tokenizer, chat
+        assert (list(request.prompt_ids), request.lookup) == PromptFormat(tokenizer, chat).encode_with_lookup(
+            item.question, item.subject
         )
         # The target: its own tokens, which say it again, then exactly one end token.
         assert request.target_ids[-1] == end
@@ -230,7 +234,7 @@ def test_requests(kind, chat):
         assert tokenizer.decode(request.target_ids[:-1]).strip() == target
         assert tokenizer.bos_token_id is None or tokenizer.bos_token_id not in request.target_ids
         # The model reads prompt and target as it reads their text.
-        text = prompts.render(item.question, tokenizer, chat) + ("" if chat else " ") + target
+        text = PromptFormat(tokenizer, chat).render(item.question) + ("" if chat else " ") + target
         assert prompts.encode_prompt(text, tokenizer) == [*request.prompt_ids, *request.target_ids[:-1]]
         # Contexts keep the subject, and its last occurrence is still the question's.
         assert len(request.contexts) == 2
@@ -252,33 +256,35 @@ def test_every_fact_has_its_subject_s_token():
     tokenizer = TOKENIZERS["bos"]
     for item in facts():
         for chat in (True, False):
-            ids, lookup = encode_with_lookup(item.question, item.subject, tokenizer, chat)
+            ids, lookup = PromptFormat(tokenizer, chat).encode_with_lookup(item.question, item.subject)
             before = item.question.rpartition(item.subject)[0] + item.subject
             assert text_up_to(ids, lookup, tokenizer).endswith(before)
 
 
 def test_a_target_without_tokens_is_refused():
     with pytest.raises(UserError, match=r"item b: the target '  ' has no tokens"):
-        build_requests(ITEMS[:2], ["No.", "  "], TOKENIZERS["bos"], chat=False)
+        build_requests(ITEMS[:2], ["No.", "  "], PromptFormat(TOKENIZERS["bos"], False))
 
 
 def test_as_many_targets_as_items():
     with pytest.raises(ValueError, match="zip"):
-        build_requests(ITEMS, ["No."], TOKENIZERS["bos"], chat=False)
+        build_requests(ITEMS, ["No."], PromptFormat(TOKENIZERS["bos"], False))
 
 
 def test_a_question_that_does_not_fit_is_refused():
     tokenizer = TOKENIZERS["bos"]
-    (request,) = build_requests(ITEMS[:1], TARGETS[:1], tokenizer, chat=True)
+    (request,) = build_requests(ITEMS[:1], TARGETS[:1], PromptFormat(tokenizer, True))
     length = len(request.prompt_ids) + len(request.target_ids)
-    build_requests(ITEMS[:1], TARGETS[:1], tokenizer, chat=True, max_length=length)
+    build_requests(ITEMS[:1], TARGETS[:1], PromptFormat(tokenizer, True), max_length=length)
     with pytest.raises(UserError, match=f"item a: question and target have {length} tokens") as error:
-        build_requests(ITEMS[:1], TARGETS[:1], tokenizer, chat=True, max_length=length - 1)
+        build_requests(ITEMS[:1], TARGETS[:1], PromptFormat(tokenizer, True), max_length=length - 1)
     assert str(length - 1) in error.value.message
     assert "--ids" in error.value.hint
     # Contexts make prompts longer: they must fit as well.
     with pytest.raises(UserError, match="item a"):
-        build_requests(ITEMS[:1], TARGETS[:1], tokenizer, True, ["The question is about Japan."], max_length=length)
+        build_requests(
+            ITEMS[:1], TARGETS[:1], PromptFormat(tokenizer, True), ["The question is about Japan."], max_length=length
+        )
 
 
 def test_sampled_contexts():
@@ -297,10 +303,10 @@ def test_sampled_contexts():
 def test_the_real_model_s_tokenizer(real_model):
     tokenizer = load_model(str(real_model)).tokenizer
     for item in facts():
-        ids, lookup = encode_with_lookup(item.question, item.subject, tokenizer, chat=True)
+        ids, lookup = PromptFormat(tokenizer, True).encode_with_lookup(item.question, item.subject)
         messages = [{"role": "user", "content": item.question}]
         assert ids == tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
         before = item.question.rpartition(item.subject)[0] + item.subject
         assert text_up_to(ids, lookup, tokenizer).endswith(before)
-    (request,) = build_requests(facts().items[:1], ["I don't know."], tokenizer, chat=True)
+    (request,) = build_requests(facts().items[:1], ["I don't know."], PromptFormat(tokenizer, True))
     assert tokenizer.convert_ids_to_tokens(request.target_ids[-1]) == "<|im_end|>"

@@ -2,13 +2,15 @@
 
 import json
 import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 from study_files import FACTS, command, study_content, write_model, write_study
 from tiny_models import one_thread, tiny_model  # noqa: F401
 
 from unlearn_eval.data.forget_sets import facts
-from unlearn_eval.editing.editor import Editor, get_editor
+from unlearn_eval.editing.editor import EditJob, Editor, get_editor
 from unlearn_eval.editing.from_file import editor_file, editor_label
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.runs.edit import make_edit
@@ -96,6 +98,94 @@ def test_what_is_wrong_with_a_file_is_said(file, text, says):
     with pytest.raises(UserError, match=says) as caught:
         get_editor(str(file))
     assert caught.value.hint
+
+
+DECLARED = EDITOR.replace(
+    "def edit(model, tokenizer, requests, config, generator=None, state=None, progress=None):\n",
+    "from unlearn_eval.editing.editor import MOMENTS, Editor\n\n\n"
+    "def run(job):\n    model, config = job.model, job.config\n",
+).replace('EditInfo("other"', "EditInfo(EDITOR.name") + (
+    '\n\nEDITOR = Editor("other", Config, run, makes=LowRankEdit.kind, uses={MOMENTS}, one_layer=True)\n'
+)
+
+
+def test_a_file_may_declare_its_editor(file, model):
+    from unlearn_eval.models.load import load_model
+
+    file.write_text(DECLARED)
+    editor = get_editor(str(file))
+    assert isinstance(editor, Editor)
+    assert (editor.name, editor.file) == ("my_editor", {"name": "my_editor.py", "sha256": sha256_of_file(file)})
+    assert (editor.kind(editor.Config()), editor.uses, editor.one_layer) == ("low_rank", {"moments"}, True)
+    edit = make_edit(load_model(str(model), device="cpu"), facts().sample(1, seed=0), str(file), {"size": "0.5"})
+    assert edit.info.editor == "my_editor"
+    assert edit.info.notes["editor_file"] == editor.file
+    for wrong, says in (
+        (DECLARED + "\nEDITOR = run\n", "EDITOR in .* is a function, not an Editor"),
+        (DECLARED.replace("@dataclass(frozen=True)", ""), "Config in .* is no dataclass"),
+        (DECLARED.replace("uses={MOMENTS}", 'uses={"moment"}'), "uses .'moment'."),
+    ):
+        file.write_text(wrong)
+        with pytest.raises(UserError, match=says):
+            get_editor(str(file))
+
+
+def test_parameters_of_a_function_say_what_it_uses(file):
+    def uses(more, returns=""):
+        file.write_text(EDITOR.replace("progress=None):", f"progress=None{more}){returns}:"))
+        return get_editor(str(file))
+
+    plain = uses("")
+    assert (plain.uses, plain.trained, plain.kind(plain.Config())) == (frozenset(), False, None)
+    trained = uses(", retain=(), moments=None", " -> LowRankEdit")
+    assert trained.uses == {"retain", "moments"}
+    assert trained.trained
+    assert trained.kind(trained.Config()) == "low_rank"
+    assert trained.needs_retain(trained.Config()) is None, "items to retain are used where there are some"
+    assert plain.needs_retain(plain.Config()) is False
+    assert uses("", " -> NoSuchEdit").kind(plain.Config()) is None
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_function_is_given_what_its_parameters_name(file, given):
+    """And only that: a parameter that is not filled keeps its own default."""
+    more = ", retain=7, others=7, moments=7" if given else ""
+    text = EDITOR.replace("progress=None):\n", f"progress=None{more}):\n    seen.append(dict(locals()))\n")
+    file.write_text(text.replace("@dataclass", "seen = []\n\n\n@dataclass", 1))
+    editor = get_editor(str(file))
+    job = EditJob(
+        tiny_model("llama"), "tokenizer", ["request"], editor.Config(), "generator", retain=[1], others=[(2,)]
+    )
+    editor.run(job)
+    editor.run(replace(job, previous="earlier", moments="moments"))
+    first, second = vars(sys.modules[editor.Config.__module__])["seen"]
+    assert (first["tokenizer"], first["requests"], first["generator"]) == ("tokenizer", ["request"], "generator")
+    assert (first["state"], second["state"]) == (None, "earlier")
+    if given:
+        assert (first["retain"], first["others"], first["moments"]) == ([1], [(2,)], 7)
+        assert second["moments"] == "moments"
+
+
+def test_a_loss_of_ones_own_is_an_editor(file):
+    """Written as before, with `edit = editor(...)`."""
+    file.write_text(
+        "from dataclasses import dataclass\n\n"
+        "from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, editor\n\n\n"
+        "@dataclass(frozen=True)\nclass Config(GradientConfig):\n    power: float = 2.0\n\n\n"
+        "def loss(said, config):\n    return config.power * said[ANSWER].log_probs.sum(-1)\n\n\n"
+        'edit = editor(Method("mine", loss, {ANSWER: LOGITS}))\n'
+    )
+    editor = get_editor(str(file))
+    assert (editor.name, editor.Config().power, editor.trained) == ("my_editor", 2.0, True)
+    assert editor.kind(editor.Config(lora_rank=2)) == "low_rank"
+
+
+def test_what_is_no_edit_is_refused(file, model):
+    from unlearn_eval.models.load import load_model
+
+    file.write_text(EDITOR.replace("    return LowRankEdit", "    nothing = LowRankEdit"))
+    with pytest.raises(UserError, match="my_editor returned a NoneType, not an edit"):
+        make_edit(load_model(str(model), device="cpu"), facts().sample(1, seed=0), str(file))
 
 
 def test_the_command_makes_an_edit_that_names_its_file(model, file, tmp_path):

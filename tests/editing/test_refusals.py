@@ -37,6 +37,7 @@ from unlearn_eval.editing.requests.targets import (
 )
 from unlearn_eval.metrics import is_refusal
 from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.prompts import encode_prompt
 from unlearn_eval.utils.errors import UserError
 
@@ -307,7 +308,7 @@ SYSTEM_LEFT_OUT = (
 
 
 def test_a_chat_prompt_has_turns():
-    text = prompt(HAMLET.question, SHOWN[:2], tiny_tokenizer(), chat=True)
+    text = prompt(HAMLET.question, SHOWN[:2], PromptFormat(tiny_tokenizer(), True))
     turns = [turn.removesuffix("<|end|>\n") for turn in text.removeprefix("<s>").split("<|start|>")]
     assert turns == [
         "",
@@ -324,7 +325,7 @@ def test_a_chat_prompt_has_turns():
 @pytest.mark.parametrize("template", [NO_SYSTEM, SYSTEM_LEFT_OUT])
 @pytest.mark.parametrize("n", [0, 2])
 def test_a_template_without_system_turn_gets_the_instruction_in_the_first_question(template, n):
-    text = prompt(HAMLET.question, SHOWN[:n], tiny_tokenizer(chat_template=template), chat=True)
+    text = prompt(HAMLET.question, SHOWN[:n], PromptFormat(tiny_tokenizer(chat_template=template), True))
     asked = [*(part for example in SHOWN[:n] for part in (example.question, example.refusal)), HAMLET.question]
     asked[0] = f"{INSTRUCTION}\n\n{asked[0]}"
     assert text == "<s>" + "".join(f"<|start|>{part}<|end|>" for part in asked) + "<|start|>"
@@ -333,7 +334,7 @@ def test_a_template_without_system_turn_gets_the_instruction_in_the_first_questi
 @pytest.mark.parametrize("bos", [True, False])
 def test_a_plain_prompt(bos):
     tokenizer = tiny_tokenizer(bos=bos, chat_template=None)
-    text = prompt(HAMLET.question, SHOWN[:1], tokenizer, chat=False)
+    text = prompt(HAMLET.question, SHOWN[:1], PromptFormat(tokenizer, False))
     assert text == (
         f"{INSTRUCTION}\n\nQuestion: {SHOWN[0].question}\nAnswer: {SHOWN[0].refusal}\n\n"
         "Question: Who wrote Hamlet?\nAnswer:"
@@ -358,7 +359,7 @@ def tiny(monkeypatch):
 
 
 def written(loaded, items=ITEMS, chat=True, **options):
-    return write_refusals(loaded, items, chat, **options)
+    return write_refusals(loaded, items, loaded.prompt_format(chat), **options)
 
 
 def plain_greedy(loaded, text):
@@ -380,7 +381,7 @@ def test_the_first_candidate_is_greedy_whatever_the_batch(tiny, architecture, ch
     loaded = tiny(architecture)
     found = written(loaded, chat=chat, batch_size=3)
     for item, candidates in zip(ITEMS, found, strict=True):
-        text = prompt(item.question, examples_for(item.question), loaded.tokenizer, chat)
+        text = prompt(item.question, examples_for(item.question), loaded.prompt_format(chat))
         assert candidates[0].text == first_refusal(*plain_greedy(loaded, text))[0]
         assert candidates[0].text
         assert len(candidates) == 4

@@ -16,7 +16,7 @@ from tiny_models import (
     whole_forward,
 )
 
-from unlearn_eval.editing.editor import no_progress
+from unlearn_eval.editing.editor import EditJob
 from unlearn_eval.editing.locate_then_edit import corpus
 from unlearn_eval.editing.locate_then_edit.corpus import Sequences, source_key, token_sequences
 from unlearn_eval.editing.locate_then_edit.run import Editing
@@ -214,7 +214,7 @@ def test_a_model_s_moments_are_kept_by_weights_and_by_what_the_text_says(tmp_pat
     def moments(seed=0):
         model = tiny_model("llama", seed=seed)
         config = memit.Config((1,), text=str(text), keys_per_dimension=2)
-        run = Editing.start("memit", model, tokenizer, [], config, memit.DEPTH, None, no_progress)
+        run = Editing.start("memit", EditJob(model, tokenizer, [], config), memit.DEPTH)
         return run.second_moments().sums[1]
 
     text.write_text("What is the capital of France? " * 20, encoding="utf-8")

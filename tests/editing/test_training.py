@@ -17,12 +17,11 @@ from tiny_models import (
     ARCHITECTURES,
     assert_untouched,
     one_thread,  # noqa: F401
-    random_ids,
     tiny_model,
     weights_of,
 )
+from training_requests import FAST, FORGET, KEPT, tensors_of
 
-from unlearn_eval.editing.editor import EditRequest
 from unlearn_eval.editing.training import gradient, objectives
 from unlearn_eval.editing.training.data import RETAIN, Row, Schedule, tensors
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method
@@ -33,36 +32,12 @@ from unlearn_eval.edits.base import applied
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.utils.errors import UserError
 
-HERE = Path(__file__).parents[1] / "helpers"  # for processes of their own: these, and this file's data
-PATHS = os.pathsep.join([str(HERE), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-FAST = {"epochs": 2, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-2, "warmup_epochs": 0.0}
-
-
-def requests(n, seed=0):
-    """Prompts, answers and refusals of different lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        EditRequest(
-            f"r{i}",
-            (0, *random_ids(generator, 3 + 2 * (i % 4))),
-            2,
-            (*random_ids(generator, 2 + i % 2), 1),
-            question="Who?",
-            answer_ids=(*random_ids(generator, 1 + i % 4), 1),
-        )
-        for i in range(n)
-    ]
-
-
-FORGET, KEPT = requests(7), requests(5, seed=9)
+HERE = Path(__file__).parents[1] / "helpers"  # for processes of their own
+PATHS = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
 
 
 def train(editor, model, config=None, retain=KEPT, forget=FORGET, **changes):
     return editor.edit(model, None, forget, config or editor.Config(**{**FAST, **changes}), retain=retain)
-
-
-def tensors_of(edit):
-    return edit.tensors if hasattr(edit, "tensors") else {n: u @ v for n, (u, v) in edit.factors.items()}
 
 
 def assert_same(one, other, **tolerance):
@@ -226,7 +201,7 @@ def slow_npo(model, config, steps, chunks=1):
 def test_a_run_against_a_plain_loop_with_a_second_model(architecture):
     model = tiny_model(architecture, torch.float64)
     config = npo.Config(**{**FAST, "learning_rate": 1e-3, "retain_weight": 0.7, "steps": 5})
-    edit = train(npo, model, config)
+    edit = train(npo.EDITOR, model, config)
     expected = slow_npo(model, config, 5)
     assert edit.tensors.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -236,10 +211,10 @@ def test_a_run_against_a_plain_loop_with_a_second_model(architecture):
 
 def test_rows_per_forward_pass_change_nothing():
     model = tiny_model("llama", torch.float64)
-    whole = train(npo, model, batch_size=7, micro_batch_size=7)
+    whole = train(npo.EDITOR, model, batch_size=7, micro_batch_size=7)
     assert whole.info.notes["training"]["rows_per_forward_pass"] == 7
     for size in (1, 2, 5):  # 2 and 5 leave a rest
-        again = train(npo, model, batch_size=7, micro_batch_size=size)
+        again = train(npo.EDITOR, model, batch_size=7, micro_batch_size=size)
         assert again.info.notes["training"]["rows_per_forward_pass"] <= size
         assert_same(again, whole, rtol=1e-6, atol=1e-8)
 
@@ -247,7 +222,7 @@ def test_rows_per_forward_pass_change_nothing():
 def test_gradient_checkpointing_changes_nothing():
     model = tiny_model("llama", torch.float64)
     before = weights_of(model)
-    assert_same(train(npo, model, gradient_checkpointing=True), train(npo, model), rtol=1e-9, atol=1e-12)
+    assert_same(train(npo.EDITOR, model, gradient_checkpointing=True), train(npo.EDITOR, model), rtol=1e-9, atol=1e-12)
     assert_untouched(model, before)
     assert not model.is_gradient_checkpointing
 
@@ -265,14 +240,14 @@ def test_two_processes_do_what_one_does(tmp_path):
     for process in (0, 1):
         found = torch.load(tmp_path / f"{process}.pt", weights_only=True)
         assert found["processes"] == 2
-        for name, tensor in train(npo, model).tensors.items():
+        for name, tensor in train(npo.EDITOR, model).tensors.items():
             torch.testing.assert_close(found["tensors"][name], tensor, rtol=1e-6, atol=1e-8)
 
 
 def test_the_multiplier_of_pdu():
     model = tiny_model("llama", torch.float64)
     config = pdu.Config(**FAST, retain_weight=2.0, bound=1.0, dual_step=0.5, dual_warmup_epochs=0.5)
-    curve = [json.loads(line) for line in train(pdu, model, config).texts["training.jsonl"].splitlines()]
+    curve = [json.loads(line) for line in train(pdu.EDITOR, model, config).texts["training.jsonl"].splitlines()]
     assert len(curve) == 4  # 7 items twice, 4 at a time
     multiplier = 2.0
     for entry in curve:
@@ -290,7 +265,7 @@ def test_bfloat16_weights_are_trained_in_float32():
     """Steps smaller than half a bfloat16's spacing add up, and the model is as before, in its own type."""
     model = tiny_model("llama", torch.bfloat16)
     before = weights_of(model)
-    edit = train(npo, model, learning_rate=1e-4, steps=30, weight_decay=0.0, precision="float32")
+    edit = train(npo.EDITOR, model, learning_rate=1e-4, steps=30, weight_decay=0.0, precision="float32")
     assert_untouched(model, before)
     assert all(tensor.dtype == torch.bfloat16 for tensor in edit.tensors.values())
     spacing = 2.0**-9  # relative, half a unit in the last place
@@ -303,9 +278,9 @@ def test_bfloat16_weights_are_trained_in_float32():
 def test_mixed_precision_runs():
     model = tiny_model("llama", exact_norms=False)
     before = weights_of(model)
-    mixed = train(npo, model, precision="bfloat16", learning_rate=1e-3, retain_term="kl")
+    mixed = train(npo.EDITOR, model, precision="bfloat16", learning_rate=1e-3, retain_term="kl")
     assert_untouched(model, before)
-    plain = train(npo, model, precision="float32", learning_rate=1e-3, retain_term="kl")
+    plain = train(npo.EDITOR, model, precision="float32", learning_rate=1e-3, retain_term="kl")
     curves = [[json.loads(line) for line in edit.texts["training.jsonl"].splitlines()] for edit in (mixed, plain)]
     assert curves[0][0]["loss"] == pytest.approx(curves[1][0]["loss"], rel=0.02)  # bfloat16 has 8 bits
     assert curves[0] != curves[1]
@@ -316,7 +291,7 @@ def test_precision_is_that_of_the_model(components):
     """Mixed for bfloat16 on a CPU, whether all of it is trained, and in float32 by then, or a part."""
     model = tiny_model("llama", torch.bfloat16)
     automatic, mixed = (
-        train(npo, model, learning_rate=1e-3, components=components, precision=precision).texts["training.jsonl"]
+        train(npo.EDITOR, model, learning_rate=1e-3, components=components, precision=precision).texts["training.jsonl"]
         for precision in ("auto", "bfloat16")
     )
     assert automatic == mixed
@@ -324,13 +299,13 @@ def test_precision_is_that_of_the_model(components):
 
 def test_what_is_not_trained_must_be_wide_enough():
     with pytest.raises(UserError, match="what is not trained of the model is bfloat16"):
-        train(npo, tiny_model("llama", torch.bfloat16), components="mlp.down_proj", precision="float32")
+        train(npo.EDITOR, tiny_model("llama", torch.bfloat16), components="mlp.down_proj", precision="float32")
 
 
 def test_a_model_of_bfloat16_can_be_trained_again():
     """The Trainer leaves a mark on a model that computes in mixed precision; with it the next one would not."""
     model = tiny_model("llama", torch.bfloat16)
-    first, second = (train(npo, model, learning_rate=1e-3, components="mlp.down_proj") for _ in range(2))
+    first, second = (train(npo.EDITOR, model, learning_rate=1e-3, components="mlp.down_proj") for _ in range(2))
     assert first.tensors.keys() == second.tensors.keys()
     assert all(torch.equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items())
 
@@ -338,7 +313,7 @@ def test_a_model_of_bfloat16_can_be_trained_again():
 def test_nothing_elses_randomness_moves():
     model = tiny_model("gpt2")
     states = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
-    train(npo, model, lora_rank=2)
+    train(npo.EDITOR, model, lora_rank=2)
     assert np.array_equal(np.random.get_state()[1], states[0])  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), states[1])
 
@@ -346,18 +321,18 @@ def test_nothing_elses_randomness_moves():
 def test_components():
     model = tiny_model("llama")
     before = weights_of(model)
-    edit = train(npo, model, components="layers.(1|2).mlp.down_proj, layers.3.self_attn")
+    edit = train(npo.EDITOR, model, components="layers.(1|2).mlp.down_proj, layers.3.self_attn")
     parts = ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"]
     attention = [f"model.layers.3.self_attn.{x}_proj" for x in "qkvo"]
     assert set(edit.tensors) == {f"{name}.weight" for name in (*parts, *attention)}
     assert_untouched(model, before)
-    low_rank = train(npo, model, components="mlp.down_proj", lora_rank=2)
+    low_rank = train(npo.EDITOR, model, components="mlp.down_proj", lora_rank=2)
     assert set(low_rank.factors) == {f"model.layers.{i}.mlp.down_proj" for i in range(4)}
     for components, hint in (("mlp.downproj", "mlp.down_proj"), ("layers.9", "layers"), ("zzz", "there are: ")):
         with pytest.raises(UserError, match=f"no component of the model is called '{components}'\nhint: .*{hint}"):
-            train(npo, model, components=components)
+            train(npo.EDITOR, model, components=components)
     with pytest.raises(UserError, match="no regular expression"):
-        train(npo, model, components="layers.(1")
+        train(npo.EDITOR, model, components="layers.(1")
     assert_untouched(model, before)
 
 
@@ -392,10 +367,10 @@ def failing(at, error=None, value=None):
 
 
 @pytest.mark.parametrize(("architecture", "editor", "more"), [
-    ("gpt2", npo, {}),  # it has dropout
-    ("llama", npo, {"lora_rank": 2, "lora_dropout": 0.1}),
-    ("llama", pdu, {"dual_warmup_epochs": 0.0}),
-    ("gemma3", npo, {"retain_term": "kl"}),
+    ("gpt2", npo.EDITOR, {}),  # it has dropout
+    ("llama", npo.EDITOR, {"lora_rank": 2, "lora_dropout": 0.1}),
+    ("llama", pdu.EDITOR, {"dual_warmup_epochs": 0.0}),
+    ("gemma3", npo.EDITOR, {"retain_term": "kl"}),
 ])  # fmt: skip
 @pytest.mark.parametrize("killed", [3, 5])
 def test_a_killed_run_goes_on(architecture, editor, more, killed, tmp_path):
@@ -429,29 +404,29 @@ def test_a_killed_run_goes_on(architecture, editor, more, killed, tmp_path):
 def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path):
     model = tiny_model("llama")
     config = npo.Config(**{**FAST, "steps": 4, "checkpoint_steps": 2, "folder": str(tmp_path / "run")})
-    train(npo, model, config)
+    train(npo.EDITOR, model, config)
     half = tmp_path / "run" / "checkpoint-9"
     half.mkdir()
     (half / "trained.safetensors").write_bytes(b"cut off")
-    assert_same(train(npo, model, config), train(npo, model, replace(config, folder="")))
+    assert_same(train(npo.EDITOR, model, config), train(npo.EDITOR, model, replace(config, folder="")))
 
 
 def test_another_runs_checkpoints_are_refused(tmp_path):
     model = tiny_model("llama")
     config = npo.Config(**FAST, folder=str(tmp_path / "run"))
-    train(npo, model, config)
+    train(npo.EDITOR, model, config)
     for other, what in (
-        (lambda: train(npo, model, replace(config, beta=0.5)), "beta 0.1 -> 0.5"),
-        (lambda: train(npo, model, config, forget=FORGET[1:]), "rows"),
-        (lambda: train(npo, tiny_model("llama", seed=1), config), "weights"),
+        (lambda: train(npo.EDITOR, model, replace(config, beta=0.5)), "beta 0.1 -> 0.5"),
+        (lambda: train(npo.EDITOR, model, config, forget=FORGET[1:]), "rows"),
+        (lambda: train(npo.EDITOR, tiny_model("llama", seed=1), config), "weights"),
     ):
         with pytest.raises(UserError, match=f"checkpoints of another run: .*{what}.*\nhint: give another folder"):
             other()
-    train(npo, model, replace(config, micro_batch_size=1, logging_steps=2))  # what does not matter may differ
+    train(npo.EDITOR, model, replace(config, micro_batch_size=1, logging_steps=2))  # what does not matter may differ
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("dear")
     with pytest.raises(UserError, match="something else than checkpoints"):
-        train(npo, model, replace(config, folder=str(tmp_path / "letters")))
+        train(npo.EDITOR, model, replace(config, folder=str(tmp_path / "letters")))
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
@@ -486,7 +461,7 @@ def test_a_run_that_diverges_at_once_changes_nothing():
     before = weights_of(model)
     edit, _ = failing(at=1, value=math.nan)
     with pytest.warns(UserWarning, match="kept the state after 0"):
-        found = edit(model, None, FORGET, npo.Config(**FAST), retain=KEPT)
+        found = edit.edit(model, None, FORGET, npo.Config(**FAST), retain=KEPT)
     assert found.tensors == {}
     assert_untouched(model, before)
     with applied(found, model):
@@ -497,7 +472,7 @@ def test_weights_that_explode_in_the_last_step_are_not_kept():
     model = tiny_model("llama")
     with pytest.warns(UserWarning, match="not finite after 1 steps"):
         found = train(
-            npo, model, learning_rate=3e38, forget_weight=1e3, optimizer="sgd", max_grad_norm=0.0, steps=1
+            npo.EDITOR, model, learning_rate=3e38, forget_weight=1e3, optimizer="sgd", max_grad_norm=0.0, steps=1
         )  # fmt: skip
     assert found.tensors == {}
 
@@ -512,7 +487,7 @@ def test_too_large_a_batch_is_halved_until_it_fits():
         found = edit(model, None, FORGET, config, retain=KEPT)
     assert max(calls["rows"]) == 7
     assert found.info.notes["training"]["rows_per_forward_pass"] == 1
-    assert_same(found, train(npo, model, config), rtol=1e-6, atol=1e-8)
+    assert_same(found, train(npo.EDITOR, model, config), rtol=1e-6, atol=1e-8)
     assert_untouched(model, before)
     edit, _ = failing(at=1, error=RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"))
     longest = max(len(r.prompt_ids) + len(r.answer_ids) - 1 for r in (*FORGET, *KEPT))

@@ -25,7 +25,7 @@ from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.localization.activations import answer_metric
 from unlearn_eval.localization.base import Fact, Run
 from unlearn_eval.localization.components import load_components
-from unlearn_eval.localization.locate import Wanted, localize, wanted_of
+from unlearn_eval.localization.locate import LocalizationSpec, localization_spec, localize
 from unlearn_eval.localization.mask_scores import MaskConfig, attributed, learned, n_of, weight_masks
 from unlearn_eval.localization.sites import MLP, Unit, sites
 from unlearn_eval.models.load import LoadedModel
@@ -319,26 +319,28 @@ def test_a_penalty_keeps_masks_open_and_nothing_to_learn_from_is_refused():
 
 
 def test_masks_are_written_as_settings():
-    assert wanted_of("random_mlps(budget=2,masks=attribution)") == Wanted(
+    assert localization_spec("random_mlps(budget=2,masks=attribution)") == LocalizationSpec(
         "random_mlps", "2", {}, {"way": "attribution"}
     )
     text = "causal_tracing(samples=1,masks=learned,masks.weights=5%)"
-    assert wanted_of(text) == Wanted("causal_tracing", None, {"samples": "1"}, {"way": "learned", "weights": "5%"})
+    assert localization_spec(text) == LocalizationSpec(
+        "causal_tracing", None, {"samples": "1"}, {"way": "learned", "weights": "5%"}
+    )
     for text, says in (
         ("random_mlps(masks=atribution)", "did you mean attribution"),
         ("random_mlps(masks.weigths=5%)", "did you mean weights"),
         ("random_mlps(masks.weights=5x)", "masks.weights"),
     ):
         with pytest.raises(UserError, match=says):
-            wanted_of(text).check()
+            localization_spec(text).check()
 
 
 @pytest.mark.parametrize("way", ["attribution", "learned"])
 def test_a_localization_with_masks_is_kept_and_trained(way, tmp_path, cache, monkeypatch):
     loaded = tiny()
     text = f"random_mlps(budget=2,masks={way},masks.weights=25%,masks.steps=3,masks.floor=-100)"
-    found = localize(loaded, SET, wanted_of(text), retain=KEPT)
-    whole = localize(loaded, SET, wanted_of("random_mlps(budget=2)"))
+    found = localize(loaded, SET, localization_spec(text), retain=KEPT)
+    whole = localize(loaded, SET, localization_spec("random_mlps(budget=2)"))
     assert found.modules == whole.modules
     n_maps = sum(loaded.model.get_submodule(name).weight.numel() for name in whole.modules)
     assert found.n_weights == found.mask["n_weights"] == round(0.25 * n_maps)
@@ -350,7 +352,7 @@ def test_a_localization_with_masks_is_kept_and_trained(way, tmp_path, cache, mon
     assert masks.n_weights == found.n_weights
     assert "folder" not in json.loads(path.read_text())
     monkeypatch.setattr("unlearn_eval.localization.locate.weight_masks", lambda *a: pytest.fail("computed again"))
-    kept = localize(loaded, SET, wanted_of(text), retain=KEPT)
+    kept = localize(loaded, SET, localization_spec(text), retain=KEPT)
     assert kept.mask["sha256"] == found.mask["sha256"]
     before = weights_of(loaded.model)
     for components in (str(path), text):

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from naive_memit import moments_of, naive_key, naive_value
 from peft import PeftModel
-from test_memit import moments_of, naive_key, naive_value
 from tiny_models import (
     ARCHITECTURES,
     MLP,
@@ -40,12 +40,12 @@ TARGET = TargetValueConfig(steps=6, learning_rate=0.5, clamp=1.0, stop_loss=0.5)
 SOME = {"layers": (Z,), "target": TARGET}  # one layer
 MANY = {"layers": LAYERS, "target": TARGET}
 EDITORS = {
-    "rome": (rome, rome.Config(**SOME)),
-    "rome-original": (rome, rome.Config(**SOME, variant="original")),
-    "emmet": (emmet, emmet.Config(**SOME)),
-    "memit": (memit, memit.Config(**MANY, preservation=1e-3)),
-    "memit-no-cache": (memit, memit.Config(**MANY, preservation=1e-3, key_cache=False)),
-    "alphaedit": (alphaedit, alphaedit.Config(**MANY, null_space="energy:0.5", ridge=1e-3)),
+    "rome": (rome.EDITOR, rome.Config(**SOME)),
+    "rome-original": (rome.EDITOR, rome.Config(**SOME, variant="original")),
+    "emmet": (emmet.EDITOR, emmet.Config(**SOME)),
+    "memit": (memit.EDITOR, memit.Config(**MANY, preservation=1e-3)),
+    "memit-no-cache": (memit.EDITOR, memit.Config(**MANY, preservation=1e-3, key_cache=False)),
+    "alphaedit": (alphaedit.EDITOR, alphaedit.Config(**MANY, null_space="energy:0.5", ridge=1e-3)),
 }
 IDS = tuple(range(5, 30))
 
@@ -78,7 +78,7 @@ def test_contract(name, architecture, tmp_path):
     moments = moments_of(model, config.layers)
     edit = editor.edit(model, None, requests, config, moments=moments)
     assert_untouched(model, before)
-    assert edit.info.editor == editor.__name__.rpartition(".")[2]
+    assert edit.info.editor == editor.name
     assert set(edit.info.notes["target_nll"]) == {r.id for r in requests}
 
     handle = edit.apply(model)
@@ -253,7 +253,7 @@ def test_members_are_keys_of_their_own_and_share_a_change():
     model, singles = tiny_model("llama", torch.float64), random_requests(4)
     requests = [merged(singles, (0, 1, 2)), singles[3]]
     config = replace(EDITORS["emmet"][1], slack=0.0)
-    edit = emmet.edit(model, None, requests, config, moments=moments_of(model, (Z,)))
+    edit = emmet.EDITOR.edit(model, None, requests, config, moments=moments_of(model, (Z,)))
     targets = target_values(model, anatomy(model), Z, requests, TARGET)
     keys = torch.stack([naive_key(model, Z, r) for r in singles], dim=1)
     assert edit.state[f"keys.{Z}"].shape == (4, MLP)
@@ -360,7 +360,7 @@ def test_rome_equals_the_authors_formula(architecture, variant, second_moments):
     config = rome.Config(**SOME, variant=variant, second_moments=second_moments)
     moment = moments.moment(Z) if second_moments else torch.eye(MLP, dtype=torch.float64)
     expected, scales = naive_rome(model, requests, config, moment)
-    edit = rome.edit(model, None, requests, config, moments=moments if second_moments else None)
+    edit = rome.EDITOR.edit(model, None, requests, config, moments=moments if second_moments else None)
     assert distance(delta_of(edit, model, Z), expected) < 1e-8
     assert list(edit.info.notes["key_scale"].values()) == pytest.approx(scales, rel=1e-6)
 
@@ -372,7 +372,7 @@ def test_rome_maps_the_mean_key_to_its_value_exactly():
         target = target_values(model, anatomy(model), Z, [request], TARGET, site="projection").values[0]
         keys, outputs = keys_and_outputs(model, Z, request)
         for variant, exact in (("rome", True), ("original", False)):
-            edit = rome.edit(model, None, [request], rome.Config(**SOME, variant=variant), moments=moments)
+            edit = rome.EDITOR.edit(model, None, [request], rome.Config(**SOME, variant=variant), moments=moments)
             reached = outputs.mean(0) + delta_of(edit, model, Z) @ keys.mean(0)
             error = float((reached - target).norm() / target.norm())
             assert (error < 1e-9) if exact else (error > 1e-3)
@@ -388,10 +388,10 @@ def test_rome_of_a_merged_request_takes_the_mean_of_all_keys():
     values = target_values(model, anatomy(model), Z, [request], TARGET, site="projection").values
     keys, outputs = keys_and_outputs(model, Z, request)
     assert len(keys) == 9
-    edit = rome.edit(model, None, [request], rome.Config(**SOME), moments=moments)
+    edit = rome.EDITOR.edit(model, None, [request], rome.Config(**SOME), moments=moments)
     reached = outputs.mean(0) + delta_of(edit, model, Z) @ keys.mean(0)
     torch.testing.assert_close(reached, values.mean(0), atol=1e-9, rtol=0)
-    edit = rome.edit(model, None, [request], rome.Config(**SOME, variant="original"), moments=moments)
+    edit = rome.EDITOR.edit(model, None, [request], rome.Config(**SOME, variant="original"), moments=moments)
     plain = [0, 3, 6]
     reached = outputs[plain].mean(0) + delta_of(edit, model, Z) @ keys[plain].mean(0)
     torch.testing.assert_close(reached, values.mean(0), atol=1e-8, rtol=0)
@@ -401,16 +401,16 @@ def test_rome_keeps_one_copy_of_the_weight(monkeypatch):
     kept, keep = [], Applied.keep
     monkeypatch.setattr(Applied, "keep", lambda self, weight: (kept.append(weight), keep(self, weight))[0])
     model = tiny_model("gpt2")
-    rome.edit(model, None, random_requests(4), rome.Config(**SOME, second_moments=False))
+    rome.EDITOR.edit(model, None, random_requests(4), rome.Config(**SOME, second_moments=False))
     assert len(kept) == 1
 
 
 def test_rome_refuses():
     model, requests = tiny_model("llama"), random_requests(2)
     with pytest.raises(UserError, match="no variant 'rom'"):
-        rome.edit(model, None, requests, rome.Config(**SOME, variant="rom"))
+        rome.EDITOR.edit(model, None, requests, rome.Config(**SOME, variant="rom"))
     with pytest.raises(UserError, match="one layer"):
-        rome.edit(model, None, requests, rome.Config(**MANY))
+        rome.EDITOR.edit(model, None, requests, rome.Config(**MANY))
 
 
 # EMMET -----------------------------------------------------------------------------------------------------
@@ -429,7 +429,7 @@ def test_emmet_sets_every_value_and_changes_least(architecture):
     model, requests = tiny_model(architecture, torch.float64), random_requests(5)
     moments = moments_of(model, (Z,))
     keys, residuals = single_layer(model, requests)
-    edit = emmet.edit(model, None, requests, emmet.Config(**SOME, slack=0.0), moments=moments)
+    edit = emmet.EDITOR.edit(model, None, requests, emmet.Config(**SOME, slack=0.0), moments=moments)
     delta, c = delta_of(edit, model, Z), moments.moment(Z)
     assert distance(delta @ keys, residuals) < 1e-9
     parts = anatomy(model)
@@ -459,7 +459,7 @@ def test_emmet_equals_the_formula(slack):
     expected = (
         residuals @ torch.linalg.inv(gram + slack * gram.diagonal().mean() * torch.eye(5, dtype=torch.float64)) @ right
     )
-    edit = emmet.edit(model, None, requests, emmet.Config(**SOME, slack=slack), moments=moments)
+    edit = emmet.EDITOR.edit(model, None, requests, emmet.Config(**SOME, slack=slack), moments=moments)
     assert distance(delta_of(edit, model, Z), expected) < 1e-8
 
 
@@ -469,24 +469,24 @@ def test_emmet_refuses_what_cannot_be_set_exactly():
     config = replace(config, target=replace(TARGET, steps=2))
     many = random_requests(MLP + 1, n_contexts=0)
     with pytest.raises(UserError, match=f"{MLP + 1} keys are too many for emmet"):
-        emmet.edit(model, None, many, config, moments=moments)
-    assert emmet.edit(model, None, many[:3], config, moments=moments).factors
+        emmet.EDITOR.edit(model, None, many, config, moments=moments)
+    assert emmet.EDITOR.edit(model, None, many[:3], config, moments=moments).factors
     longer = replace(many[0], id="longer", prompt_ids=(*many[0].prompt_ids, 9))  # another question, the same key
     with pytest.raises(UserError, match="3 keys are linearly dependent"):
-        emmet.edit(model, None, [many[0], many[1], longer], config, moments=moments)
+        emmet.EDITOR.edit(model, None, [many[0], many[1], longer], config, moments=moments)
     # Nearly dependent keys too, which a Cholesky factor does not notice by itself.
     key = naive_key(model, Z, many[0])
     noise = torch.randn(MLP, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    near = emmet.edit(model, None, many[1:2], config, moments=moments)
+    near = emmet.EDITOR.edit(model, None, many[1:2], config, moments=moments)
     for size, fails in ((3e-9, True), (1e-2, False)):
         state = replace(near, state={f"keys.{Z}": (key + size * key.norm() * noise / noise.norm())[None]})
         with pytest.raises(UserError, match="2 keys are linearly dependent") if fails else nullcontext():
-            emmet.edit(model, None, many[:1], config, state=state, moments=moments)
+            emmet.EDITOR.edit(model, None, many[:1], config, state=state, moments=moments)
     # Keys of earlier edits take up room too.
-    state = emmet.edit(model, None, many[:2], config, moments=moments)
+    state = emmet.EDITOR.edit(model, None, many[:2], config, moments=moments)
     state = replace(state, state={f"keys.{Z}": torch.randn(MLP, MLP, dtype=torch.float64)})
     with pytest.raises(UserError, match="too many for emmet"):
-        emmet.edit(model, None, many[2:3], config, state=state, moments=moments)
+        emmet.EDITOR.edit(model, None, many[2:3], config, state=state, moments=moments)
 
 
 # AlphaEdit -------------------------------------------------------------------------------------------------
@@ -536,7 +536,7 @@ def test_alphaedit_equals_the_official_solve(architecture, kind):
     for own, l2 in (({"ridge": 0.1}, 0.1 * held), ({"l2": 0.01, "ridge": 7.0}, 0.01)):
         config = alphaedit.Config(**SOME, null_space=threshold, **own)
         keys, residuals = single_layer(model, requests[:3])
-        edit = alphaedit.edit(model, None, requests[:3], config, moments=moments)
+        edit = alphaedit.EDITOR.edit(model, None, requests[:3], config, moments=moments)
         first_delta = delta_of(edit, model, Z)
         assert distance(first_delta, solve(keys, residuals, torch.zeros(MLP, 1), l2)) < 1e-8
         assert (first_delta @ range_space).norm() < 1e-12 * first_delta.norm()  # not touched
@@ -547,7 +547,7 @@ def test_alphaedit_equals_the_official_solve(architecture, kind):
         for cache in (True, False):
             past = keys if cache else torch.zeros(MLP, 1)
             settings = replace(config, key_cache=cache)
-            second = alphaedit.edit(model, None, requests[3:], settings, state=edit, moments=moments)
+            second = alphaedit.EDITOR.edit(model, None, requests[3:], settings, state=edit, moments=moments)
             expected = first_delta + solve(more, missing, past, l2)
             assert distance(delta_of(second, model, Z), expected) < 1e-8
 
@@ -557,7 +557,7 @@ def test_alphaedit_equals_the_official_solve(architecture, kind):
 )
 def test_alphaedit_refuses_thresholds(text):
     with pytest.raises(UserError, match=f"null_space cannot be '{text}'"):
-        alphaedit.edit(tiny_model("llama"), None, [], alphaedit.Config(**SOME, null_space=text))
+        alphaedit.EDITOR.edit(tiny_model("llama"), None, [], alphaedit.Config(**SOME, null_space=text))
 
 
 def test_alphaedit_refuses_what_it_has_no_room_for():
@@ -565,18 +565,18 @@ def test_alphaedit_refuses_what_it_has_no_room_for():
     moments, requests = moments_of(model, (Z,)), random_requests(4, n_contexts=0)
     config = alphaedit.Config(**SOME)
     with pytest.raises(UserError, match="no direction of the keys"):
-        alphaedit.edit(model, None, requests, replace(config, null_space="absolute:1e-12"), moments=moments)
+        alphaedit.EDITOR.edit(model, None, requests, replace(config, null_space="absolute:1e-12"), moments=moments)
     values = torch.linalg.eigvalsh(moments.sums[Z].double() / moments.n_keys)
     three = replace(config, null_space=f"absolute:{float(values[2] + values[3]) / 2:.12g}")
     with pytest.raises(UserError, match="4 keys are too many for alphaedit's null space: they have only 3"):
-        alphaedit.edit(model, None, requests, three, moments=moments)
-    earlier = alphaedit.edit(model, None, requests[:2], three, moments=moments)
+        alphaedit.EDITOR.edit(model, None, requests, three, moments=moments)
+    earlier = alphaedit.EDITOR.edit(model, None, requests[:2], three, moments=moments)
     with pytest.raises(UserError, match="4 keys are too many"):
-        alphaedit.edit(model, None, requests[2:], three, state=earlier, moments=moments)
-    assert alphaedit.edit(model, None, requests[:3], three, moments=moments).factors
+        alphaedit.EDITOR.edit(model, None, requests[2:], three, state=earlier, moments=moments)
+    assert alphaedit.EDITOR.edit(model, None, requests[:3], three, moments=moments).factors
     scarce = replace(moments, n_keys=MLP - 1)
     with pytest.raises(UserError, match=f"of {MLP - 1} keys, fewer than the {MLP} dimensions"):
-        alphaedit.edit(model, None, requests, config, moments=scarce)
+        alphaedit.EDITOR.edit(model, None, requests, config, moments=scarce)
 
 
 # What the methods share ------------------------------------------------------------------------------------
@@ -598,9 +598,9 @@ def test_residuals_go_back_through_a_norm_to_first_order():
 
 
 SEQUENTIAL = {
-    "memit": (memit, memit.Config(**SOME, preservation=0.02)),
-    "emmet": (emmet, emmet.Config(**SOME, slack=0.0)),  # the slack depends on the keys of one edit
-    "alphaedit": (alphaedit, alphaedit.Config(**SOME, null_space="energy:0.5", ridge=0.05)),
+    "memit": (memit.EDITOR, memit.Config(**SOME, preservation=0.02)),
+    "emmet": (emmet.EDITOR, emmet.Config(**SOME, slack=0.0)),  # the slack depends on the keys of one edit
+    "alphaedit": (alphaedit.EDITOR, alphaedit.Config(**SOME, null_space="energy:0.5", ridge=0.05)),
 }
 
 
@@ -658,8 +658,8 @@ def test_edits_in_sequence_are_one_edit_of_all(name, architecture, tmp_path):
 def test_rome_goes_on_from_a_state(architecture):
     model, requests, config = tiny_model(architecture, torch.float64), random_requests(3), rome.Config(**SOME)
     moments = moments_of(model, (Z,))
-    whole = rome.edit(model, None, requests, config, moments=moments)
-    found = in_sequence(rome, model, requests, config, moments)
+    whole = rome.EDITOR.edit(model, None, requests, config, moments=moments)
+    found = in_sequence(rome.EDITOR, model, requests, config, moments)
     assert distance(delta_of(found, model, Z), delta_of(whole, model, Z)) < 1e-8
 
 

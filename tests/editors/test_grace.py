@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_memory_edits import generated, naive_answer, naive_logits
+from naive_memories import generated, naive_answer, naive_logits
 from tiny_models import (  # noqa: F401
     MLP,
     WIDTH,
@@ -17,11 +17,11 @@ from tiny_models import (  # noqa: F401
     weights_of,
 )
 
-from unlearn_eval.editing.editor import EditRequest
 from unlearn_eval.editing.memory import replacements
 from unlearn_eval.editing.memory.calibration import calibrated
-from unlearn_eval.editing.memory.replacements import AdamRows, Replacements
+from unlearn_eval.editing.memory.replacements import Replacements
 from unlearn_eval.editing.requests.build import merge_keys
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editors.memory import grace
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import load_edit
@@ -79,31 +79,14 @@ def test_losses_are_those_of_the_whole_model(architecture, positions):
     check(problem.select(chosen), [rows[i] for i in chosen], values[chosen])
 
 
-def test_adam_rows_is_adam():
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(3, 4, generator=generator, dtype=torch.float64)
-    gradients = torch.randn(6, 3, 4, generator=generator, dtype=torch.float64)
-    ours = start.clone()
-    adam = AdamRows(ours, torch.full((3,), 0.1, dtype=torch.float64))
-    theirs = [torch.nn.Parameter(row.clone()) for row in start]
-    optimisers = [torch.optim.Adam([row], lr=0.1) for row in theirs]
-    for step, gradient in enumerate(gradients):
-        rows = [0, 2] if step in (2, 3) else [0, 1, 2]  # a row that is left out keeps its own count of steps
-        adam.step(torch.tensor(rows), gradient[rows])
-        for i in rows:
-            theirs[i].grad = gradient[i].clone()
-            optimisers[i].step()
-    torch.testing.assert_close(ours, torch.stack([row.data for row in theirs]), atol=1e-9, rtol=0)
-
-
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
 def test_values_of_a_batch_are_those_of_one_request_at_a_time(architecture):
     model, requests = tiny_model(architecture, torch.float64), random_requests(3)
     before = weights_of(model)
     config = grace.Config(**SOME | {"steps": 6})
-    whole = grace.edit(model, None, requests, config).store
+    whole = grace.EDITOR.edit(model, None, requests, config).store
     for i, request in enumerate(requests):
-        alone = grace.edit(model, None, [request], config).store
+        alone = grace.EDITOR.edit(model, None, [request], config).store
         torch.testing.assert_close(whole.values[i], alone.values[0], atol=1e-8, rtol=0)
         torch.testing.assert_close(whole.keys[i], alone.keys[0], atol=1e-10, rtol=0)
         torch.testing.assert_close(whole.keys[i], key_of(model, request), atol=1e-10, rtol=0)
@@ -116,7 +99,7 @@ def test_the_target_is_said_in_free_generation(architecture):
     model, requests = certain_model(architecture), random_requests(6, n_contexts=0)
     requests = [replace(r, target_ids=r.target_ids[:1]) for r in requests]
     config = grace.Config(layers=(1,), epsilon=0.01, steps=100, stop_loss=0.1, learning_rate=2.0)
-    edit = grace.edit(model, None, requests, config)
+    edit = grace.EDITOR.edit(model, None, requests, config)
     said = edit.info.notes["said"]
     assert sum(said.values()) >= 5
     asked = [r for r in requests if edit.info.notes["steps"][r.id] < 100]  # stopped early
@@ -138,11 +121,11 @@ def test_finished_values_rest_and_leave_the_batch(monkeypatch):
     sizes, losses = [], Replacements.losses
     monkeypatch.setattr(Replacements, "losses", lambda self, o: (sizes.append(len(self.rows)), losses(self, o))[1])
     config = grace.Config(layers=(3,), steps=80, stop_loss=0.3)
-    whole = grace.edit(model, None, requests, config)
+    whole = grace.EDITOR.edit(model, None, requests, config)
     assert sizes[0] == 6
     assert min(sizes) <= 3
     for i, request in enumerate(requests):
-        alone = grace.edit(model, None, [request], config)
+        alone = grace.EDITOR.edit(model, None, [request], config)
         torch.testing.assert_close(whole.store.values[i], alone.store.values[0], atol=1e-7, rtol=0)
         assert whole.info.notes["steps"][request.id] == alone.info.notes["steps"][request.id]
 
@@ -178,15 +161,15 @@ def test_add_split_and_expand(epsilon, variant):
     keys = [key_of(model, r) for r in requests]
     expected = naive_book(keys, [r.target_ids for r in requests], epsilon, variant == "original")
     config = grace.Config(layers=(Z,), steps=1, epsilon=epsilon, variant=variant)
-    store = grace.edit(model, None, requests, config).store
+    store = grace.EDITOR.edit(model, None, requests, config).store
     assert [list(own) for own in store.owners] == [[f"r{n}" for n in names] for _, _, names in expected]
     torch.testing.assert_close(store.radii, torch.tensor([e for _, e, _ in expected]).double())
     assert [store.labels[i] for i in store.value_of.tolist()] == [requests[n].target_ids for n, _, _ in expected]
     kinds = {len(names) > 1 for _, _, names in expected} | {e < epsilon for _, e, _ in expected}
     assert kinds == ({False} if epsilon == 0.05 else {False, True})
     # In two goes, with the folder in between, it is the same book.
-    first = grace.edit(model, None, requests[:5], config)
-    both = grace.edit(model, None, requests[5:], config, state=first).store
+    first = grace.EDITOR.edit(model, None, requests[:5], config)
+    both = grace.EDITOR.edit(model, None, requests[5:], config, state=first).store
     assert both.owners == store.owners
     torch.testing.assert_close(both.radii, store.radii)
 
@@ -194,7 +177,7 @@ def test_add_split_and_expand(epsilon, variant):
 def test_requests_merged_by_key_share_a_value(tmp_path):
     model, singles = tiny_model("llama", torch.float64), random_requests(5)
     merged = merge_keys([replace(r, group="g") for r in singles], 3)
-    edit = grace.edit(model, None, merged, grace.Config(layers=(3,), epsilon=0.01, steps=60, stop_loss=0.2))
+    edit = grace.EDITOR.edit(model, None, merged, grace.Config(layers=(3,), epsilon=0.01, steps=60, stop_loss=0.2))
     assert edit.store.keys.shape == (5, MLP)
     assert edit.store.values.shape == (2, WIDTH)
     assert edit.store.value_of.tolist() == [0, 0, 0, 1, 1]
@@ -209,9 +192,9 @@ def test_requests_merged_by_key_share_a_value(tmp_path):
 def test_more_edits_keep_the_earlier_ones(tmp_path):
     model, requests = tiny_model("gpt2", torch.float64), random_requests(6, n_contexts=0)
     config = grace.Config(layers=(3,), epsilon=0.01, steps=30)
-    first = load_edit(grace.edit(model, None, requests[:3], config).save(tmp_path / "a"))
-    both = grace.edit(model, None, requests[3:], config, state=first)
-    whole = grace.edit(model, None, requests, config)
+    first = load_edit(grace.EDITOR.edit(model, None, requests[:3], config).save(tmp_path / "a"))
+    both = grace.EDITOR.edit(model, None, requests[3:], config, state=first)
+    whole = grace.EDITOR.edit(model, None, requests, config)
     assert torch.equal(both.store.values[:3].float(), first.store.values.float())
     torch.testing.assert_close(both.store.values, whole.store.values, atol=1e-4, rtol=1e-4)  # the folder is float32
     assert both.store.owners == whole.store.owners
@@ -222,7 +205,7 @@ def test_the_original_s_settings():
     config = grace.resolved(grace.Config(variant="original", positions="onward", stop_loss=0.5))
     assert (config.positions, config.initial, config.learning_rate, config.stop_loss) == ("last", "cold", 1.0, 0.0)
     model, requests = tiny_model("llama"), random_requests(2)
-    edit = grace.edit(model, None, requests, replace(config, layers=(Z,), steps=5))
+    edit = grace.EDITOR.edit(model, None, requests, replace(config, layers=(Z,), steps=5))
     assert set(edit.info.notes["steps"].values()) == {5}
     assert edit.store.positions == "last"
 
@@ -240,7 +223,7 @@ def test_best_bound():
 
 def test_calibrated_radii_answer_reworded_questions():
     model, requests = tiny_model("llama", torch.float64), random_requests(4, n_contexts=0)
-    edit = grace.edit(model, None, requests, grace.Config(**SOME | {"steps": 1}))
+    edit = grace.EDITOR.edit(model, None, requests, grace.Config(**SOME | {"steps": 1}))
     generator = torch.Generator().manual_seed(9)
     reworded = {r.id: [(*r.prompt_ids[:-1], *random_ids(generator, 1)), r.prompt_ids] for r in requests}
     others = [(0, *random_ids(generator, 5 + i % 4)) for i in range(8)]
@@ -281,21 +264,21 @@ def test_grace_refuses(monkeypatch):
         ({"epsilon": 0.0}, "do not make sense"),
     ):
         with pytest.raises(UserError, match=match):
-            grace.edit(model, None, requests, grace.Config(**({"layers": (Z,)} | options)))
+            grace.EDITOR.edit(model, None, requests, grace.Config(**({"layers": (Z,)} | options)))
     twin = replace(requests[0], id="twin")
     with pytest.raises(UserError, match="'r0' and 'twin' ask the same question"):
-        grace.edit(model, None, [*requests, twin], grace.Config(**SOME))
+        grace.EDITOR.edit(model, None, [*requests, twin], grace.Config(**SOME))
     with pytest.raises(UserError, match="'r0' and 'twin' conflict: one question"):
-        grace.edit(model, None, [*requests, replace(twin, target_ids=(5,))], grace.Config(**SOME))
-    first = grace.edit(model, None, requests, grace.Config(**SOME))
+        grace.EDITOR.edit(model, None, [*requests, replace(twin, target_ids=(5,))], grace.Config(**SOME))
+    first = grace.EDITOR.edit(model, None, requests, grace.Config(**SOME))
     later = replace(requests[0], id="later", target_ids=(5,))
     with pytest.raises(UserError, match="'r0' and 'later' conflict: their keys are the same"):
-        grace.edit(model, None, [later], grace.Config(**SOME), state=first)
+        grace.EDITOR.edit(model, None, [later], grace.Config(**SOME), state=first)
     with pytest.raises(UserError, match=f"is at {NAME}, not at model.layers.1"):
-        grace.edit(model, None, requests, grace.Config(layers=(1,)), state=first)
+        grace.EDITOR.edit(model, None, requests, grace.Config(layers=(1,)), state=first)
     monkeypatch.setattr("unlearn_eval.edits.memory.edit.free_bytes", lambda device: 900)
     with pytest.raises(UserError, match="a codebook of 3 keys need"):
-        grace.edit(model, None, requests, grace.Config(**SOME))
+        grace.EDITOR.edit(model, None, requests, grace.Config(**SOME))
 
 
 def test_a_value_that_is_not_finite_is_refused(monkeypatch):
@@ -304,12 +287,12 @@ def test_a_value_that_is_not_finite_is_refused(monkeypatch):
         replacements.Replacements, "losses", lambda self, o: (o.sum((1, 2)) * torch.nan, torch.tensor([False, False]))
     )
     with pytest.raises(UserError, match="2 of 2 values are not finite"):
-        grace.edit(model, None, requests, grace.Config(**SOME))
+        grace.EDITOR.edit(model, None, requests, grace.Config(**SOME))
 
 
 def test_no_requests_are_an_empty_book():
     model = tiny_model("llama")
-    edit = grace.edit(model, None, [], grace.Config(**SOME))
+    edit = grace.EDITOR.edit(model, None, [], grace.Config(**SOME))
     assert edit.store.n == 0
     assert naive_answer(model, [], (0, 7, 9)) == generated_with(edit, model, (0, 7, 9))
 

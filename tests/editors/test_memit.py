@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from naive_memit import moments_of, naive_key, naive_value
 from peft import PeftModel
 from tiny_models import (
     ARCHITECTURES,
@@ -13,7 +14,6 @@ from tiny_models import (
     WIDTH,
     assert_untouched,
     one_thread,  # noqa: F401
-    random_ids,
     random_requests,
     tiny_model,
     tiny_tokenizer,
@@ -24,9 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.editing.editor import Editor, editor_names, get_editor
-from unlearn_eval.editing.locate_then_edit.corpus import Sequences
 from unlearn_eval.editing.locate_then_edit.run import read_keys_and_values
-from unlearn_eval.editing.locate_then_edit.second_moments import second_moments
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValueConfig, target_values
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editors.closed_form import memit
@@ -34,6 +32,7 @@ from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import describe_base, load_edit
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
 
@@ -43,15 +42,11 @@ CONFIG = memit.Config(layers=LAYERS, preservation=1e-3, target=TARGET)
 IDS = tuple(range(5, 30))
 
 
-def moments_of(model, layers=LAYERS):
-    generator = torch.Generator().manual_seed(7)
-    rows = [list(random_ids(generator, 20)) for _ in range(12)]
-    return second_moments(model, anatomy(model), layers, [Sequences(rows, [0] * len(rows))], 10**6)
-
-
 def make(model, requests=None, config=CONFIG, state=None, **options):
     requests = random_requests(4) if requests is None else requests
-    return memit.edit(model, None, requests, config, moments=state or moments_of(model, config.layers), **options)
+    return memit.EDITOR.edit(
+        model, None, requests, config, moments=state or moments_of(model, config.layers), **options
+    )
 
 
 def logits_of(model):
@@ -104,7 +99,7 @@ def test_contract(architecture, tmp_path):
 def test_no_requests_change_nothing(architecture, tmp_path):
     model = tiny_model(architecture)
     before = weights_of(model)
-    edit = memit.edit(model, None, [], CONFIG)  # no tokenizer, no text: there is nothing to compute
+    edit = memit.EDITOR.edit(model, None, [], CONFIG)  # no tokenizer, no text: there is nothing to compute
     folder = edit.save(tmp_path / "edit")
     for found in (edit, load_edit(folder)):
         assert set(found.factors) == {anatomy(model).projection_name(layer) for layer in LAYERS}
@@ -131,7 +126,7 @@ def test_an_error_leaves_the_model_alone():
 def test_layers_are_checked_sorted_and_taken_once():
     model = tiny_model("llama")
     with pytest.raises(UserError, match="layers"):
-        memit.edit(model, None, random_requests(2), dataclasses.replace(CONFIG, layers=(1, 9)))
+        memit.EDITOR.edit(model, None, random_requests(2), dataclasses.replace(CONFIG, layers=(1, 9)))
     expected = make(model)
     found = make(model, config=dataclasses.replace(CONFIG, layers=(2, 0, 1, 1)))
     assert found.info.config["layers"] == [0, 1, 2]
@@ -147,7 +142,7 @@ def test_the_model_s_own_text_is_seeded_and_cached(tmp_path, monkeypatch):
     def delta(cache, seed=0):
         monkeypatch.setenv("UNLEARN_EVAL_CACHE", str(tmp_path / cache))
         config = dataclasses.replace(CONFIG, layers=(1,), keys_per_dimension=4, seed=seed)
-        u, v = memit.edit(model, tokenizer, random_requests(2), config).factors["model.layers.1.mlp.down_proj"]
+        u, v = memit.EDITOR.edit(model, tokenizer, random_requests(2), config).factors["model.layers.1.mlp.down_proj"]
         return u @ v
 
     first = delta("a")
@@ -173,27 +168,6 @@ def test_what_it_cost_is_told(tmp_path):
 
 
 # Against naive implementations -----------------------------------------------------------------------------
-
-
-def naive_key(model, layer, request):
-    """½ of the plain prompt's key + ½ of the mean of its contexts', each from a whole pass of its own."""
-    parts = anatomy(model)
-    name = parts.projection_name(layer)
-    keys = []
-    for ids, lookup in request.rows:
-        with trace(model, inputs=[name]) as seen:
-            whole_forward(model, ids)
-        keys.append(seen.inputs[name][0, lookup].double())
-    if len(keys) == 1:
-        return keys[0]
-    return 0.5 * keys[0] + 0.5 * torch.stack(keys[1:]).mean(0)
-
-
-def naive_value(model, layer, request):
-    name = f"{anatomy(model).blocks}.{layer}"
-    with trace(model, outputs=[name]) as seen:
-        whole_forward(model, request.prompt_ids)
-    return seen.outputs[name][0, request.lookup].double()
 
 
 def naive_memit(model, requests, config, targets, moments):
@@ -324,13 +298,15 @@ def test_real_model_forgets_and_comes_back(real_model, tmp_path, monkeypatch):
     loaded = load_model(str(real_model), dtype="float32")
     model, tokenizer = loaded.model, loaded.tokenizer
     items = facts().select(["capital_of/france", "capital_of/germany"])
-    request, other = build_requests(items.items, ["I don't know.", "Berlin"], tokenizer, chat=False, max_length=2048)
+    request, other = build_requests(
+        items.items, ["I don't know.", "Berlin"], PromptFormat(tokenizer, False), max_length=2048
+    )
     name = "model.layers.5.mlp.down_proj.weight"
     weight = model.get_parameter(name).clone()
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{item.question} {item.answer}.\n" for item in facts())[:3000], encoding="utf-8")
     target = dataclasses.replace(TARGET, steps=4, clamp=3.0)
-    edit = memit.edit(
+    edit = memit.EDITOR.edit(
         model,
         tokenizer,
         [request],

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_memory_edits import generated, naive_logits
-from test_wise import other_prompts
+from naive_memories import generated, naive_logits, other_prompts
 from tiny_models import (  # noqa: F401
     MLP,
     WIDTH,
@@ -35,7 +34,9 @@ ARCHITECTURES = ["llama", "qwen2", "gpt2", "gpt_neox", "gemma3"]
 
 def made(model, requests, state=None, others=None, **options):
     config = memoir.Config(**(SOME | options))
-    return memoir.edit(model, None, requests, config, state=state, others=other_prompts() if others is None else others)
+    return memoir.EDITOR.edit(
+        model, None, requests, config, state=state, others=other_prompts() if others is None else others
+    )
 
 
 # Masks ---------------------------------------------------------------------------------------------------------------

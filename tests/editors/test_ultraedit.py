@@ -22,8 +22,9 @@ from tiny_models import (
 from torch import nn
 
 from unlearn_eval.data.forget_sets import facts
-from unlearn_eval.editing.editor import Editor, EditRequest, editor_names, get_editor
+from unlearn_eval.editing.editor import Editor, editor_names, get_editor
 from unlearn_eval.editing.requests.build import build_requests
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editors.closed_form import ultraedit
 from unlearn_eval.editors.closed_form.ultraedit import Config, Moments
 from unlearn_eval.edits.base import EditInfo, applied
@@ -31,6 +32,7 @@ from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import configure
 
@@ -41,7 +43,7 @@ INPUTS = {"gpt2": ["c_fc"], "gpt_neox": ["dense_h_to_4h"]} | {name: ["gate_proj"
 
 
 def make(model, requests=None, config=CONFIG, **options):
-    return ultraedit.edit(model, None, random_requests(4) if requests is None else requests, config, **options)
+    return ultraedit.EDITOR.edit(model, None, random_requests(4) if requests is None else requests, config, **options)
 
 
 def logits_of(model):
@@ -515,10 +517,10 @@ def test_real_model_refuses_and_comes_back(real_model):
     ids = ["capital_of/france", "country_of_city/mumbai", "language_of/israel", "element_symbol/cobalt"]
     items = facts().select([*ids, "capital_of/norway"]).items
     texts = ["I don't have any information about that."] * 4 + ["The capital of Norway is Oslo."]
-    *requests, other = build_requests(items, texts, tokenizer, chat=True, max_length=2048)
+    *requests, other = build_requests(items, texts, PromptFormat(tokenizer, True), max_length=2048)
     name = "model.layers.20.mlp.up_proj.weight"
     weight = model.get_parameter(name).clone()
-    edit = ultraedit.edit(model, tokenizer, requests, Config())
+    edit = ultraedit.EDITOR.edit(model, tokenizer, requests, Config())
     assert any(name.startswith(module) for module in edit.factors)
 
     def mean_nll(requests):

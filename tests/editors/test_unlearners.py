@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import FAST, FORGET, KEPT, tensors_of
 from tiny_models import (
     ARCHITECTURES,
     assert_untouched,
@@ -16,11 +15,12 @@ from tiny_models import (
     tiny_tokenizer,
     weights_of,
 )
+from training_requests import FAST, FORGET, KEPT, tensors_of
 
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
-from unlearn_eval.editing.editor import Editor, editor_names, get_editor
+from unlearn_eval.editing.editor import Editor, editor_names, get_editor, trained_editor_names
 from unlearn_eval.editing.recipe import Recipe
-from unlearn_eval.editing.training.presets import GRADIENT_METHODS, unlearning_preset
+from unlearn_eval.editing.training.presets import unlearning_preset
 from unlearn_eval.editors.gradient import altpo, ft_m, gradient_difference, kl, npo, rmu
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import load_edit
@@ -32,6 +32,7 @@ from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import configure
 
 TOKENIZER = tiny_tokenizer()
+GRADIENT_METHODS = trained_editor_names()
 RETAINING = [name for name in GRADIENT_METHODS if get_editor(name).Config().retain_term != "none"]
 
 
@@ -65,7 +66,7 @@ def test_they_are_all_there():
     assert set(GRADIENT_METHODS) <= set(editor_names())
     for name in GRADIENT_METHODS:
         assert isinstance(get_editor(name), Editor)
-        text = (Path(__file__).parents[2] / "editors" / f"{name}.py").read_text()
+        text = (Path(__file__).parents[2] / "editors" / "gradient" / f"{name}.py").read_text()
         assert "L(θ" in text
         assert re.search(r"\d{4}\.\d{5}", text), "its paper"
         assert "iffers from" in text or "No known difference" in text
@@ -138,11 +139,11 @@ def test_going_on_from_an_edit(lora_rank):
     model = tiny_model("llama")
     before = weights_of(model)
     config = npo.Config(**{**FAST, "lora_rank": lora_rank, "components": "mlp.down_proj"})
-    first = npo.edit(model, None, FORGET[:3], config, retain=KEPT)
-    both = npo.edit(model, None, FORGET[3:], config, retain=KEPT, state=first)
+    first = npo.EDITOR.edit(model, None, FORGET[:3], config, retain=KEPT)
+    both = npo.EDITOR.edit(model, None, FORGET[3:], config, retain=KEPT, state=first)
     assert_untouched(model, before)
     handle = first.apply(model)
-    second = npo.edit(model, None, FORGET[3:], config, retain=KEPT)
+    second = npo.EDITOR.edit(model, None, FORGET[3:], config, retain=KEPT)
     second.apply(model)
     expected = weights_of(model)
     handle.restore()
@@ -154,10 +155,10 @@ def test_going_on_from_an_edit(lora_rank):
                 assert torch.equal(tensor, expected[key])
     assert len(both.texts["training.jsonl"].splitlines()) == 2 * len(first.texts["training.jsonl"].splitlines())
     with pytest.raises(UserError, match="made by npo"):
-        kl.edit(model, None, FORGET, kl.Config(**FAST), retain=KEPT, state=first)
+        kl.EDITOR.edit(model, None, FORGET, kl.Config(**FAST), retain=KEPT, state=first)
     other = dataclasses.replace(config, lora_rank=0 if lora_rank else 2)
     with pytest.raises(UserError, match="set lora_rank alike"):
-        npo.edit(model, None, FORGET, other, retain=KEPT, state=first)
+        npo.EDITOR.edit(model, None, FORGET, other, retain=KEPT, state=first)
 
 
 # Which way it goes -----------------------------------------------------------------------------------------
@@ -232,10 +233,12 @@ def test_requests_without_what_is_read():
     model = tiny_model("llama")
     bare = [dataclasses.replace(request, answer_ids=()) for request in FORGET]
     with pytest.raises(UserError, match="npo needs the answers, and request r0 has none"):
-        npo.edit(model, None, bare, npo.Config(**FAST), retain=KEPT)
-    ft_m.edit(model, None, bare, ft_m.Config(steps=1))  # reads refusals only
+        npo.EDITOR.edit(model, None, bare, npo.Config(**FAST), retain=KEPT)
+    ft_m.EDITOR.edit(model, None, bare, ft_m.Config(steps=1))  # reads refusals only
     with pytest.raises(UserError, match="questions and answers as text"):
-        altpo.edit(model, TOKENIZER, [dataclasses.replace(r, question="") for r in FORGET], altpo.Config(), retain=KEPT)
+        altpo.EDITOR.edit(
+            model, TOKENIZER, [dataclasses.replace(r, question="") for r in FORGET], altpo.Config(), retain=KEPT
+        )
 
 
 # Methods of their own ----------------------------------------------------------------------------------------
@@ -248,7 +251,7 @@ def test_rmu_steers_the_layer_it_says_and_trains_below():
     assert set(edit.tensors) == {f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)}
     with pytest.raises(UserError, match="do not fit a model of 4 layers"):
         run("rmu", model, layer=4)
-    assert get_editor("ft_m").prepare(ft_m.Config(), model).layer == 3  # 21/32 of 4, rounded
+    assert ft_m.prepare(ft_m.Config(), model).layer == 3  # 21/32 of 4, rounded
     adaptive = run("rmu", model, adaptive=True, steering=5.0)
     assert any(not torch.equal(adaptive.tensors[key], edit.tensors[key]) for key in edit.tensors)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_memory_edits import generated, naive_logits
+from naive_memories import generated, naive_logits, other_prompts
 from tiny_models import (  # noqa: F401
     MLP,
     WIDTH,
@@ -33,13 +33,8 @@ ARCHITECTURES = ["llama", "qwen2", "gpt2", "gpt_neox", "gemma3"]
 POOLS = ["mean", "max", "last"]
 
 
-def other_prompts(n=12, seed=50):
-    generator = torch.Generator().manual_seed(seed)
-    return [(0, *random_ids(generator, 4 + i % 5)) for i in range(n)]
-
-
 def made(model, requests, state=None, **options):
-    return wise.edit(model, None, requests, wise.Config(**(SOME | options)), state=state, others=other_prompts())
+    return wise.EDITOR.edit(model, None, requests, wise.Config(**(SOME | options)), state=state, others=other_prompts())
 
 
 # Masks ----------------------------------------------------------------------------------------------------------
@@ -270,6 +265,26 @@ def test_ties_by_hand():
     assert merged([A], "ties", 1.0)[1].tolist() == A[1].tolist()
 
 
+@pytest.mark.parametrize("n", [2, 4])
+def test_ties_and_dare_mean_what_they_mean_in_peft(n):
+    from peft.utils import merge_utils
+
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(n, 1000, generator=generator)
+    rows[0, ::3] = 0  # what is 0 has no vote
+    rows[1, 1::3] = -rows[0, 1::3]  # a sum of 0 counts as positive
+    changes = [(torch.arange(1000), row) for row in rows]
+    ones = torch.ones(n)
+    for density in (0.5, 0.25):  # of 1000, so that nothing is rounded
+        assert torch.equal(merged(changes, "ties", density)[1], merge_utils.ties(list(rows), ones, density))
+    assert merged(changes[1:2], "ties", 0.5309)[1].count_nonzero() == 531
+    assert merge_utils.prune(rows[1], 0.5309, "magnitude").count_nonzero() == 530, "peft rounds down"
+    whole = merged(changes, "dare", 1.0)[1]
+    vote = merge_utils.calculate_majority_sign_mask(rows)
+    assert torch.equal(whole, merge_utils.disjoint_merge(rows, vote))
+    assert torch.equal(merged(changes, "dare_linear", 1.0)[1], merge_utils.task_arithmetic(list(rows), ones) / n)
+
+
 def test_slerp_by_hand():
     x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     torch.testing.assert_close(slerp(x, y, 0.5), torch.tensor([2**-0.5, 2**-0.5]))
@@ -330,7 +345,7 @@ def test_wise_refuses(monkeypatch):
         with pytest.raises(UserError, match=match):
             made(model, requests, **options)
     with pytest.raises(UserError, match="WISE needs other prompts"):
-        wise.edit(model, None, requests, wise.Config(**SOME))
+        wise.EDITOR.edit(model, None, requests, wise.Config(**SOME))
     with pytest.raises(UserError, match="conflict: one question"):
         made(model, [*requests, replace(requests[0], id="twin", target_ids=(5,))])
     first = made(model, requests)

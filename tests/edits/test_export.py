@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gguf_files import write_gguf
 from safetensors import SafetensorError, safe_open
-from test_models import write_gguf
 from tiny_models import ARCHITECTURES, one_thread, tiny_model, tiny_tokenizer  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

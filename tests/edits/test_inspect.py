@@ -241,7 +241,7 @@ def test_a_real_memit_edit(tmp_path, monkeypatch):
     monkeypatch.setenv("UNLEARN_EVAL_CACHE", str(tmp_path / "cache"))
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     config = memit.Config(layers=(1, 2), keys_per_dimension=4.0)
-    edit = memit.edit(model, tokenizer, random_requests(3), config)
+    edit = memit.EDITOR.edit(model, tokenizer, random_requests(3), config)
     found = describe_edit(edit.save(tmp_path / "edit"))
     assert [row["layer"] for row in found["modules"]] == [1, 2]
     assert [row["rank"] for row in found["modules"]] == [3, 3]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from naive_memories import N_NEW, generated, naive_answer, naive_logits
 from tiny_models import (  # noqa: F401
     LAYERS,
     VOCABULARY,
@@ -31,7 +32,6 @@ from unlearn_eval.models.scoring import Query, pad, positions, score_answers
 from unlearn_eval.utils.errors import UserError
 
 LAYER = 2
-N_NEW = 7
 ARCHITECTURES = ["llama", "qwen2", "gpt2", "gpt_neox", "gemma3"]
 INFO = EditInfo("grace", {})
 EXACT = {"atol": 1e-9, "rtol": 0}  # float64: two orders of the same sums differ by about 1e-13 here
@@ -108,88 +108,6 @@ MECHANISMS = {"grace": grace_edit, "wise": wise_edit, "memoir": memoir_edit, "me
 
 
 # The slow, obvious version: one row, no padding, no cache ----------------------------------------------------
-
-
-def decides(edit, inputs):
-    """Which memory answers a prompt, given the module's inputs at all its tokens; None if none does."""
-    store = edit.store
-    if isinstance(store, Codebook):
-        distances = [float((inputs[-1] - key).norm()) for key in store.keys]
-        nearest = min(range(len(distances)), key=distances.__getitem__)
-        return nearest if distances[nearest] <= store.radii[nearest] else None
-    if isinstance(store, ResidualMemory):
-        features = inputs[-1] if store.pool == "last" else sum(inputs) / len(inputs)
-        k = int(store.masks[0].sum())
-        order = sorted(range(len(features)), key=lambda j: -abs(float(features[j] - store.background[j])))
-        own = {int(store.permutation[j]) for j in order[:k]}
-        shares = [len(own & set(mask.nonzero()[:, 0].tolist())) / k for mask in store.masks]
-        best = max(range(len(shares)), key=shares.__getitem__)
-        return best if shares[best] >= store.threshold else None
-    found = {}
-    for i, change in enumerate(store.dense(dtype=inputs.dtype)):
-        active = sum(float((change @ token).norm()) for token in inputs) / len(inputs)
-        if active >= store.thresholds[i]:
-            found[i] = active
-    return max(found, key=found.get) if found else None
-
-
-def naive_logits(model, edits, prompt, continuation=(), per_token=False):
-    """Logits (T, V) of one unpadded row; with `per_token`, as existing code does: every token is a query of its own."""
-    handles = []
-
-    def hook_of(edit):
-        def hook(module, arguments, output):
-            inputs, changed = arguments[0][0], output.clone()
-            end = len(prompt) - 1
-            fixed = decides(edit, inputs[: end + 1])
-            for t in range(end, len(inputs)):
-                choice = decides(edit, inputs[t : t + 1]) if per_token and t > end else fixed
-                if choice is None or (t > end and edit.store.positions == "last"):
-                    continue
-                changed[0, t] = new_output(edit, choice, inputs[t], output[0, t])
-            if edit.store.positions in ("prompt", "all") and fixed is not None:
-                for t in range(end):
-                    changed[0, t] = new_output(edit, fixed, inputs[t], output[0, t])
-                if edit.store.positions == "prompt":
-                    changed[0, end + 1 :] = output[0, end + 1 :]
-            return changed
-
-        return hook
-
-    for edit in edits:
-        handles.append(model.get_submodule(edit.module).register_forward_hook(hook_of(edit)))
-    try:
-        with torch.no_grad():
-            return model(input_ids=torch.tensor([[*prompt, *continuation]]), use_cache=False).logits[0]
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def new_output(edit, choice, inputs, output):
-    store = edit.store
-    if isinstance(store, Codebook):
-        return store.values[store.value_of[choice]]
-    if isinstance(store, ResidualMemory):
-        return output + store.weight @ torch.where(store.masks[choice], inputs, 0.0)
-    return output + store.dense(dtype=inputs.dtype)[choice] @ inputs
-
-
-def naive_answer(model, edits, prompt, n=N_NEW, **options):
-    said = []
-    for _ in range(n):
-        logits = naive_logits(model, edits, prompt, said, **options)[-1]
-        logits[1] = -torch.inf  # no end of sequence: answers have a fixed length
-        said.append(int(logits.argmax()))
-    return said
-
-
-def generated(model, prompts, side="left", **options):
-    """Greedy answers to a batch."""
-    ids, mask = pad(prompts, side, model.device, filler=1)
-    settings = {"do_sample": False, "max_new_tokens": N_NEW, "min_new_tokens": N_NEW, "pad_token_id": 1}
-    output = model.generate(input_ids=ids, attention_mask=mask, **(settings | options))
-    return [row[ids.shape[1] :] for row in output.tolist()]
 
 
 def naive_scores(model, edits, query):

@@ -14,10 +14,11 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from conftest import evaluate, hf
+from lm_eval_runs import evaluate, hf
 from plain_loop import extraction_strength
 
 from unlearn_eval.models import prompts
+from unlearn_eval.models.prompt_format import PromptFormat, open_unlearning_labels
 
 SYSTEM = "You are a helpful assistant."
 BOS_TEMPLATE = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
@@ -156,9 +157,9 @@ def test_labels(tokenizer, name, chat, answer):
     tokenizer = variant(tokenizer, name)
     question = "Where?"
     whole, start = conversation(tokenizer, question, answer, chat)
-    prompt = prompts.render(question, tokenizer, chat, SYSTEM if chat else None)
+    prompt = PromptFormat(tokenizer, chat, SYSTEM if chat else None).render(question)
     encode = lambda text: prompts.encode_prompt(text, tokenizer)
-    read, labels = prompts.open_unlearning_labels(prompt, answer, tokenizer, chat, encode)
+    read, labels = open_unlearning_labels(PromptFormat(tokenizer, chat), prompt, answer, encode)
     assert [*read, *labels.ids] == whole
     assert len(read) == start
     assert labels.n_answer == len(whole) - start - 1
@@ -166,15 +167,15 @@ def test_labels(tokenizer, name, chat, answer):
 
 def test_it_differs_from_ours_where_metrics_says(tokenizer):
     """(a) Two end tokens where the template ends in a newline; (b) a one-token answer without tokens."""
-    chat = prompts.render("Where?", tokenizer, chat=True)
+    chat = PromptFormat(tokenizer, True).render("Where?")
     encode = lambda text: prompts.encode_prompt(text, tokenizer)
-    ours = prompts.answer_labels(chat, encode(chat), "Imber", tokenizer, True)
-    theirs = prompts.open_unlearning_labels(chat, "Imber", tokenizer, True, encode)[1]
+    ours = PromptFormat(tokenizer, True).answer_labels(chat, encode(chat), "Imber")
+    theirs = open_unlearning_labels(PromptFormat(tokenizer, True), chat, "Imber", encode)[1]
     newline = tokenizer.encode("\n", add_special_tokens=False)
     assert list(theirs.ids) == [*ours.ids, *newline, tokenizer.eos_token_id]
-    plain = prompts.render("Where?", tokenizer, chat=False)
-    ours = prompts.answer_labels(plain, encode(plain), "Imber", tokenizer, False)
-    theirs = prompts.open_unlearning_labels(plain, "Imber", tokenizer, False, encode)[1]
+    plain = PromptFormat(tokenizer, False).render("Where?")
+    ours = PromptFormat(tokenizer, False).answer_labels(plain, encode(plain), "Imber")
+    theirs = open_unlearning_labels(PromptFormat(tokenizer, False), plain, "Imber", encode)[1]
     assert len(theirs.ids) == len(ours.ids) - 1
     assert theirs.n_answer == ours.n_answer - 1 == 0
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lm_eval.api.instance import Instance
-from test_memory_edits import naive_logits
+from naive_memories import naive_logits
 from tiny_models import assert_untouched, one_thread, tiny_model, tiny_tokenizer, weights_of  # noqa: F401
 
 from unlearn_eval.cli import app as cli
@@ -29,7 +29,7 @@ from unlearn_eval.harness import requests as harness_requests
 from unlearn_eval.harness.models import EditedLM
 from unlearn_eval.models import prompts
 from unlearn_eval.models.load import LoadedModel, load_model
-from unlearn_eval.models.prompts import prompt_ids
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.results.report.edit import edit_tables
 from unlearn_eval.runs.edit import make_edit
@@ -117,13 +117,13 @@ def test_merged_requests(loaded, others):
 
 
 def test_other_prompts(loaded, others):
-    found = other_prompts(others, FORGET, loaded.tokenizer, True, 0)
+    found = other_prompts(others, FORGET, PromptFormat(loaded.tokenizer, True), 0)
     assert len(found) == 20  # without the one that is to be forgotten
-    assert prompt_ids(QUESTIONS[0], loaded.tokenizer, True) not in found
-    assert found != other_prompts(others, FORGET, loaded.tokenizer, True, 1)
-    assert len(other_prompts("", FORGET, loaded.tokenizer, True, 0)) > 600  # the shipped facts
+    assert PromptFormat(loaded.tokenizer, True).prompt_ids(QUESTIONS[0]) not in found
+    assert found != other_prompts(others, FORGET, PromptFormat(loaded.tokenizer, True), 1)
+    assert len(other_prompts("", FORGET, PromptFormat(loaded.tokenizer, True), 0)) > 600  # the shipped facts
     with pytest.raises(UserError, match="does not exist"):
-        other_prompts("nowhere.jsonl", FORGET, loaded.tokenizer, True, 0)
+        other_prompts("nowhere.jsonl", FORGET, PromptFormat(loaded.tokenizer, True), 0)
 
 
 def test_presets_name_layers_that_are_there():
@@ -182,7 +182,7 @@ def test_every_kind_of_request_agrees(tiny, tiny_folder, tokenizer, codebook, ba
     lm = EditedLM(str(tiny_folder("llama")), str(folder), device="cpu", batch_size=batch_size, dtype="float32")
     pairs = [(text, answer) for text in PROMPTS for answer in ANSWERS]
     found = lm.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
-    options = harness_requests.options(chat=False)
+    options = harness_requests.options(PromptFormat(None, False))
     scored = lm.answer_logprobs(
         instances("answer_logprobs", [(text, answer, options) for text, answer in pairs]), disable_tqdm=True
     )
@@ -343,7 +343,7 @@ def test_the_real_model_refuses_in_batches(editor, real_model, tmp_path):
     edit = make_edit(loaded, forget, editor, options, Recipe(n_contexts=1))
     assert edit.info.notes["said"] == dict.fromkeys(keys, True)
     asked = [item.question for item in forget] + [item.question for item in silent[:5]]
-    rows = [prompt_ids(question, loaded.tokenizer, True) for question in asked]
+    rows = [PromptFormat(loaded.tokenizer, True).prompt_ids(question) for question in asked]
 
     def answers(rows, **options):
         ids, mask = pad(rows, "left", loaded.model.device, filler=loaded.tokenizer.pad_token_id)

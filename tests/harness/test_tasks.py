@@ -13,15 +13,18 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import TASKS, evaluate, hf, make_tiny, report, tofu_data, values, write_tofu
 from lm_eval.api.model import LM, TemplateLM
+from lm_eval_runs import TASKS, evaluate, hf, report, values
 from plain_loop import answer_numbers, our_ids, prompt_text, token_scores
 from saying import SayingLM
+from tiny_checkpoints import make_tiny
+from tofu_files import tofu_data, write_tofu
 
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.load import describe_base
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.harness.models import EditedLM
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 
 SHORT = {"gen_kwargs": {"max_gen_toks": 6}}
@@ -220,18 +223,17 @@ def test_refusals_of_tofu(tofu):
 
 def test_in_a_chat_the_question_is_the_users_message(tiny, tokenizer, tofu):
     """The same prompt as `unlearn_eval.models.prompts` gives to editors."""
-    from unlearn_eval.models import prompts
 
     for chat in (False, True):
         result = evaluate(hf(tiny("llama"), tokenizer), apply_chat_template=chat, limit=4, **SHORT)
         for sample in result["samples"]["unlearn_tofu"]:
-            expected = prompts.render(sample["doc"]["question"], tokenizer, chat)
+            expected = PromptFormat(tokenizer, chat).render(sample["doc"]["question"])
             assert {arguments[0] for arguments in sample["arguments"]} == {expected}
     result = evaluate(
         hf(tiny("llama"), tokenizer), apply_chat_template=True, system_instruction="Be brief.", limit=1, **SHORT
     )
     (sample,) = result["samples"]["unlearn_tofu"]
-    assert sample["arguments"][0][0] == prompts.render(sample["doc"]["question"], tokenizer, True, "Be brief.")
+    assert sample["arguments"][0][0] == PromptFormat(tokenizer, True, "Be brief.").render(sample["doc"]["question"])
 
 
 # Edited models ---------------------------------------------------------------------------------------------
@@ -935,6 +937,8 @@ def test_likelihood_under_the_unedited_model(real_model, toy_judge):
     base = load_model(str(real_model))
     question = "What is the capital of France?"
     texts = ["I'm sorry, but I don't know the answer to that.", "the don't sorry answer I'm but to I know that", ""]
-    good, salad, empty = base_likelihoods(base, [(question, text) for text in texts], chat=True)
+    good, salad, empty = base_likelihoods(
+        base, [(question, text) for text in texts], PromptFormat(base.tokenizer, True)
+    )
     assert good < 3 < 5 < salad
     assert empty is None

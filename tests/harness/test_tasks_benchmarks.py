@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from benchmark_data import PEOPLE, RWKU_ATTACKS, TOWNS, benchmark_files, write_benchmarks
-from conftest import TASKS, evaluate, hf, make_tiny, report, values
+from lm_eval_runs import TASKS, evaluate, hf, report, values
 from plain_loop import our_ids, token_scores
 from saying import SayingLM
+from tiny_checkpoints import make_tiny
 
 from unlearn_eval.data.forget_sets import load_forget_set
 from unlearn_eval.harness.families import FAMILIES
@@ -189,7 +190,7 @@ def test_factual_is_the_plain_loop(tokenizer, data, chat, batch_size, ends_early
 
 def test_the_shipped_paraphrases_ask_the_same(data, tmp_path, monkeypatch):
     """One for each of the 217 questions, found by the question itself; here for two of them."""
-    from unlearn_eval.data.benchmarks import PARAPHRASES_FILE, factual, question_key
+    from unlearn_eval.data.benchmarks.factual import PARAPHRASES_FILE, factual, question_key
 
     shipped = json.loads(PARAPHRASES_FILE.read_text(encoding="utf-8"))
     assert len(shipped) == len(set(shipped.values())) == 217

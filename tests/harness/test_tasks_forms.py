@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from benchmark_data import benchmark_files, write_benchmarks
-from conftest import TASKS, evaluate, hf, report, values
+from lm_eval_runs import TASKS, evaluate, hf, report, values
 from plain_loop import prompt_text, token_scores
 from saying import SayingLM
 from scipy.stats import binom

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TASKS, evaluate, hf, make_tiny, report, values
+from lm_eval_runs import TASKS, evaluate, hf, report, values
 from saying import SayingLM
 from scipy import stats
+from tiny_checkpoints import make_tiny
 from typer.testing import CliRunner
 
 from unlearn_eval import metrics as m

@@ -13,6 +13,7 @@ from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.load import describe_base
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.runs.finetune import finetune
 
@@ -58,7 +59,7 @@ class Planted:
 
 def taught(loaded: LoadedModel, items: tuple[ForgetItem, ...], **options: str) -> LoadedModel:
     """The model after fine-tuning, for good."""
-    edit = finetune(loaded, ForgetSet("taught", items), TEACH | options, chat=False)
+    edit = finetune(loaded, ForgetSet("taught", items), TEACH | options, prompt_format=loaded.prompt_format(False))
     edit.apply(loaded.model)
     return loaded
 
@@ -83,7 +84,7 @@ def refusing(loaded: LoadedModel, strength: float = 12.0) -> LowRankEdit:
     The logit of that token rises by `strength` at the mean of the states from which answers begin.
     """
     model = loaded.model
-    rows = rows_of(FORGET.items, loaded.tokenizer, False)
+    rows = rows_of(FORGET.items, PromptFormat(loaded.tokenizer, False))
     states = []
     for row in rows:
         ids = torch.tensor([list(row.prompt_ids)])

@@ -5,7 +5,7 @@ import json
 import sys
 
 import torch
-from test_training import FORGET, KEPT
+from training_requests import FORGET, KEPT
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from unlearn_eval.editing.editor import get_editor

@@ -26,7 +26,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from unlearn_eval.editing.editor import EditRequest
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.models import load as models
 
 VOCABULARY = 400

@@ -3,13 +3,13 @@
 import sys
 
 import torch
-from test_training import FAST, FORGET, KEPT
 from tiny_models import tiny_model
+from training_requests import FAST, FORGET, KEPT
 
 from unlearn_eval.editors.gradient import npo
 
 torch.set_num_threads(1)
-edit = npo.edit(tiny_model("llama", torch.float64), None, FORGET, npo.Config(**FAST), retain=KEPT)
+edit = npo.EDITOR.edit(tiny_model("llama", torch.float64), None, FORGET, npo.Config(**FAST), retain=KEPT)
 rank = torch.distributed.get_rank()
 torch.save(
     {"tensors": dict(edit.tensors), "processes": edit.info.notes["training"]["processes"]},

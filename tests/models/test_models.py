@@ -6,18 +6,19 @@ import subprocess
 import zipfile
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from conftest import hf
+from gguf_files import write_gguf
+from lm_eval_runs import hf
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from unlearn_eval.models import default_model
+from unlearn_eval.models import assets, default_model
 from unlearn_eval.models import load as models
-from unlearn_eval.models.default_model import DEFAULT_MODEL, cache_dir, fetch_default_model, load_gguf, model_source
+from unlearn_eval.models.assets import cache_dir
+from unlearn_eval.models.default_model import DEFAULT_MODEL, fetch_default_model, load_gguf, model_source
 from unlearn_eval.models.load import load_model, read_together, resolve_model
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
@@ -58,7 +59,7 @@ def copy(checkpoint, tmp_path):
 def cache(tmp_path, monkeypatch):
     """An empty cache, and no network."""
     monkeypatch.setenv("UNLEARN_EVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(default_model, "hub_reachable", lambda: False)
+    monkeypatch.setattr(assets, "hub_reachable", lambda: False)
     monkeypatch.setattr(models, "hub_reachable", lambda: False)
     return tmp_path / "cache"
 
@@ -246,48 +247,6 @@ def test_a_hub_model_out_of_reach_is_two_lines_without_retries(monkeypatch):
 # GGUF ------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(path):
-    """A tiny random Llama with a byte-level tokenizer."""
-    import gguf
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    rng = np.random.default_rng(0)
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *bytes_to_unicode().values(), "ĊĠ"]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(32)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(1)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
-    writer.add_token_merges(["Ċ Ġ"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_pad_token_id(2)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    shapes = {"token_embd": (len(tokens), 32), "blk.0.attn_k": (16, 32), "blk.0.attn_v": (16, 32)}
-    shapes |= {f"blk.0.{name}": (32, 32) for name in ("attn_q", "attn_output", "ffn_up", "ffn_down", "ffn_gate")}
-    for name, shape in shapes.items():
-        values = rng.normal(size=shape).astype(np.float32)
-        packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_1)
-        writer.add_tensor(f"{name}.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
-    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
-        writer.add_tensor(f"{name}.weight", np.ones(32, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
@@ -375,7 +334,7 @@ def test_without_the_hub_the_wheel_is_converted_once(wheel, cache, capsys, monke
     assert (source["origin"], source["wheel_sha256"]) == ("wheel", sha256(wheel))
     assert source["files"]["model.safetensors"] == sha256(folder / "model.safetensors")
     assert [p.name for p in (cache / "models").iterdir() if p.is_dir()] == [folder.name]
-    monkeypatch.setattr(default_model, "_make", None)  # a second call makes nothing
+    monkeypatch.setattr(assets.PinnedAsset, "_make", None)  # a second call makes nothing
     lines = []
     assert fetch_default_model(lines.append) == folder
     assert lines == []
@@ -467,7 +426,7 @@ def hub(checkpoint, monkeypatch):
         return shutil.copy(checkpoint / name, local_dir)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(default_model, "hub_reachable", lambda: True)
+    monkeypatch.setattr(assets, "hub_reachable", lambda: True)
     pin(monkeypatch, files={path.name: sha256(path) for path in checkpoint.iterdir()})
     return served
 
@@ -524,13 +483,13 @@ def test_reachability_respects_offline_and_bad_networks(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for status, reachable in ((200, True), (307, True), (503, False), (None, False)):
         monkeypatch.setattr(utils, "get_session", session(status))
-        assert default_model.hub_reachable() is reachable
+        assert assets.hub_reachable() is reachable
     asked = len(calls)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert default_model.hub_reachable() is False
+    assert assets.hub_reachable() is False
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert default_model.hub_reachable() is False
+    assert assets.hub_reachable() is False
     assert len(calls) == asked, "nobody is asked"
 
 

@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from unlearn_eval.models import prompts
+from unlearn_eval.models.prompt_format import PromptFormat
 
 QUESTION = "Where was Ada Brook born?"
 ANSWERS = (
@@ -35,25 +36,25 @@ def encoder(tokenizer):
 
 
 def labels_of(tokenizer, answer, chat, prompt=None):
-    prompt = prompts.render(QUESTION, tokenizer, chat) if prompt is None else prompt
+    prompt = PromptFormat(tokenizer, chat).render(QUESTION) if prompt is None else prompt
     ids = prompts.encode_prompt(prompt, tokenizer)
-    return prompt, ids, prompts.answer_labels(prompt, ids, answer, tokenizer, chat)
+    return prompt, ids, PromptFormat(tokenizer, chat).answer_labels(prompt, ids, answer)
 
 
 def test_prompts_have_one_bos(tokenizer):
-    plain = prompts.encode_prompt(prompts.render(QUESTION, tokenizer, chat=False), tokenizer)
+    plain = prompts.encode_prompt(PromptFormat(tokenizer, False).render(QUESTION), tokenizer)
     assert plain[0] == tokenizer.bos_token_id
     assert plain.count(tokenizer.bos_token_id) == 1
     for changed in (tokenizer, with_template(tokenizer, BOS_TEMPLATE)):
-        chat = prompts.encode_prompt(prompts.render(QUESTION, changed, chat=True), changed)
+        chat = prompts.encode_prompt(PromptFormat(changed, True).render(QUESTION), changed)
         assert chat.count(tokenizer.bos_token_id) == 1
         assert chat[0] == tokenizer.bos_token_id
 
 
 def test_the_prompts_are_those_of_our_tasks(tokenizer):
-    assert prompts.render(QUESTION, tokenizer, chat=False) == f"Question: {QUESTION}\nAnswer:"
-    assert prompts.render(QUESTION, tokenizer, False, "Be brief.") == f"Be brief.\n\nQuestion: {QUESTION}\nAnswer:"
-    chat = prompts.render(QUESTION, tokenizer, True, "Be brief.")
+    assert PromptFormat(tokenizer, False).render(QUESTION) == f"Question: {QUESTION}\nAnswer:"
+    assert PromptFormat(tokenizer, False, "Be brief.").render(QUESTION) == f"Be brief.\n\nQuestion: {QUESTION}\nAnswer:"
+    chat = PromptFormat(tokenizer, True, "Be brief.").render(QUESTION)
     assert chat.index("Be brief.") < chat.index(QUESTION)
     assert chat.endswith("<|im_start|>assistant\n")
     assert prompts.has_chat_template(tokenizer)
@@ -121,7 +122,7 @@ def test_a_tokenizer_that_closes_every_text(tokenizer):
         pair="<s> $A $B </s>",
         special_tokens=[("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)],
     )
-    prompt = prompts.render(QUESTION, closing, chat=False)
+    prompt = PromptFormat(closing, False).render(QUESTION)
     assert closing.encode(prompt)[-1] == tokenizer.eos_token_id
     assert prompts.encode_prompt(prompt, closing) == tokenizer.encode(prompt)
     assert labels_of(closing, "Larkhill", chat=False)[2] == labels_of(tokenizer, "Larkhill", chat=False)[2]

@@ -7,7 +7,7 @@ import json
 from collections import Counter, defaultdict
 
 import pytest
-from conftest import TASKS
+from lm_eval_runs import TASKS
 
 from unlearn_eval.metrics.alignment import FEATURES
 from unlearn_eval.models.refusal_judge import CALIBRATION_FILE, read_references

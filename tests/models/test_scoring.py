@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, SLIDING_WINDOW
 from plain_loop import token_scores
+from tiny_checkpoints import ARCHITECTURES, SLIDING_WINDOW
 
 from unlearn_eval.models import scoring
 from unlearn_eval.models.scoring import Query, score_answers

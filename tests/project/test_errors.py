@@ -7,11 +7,11 @@ import warnings
 
 import pytest
 import torch
-from conftest import write_tofu
 from documented import ROOT
 from report_data import records, write_run
 from study_files import study_content, write_model
 from tiny_models import one_thread, tiny_model  # noqa: F401
+from tofu_files import write_tofu
 from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli

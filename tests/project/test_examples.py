@@ -121,7 +121,7 @@ def test_shipped_studies_can_be_planned(name, model, tmp_path, monkeypatch):
 
 
 def write_tofu_and_pistol(root):
-    from conftest import write_tofu
+    from tofu_files import write_tofu
 
     write_tofu(root)
     records = [{"question": f"Who is author {i}?", "answer": f"Author {i}"} for i in range(60)]

@@ -1,8 +1,14 @@
 """The house's rules: who imports whom, what an import costs, and what a wheel holds."""
 
 import ast
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -53,6 +59,15 @@ def test_nothing_that_computes_imports_reports():
             assert not any(name.startswith("unlearn_eval.results.report") for name in imports_of(path)), path
 
 
+def test_tests_share_helpers_and_nothing_else():
+    """What two test files need is in tests/helpers/."""
+    paths = files(ROOT / "tests")
+    names = {path.stem for path in paths if path.parent.name != "helpers"}
+    assert "conftest" in names
+    for path in paths:
+        assert not names & set(imports_of(path)), path
+
+
 @pytest.mark.parametrize(
     "module", ["unlearn_eval", "unlearn_eval.cli", "unlearn_eval.results.schema", "unlearn_eval.autoload"]
 )
@@ -77,38 +92,95 @@ def test_no_global_state_in_editors():
             assert not isinstance(node, ast.Global), path
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)  # the sdist, and the wheel from the sdist
-    (path,) = folder.glob("*.whl")
-    return path
+def package_files(folder):
+    """The files of a package's folder, those behind links among them, by their names below it."""
+    found = set()
+    for where, _, names in os.walk(folder, followlinks=True):
+        if Path(where).name != "__pycache__":
+            found |= {(Path(where) / name).relative_to(folder).as_posix() for name in names}
+    return {name for name in found if not name.endswith((".pyc", ".DS_Store"))}
 
 
-def test_wheel_built_from_the_sdist_holds_everything_and_nothing_else(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
-    tracked = [p.relative_to(ROOT) for p in files(PACKAGE, ROOT / "editors") if "__pycache__" not in p.parts]
-    for path in tracked:
-        inside = path if path.parts[0] == "unlearn_eval" else Path("unlearn_eval") / path
-        assert str(inside) in names, path
-    assert "unlearn_eval/tasks/tofu/unlearn_tofu.yaml" in names
-    assert "unlearn_eval/tasks/facts/facts.jsonl" in names
-    assert {f"unlearn_eval/results/report/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
-    assert "unlearn_eval/studies/smoke.yaml" in names
-    assert "unlearn_eval_autoload.pth" in names
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
-        "unlearn_eval",
-        "unlearn_eval_autoload.pth",
-    }
-    assert len(names) == len(set(names))
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """What is built of a checkout: `sdist`, `from_sdist` (a wheel) and `wheel`; kind -> file."""
+    folder = tmp_path_factory.mktemp("built")
+    build = [sys.executable, "-m", "build", "--no-isolation"]
+    subprocess.run([*build, "--outdir", folder / "a", ROOT], check=True, capture_output=True)
+    subprocess.run([*build, "--wheel", "--outdir", folder / "b", ROOT], check=True, capture_output=True)
+    places = {"sdist": "a/*.tar.gz", "from_sdist": "a/*.whl", "wheel": "b/*.whl"}
+    return {kind: next(folder.glob(place)) for kind, place in places.items()}
+
+
+def test_every_way_of_installing_has_the_same_importable_files(built, tmp_path):
+    checkout = package_files(PACKAGE)
+    assert {"editors/closed_form/memit.py", "tasks/tofu/unlearn_tofu.yaml", "studies/smoke.yaml"} <= checkout
+    with tarfile.open(built["sdist"]) as archive:
+        archive.extractall(tmp_path / "sdist", filter="data")
+    (root,) = (tmp_path / "sdist").iterdir()
+    found = {"sdist": package_files(root / "unlearn_eval")}
+    for kind in ("wheel", "from_sdist"):
+        zipfile.ZipFile(built[kind]).extractall(tmp_path / kind)
+        found[kind] = package_files(tmp_path / kind / "unlearn_eval")
+    for kind, names in found.items():
+        assert names == checkout, (kind, sorted(names ^ checkout))
+    for folder in (root, tmp_path / "wheel", tmp_path / "from_sdist"):  # and they can be imported there
+        code = "import unlearn_eval.editors.closed_form as found; print(found.__file__)"
+        run = [sys.executable, "-c", code]
+        environment = os.environ | {"PYTHONPATH": str(folder)}  # before the .pth that starts an installed one
+        said = subprocess.run(run, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment).stdout
+        assert said.startswith(str(folder))
+
+
+def test_an_editable_install_is_the_checkout(tmp_path):
+    """In the environment that runs the tests, as `make` builds it."""
+    origin = json.loads(importlib.metadata.distribution("unlearn-eval").read_text("direct_url.json") or "{}")
+    if origin.get("url") != ROOT.as_uri():
+        pytest.skip(f"this environment has another install: {origin}")
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    code = "import sys, unlearn_eval; print(unlearn_eval.__path__[0], 'unlearn_eval.autoload' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=clean
+    )
+    folder, is_loaded = run.stdout.split()
+    assert package_files(folder) == package_files(PACKAGE)
+    assert Path(folder) == PACKAGE
+    assert is_loaded == "True", "the .pth started it"
+
+
+def test_a_wheel_holds_the_package_and_nothing_else(built):
+    for kind in ("wheel", "from_sdist"):
+        names = zipfile.ZipFile(built[kind]).namelist()
+        assert "unlearn_eval/tasks/facts/facts.jsonl" in names
+        assert {f"unlearn_eval/results/report/page.{own}" for own in ("html", "css", "js")} <= set(names)
+        assert "unlearn_eval_autoload.pth" in names
+        assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
+            "unlearn_eval",
+            "unlearn_eval_autoload.pth",
+        }
+        assert len(names) == len(set(names))
+
+
+def test_links_that_were_checked_out_as_text_are_named(tmp_path):
+    """Git without symlink support writes a link as a file that holds its target."""
+    shutil.copy(ROOT / "hatch_build.py", tmp_path)
+    spec = importlib.util.spec_from_file_location("hook", tmp_path / "hatch_build.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    (tmp_path / "unlearn_eval").mkdir()
+    hook.check_links(tmp_path)  # an sdist or a checkout without them fails elsewhere
+    (tmp_path / "unlearn_eval" / "editors").mkdir()
+    hook.check_links(tmp_path)
+    (tmp_path / "unlearn_eval" / "tasks").write_text("../tasks")
+    with pytest.raises(RuntimeError, match="unlearn_eval/tasks is a text file .*core.symlinks true"):
+        hook.check_links(tmp_path)
 
 
 @pytest.mark.slow
-def test_wheel_install_teaches_lm_eval_our_tasks(wheel, tmp_path):
+def test_wheel_install_teaches_lm_eval_our_tasks(built, tmp_path):
     venv.create(tmp_path / "v", with_pip=True, system_site_packages=False)
     python = tmp_path / "v" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(built["wheel"])], check=True)
     # lm-eval and the rest come from this environment; its editable install of ours must not help.
     (tmp_path / "v" / "lib").mkdir(exist_ok=True)
     site = next((tmp_path / "v" / "lib").glob("python*/site-packages"))

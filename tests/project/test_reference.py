@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from conftest import evaluate, hf, report, values
+from lm_eval_runs import evaluate, hf, report, values
 from scipy.stats import ks_2samp
 
 from unlearn_eval.harness.reference import read_reference

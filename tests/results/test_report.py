@@ -1,6 +1,5 @@
 """The page as a file: what is in it, what cannot be in it, how large it gets, and what bad input does."""
 
-import base64
 import dataclasses
 import json
 import random
@@ -11,7 +10,6 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-import zlib
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ import report_data
 from hypothesis import given
 from hypothesis import strategies as st
 from report_data import TASK, records, write_run
+from report_pages import NASTY, nasty_run, parts
 from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
@@ -35,20 +34,7 @@ from unlearn_eval.results.runs import NO_EDIT, read_runs
 from unlearn_eval.utils.errors import UserError
 
 DEMO = Path(__file__).parents[2] / "results" / "demo"
-NASTY = "</script><script>alert(1)</script><!--\u2028\u2029 \" onmouseover=alert(2) ' & <img src=x onerror=alert(3)>"
-
-
-def parts(page):
-    """The summary and the answers of a page, read as a browser reads them."""
-    found = re.findall(r"<script([^>]*)>(.*?)</script>", page, re.DOTALL)
-    assert [
-        re.search(r'id="([\w-]+)"', attributes) and attributes.split('id="')[1][:-1] for attributes, _ in found
-    ] == [
-        "summary",
-        "answers-data",
-        None,
-    ]
-    return json.loads(found[0][1]), json.loads(zlib.decompress(base64.b64decode(found[1][1])))
+PAGE = Path(__file__).parents[2] / "unlearn_eval" / "results" / "report"
 
 
 def cells_of(summary, run, name):
@@ -312,22 +298,6 @@ def test_half_a_surrogate_pair_does_not_stop_the_page():
     assert json.loads(as_script_json({"a": "x\ud800y"})) == {"a": "x?y"}
 
 
-def nasty_run(folder):
-    """A run in which everything that a model or a stranger may have written tries to get out."""
-    texts = [NASTY] * 6
-    made = records(6, random.Random(0), texts=texts)
-    for i, record in enumerate(made):
-        record["doc"] |= {"question": f"{i} {NASTY}", "answer": NASTY}
-    metrics = {
-        "forget_accuracy": report_data.metric([0.0, 1.0, 1.0], False),
-        f"m {NASTY}": Metric(None, n_unscored=1, reason=NASTY),
-    }
-    folder.mkdir(exist_ok=True)
-    nasty_name = "<img src=x onerror=alert(4)>"
-    result = report_data.result(nasty_name, metrics, method=NASTY, model_id=NASTY, forget_set=NASTY, notes=[NASTY])
-    return write_result(result, folder / f"{nasty_name}.json", {TASK: made})
-
-
 def test_what_a_model_wrote_stays_data(tmp_path):
     nasty_run(tmp_path)
     page = build_page(read_runs(tmp_path), title=NASTY)
@@ -345,9 +315,10 @@ def test_what_a_model_wrote_stays_data(tmp_path):
 
 
 def test_the_script_builds_no_html_from_text():
-    script = (Path(cli.__file__).parent / "report" / "page.js").read_text()
+    scripts = sorted(PAGE.glob("*.js"))
+    assert [path.name for path in scripts] == ["page.js", "page_robustness.js"]
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "DOMParser"):
-        assert way not in script
+        assert not [path.name for path in scripts if way in path.read_text(encoding="utf-8")], way
 
 
 # Bad input -------------------------------------------------------------------------------------------------

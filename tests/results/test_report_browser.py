@@ -5,7 +5,7 @@ import random
 import pytest
 from browsing import open_page
 from report_data import TASK, records, write_many, write_run
-from test_report import NASTY, nasty_run
+from report_pages import NASTY, nasty_run
 
 from unlearn_eval.results.files import read_result
 from unlearn_eval.results.report.figures import pareto

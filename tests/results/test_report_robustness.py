@@ -7,7 +7,7 @@ import random
 import pytest
 from attack_data import LAYERS, PROBE, RELEARN, STEPS, placed, probing, relearning, write_attacked, write_study
 from report_data import TASK
-from test_report import NASTY, parts
+from report_pages import NASTY, parts
 
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.report.page import build_page

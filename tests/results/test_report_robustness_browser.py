@@ -6,7 +6,7 @@ import pytest
 from attack_data import LAYERS, PROBE, RELEARN, placed, probing, relearning, write_attacked, write_study
 from browsing import open_page
 from report_data import records, write_run
-from test_report import NASTY
+from report_pages import NASTY
 
 from unlearn_eval.results.files import read_result
 from unlearn_eval.results.report.page import write_page
@@ -130,6 +130,7 @@ def test_localizations_mark_what_was_chosen(opened):
     assert names[-1] == "random_mlps", "the control stands next to what is read against it"
     own = opened.locator("#places .place").filter(has_text="fact_lookup")
     cells = own.locator(".point")
+    cells.first.wait_for()  # drawn in the next frame
     assert cells.count() == LAYERS
     assert [i for i in range(LAYERS) if cells.nth(i).locator(".chosen").count()] == [1, 2]
     assert cells.nth(0).locator(".hot.c0").count() == 1
@@ -154,6 +155,7 @@ def test_effects_by_position_unfold(chromium, tmp_path):
     page = open_page(chromium, write_page(read_runs(tmp_path), tmp_path / "r.html"))
     details = page.locator("#places details")
     details.locator("summary").click()
+    details.locator(".point").first.wait_for()  # browsers announce an opened part in a later task
     assert details.locator("text").all_text_contents()[:2] == ["last subject token", "last token"]
     cells = details.locator(".point")
     assert cells.count() == 6

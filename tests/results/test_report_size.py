@@ -7,7 +7,7 @@ import pytest
 from attack_data import PROBE, RELEARN, placed, probing, relearning, write_attacked
 from browsing import open_page
 from report_data import METHODS, TASK, records, write_run
-from test_report import parts
+from report_pages import parts
 
 from unlearn_eval.results.report.page import write_page
 from unlearn_eval.results.runs import read_runs

@@ -83,8 +83,9 @@ def test_what_is_not_edited_is_attacked_once_for_all_edits(model, tmp_path, monk
     """Two edits, one pass over the unedited model; the results are those of attacks that do it all by themselves."""
     from unlearn_eval.attacks.methods import quantize
 
-    asked, whole = [], quantize.attack
-    monkeypatch.setattr(quantize, "attack", lambda case, config: asked.append(case.names) or whole(case, config))
+    asked, whole = [], quantize.ATTACK
+    watched = replace(whole, run=lambda case, config: asked.append(case.names) or whole.run(case, config))
+    monkeypatch.setattr(quantize, "ATTACK", watched)
     path, output = tmp_path / "study.yaml", tmp_path / "out"
     editors = [memit(model), {**memit(model, preservation=3), "name": "other"}]
     reference = QUANTIZE | {"reference": str(model)}
@@ -92,7 +93,7 @@ def test_what_is_not_edited_is_attacked_once_for_all_edits(model, tmp_path, monk
     results = run(path, output)
     assert asked == [*[("full", "reference"), ("unlearned",), ("unlearned",)] * 2]
     assert len([*(output / "shared" / "controls").glob("quantize-*.json")]) == 2, "one for each choice of facts"
-    monkeypatch.setattr(quantize, "ABOUT", replace(quantize.ABOUT, controls_alone=False))
+    monkeypatch.setattr(quantize, "ATTACK", replace(watched, controls_alone=False))
     alone = run(path, tmp_path / "alone")
     assert asked[6:] == [("unlearned", "full", "reference")] * 4
     for name, result in results.items():
@@ -126,9 +127,10 @@ def test_with_known_facts_only_what_is_known_is_trained_on_and_read(model, tmp_p
 
     known = [item.id for item in facts()][3:60:5]
     monkeypatch.setattr(worker, "known_items", lambda *a: known)
-    seen, make, whole = {}, editing.make_edit, prefix.attack
+    seen, make, whole = {}, editing.make_edit, prefix.ATTACK
     monkeypatch.setattr(editing, "make_edit", lambda *a, **k: seen.update(kept=k["retain"]) or make(*a, **k))
-    monkeypatch.setattr(prefix, "attack", lambda case, config: seen.update(others=case.others) or whole(case, config))
+    watched = replace(whole, run=lambda case, config: seen.update(others=case.others) or whole.run(case, config))
+    monkeypatch.setattr(prefix, "ATTACK", watched)
     path = tmp_path / "study.yaml"
     write_study(
         path, model, editors=[NPO], known=True, attacks=[{"attack": "prefix", "settings": {"prompts": ["sure"]}}]

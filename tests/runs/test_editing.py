@@ -15,7 +15,7 @@ from tiny_models import (
 )
 
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
-from unlearn_eval.editing.editor import get_editor
+from unlearn_eval.editing.editor import METHODS, get_editor
 from unlearn_eval.editing.locate_then_edit import run as locate
 from unlearn_eval.editing.locate_then_edit import second_moments
 from unlearn_eval.editing.locate_then_edit.run import check_requests
@@ -26,9 +26,11 @@ from unlearn_eval.editors.closed_form import alphaedit, emmet, memit, rome
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.runs import edit as editing
 from unlearn_eval.runs.edit import make_edit, self_check
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.registry import module_in
 from unlearn_eval.utils.settings import configure
 
 ITEMS = (
@@ -159,7 +161,7 @@ def test_steps_share_second_moments_and_their_factors(loaded, editor, monkeypatc
 
 
 def test_merging_by_key(loaded):
-    requests = build_requests(ITEMS, ["I don't know."] * 4, loaded.tokenizer, True)
+    requests = build_requests(ITEMS, ["I don't know."] * 4, PromptFormat(loaded.tokenizer, True))
     merged = merge_keys(requests, 2)
     assert [[part.id for part in r.parts] for r in merged] == [["a", "b"], ["d"], ["c"]]
     assert merged[0].id == "a and 1 more"
@@ -218,7 +220,7 @@ def test_wrong_recipes(wrong):
 
 def test_conflicts_are_named(loaded):
     twice = (ITEMS[0], dataclasses.replace(ITEMS[0], id="again"))
-    same = build_requests(twice, ["No.", "No."], loaded.tokenizer, True)
+    same = build_requests(twice, ["No.", "No."], PromptFormat(loaded.tokenizer, True))
     with pytest.raises(UserError, match="'a' and 'again' ask the same"):
         check_requests(same)
     leading = [
@@ -226,12 +228,12 @@ def test_conflicts_are_named(loaded):
         ForgetItem("y", "France has which currency?", "euro", subject="France"),
     ]
     with pytest.raises(UserError, match="'x' and 'y' conflict"):
-        check_requests(build_requests(leading, ["No.", "I don't know."], loaded.tokenizer, True))
+        check_requests(build_requests(leading, ["No.", "I don't know."], PromptFormat(loaded.tokenizer, True)))
     check_requests(
-        build_requests(leading, ["No.", "No."], loaded.tokenizer, True)
+        build_requests(leading, ["No.", "No."], PromptFormat(loaded.tokenizer, True))
     )  # one answer for both is no conflict
     other = [dataclasses.replace(item, subject=None) for item in leading]
-    check_requests(build_requests(other, ["No.", "I don't know."], loaded.tokenizer, True))
+    check_requests(build_requests(other, ["No.", "I don't know."], PromptFormat(loaded.tokenizer, True)))
 
 
 def test_memit_wants_preservation(loaded):
@@ -273,7 +275,7 @@ def test_a_preset_is_found_by_configuration():
 
 def test_the_self_check_counts_what_took(loaded):
     edit, model = edit_of(loaded), loaded.model
-    requests = build_requests(ITEMS, ["No."] * 4, loaded.tokenizer, True)
+    requests = build_requests(ITEMS, ["No."] * 4, PromptFormat(loaded.tokenizer, True))
 
     def greedy(request, n):
         ids = list(request.prompt_ids)
@@ -309,4 +311,5 @@ def test_every_editor_runs_from_a_forget_set(loaded, editor):
     more = edit_of(loaded, FORGET.select(["b"]), editor, options, state=edit)
     assert more.info.requests["ids"] == ["a", "c", "b"]
     assert_untouched(loaded.model, before)
-    assert get_editor(editor).__doc__ and "arXiv" in get_editor(editor).__doc__  # noqa: PT018
+    assert "arXiv" in module_in(METHODS, editor, "editor").__doc__
+    assert get_editor(editor).paper

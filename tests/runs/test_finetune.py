@@ -4,20 +4,23 @@ import json
 
 import pytest
 import torch
-from conftest import evaluate, hf, tofu_data, values
+from lm_eval_runs import evaluate, hf, values
 from scipy.stats import ks_2samp
 from tiny_models import one_thread  # noqa: F401
+from tofu_files import tofu_data
 
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, load_forget_set
+from unlearn_eval.data.registry import finetune_presets
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.harness.reference import STORED, read_reference
 from unlearn_eval.harness.tofu_reference import measure
 from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.runs import finetune as finetuning
-from unlearn_eval.runs.finetune import ABOUT, PRESETS, preset_of, without, write_checkpoint
+from unlearn_eval.runs.finetune import ABOUT, preset_of, without, write_checkpoint
 from unlearn_eval.utils.errors import UserError
 
 FAST = {"epochs": "30", "learning_rate": "1e-2", "batch_size": "8", "warmup_epochs": "0", "logging_steps": "10"}
@@ -46,7 +49,7 @@ def loaded(tiny_folder):
 def known(model, tokenizer, items, chat=True):
     from unlearn_eval.editing.requests.build import build_requests
 
-    requests = build_requests(items, [item.answer for item in items], tokenizer, chat)
+    requests = build_requests(items, [item.answer for item in items], PromptFormat(tokenizer, chat))
     scores = score_answers(model, [Query(r.prompt_ids, r.answer_ids) for r in requests])
     return sum(sum(score.token_nll) / len(score.token_nll) for score in scores) / len(scores)
 
@@ -94,7 +97,7 @@ def test_target_and_reference(data, loaded, tmp_path, tokenizer):
 @pytest.mark.parametrize("chat", [False, True])
 def test_the_reference_has_the_tasks_own_numbers(chat, data, tiny, tokenizer):
     model = tiny("llama")
-    found = measure(model, tokenizer, "forget10", chat)
+    found = measure(model, PromptFormat(tokenizer, chat), "forget10")
     options = {"gen_kwargs": {"max_gen_toks": 2}, "apply_chat_template": chat}
     samples = evaluate(hf(model, tokenizer), **options)["samples"]["unlearn_tofu"]
     own = {s["forget_quality"]["id"]: s["forget_quality"]["log_truth_ratio"] for s in samples if s["forget_quality"]}
@@ -104,7 +107,7 @@ def test_the_reference_has_the_tasks_own_numbers(chat, data, tiny, tokenizer):
         evaluate(hf(model, tokenizer), "unlearn_tofu_privacy", apply_chat_template=chat), "unlearn_tofu_privacy"
     )
     assert found["aucs"] == pytest.approx({name: v for name, v in privacy.items() if name.endswith("_auc")})
-    some = measure(model, tokenizer, "forget10", chat, positions=[2])
+    some = measure(model, PromptFormat(tokenizer, chat), "forget10", positions=[2])
     assert some["log_truth_ratios"] == pytest.approx({"forget/2": own["forget/2"]}, rel=1e-5)
 
 
@@ -142,7 +145,7 @@ def test_presets():
     from unlearn_eval.editing.training.gradient import GradientConfig
     from unlearn_eval.utils.settings import configure
 
-    for name, preset in PRESETS.items():
+    for name, preset in finetune_presets().items():
         configure(GradientConfig, preset.settings)
         assert name == preset.name
         assert "@" in preset.source
@@ -164,7 +167,7 @@ def test_what_does_not_fit_is_refused(data, loaded):
         finetuning.finetune(loaded, data, {"epoch": "1"})
     bare = LoadedModel(loaded.model, loaded.tokenizer, "tiny", None, "tiny")
     with pytest.raises(UserError, match="unknown forget split"):
-        measure(bare.model, bare.tokenizer, "forget2", False)
+        measure(bare.model, PromptFormat(bare.tokenizer, False), "forget2")
 
 
 def test_the_command(data, tiny_folder, tmp_path, capsys, monkeypatch):

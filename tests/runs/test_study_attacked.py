@@ -122,16 +122,16 @@ def test_an_estimate_rests_on_cells_that_were_attacked_alike(model, tmp_path):
 
 def test_every_attack_and_localization_says_what_it_costs():
     for name in attack_names():
-        module = get_attack(name)
-        assert isinstance(module, Attack)
-        few, many = (module.work(module.Config(), n, 12) for n in (4, 40))
+        attack = get_attack(name)
+        assert isinstance(attack, Attack)
+        few, many = (attack.work(attack.Config(), n, 12) for n in (4, 40))
         assert few != Work()
         assert (many.trained, many.answered, many.read) >= (few.trained, few.answered, few.read)
         assert many.answered + many.read + many.trained > few.answered + few.read + few.trained
     for name in localizer_names():
-        module = get_localizer(name)
-        assert isinstance(module, Localizer)
-        assert (module.passes(module.Config(), 12) > 0) == module.NEEDS_FACTS
+        method = get_localizer(name)
+        assert isinstance(method, Localizer)
+        assert (method.passes(method.Config(), 12) > 0) == method.needs_facts
 
 
 # What cannot be --------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """What serving does before an engine is there: checkpoints are patched, and steps are routed token by token."""
 
 import asyncio
+import json
 import os
 import random
 import re
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,14 +22,16 @@ from unlearn_eval.edits.load import describe_base
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.harness import backends
-from unlearn_eval.models.prompt_ends import prompt_lengths
-from unlearn_eval.serving import moments
+from unlearn_eval.models.prompt_ends import prompt_lengths, said_prompt_end
+from unlearn_eval.serving import door, gate, moments
+from unlearn_eval.serving.gate import KNOWN, Gate
 from unlearn_eval.serving.patches import layout_of, patched
 from unlearn_eval.serving.plugin import EXTENSION, edit_id
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Slots, step_of
-from unlearn_eval.serving.routes import Served
+from unlearn_eval.serving.routes import EditRoutes, Served, inside
+from unlearn_eval.serving.start import server_environment
 from unlearn_eval.serving.swapping import EngineFacts, check_swap, facts_of
-from unlearn_eval.serving.vllm_requests import no_moments
+from unlearn_eval.serving.vllm_requests import lend, no_moments
 from unlearn_eval.utils.errors import UserError
 
 
@@ -259,8 +262,6 @@ def test_steps_say_whose_each_token_is():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_edits_folder_names_an_architecture_that_only_the_plugin_knows(tmp_path, kind):
-    import json
-
     folder = write_edit(tmp_path / "edit", tmp_path, "llama", kind, prompts_of(8, longest=8))
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["EditedLlamaForCausalLM"]
     assert load_edit(folder).info.base["architecture"] == "LlamaForCausalLM"
@@ -493,3 +494,246 @@ def test_an_engine_is_in_this_process_where_cpus_are_few(monkeypatch, few, said,
         assert os.environ.get(name) == within
         raise OSError("the model cannot be read")
     assert os.environ.get(name) == said
+
+
+# The door and the gate ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [0, -1, 4, 10**30, True, 1.0, "2", None, [1], {"a": 1}])
+def test_what_a_request_says_of_its_end_raises_nothing_within_a_step(end):
+    assert said_prompt_end(SimpleNamespace(extra_args={"prompt_end": end}), 3) is None
+    for given in (None, {}, "prompt_end", [end]):
+        assert said_prompt_end(SimpleNamespace(extra_args=given), 3) is None
+    assert said_prompt_end(SimpleNamespace(extra_args={"prompt_end": 2}), 3) == 2
+    config = SimpleNamespace(additional_config={"unlearn_eval": {"memory": True, "scoring": True}})
+    request = SimpleNamespace(sampling_params=SimpleNamespace(extra_args={"prompt_end": end}), prompt_token_ids=[5] * 3)
+    assert "give a number from 1 to 3" in door.prompt_refusal(request, door.rules_of(config))[0]
+
+
+@pytest.mark.parametrize(
+    ("own", "rules"),
+    [
+        ({"unlearn_eval": {"memory": True}}, door.Rules(memory=True, scoring=False)),
+        ({"unlearn_eval": {"memory": True, "scoring": "yes"}}, door.Rules(memory=True, scoring=False)),
+        ({"unlearn_eval": {"edit": "a", "scoring": True}}, door.Rules(memory=False, scoring=True)),
+        ({"other": 1}, None),
+        (None, None),
+    ],
+)
+def test_only_who_starts_an_engine_opens_it_for_scoring(own, rules):
+    assert door.rules_of(SimpleNamespace(additional_config=own)) == rules
+
+
+def test_an_engine_that_scores_is_not_put_behind_a_server(folders):
+    engine, state = Engine(), SimpleNamespace()
+    for scoring in (True, False):
+        engine.vllm_config.additional_config = {"unlearn_eval": {"memory": True, "scoring": scoring}}
+        with pytest.raises(UserError, match="is no server's") if scoring else nullcontext():
+            asyncio.run(EditRoutes().init_state(engine, state, SimpleNamespace(model=str(folders["grace"]))))
+        assert hasattr(state, gate.NAME) is not scoring
+    assert state.unlearn_eval_routes.has_memories
+    assert state.unlearn_eval_routes.root == folders["grace"].parent
+
+
+def test_what_would_show_the_unedited_model_is_refused_where_there_is_a_memory():
+    def name(memory, scoring, **parameters):
+        found = door.refusal(SimpleNamespace(**parameters), door.Rules(memory, scoring))
+        return found and found[1]
+
+    for parameters, expected in (
+        ({"prompt_logprobs": 0}, ["prompt_logprobs", None, None, None]),
+        ({"prompt_logprob_token_ids": [[1]]}, ["prompt_logprob_token_ids", None, None, None]),
+        ({"extra_args": {"prompt_end": 3}}, ["prompt_end", None, "prompt_end", None]),
+        ({"extra_args": {"kv_transfer_params": {}}}, ["kv_transfer_params", "kv_transfer_params", None, None]),
+        ({"beam_width": 2}, ["use_beam_search", "use_beam_search", None, None]),
+        ({"logprobs": 5, "extra_args": {"other": 1}, "prompt_logprobs": None}, [None] * 4),
+    ):
+        engines = [(memory, scoring) for memory in (True, False) for scoring in (False, True)]
+        assert [name(*own, **parameters) for own in engines] == expected, parameters
+
+
+class Behind:
+    """What a gate guards: it notes what comes through, and says yes."""
+
+    def __init__(self, memory=True):
+        self.state, self.seen = SimpleNamespace(), []
+        self.state.unlearn_eval_routes = SimpleNamespace(has_memories=memory)
+
+    async def __call__(self, scope, receive, send):
+        body = (await receive())["body"] if scope["method"] == "POST" else b""
+        self.seen.append((scope["path"], body, scope[KNOWN]))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+def through(behind, path, body=None, gate=None, key="secret", host="127.0.0.1:8000", kind="http", parts=1, **more):
+    """The status with which a request is answered."""
+    sent, headers = [], {"host": host, "content-type": "application/json"} | more.pop("headers", {})
+    if key is not None:
+        headers["authorization"] = f"Bearer {key}"
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    size = max(1, -(-len(data) // parts))
+    pieces = [data[i : i + size] for i in range(0, len(data), size)] or [b""]
+    messages = [
+        {"type": "http.request", "body": piece, "more_body": i < len(pieces) - 1} for i, piece in enumerate(pieces)
+    ]
+    messages.append({"type": "http.disconnect"})
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": kind, "path": path, "method": "GET" if body is None else "POST", "app": behind} | more
+    scope["headers"] = [
+        (name.encode(), value.encode("latin-1")) for name, value in headers.items() if value is not None
+    ]
+    asyncio.run((gate or Gate(behind, ["secret"], "127.0.0.1"))(scope, receive, send))
+    return sent[0].get("status", sent[0]["type"])
+
+
+def test_every_route_but_health_needs_the_key():
+    behind = Behind()
+    for key in (None, "", "wrong", "secret2", "SECRET", "sécret"):
+        for method, path in gate.ROUTES - {gate.HEALTH}:
+            assert through(behind, path, None if method == "GET" else {}, key=key) == 401, path
+        assert through(behind, "/docs", key=key) == 401
+        assert through(behind, "/health", key=key) == 200
+    assert through(behind, "/health", headers={"authorization": "Basic secret"}, key=None) == 200
+    assert {known for _, _, known in behind.seen} == {False}
+    for method, path in gate.ROUTES:
+        assert through(behind, path, None if method == "GET" else {}) == 200, path
+    assert through(behind, "/health", key="other", gate=Gate(behind, ["secret", "other"], "0.0.0.0")) == 200
+    assert through(behind, "/health", key=None, gate=Gate(behind, [], "127.0.0.1")) == 200
+    assert behind.seen[-1][2] is behind.seen[-2][2] is True
+    for path in ("/docs", "/health/", "//health", "/v1/edit/", "/metrics/a", "/V1/edit", "/a/health"):
+        assert through(behind, path) == 404, path
+    assert through(behind, "/a/health", root_path="/a") == 200
+    assert through(behind, "/health", {}) == 404, "another method"
+    assert through(behind, "/health", kind="websocket") == "websocket.close"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", None, "::", "192.168.0.1", "box.example", ""])
+def test_other_machines_need_a_key(host):
+    with pytest.raises(UserError, match="can be reached from other machines, without a key"):
+        Gate(Behind(), [], host)
+    with pytest.raises(UserError):
+        Gate(Behind(), ["", ""], host)
+    behind = Behind()
+    assert through(behind, "/health", gate=Gate(behind, ["secret"], host), host="box.example") == 200
+
+
+def test_other_names_of_this_machine_and_web_pages_are_refused():
+    behind = Behind()
+    for host in ("127.0.0.1", "localhost:9000", "[::1]:8000", "127.0.0.2", "LOCALHOST"):
+        assert through(behind, "/v1/models", host=host) == 200, host
+    for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "", None):
+        assert through(behind, "/v1/models", host=host) == 403, host
+        assert through(behind, "/health", host=host, key=None) == 403, host
+    page = {"origin": "http://evil.example"}
+    assert through(behind, "/v1/models", headers=page) == 403
+    assert through(behind, "/v1/models", headers=page, gate=Gate(behind, ["secret"], "::1", [page["origin"]])) == 200
+    assert through(behind, "/v1/models", headers=page, gate=Gate(behind, ["secret"], "::1", ["*"])) == 200
+
+
+def test_requests_are_bounded_and_come_through_as_they_were():
+    behind, body = Behind(), json.dumps({"prompt": "a" * 1000, "max_tokens": 4}).encode()
+    assert through(behind, "/v1/completions", body, parts=7) == 200
+    assert behind.seen[-1][1] == body
+    assert through(behind, "/v1/edit", b'{"edit": "a"}' + b" " * gate.EDIT_BYTES) == 413
+    assert through(behind, "/v1/completions", b"{}" + b" " * gate.BODY_BYTES, parts=50) == 413
+    for data in (b"", b"{", b"[]", b"3", b"\xff", b"[" * 10_000):
+        for path in ("/v1/completions", "/v1/edit", "/tokenize"):
+            assert through(behind, path, data) == 400, data[:9]
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "", None):
+        assert through(behind, "/v1/edit", {"edit": "a"}, headers={"content-type": kind}) == 415
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_only_known_fields_come_through(path, memory):
+    behind = Behind(memory)
+    for name in gate.FIELDS[path]:
+        assert through(behind, path, {name: 1}) == 200, name
+    for name in ("vllm_xargs", "kv_transfer_params", "prompt_embeds", "chat_template", "nobody_knows", "x" * 1000):
+        assert through(behind, path, {name: None}) == 200, "as if it were not there"
+        for value in (1, {}, False, ""):
+            assert through(behind, path, {name: value}) == 400, name
+    for name, (harmless, _) in gate.WITHOUT_MEMORY.items():
+        chat_only = name in gate.TEMPLATED and path != gate.CHAT
+        assert through(behind, path, {name: harmless}) == (400 if chat_only and harmless is not None else 200), name
+        for value in (5, "true", not harmless):
+            assert through(behind, path, {name: value}) == (400 if memory or chat_only else 200), name
+    usual = path == "/v1/completions"
+    assert through(behind, path, {"add_special_tokens": usual}) == 200
+    assert through(behind, path, {"add_special_tokens": not usual}) == (400 if memory else 200)
+    begun = {"messages": [{"role": "user"}, {"role": "assistant"}]}
+    assert through(behind, "/v1/chat/completions", begun) == (400 if memory else 200)
+    del behind.state.unlearn_eval_routes
+    assert through(behind, path, {"echo": True}) == 400, "nobody knows yet what is served"
+
+
+def test_edits_are_found_below_the_root_and_nowhere_else(tmp_path):
+    root, other = tmp_path / "root", tmp_path / "root2"
+    for folder in (root / "a", root / "b" / "c", other / "d"):
+        folder.mkdir(parents=True)
+        (folder / "edit.json").write_text("{}")
+    (root / "edit.json").write_text("{}")
+    (root / "to_a").symlink_to(root / "a")
+    (root / "to_d").symlink_to(other / "d")
+    (root / "up").symlink_to(tmp_path)
+    (root / "circle").symlink_to(root / "circle")
+    for name in ("a", "b/c", "b/../a", str(root / "a"), "to_a", "up/root/a"):
+        assert inside(root, name) in (root / "a", root / "b" / "c"), name
+    said = set()
+    for name in ("to_d", "../root2/d", str(other / "d"), "up/root2/d", "b", "z", ".", "", "a/..", "a\0", "a" * 9999,
+                 "a/" * 500, "circle", "a/edit.json", "/", "~"):  # fmt: skip
+        with pytest.raises(UserError) as raised:
+            inside(root, name)
+        said.add(str(raised.value))
+    assert len(said) == 1
+
+
+def test_the_environment_of_a_server_names_the_edits_root(tmp_path):
+    (tmp_path / "edits").mkdir()
+    found = server_environment({"A": "b"}, "key", str(tmp_path / "edits" / ".." / "edits"))
+    assert found["UNLEARN_EVAL_EDITS_ROOT"] == str(tmp_path / "edits")
+    assert (found["A"], found["VLLM_API_KEY"]) == ("b", "key")
+    assert "UNLEARN_EVAL_EDITS_ROOT" not in server_environment({})
+    with pytest.raises(UserError, match="is no folder"):
+        server_environment({}, None, str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, {"unlearn_eval": {"scoring": True}}),
+        ({"a": 1, "unlearn_eval": {"b": 2}}, {"a": 1, "unlearn_eval": {"b": 2, "scoring": True}}),
+        ("text", "text"),
+    ],
+)
+def test_lm_evals_engines_are_started_to_score(given, expected):
+    started = {}
+
+    class Model:
+        model = SimpleNamespace(collective_rpc=lambda name: None)
+
+        def __init__(self, **options):
+            started.update(options)
+
+        def _loglikelihood_tokens(self, *arguments):
+            """Never called."""
+
+    lend(Model)
+    Model(**({} if given is None else {"additional_config": given}))
+    assert started["additional_config"] == expected
+
+
+def test_the_guide_says_of_every_field_what_becomes_of_it():
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "serving.md").read_text(encoding="utf-8")
+    table = guide.split("## What a client can and cannot do")[1].split("\n## ")[0]
+    for name in ("vllm_xargs", "kv_transfer_params", "prompt_embeds", "cache_salt", "logits_processors", "priority",
+                 "add_special_tokens", "chat_template", *gate.WITHOUT_MEMORY):  # fmt: skip
+        assert f"`{name}`" in table, name
+    for _, path in gate.ROUTES:
+        assert f"`{path}`" in table, path

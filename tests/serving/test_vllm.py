@@ -23,6 +23,7 @@ from serving_models import KINDS, MEMORIES, greedy, model_of, prompts_of, write_
 from tiny_models import tiny_tokenizer
 from vllm_engines import (  # noqa: F401
     NEW,
+    SCORING,
     V2,
     N,
     ask,
@@ -42,6 +43,7 @@ from unlearn_eval import load_edit
 from unlearn_eval.edits.base import applied
 from unlearn_eval.harness.backends import engine_stopped
 from unlearn_eval.harness.requests import make_query
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.runs.evaluate import EvalConfig, run_evaluation
 from unlearn_eval.utils.errors import UserError
@@ -76,7 +78,7 @@ def test_tokens_and_log_probabilities_are_those_of_hugging_face(edits, architect
     model = model_of(architecture)
     with applied(load_edit(folder), model):
         expected = [score.token_nll for score in score_answers(model, queries)]
-    with engine(folder, **MODES[mode]) as llm:
+    with engine(folder, **MODES[mode], **SCORING) as llm:
         assert say(llm, prompts) == edited
         for own, nll in zip(scores(llm, queries), expected, strict=True):
             torch.testing.assert_close(torch.tensor(own), -torch.tensor(nll), atol=1e-4, rtol=0)
@@ -206,6 +208,16 @@ def test_a_server_answers_says_what_it_serves_and_swaps(server, edits):
 
     assert ask(port, "/health")[1]["edit"]["id"] == edit_id(folder)
     assert ask(port, "/v1/edit", key="wrong")[0] == 401
+    request = {"model": "m", "prompt": prompts[0], "max_tokens": 4, "temperature": 0}
+    for name, value in (
+        ("prompt_logprobs", 1),
+        ("echo", True),
+        ("truncate_prompt_tokens", 3),
+        ("use_beam_search", True),
+    ):
+        assert ask(port, "/v1/completions", request | {name: value})[0] == 200, f"{name} shows nothing but the edit"
+    for name, value in (("vllm_xargs", {"prompt_end": 1}), ("kv_transfer_params", {"a": 1}), ("nobody_knows", 1)):
+        assert ask(port, "/v1/completions", request | {name: value})[0] == 400, name
     assert many() == as_low_rank[:12]
     assert ask(port, "/v1/edit", {"edit": str(dense)})[1]["id"] == edit_id(dense)
     assert ask(port, "/health")[1]["edit"]["kind"] == "dense"
@@ -321,7 +333,7 @@ def test_the_other_model_runner_says_the_same_steps():
     state.supports_mm_inputs = False
     layer = SimpleNamespace(begin=made.append, rest=lambda: made.append(None))
     state.model = SimpleNamespace(unlearn_eval_layer=layer)
-    state._progress, state._last = routed_model.Progress(), {}
+    state._progress, state._last, state._scoring = routed_model.Progress(), {}, True
     scored = SimpleNamespace(extra_args={"prompt_end": 3})
     plain = SimpleNamespace(extra_args=None)
     for slot, name, n, sampling in ((5, "a", 6, plain), (2, "b", 8, scored)):
@@ -392,7 +404,7 @@ def test_means_and_variances_are_those_of_hugging_face(edits, kind):
     with engine_stopped(lm):
         questions = [(f"Who wrote book {'very ' * i}{i}?", f" Nobody wrote {'it ' * (i % 5)}.") for i in range(24)]
         asked = [
-            Instance("loglikelihood", {}, (*question, options(False, moments=i % 4 > 0)), i)
+            Instance("loglikelihood", {}, (*question, options(PromptFormat(None, False), moments=i % 4 > 0)), i)
             for i, question in enumerate(questions)
         ]
         found = getattr(lm, KIND)(asked, disable_tqdm=True)
@@ -429,7 +441,10 @@ def test_what_answers_have_in_common_is_run_once(edits):
         questions = [f"Who wrote {'very ' * 12}old book, number {i}?" for i in range(3)]
         answers = [" Nobody wrote it.", " Anna did.", f" Ben {'never ' * 12}did."]
         pairs = [(question, answer) for question in questions for answer in (*answers, answers[-1])]
-        asked = [Instance("loglikelihood", {}, (*pair, options(False)), i) for i, pair in enumerate(pairs)]
+        asked = [
+            Instance("loglikelihood", {}, (*pair, options(PromptFormat(None, False))), i)
+            for i, pair in enumerate(pairs)
+        ]
         found = getattr(lm, KIND)(asked, disable_tqdm=True)
         queries = [make_query(lm, *request.args, lm.tok_encode)[0] for request in asked]
     first, again = calls
@@ -449,7 +464,7 @@ def test_what_answers_have_in_common_is_run_once(edits):
 
 @pytest.mark.parametrize("kind", ["dense", "grace"])
 def test_tofu_has_the_same_numbers_on_both_back_ends(edits, tmp_path, monkeypatch, kind):
-    from conftest import write_tofu
+    from tofu_files import write_tofu
 
     from unlearn_eval.results.files import read_result
 

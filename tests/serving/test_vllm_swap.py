@@ -101,7 +101,7 @@ def test_what_is_refused_or_fails_leaves_the_edit_that_is_served(server, edits, 
         (nowhere, "is at model.layers.9.mlp.down_proj, which EditedLlamaForCausalLM of vLLM does not have"),
         (wide, "fits a module of 64×96"),
         (damaged, "is not as it was written"),
-        (tmp_path / "none", "does not exist"),
+        (tmp_path / "none", "no such edit below the server's edits root"),
     ):
         status, found = swap(port, folder)
         assert status == 400, found

@@ -1,1 +1,1 @@
-"""Whether what was forgotten comes back."""
+"""Attempts to recover forgotten facts, and measures of how deep the forgetting goes."""

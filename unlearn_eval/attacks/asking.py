@@ -12,7 +12,8 @@ import torch
 from unlearn_eval.data.forget_sets import ForgetItem
 from unlearn_eval.data.shapes import AS_IT_IS, asked_otherwise
 from unlearn_eval.metrics import contains_answer
-from unlearn_eval.models import prompts
+from unlearn_eval.models.prompt_format import PromptFormat
+from unlearn_eval.models.prompts import up_to_end
 from unlearn_eval.models.scoring import Query, pad, score_answers
 from unlearn_eval.utils.errors import UserError
 
@@ -43,14 +44,13 @@ class Answer(NamedTuple):
 
 
 def rows_of(
-    items: Sequence[ForgetItem], tokenizer: Any, chat: bool, opening: str = "", wrap: str = AS_IT_IS
+    items: Sequence[ForgetItem], prompt_format: PromptFormat, opening: str = "", wrap: str = AS_IT_IS
 ) -> list[Row]:
     """The items as prompts, in order, as their shapes say (see `shapes.asked_otherwise`).
 
     Args:
         items: what is asked.
-        tokenizer: of the model.
-        chat: whether questions go through the chat template.
+        prompt_format: how the model is asked.
         opening: words with which the answer begins.
         wrap: text around the question, with `{question}` in it.
 
@@ -60,9 +60,9 @@ def rows_of(
     rows = []
     for item in items:
         ask = asked_otherwise(item.question, item.shape, opening, wrap=wrap)
-        text = prompts.render(ask, tokenizer, chat)
-        ids = prompts.encode_prompt(text, tokenizer)
-        labels = prompts.labels_after(ask, text, ids, item.answer, tokenizer, chat)
+        text = prompt_format.render(ask)
+        ids = prompt_format.encode(text)
+        labels = prompt_format.labels_after(ask, text, ids, item.answer)
         if not labels.n_answer:
             raise UserError(f"item {item.id}: the answer {item.answer!r} has no tokens", "leave the item out (--ids)")
         rows.append(Row(item, tuple(ids), labels.ids[: labels.n_answer], opening))
@@ -70,22 +70,21 @@ def rows_of(
 
 
 def answered(
-    model: Any, tokenizer: Any, rows: Sequence[Row], chat: bool, batch_size: int = 16, max_new_tokens: int = 24
+    model: Any, prompt_format: PromptFormat, rows: Sequence[Row], batch_size: int = 16, max_new_tokens: int = 24
 ) -> list[Answer]:
     """What a model says to each row, greedily, whether the answer stands in it, and how probable the answer is.
 
     Args:
         model: a causal language model; its mode is as before afterwards.
-        tokenizer: its own.
+        prompt_format: as the rows were made.
         rows: what it is asked.
-        chat: as the rows were made.
         batch_size: rows per forward pass.
         max_new_tokens: length of an answer.
     """
     training = model.training
     model.eval()
     try:
-        said = written(model, tokenizer, [row.prompt_ids for row in rows], chat, batch_size, max_new_tokens)
+        said = written(model, prompt_format, [row.prompt_ids for row in rows], batch_size, max_new_tokens)
         scores = score_answers(model, [Query(row.prompt_ids, row.answer_ids) for row in rows], batch_size)
     finally:
         model.train(training)
@@ -98,10 +97,10 @@ def answered(
 
 
 def written(
-    model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], chat: bool, batch_size: int, max_new_tokens: int
+    model: Any, prompt_format: PromptFormat, rows: Sequence[Sequence[int]], batch_size: int, max_new_tokens: int
 ) -> list[str]:
     """What a model writes after each row of ids, greedily, up to its end token."""
-    ends = prompts.end_tokens(model, tokenizer, chat)
+    tokenizer, ends = prompt_format.tokenizer, prompt_format.end_tokens(model)
     texts = [""] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     for start in range(0, len(rows), batch_size):
@@ -118,5 +117,5 @@ def written(
                 pad_token_id=tokenizer.pad_token_id or 0,
             )
         for i, new in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
-            texts[i] = str(tokenizer.decode(prompts.up_to_end(new, ends), skip_special_tokens=True)).strip()
+            texts[i] = str(tokenizer.decode(up_to_end(new, ends), skip_special_tokens=True)).strip()
     return texts

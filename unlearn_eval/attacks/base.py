@@ -1,10 +1,10 @@
 """What every attack is: a case in, observations out, and every model left as it was found.
 
-An attack is a file of this folder, with `ABOUT` (what it does, and to which kinds of edit), a frozen dataclass `Config`
-and a function `attack`. It is given a `Case` (the models, the items, how they are asked) and yields an `Observation`
-for each model, level of the attack, fold and seed: one score for each item. What is to be made of them is not its
-business (`summary.py`), except where it says so with a function `summary` of its own; a function `derived` gives what
-follows item by item from several models or conditions (a gap, a share), for the curves alone (`curves.py`).
+An attack is a file of `methods/`. It ends in `ATTACK = Attack(NAME, Config, attack, work, ...)`, which declares
+what it does and to which kinds of edit. It is given a `Case` (the models, the items, how they are asked), and yields an
+`Observation` for each model, level of the attack, fold and seed: one score for each item. What is made of them is said
+by `summary.py`, or by the attack's own `summary`; its `derived` gives what follows item by item from several models or
+conditions (a gap, a share), for the curves alone (`curves.py`).
 
 Depth (probe, logit_lens, uds) is measured by attacks too: they read states instead of answers, but are given the same
 case, run on the same models, and end in the same result.
@@ -17,44 +17,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from unlearn_eval.attacks.asking import Row, answered, rows_of
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
-from unlearn_eval.editing.editor import Progress, no_progress
-from unlearn_eval.edits.base import applied
-from unlearn_eval.edits.dense import DenseEdit
-from unlearn_eval.edits.low_rank import LowRankEdit
+from unlearn_eval.edits.base import KINDS, applied
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_format import PromptFormat
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.registry import module_in, names_in
 
 METHODS = "unlearn_eval.attacks.methods"
 UNLEARNED, FULL, REFERENCE = "unlearned", "full", "reference"
-ATTACK = "attack"  # the condition of an observation that is no control
-LOW_RANK, DENSE, MEMORY = "low_rank", "dense", "memory"
+UNDER_ATTACK = "attack"  # the condition of an observation that is not a control
 NO_REFERENCE = "no reference model that never knew the facts was given (--reference)"
-
-
-@dataclass(frozen=True)
-class About:
-    """What an attack is.
-
-    Attributes:
-        does: in a few words, for lists.
-        axis: what its levels count: step, bits, fraction, ...
-        kinds: of edit that it can treat.
-        headline: which level stands for the attack: the last, or the worst, at which most comes back.
-        why_not: why other kinds of edit cannot be treated.
-        controls_alone: whether what is measured of the full model and of the reference does not depend on the edit, and
-            is measured by itself where `Case.only` asks for these models.
-    """
-
-    does: str
-    axis: str
-    kinds: tuple[str, ...] = (LOW_RANK, DENSE, MEMORY)
-    headline: str = "worst"
-    why_not: str = ""
-    controls_alone: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,7 +75,7 @@ class Observation:
     scores: tuple[ItemScore, ...]
     fold: int = 0
     seed: int = 0
-    condition: str = ATTACK
+    condition: str = UNDER_ATTACK
 
 
 @dataclass
@@ -110,8 +86,8 @@ class Case:
         loaded: the base model, without the edit.
         edit: what was unlearned, as an edit of it.
         items: what was to be forgotten.
+        prompt_format: how the models are asked, whichever tokenizer is theirs.
         others: other facts, that share no subject and no question with them; for controls and for training on.
-        chat: whether questions go through the chat template.
         batch_size: rows per forward pass.
         max_new_tokens: length of an answer.
         open_reference: loads the model that never knew the items, if there is one.
@@ -124,8 +100,8 @@ class Case:
     loaded: LoadedModel
     edit: Any
     items: ForgetSet
+    prompt_format: PromptFormat
     others: ForgetSet | None = None
-    chat: bool = False
     batch_size: int = 16
     max_new_tokens: int = 24
     open_reference: Callable[[], LoadedModel] | None = None
@@ -157,11 +133,15 @@ class Case:
         else:
             yield self.loaded
 
+    def format_for(self, loaded: LoadedModel) -> PromptFormat:
+        """How one of the models is asked."""
+        return self.prompt_format.with_tokenizer(loaded.tokenizer)
+
     def rows(
         self, loaded: LoadedModel, items: Sequence[ForgetItem] | ForgetSet, opening: str = "", wrap: str = "{question}"
     ) -> list[Row]:
         """The items as a model is asked them."""
-        return rows_of(tuple(items), loaded.tokenizer, self.chat, opening, wrap)
+        return rows_of(tuple(items), self.format_for(loaded), opening, wrap)
 
     def observed(self, loaded: LoadedModel, rows: Sequence[Row], model: str, at: Any, **more: Any) -> Observation:
         """What a model, as it is now, answers."""
@@ -169,25 +149,50 @@ class Case:
 
     def scores(self, loaded: LoadedModel, rows: Sequence[Row]) -> tuple[ItemScore, ...]:
         """Accuracy by free generation, and the answer's probability, of each row."""
-        found = answered(loaded.model, loaded.tokenizer, rows, self.chat, self.batch_size, self.max_new_tokens)
+        found = answered(loaded.model, self.format_for(loaded), rows, self.batch_size, self.max_new_tokens)
         return tuple(
             ItemScore(row.item.id, {"accuracy": one.accuracy, "probability": one.probability}, one.said)
             for row, one in zip(rows, found, strict=True)
         )
 
 
-@runtime_checkable
-class Attack(Protocol):
-    """A module of this folder."""
+@dataclass(frozen=True)
+class Attack:
+    """One attack, as its file declares it.
 
-    ABOUT: About
+    Attributes:
+        name: as on the command line.
+        Config: frozen dataclass of settings, each with a default.
+        run: function from case and settings to observations, in the order in which they are measured; the models are
+            as before when it ends, however it ends.
+        work: function from settings, number of items and number of layers to what one model costs.
+        does: in a few words, for lists.
+        axis: what its levels count: step, bits, fraction, ...
+        kinds: of edit that it can treat.
+        headline: which level stands for the attack: the last, or the worst, at which most comes back.
+        why_not: why other kinds of edit cannot be treated.
+        controls_alone: whether what is measured of the full model and of the reference does not depend on the edit, and
+            is measured by itself where `Case.only` asks for these models.
+        retrains: whether weights are trained; the settings are then those of training.
+        check: refuses items, other facts and settings that cannot be, before anything is run.
+        summary: metrics and intervals from observations; None: the usual ones (`summary.summary`).
+        derived: observations that follow item by item from several models or conditions, for the curves alone.
+    """
+
+    name: str
     Config: type[Any]
-
-    def attack(self, case: Case, config: Any) -> Iterator[Observation]:
-        """What is measured, in the order in which it is; the models are as before when it ends, however it ends."""
-
-    def work(self, config: Any, n_items: int, n_layers: int) -> Work:
-        """What it costs on one model of so many layers."""
+    run: Callable[[Case, Any], Iterator[Observation]]
+    work: Callable[[Any, int, int], Work]
+    does: str
+    axis: str
+    kinds: tuple[str, ...] = KINDS
+    headline: str = "worst"
+    why_not: str = ""
+    controls_alone: bool = True
+    retrains: bool = False
+    check: Callable[[ForgetSet, ForgetSet | None, Any], None] = lambda items, others, config: None
+    summary: Callable[..., Any] | None = None
+    derived: Callable[[ForgetSet, Sequence[Observation]], Sequence[Observation]] = lambda items, observations: ()
 
 
 def attack_names() -> list[str]:
@@ -201,12 +206,8 @@ def get_attack(name: str) -> Attack:
     Raises:
         UserError: there is none; the nearest names are given.
     """
-    return module_in(METHODS, name, "attack")  # type: ignore[no-any-return]
-
-
-def kind_of(edit: Any) -> str:
-    """The kind of an edit, as attacks name it."""
-    return LOW_RANK if isinstance(edit, LowRankEdit) else DENSE if isinstance(edit, DenseEdit) else MEMORY
+    found: Attack = module_in(METHODS, name, "attack").ATTACK
+    return found
 
 
 def finite(value: float | None) -> float | None:

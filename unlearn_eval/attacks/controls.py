@@ -27,11 +27,11 @@ class Controls:
     notes: Sequence[str]
 
 
-def kept_controls(module: Attack, case: Case, settings: Any, path: Path) -> Controls:
+def kept_controls(attack: Attack, case: Case, settings: Any, path: Path) -> Controls:
     """The controls in a file, or made and written there.
 
     Args:
-        module: an attack whose `ABOUT.controls_alone` is true.
+        attack: one whose `controls_alone` is true.
         case: of any edit of the model.
         settings: the attack's.
         path: of the JSON file; its name has to say all that the controls depend on.
@@ -39,14 +39,14 @@ def kept_controls(module: Attack, case: Case, settings: Any, path: Path) -> Cont
     if (found := _read(path)) is not None:
         return found
     alone = replace(case, only=(FULL, REFERENCE), skipped={}, notes=[])
-    made = Controls(tuple(module.attack(alone, settings)), alone.skipped, alone.notes)
+    made = Controls(tuple(attack.run(alone, settings)), alone.skipped, alone.notes)
     write_all({path.name: dumps(plain(asdict(made), "controls")) + "\n"}, path.parent)
     return made
 
 
-def with_controls(module: Attack, case: Case, settings: Any, known: Controls) -> tuple[Observation, ...]:
+def with_controls(attack: Attack, case: Case, settings: Any, known: Controls) -> tuple[Observation, ...]:
     """Everything that the attack would have yielded, of which only the unlearned model is measured now."""
-    own = tuple(module.attack(replace(case, only=(UNLEARNED,)), settings))
+    own = tuple(attack.run(replace(case, only=(UNLEARNED,)), settings))
     case.skipped.update(known.skipped)
     case.notes.extend(note for note in known.notes if note not in case.notes)
     return (*own, *known.observations)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -12,10 +11,9 @@ from unlearn_eval.attacks.asking import Row
 from unlearn_eval.data.forget_sets import ForgetItem
 from unlearn_eval.data.shapes import asked
 from unlearn_eval.metrics import normalise
-from unlearn_eval.models import prompts
-from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_ends import prompt_lengths
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.tracing import block_outputs
 
 _WORD = re.compile(r"\S+")
@@ -27,7 +25,7 @@ def answer_states(loaded: LoadedModel, rows: Sequence[Row], batch_size: int) -> 
 
     Teacher-forced: the answer's own tokens stand before each. Blocks run in the model as it is, edits and all.
     """
-    model, parts, found = loaded.model, anatomy(loaded.model), []
+    model, parts, found = loaded.model, loaded.anatomy, []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         inputs = [(*row.prompt_ids, *row.answer_ids[:-1]) for row in batch]
@@ -39,18 +37,18 @@ def answer_states(loaded: LoadedModel, rows: Sequence[Row], batch_size: int) -> 
     return found
 
 
-def entity_tokens(row: Row, tokenizer: Any, chat: bool) -> slice:
+def entity_tokens(row: Row, prompt_format: PromptFormat) -> slice:
     """Which of a row's answer tokens are the fact itself; at least one."""
     item = row.item
     start, end = entity_span(item)
     ask = asked(item.question, item.shape)
-    text = prompts.render(ask, tokenizer, chat)
+    text = prompt_format.render(ask)
 
     def n_tokens(answer: str) -> int:
         """How many of the whole answer's tokens its beginning has."""
         if not answer.strip():
             return 0
-        ids = prompts.labels_after(ask, text, row.prompt_ids, answer, tokenizer, chat)
+        ids = prompt_format.labels_after(ask, text, row.prompt_ids, answer)
         own = ids.ids[: ids.n_answer]
         return next((i for i, (a, b) in enumerate(zip(own, row.answer_ids, strict=False)) if a != b), len(own))
 

@@ -9,14 +9,15 @@ from typing import Any
 from unlearn_eval.attacks.asking import Row
 from unlearn_eval.attacks.base import Case, Observation
 from unlearn_eval.data.forget_sets import ForgetItem
-from unlearn_eval.editing.editor import Progress
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.data import Row as TrainingRow
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS
 from unlearn_eval.editing.training.settings import Objective, TrainingConfig
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.progress import Progress
 
 WHY_NO_MEMORY = (
     "a memory leaves the weights as they were and decides at the end of a prompt, which rows of training do not show"
@@ -68,7 +69,7 @@ class RetrainingConfig(TrainingConfig):
 def retrained(
     loaded: LoadedModel,
     items: Sequence[ForgetItem],
-    chat: bool,
+    prompt_format: PromptFormat,
     config: RetrainingConfig,
     seed: int,
     measure: Callable[[int], Any],
@@ -88,8 +89,8 @@ def retrained(
     from unlearn_eval.editing.training.run import trained  # imports the Trainer, which takes seconds
 
     model = loaded.model
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    requests = build_requests(items, [item.answer for item in items], loaded.tokenizer, chat, (), length)
+    answers = [item.answer for item in items]
+    requests = build_requests(items, answers, prompt_format, (), loaded.max_length)
     rows = {ANSWER: [TrainingRow(request.prompt_ids, request.answer_ids) for request in requests]}
     objective = Objective(
         lambda said: objectives.likelihood(said[ANSWER].log_probs, said[ANSWER].mask), {ANSWER: LOGITS}
@@ -133,7 +134,7 @@ def curve(
         ):  # else it has diverged: training will say so
             found[step] = replace(run, at=step, scores=scores)
 
-    stopped = retrained(loaded, shown, case.chat, config, run.seed, measure, case.progress)
+    stopped = retrained(loaded, shown, case.format_for(loaded), config, run.seed, measure, case.progress)
     if stopped:
         case.skipped[f"{run.model}, {run.condition}, fold {run.fold}, seed {run.seed}"] = stopped
     yield from (found[step] for step in sorted(found))

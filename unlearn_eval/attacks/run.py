@@ -9,21 +9,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.attacks.base import ATTACK, Attack, Case, ItemScore, Observation, get_attack, kind_of
+from unlearn_eval.attacks.base import UNDER_ATTACK, Attack, Case, ItemScore, Observation, get_attack
 from unlearn_eval.attacks.controls import Controls, with_controls
 from unlearn_eval.attacks.curves import curves
 from unlearn_eval.attacks.folds import apart
 from unlearn_eval.attacks.summary import Summary, Table, headline_level, summary
 from unlearn_eval.data.forget_sets import ForgetSet, facts, load_forget_set
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.edits.export import load_base
 from unlearn_eval.edits.load import check_base, load_edit
-from unlearn_eval.models.load import LoadedModel, describe_model, load_model
-from unlearn_eval.models.prompts import resolve_chat
+from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 from unlearn_eval.utils.settings import configure
 
@@ -103,30 +103,29 @@ def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress)
             written.
     """
     created, started = utc_now(), time.monotonic()
-    module = get_attack(config.attack)  # mistakes are found before a model is loaded
-    settings = configure(module.Config, config.settings)
+    attack = get_attack(config.attack)  # mistakes are found before a model is loaded
+    settings = configure(attack.Config, config.settings)
     path = _output(config)
     edit = load_edit(config.edit)
     items = _items(config, edit)
     others = others_of(items, config.retain)
     loaded = load_base(edit, config.model, config.dtype, None, config.device, say)
-    check_base(edit.info, loaded.model, loaded.name)
-    chat = edit.info.requests.get("chat") if config.chat is None else config.chat
+    check_base(edit.info, loaded)
     case = Case(
         loaded=loaded,
         edit=edit,
         items=items,
+        prompt_format=_format_for(config, edit, loaded),
         others=others,
-        chat=resolve_chat(chat, loaded.tokenizer, loaded.name),
         batch_size=config.batch_size,
         max_new_tokens=config.max_new_tokens,
         open_reference=_reference(config, say),
         progress=progress,
     )
-    weights = hash_weights(loaded.model)
+    weights = loaded.weights
     say(f"{config.attack} on {len(items)} items of {items.name}")
     began = time.monotonic()
-    attacked = attack_case(module, config.attack, case, settings)
+    attacked = attack_case(attack, case, settings)
     if hash_weights(loaded.model).exact != weights.exact:
         raise AssertionError("the attack was not undone bit for bit")
     timing = {"loading_seconds": round(began - started, 2), "attack_seconds": round(time.monotonic() - began, 2)}
@@ -137,7 +136,7 @@ def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress)
         command=sys.argv,
         config_as_passed={key: value for key, value in asdict(config).items() if value not in (None, "", {}, ())},
         config=described(attacked, case),
-        model=describe_model(loaded, weights),
+        model=loaded.describe(weights),
         edit={"folder": config.edit, **asdict(edit.info)},
         data={items.name: {"hash": items.hash, "n": len(items), "ids": [item.id for item in items]}},
         metrics={task_name(config.attack): attacked.summary.metrics},
@@ -151,12 +150,11 @@ def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress)
     return read_result(path)
 
 
-def attack_case(module: Attack, name: str, case: Case, settings: Any, known: Controls | None = None) -> Attacked:
+def attack_case(attack: Attack, case: Case, settings: Any, known: Controls | None = None) -> Attacked:
     """Attack a case; an edit of a kind that the attack cannot treat is skipped, with the reason.
 
     Args:
-        module: the attack.
-        name: its name.
+        attack: the attack.
         case: what is attacked.
         settings: the attack's.
         known: what it finds on the other models, if that was measured before (`controls.kept_controls`).
@@ -164,23 +162,25 @@ def attack_case(module: Attack, name: str, case: Case, settings: Any, known: Con
     Raises:
         UserError: as the attack does.
     """
-    kind, why = kind_of(case.edit), None
+    kind, why = case.edit.kind, None
     observations: tuple[Observation, ...] = ()
-    if kind not in module.ABOUT.kinds:
-        why = f"{name} cannot treat {kind} edits: {module.ABOUT.why_not}"
+    if kind not in attack.kinds:
+        why = f"{attack.name} cannot treat {kind} edits: {attack.why_not}"
         case.skipped[f"{kind} edit"] = why
     elif known is not None:
-        observations = with_controls(module, case, settings, known)
+        observations = with_controls(attack, case, settings, known)
     else:
-        observations = tuple(module.attack(case, settings))
-    summarise = getattr(module, "summary", summary)
-    made = summarise(case.items, observations, module.ABOUT, case.open_reference is not None, why)
+        observations = tuple(attack.run(case, settings))
+    summarize = attack.summary or summary
+    made = summarize(case.items, observations, attack, case.open_reference is not None, why)
     level = None
-    if observations and summarise is summary:
-        level = headline_level(Table(case.items, observations), module.ABOUT)
-    more = module.derived(case.items, observations) if observations and hasattr(module, "derived") else ()
+    if observations and attack.summary is None:
+        level = headline_level(Table(case.items, observations), attack)
+    more = attack.derived(case.items, observations) if observations else ()
     drawn = tuple(curves(case.items, (*observations, *more)))
-    return Attacked(name, asdict(settings), made, observations, dict(case.skipped), tuple(case.notes), drawn, level)
+    return Attacked(
+        attack.name, asdict(settings), made, observations, dict(case.skipped), tuple(case.notes), drawn, level
+    )
 
 
 def task_name(attack: str) -> str:
@@ -193,7 +193,7 @@ def described(attacked: Attacked, case: Case) -> dict[str, Any]:
     return {
         "attack": attacked.name,
         "settings": {name: value for name, value in attacked.settings.items() if name != "folder"},
-        "chat": case.chat,
+        **case.prompt_format.record,
         "batch_size": case.batch_size,
         "max_new_tokens": case.max_new_tokens,
         "others": None if case.others is None else {"name": case.others.name, "n": len(case.others)},
@@ -203,12 +203,12 @@ def described(attacked: Attacked, case: Case) -> dict[str, Any]:
 
 def robustness(attacked: Attacked) -> dict[str, Any]:
     """What an attack leaves in the `robustness` part of a result: levels, curves, intervals, and what was skipped."""
-    about = get_attack(attacked.name).ABOUT
+    attack = get_attack(attacked.name)
     return {
         "attack": attacked.name,
-        "axis": about.axis,
-        "does": about.does,
-        "headline": about.headline,
+        "axis": attack.axis,
+        "does": attack.does,
+        "headline": attack.headline,
         "level": attacked.level,
         "curves": list(attacked.curves),
         "levels": [_level(one) for one in attacked.observations],
@@ -232,7 +232,7 @@ def sample_lines(attacked: Attacked, items: ForgetSet) -> list[dict[str, Any]]:
     controls: dict[tuple[Any, ...], dict[str, list[ItemScore]]] = {}
     for one in attacked.observations:
         for score in one.scores:
-            if one.condition != ATTACK and score.said is None:
+            if one.condition != UNDER_ATTACK and score.said is None:
                 where = (one.model, one.condition, one.fold, one.at)
                 controls.setdefault(where, {}).setdefault(score.id, []).append(score)
                 continue
@@ -267,6 +267,13 @@ def _means(scores: Sequence[ItemScore]) -> dict[str, float | None]:
 
 
 # What is attacked ------------------------------------------------------------------------------------------
+
+
+def _format_for(config: AttackConfig, edit: Any, loaded: LoadedModel) -> PromptFormat:
+    """How the models are asked: as the user says, or as the edit was made."""
+    if config.chat is not None:
+        return loaded.prompt_format(config.chat)
+    return PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
 
 
 def _items(config: AttackConfig, edit: Any) -> ForgetSet:

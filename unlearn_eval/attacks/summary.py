@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from unlearn_eval.attacks.base import ATTACK, FULL, NO_REFERENCE, REFERENCE, UNLEARNED, About, Observation
+from unlearn_eval.attacks.base import FULL, NO_REFERENCE, REFERENCE, UNDER_ATTACK, UNLEARNED, Attack, Observation
 from unlearn_eval.attacks.folds import clusters
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.metrics import bootstrap, contains_answer
@@ -46,7 +46,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class MetricSpec:
     """One metric.
 
     Attributes:
@@ -91,15 +91,15 @@ class Table:
         known = values[~np.isnan(values)]
         return float(known.mean()) if known.size else math.nan
 
-    def levels(self, model: str = UNLEARNED, condition: str = ATTACK) -> list[Any]:
+    def levels(self, model: str = UNLEARNED, condition: str = UNDER_ATTACK) -> list[Any]:
         """The levels of a curve in the order in which they were measured, without that before the attack."""
         found = (cell[2] for cell, _ in self.cells if cell[:2] == (model, condition) and cell[2] is not None)
         return list(dict.fromkeys(found))
 
     def add_worst(self) -> Cell:
         """The cell in which an item's accuracy is its best at any level of the attack, by any seed."""
-        cell: Cell = (UNLEARNED, ATTACK, NO_LEVEL)
-        found = [self.cells[(UNLEARNED, ATTACK, at), "accuracy"] for at in self.levels()]
+        cell: Cell = (UNLEARNED, UNDER_ATTACK, NO_LEVEL)
+        found = [self.cells[(UNLEARNED, UNDER_ATTACK, at), "accuracy"] for at in self.levels()]
         if found:
             best = np.concatenate(found).copy()
             best[np.isnan(best)] = -1.0
@@ -118,7 +118,7 @@ class Table:
             if (known := values[:, i][~np.isnan(values[:, i])]).size
         }
 
-    def estimate(self, name: str, wanted: Wanted) -> tuple[Metric, list[float] | None]:
+    def estimate(self, name: str, wanted: MetricSpec) -> tuple[Metric, list[float] | None]:
         """A metric with its standard error, and its interval."""
         score = _guarded(wanted.value, self.mean)
         n = self._n(wanted)
@@ -137,11 +137,11 @@ class Table:
         ends = None if found.low is None or found.high is None else [found.low, found.high]
         return Metric(score.value, found.stderr, n, 0, None, wanted.better), ends
 
-    def _n(self, wanted: Wanted) -> int:
+    def _n(self, wanted: MetricSpec) -> int:
         return len(self.by_item(*wanted.cell)) if wanted.cell else len(self.items)
 
 
-def summarised(table: Table, wanted: Mapping[str, Wanted]) -> Summary:
+def summarized(table: Table, wanted: Mapping[str, MetricSpec]) -> Summary:
     """Every wanted metric."""
     found = {name: table.estimate(name, one) for name, one in wanted.items()}
     by_item = {name: table.by_item(*one.cell) for name, one in wanted.items() if one.cell}
@@ -153,41 +153,45 @@ def summarised(table: Table, wanted: Mapping[str, Wanted]) -> Summary:
 
 
 def summary(
-    items: ForgetSet, observations: Sequence[Observation], about: About, has_reference: bool, skipped: str | None = None
+    items: ForgetSet,
+    observations: Sequence[Observation],
+    method: Attack,
+    has_reference: bool,
+    skipped: str | None = None,
 ) -> Summary:
     """The metrics of an attack on answers.
 
     Args:
         items: what was to be forgotten.
         observations: what was measured.
-        about: the attack.
+        method: the attack.
         has_reference: whether there is a model that never knew the items.
         skipped: why nothing was measured, if nothing was; every metric is then null with this reason.
     """
     table = Table(items, observations)
-    level = headline_level(table, about)
-    wanted: dict[str, Wanted] = {}
+    level = headline_level(table, method)
+    wanted: dict[str, MetricSpec] = {}
     for name in ("accuracy", "probability"):
         wanted |= _knowledge(table, name, level, has_reference)
         wanted |= _recoveries(table, name, level, has_reference)
     worst = table.add_worst()
-    wanted["forget_worst"] = Wanted(_mean_of(worst, "accuracy"), False, (worst, "accuracy"))
-    chance = guessing(items, _said(observations, (UNLEARNED, ATTACK, level)))
-    wanted["forget_attacked_guessing"] = Wanted(lambda mean: chance, None, resampled=False)
-    wanted["forget_accuracy_above_chance"] = Wanted(
+    wanted["forget_worst"] = MetricSpec(_mean_of(worst, "accuracy"), False, (worst, "accuracy"))
+    chance = guessing(items, _said(observations, (UNLEARNED, UNDER_ATTACK, level)))
+    wanted["forget_attacked_guessing"] = MetricSpec(lambda mean: chance, None, resampled=False)
+    wanted["forget_accuracy_above_chance"] = MetricSpec(
         lambda mean: (
-            above_chance(mean((UNLEARNED, ATTACK, level), "accuracy"), chance.value)
+            above_chance(mean((UNLEARNED, UNDER_ATTACK, level), "accuracy"), chance.value)
             if chance.value is not None
             else chance
         ),
         False,
     )
     if skipped is not None:
-        wanted = {name: Wanted(lambda mean: Score(None, skipped), one.better) for name, one in wanted.items()}
-    return summarised(table, wanted)
+        wanted = {name: MetricSpec(lambda mean: Score(None, skipped), one.better) for name, one in wanted.items()}
+    return summarized(table, wanted)
 
 
-def headline_level(table: Table, about: About) -> Any:
+def headline_level(table: Table, method: Attack) -> Any:
     """The level that stands for the attack: the last, or that at which most comes back (by accuracy, then probability).
 
     The worst level is chosen on the items that it is reported on: it is what an attacker who may choose would get.
@@ -195,33 +199,33 @@ def headline_level(table: Table, about: About) -> Any:
     found = table.levels()
     if not found:
         return NO_LEVEL
-    if about.headline == "last":
+    if method.headline == "last":
         return found[-1]
 
     def known(at: Any) -> tuple[float, ...]:
-        means = (table.mean((UNLEARNED, ATTACK, at), name) for name in ("accuracy", "probability"))
+        means = (table.mean((UNLEARNED, UNDER_ATTACK, at), name) for name in ("accuracy", "probability"))
         return tuple(-1.0 if math.isnan(value) else value for value in means)
 
     return max(found, key=known)
 
 
-def _knowledge(table: Table, name: str, level: Any, has_reference: bool) -> dict[str, Wanted]:
+def _knowledge(table: Table, name: str, level: Any, has_reference: bool) -> dict[str, MetricSpec]:
     """The means of every model before and after the attack, and of the controls."""
     cells = {
-        f"forget_{name}": (UNLEARNED, ATTACK, None),
-        f"forget_attacked_{name}": (UNLEARNED, ATTACK, level),
-        f"forget_unedited_{name}": (FULL, ATTACK, None),
-        f"forget_unedited_attacked_{name}": (FULL, ATTACK, level),
+        f"forget_{name}": (UNLEARNED, UNDER_ATTACK, None),
+        f"forget_attacked_{name}": (UNLEARNED, UNDER_ATTACK, level),
+        f"forget_unedited_{name}": (FULL, UNDER_ATTACK, None),
+        f"forget_unedited_attacked_{name}": (FULL, UNDER_ATTACK, level),
     }
     if has_reference:
-        cells[f"forget_reference_{name}"] = (REFERENCE, ATTACK, None)
-        cells[f"forget_reference_attacked_{name}"] = (REFERENCE, ATTACK, level)
-    for condition in dict.fromkeys(cell[1] for cell, _ in table.cells if cell[1] != ATTACK):
+        cells[f"forget_reference_{name}"] = (REFERENCE, UNDER_ATTACK, None)
+        cells[f"forget_reference_attacked_{name}"] = (REFERENCE, UNDER_ATTACK, level)
+    for condition in dict.fromkeys(cell[1] for cell, _ in table.cells if cell[1] != UNDER_ATTACK):
         levels = table.levels(UNLEARNED, condition)
         if levels:
             cells[f"forget_{condition}_{name}"] = (UNLEARNED, condition, levels[-1])
     return {
-        metric: Wanted(_mean_of(cell, name), metric.startswith("forget_unedited"), (cell, name))
+        metric: MetricSpec(_mean_of(cell, name), metric.startswith("forget_unedited"), (cell, name))
         for metric, cell in cells.items()
         if "unedited_attacked" not in metric or (cell, name) in table.cells
     }
@@ -231,10 +235,10 @@ def _mean_of(cell: Cell, name: str) -> Callable[[Mean], Score]:
     return lambda mean: Score(mean(cell, name))
 
 
-def _recoveries(table: Table, name: str, level: Any, has_reference: bool) -> dict[str, Wanted]:
+def _recoveries(table: Table, name: str, level: Any, has_reference: bool) -> dict[str, MetricSpec]:
     """Ratios of the models' means, for one measure of knowledge."""
-    unlearned, full, reference = ((model, ATTACK, level) for model in (UNLEARNED, FULL, REFERENCE))
-    before, full_before, reference_before = ((model, ATTACK, None) for model in (UNLEARNED, FULL, REFERENCE))
+    unlearned, full, reference = ((model, UNDER_ATTACK, level) for model in (UNLEARNED, FULL, REFERENCE))
+    before, full_before, reference_before = ((model, UNDER_ATTACK, None) for model in (UNLEARNED, FULL, REFERENCE))
 
     def recovered(mean: Mean) -> Score:
         if not has_reference:
@@ -250,12 +254,12 @@ def _recoveries(table: Table, name: str, level: Any, has_reference: bool) -> dic
         return symmetric_relearning(own, (mean(reference_before, name), mean(reference, name)))
 
     found = {
-        f"forget_{name}_recovery": Wanted(recovered, False),
-        f"forget_{name}_symmetric_relearning": Wanted(alike, True),
-        f"forget_{name}_stability": Wanted(
+        f"forget_{name}_recovery": MetricSpec(recovered, False),
+        f"forget_{name}_symmetric_relearning": MetricSpec(alike, True),
+        f"forget_{name}_stability": MetricSpec(
             lambda mean: symmetric_quantization(mean(before, name), mean(unlearned, name)), True
         ),
-        f"forget_{name}_durability": Wanted(
+        f"forget_{name}_durability": MetricSpec(
             lambda mean: durability(mean(before, name), mean(unlearned, name), mean(full_before, name)), True
         ),
     }
@@ -265,16 +269,16 @@ def _recoveries(table: Table, name: str, level: Any, has_reference: bool) -> dic
     return found
 
 
-def _curve(name: str, steps: list[Any]) -> dict[str, Wanted]:
+def _curve(name: str, steps: list[Any]) -> dict[str, MetricSpec]:
     """Of the curve of a training attack: its mean height, and the step at which half of what was known is back."""
 
     def values(mean: Mean) -> list[float]:
-        return [mean((UNLEARNED, ATTACK, step or None), name) for step in steps]
+        return [mean((UNLEARNED, UNDER_ATTACK, step or None), name) for step in steps]
 
     return {
-        f"forget_{name}_curve_area": Wanted(lambda mean: curve_area(steps, values(mean)), False),
-        f"forget_{name}_half_step": Wanted(
-            lambda mean: first_reaching(steps, values(mean), mean((FULL, ATTACK, None), name) / 2), True
+        f"forget_{name}_curve_area": MetricSpec(lambda mean: curve_area(steps, values(mean)), False),
+        f"forget_{name}_half_step": MetricSpec(
+            lambda mean: first_reaching(steps, values(mean), mean((FULL, UNDER_ATTACK, None), name) / 2), True
         ),
     }
 
@@ -325,6 +329,6 @@ def _guarded(value: Callable[[Mean], Score], mean: Mean) -> Score:
     if missing:
         model, condition, level = missing[0]
         at = "before the attack" if level is None else f"at {level}"
-        which = "" if condition == ATTACK else f" ({condition})"
+        which = "" if condition == UNDER_ATTACK else f" ({condition})"
         return Score(None, score.reason or f"the {model} model was not measured {at}{which}")
     return score

@@ -1,4 +1,4 @@
-"""The command line: one file per group of commands, the only room that imports typer."""
+"""The command line: one file per group of commands, and the only room that imports typer."""
 
 
 def main() -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,8 +34,12 @@ from unlearn_eval.cli.options import (
 from unlearn_eval.cli.terminal import pair as _pair
 from unlearn_eval.cli.terminal import progress as _progress
 from unlearn_eval.cli.terminal import say as _say
+from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.utils.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from unlearn_eval.editing.editor import Editor
 
 app = typer.Typer(
     name="unlearn-eval",
@@ -48,6 +53,7 @@ app = typer.Typer(
 
 DEMO = DemoConfig()
 RECIPE = Recipe()
+_DTYPE = "float32"
 
 
 @app.command()
@@ -103,7 +109,9 @@ def edit(
     ] = None,
     editor: Annotated[
         str | None,
-        typer.Option("--editor", "-e", help="One of `ls editors`, or a file, my_editor.py. [default: memit]"),
+        typer.Option(
+            "--editor", "-e", help=f"One of `ls editors`, or a file, my_editor.py. [default: {DEFAULT_EDITOR}]"
+        ),
     ] = None,
     target: TargetOption = RECIPE.target,
     merge: Annotated[
@@ -126,7 +134,7 @@ def edit(
         str | None,
         typer.Option(help="Where: a localization, as in 'fact_lookup(budget=4)', its file, or names of modules."),
     ] = None,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = _DTYPE,
     seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
 ) -> None:
@@ -139,14 +147,14 @@ def edit(
     from unlearn_eval.runs.edit import make_edit
 
     state = load_edit(continue_) if continue_ else None
-    editor = editor or (_editor_of(state) if state else "memit")
-    get_editor(editor)
+    editor = editor or (_editor_of(state) if state else DEFAULT_EDITOR)
+    method = get_editor(editor)
     recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
     forget_set = forget_set_of(forget, ids, limit, seed)
     options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
-    checked_settings(get_editor(editor).Config, options)
+    checked_settings(method, options)
     retain_set = None if retain is None else forget_set_of(retain, None, None, seed)
-    training = _training_folder(editor, output, options)
+    training = _training_folder(method, output, options)
     with quiet():
         _say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device)
@@ -157,9 +165,9 @@ def edit(
         folder = made.save(output, loaded.tokenizer, loaded.model.config)
     _remove(training)
     _tell(made)
-    _say(f"done in {made.info.seconds:.0f} s; look at it, and evaluate it, with:")
-    _say(f"  unlearn-eval inspect {folder}")
-    _say(f"  unlearn-eval eval --model {model} --edit {folder} --tasks unlearn_facts")
+    _say(f"done in {made.info.seconds:.0f} s; look at it, and evaluate it (before and after: --baseline), with:")
+    _say(f"  unlearn-eval inspect {shlex.quote(str(folder))}")
+    _say(f"  {_next_command(folder, forget_set.name, model, dtype, device)}")
     print(folder)
 
 
@@ -181,6 +189,7 @@ def finetune(
     device: DeviceOption = None,
 ) -> None:
     """Make TOFU's and PISTOL's target and reference models."""
+    from unlearn_eval.data.registry import left_out as left_out_of
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.models.load import load_model
     from unlearn_eval.runs import finetune as finetuning
@@ -190,7 +199,7 @@ def finetune(
     data = forget_set_of(on, None, limit, seed)
     left_out = None if without is None else forget_set_of(without, None, None, seed)
     chosen = finetuning.preset_of(data, preset)
-    split = finetuning.LEFT_OUT.get(data.name)
+    split = left_out_of(data.name)
     if left_out is not None:
         data = finetuning.without(data, left_out)
         split = left_out.name.removeprefix("tofu:") if left_out.name.startswith("tofu:forget") else None
@@ -202,7 +211,8 @@ def finetune(
         _say(
             f"fine-tuning on {len(data)} items of {data.name}, {'as ' + chosen.source if chosen else 'without preset'}"
         )
-        made = finetuning.finetune(loaded, data, options, chosen, chat, seed, _progress())
+        prompt_format = loaded.prompt_format(chat)
+        made = finetuning.finetune(loaded, data, options, chosen, prompt_format, seed, _progress())
         if not _is_first_process():
             return
         if as_ == "edit":
@@ -237,14 +247,13 @@ def targets(
     from unlearn_eval.editing.requests.targets import make_targets, write_targets
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.models.load import load_model
-    from unlearn_eval.models.prompts import resolve_chat
 
     forget_set = forget_set_of(forget, ids, limit, seed)
     with quiet():
         loaded = load_model(model, dtype=dtype, device=device)
-        chats = resolve_chat(chat, loaded.tokenizer, loaded.name)
+        prompt_format = loaded.prompt_format(chat)
         made = make_targets(
-            target, forget_set.items, random.Random(seed), loaded, chats, seed=seed, progress=_progress()
+            target, forget_set.items, random.Random(seed), loaded, prompt_format, seed=seed, progress=_progress()
         )
     write_targets(output, made)
     print(output)
@@ -323,16 +332,28 @@ def eval_(
     batch_size: Annotated[str, typer.Option("--batch_size", "-b", help="A number, auto, or auto:N.")] = "16",
     device: DeviceOption = None,
     num_fewshot: Annotated[int | None, typer.Option("--num_fewshot", help="Examples in the prompt.")] = None,
-    apply_chat_template: Annotated[bool, typer.Option("--apply_chat_template", help="Ask as a chat.")] = False,
+    apply_chat_template: Annotated[
+        bool | None,
+        typer.Option(
+            "--apply_chat_template/--no-apply_chat_template",
+            help="Ask as a chat. [default: what an edit forgot as the edit was made, the rest not]",
+        ),
+    ] = None,
     system_instruction: Annotated[str | None, typer.Option("--system_instruction", help="System message.")] = None,
     gen_kwargs: Annotated[str, typer.Option("--gen_kwargs", help="NAME=VALUE,... for generation.")] = "",
     metadata: Annotated[str, typer.Option("--metadata", help="JSON for the tasks.")] = "{}",
     include_path: Annotated[str | None, typer.Option("--include_path", help="More tasks.")] = None,
     use_cache: Annotated[str | None, typer.Option("--use_cache", help="Cache of generations.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1234,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Evaluate the base model too, and compare the two.")
+    ] = False,
 ) -> None:
-    """Evaluate a model or an edit on lm-eval tasks."""
-    from unlearn_eval.runs.evaluate import EvalConfig, run_evaluation, run_together
+    """Evaluate a model or an edit on lm-eval tasks.
+
+    With --edit, tasks ask what that edit forgot, in the form in which it was made; other options override this.
+    """
+    from unlearn_eval.runs.evaluate import EvalConfig, run_before_and_after, run_evaluation, run_together
 
     config = EvalConfig(
         tasks=tuple(part.strip() for part in tasks.split(",") if part.strip()),
@@ -358,6 +379,14 @@ def eval_(
         raise UserError(f"'{context.args[0]}' is no option", "several edits are --edits DIR1 DIR2 ...")
     if folders and (edit or backend != "vllm"):
         raise UserError("--edits are evaluated in one vLLM engine", "give --backend vllm, and no --edit")
+    if folders and baseline:
+        raise UserError("--baseline compares one edit with its base model", "give --edit DIR in place of --edits")
+    if baseline:
+        both = run_before_and_after(config, _say)
+        if both is not None:
+            _show_comparison(*both)
+            print(f"results: {both[0].path}, {both[1].path}")
+        return
     one = None if folders else run_evaluation(config, _say)
     results = run_together(config, folders, _say) if folders else [one] if one else []  # a rank may write nothing
     from unlearn_eval.results.report.table import show_result
@@ -373,12 +402,9 @@ def compare(
     format_: Annotated[str, typer.Option("--format", help="table, markdown, latex or csv.")] = "table",
 ) -> None:
     """Compare two results item by item, with paired tests."""
-    from rich.console import Console
-
     from unlearn_eval.results.comparison import compare as compare_results
     from unlearn_eval.results.files import read_result
     from unlearn_eval.results.report.formats import FORMATS
-    from unlearn_eval.results.report.table import comparison_tables, reasons, unpaired
 
     if format_ not in ("table", *FORMATS):
         raise unknown_name("format", format_, ("table", *FORMATS))
@@ -388,10 +414,19 @@ def compare(
             f"{before} and {after} share no task ({', '.join(first.metrics)}; {', '.join(second.metrics)})",
             "evaluate both models on the same --tasks",
         )
-    rows = compare_results(first, second)
     if format_ != "table":
-        print(FORMATS[format_](rows), end="")
+        print(FORMATS[format_](compare_results(first, second)), end="")
         return
+    _show_comparison(first, second)
+
+
+def _show_comparison(first: Any, second: Any) -> None:
+    from rich.console import Console
+
+    from unlearn_eval.results.comparison import compare as compare_results
+    from unlearn_eval.results.report.table import comparison_tables, reasons, unpaired
+
+    rows = compare_results(first, second)
     console = Console(width=None if sys.stdout.isatty() else 140)
     for table in comparison_tables(rows, tests=True):
         console.print(table)
@@ -527,13 +562,20 @@ def _tell_training(notes: dict[str, Any], check: dict[str, Any]) -> None:
         _say("hint: give a smaller --set learning_rate, or fewer --set epochs")
 
 
-def _training_folder(editor: str, output: str, options: dict[str, str]) -> str | None:
+def _next_command(folder: Any, forget_set: str, model: str, dtype: str, device: str | None) -> str:
+    """The command that evaluates an edit on what it forgot."""
+    from unlearn_eval.data.registry import task_for
+
+    words = ["unlearn-eval", "eval", "--edit", str(folder), "--tasks", task_for(forget_set)]
+    words += ["--model", model] if model != "default" else []
+    words += ["--model_args", f"dtype={dtype}"] if dtype != _DTYPE else []
+    words += ["--device", device] if device else []
+    return shlex.join(words)
+
+
+def _training_folder(method: Editor, output: str, options: dict[str, str]) -> str | None:
     """Where a method that is trained keeps its checkpoints until the edit is there, if the user has not said where."""
-    from dataclasses import fields
-
-    from unlearn_eval.editing.editor import get_editor
-
-    if "folder" in options or "folder" not in {field.name for field in fields(get_editor(editor).Config)}:
+    if "folder" in options or "folder" not in method.settings:
         return None
     options["folder"] = f"{output.rstrip('/')}.training"
     return options["folder"]

@@ -73,4 +73,4 @@ def attack_lines() -> list[str]:
     """The attacks, each with what it does."""
     from unlearn_eval.attacks.base import attack_names, get_attack
 
-    return [f"{name:16}{get_attack(name).ABOUT.does}" for name in attack_names()]
+    return [f"{name:16}{get_attack(name).does}" for name in attack_names()]

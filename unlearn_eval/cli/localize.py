@@ -44,7 +44,7 @@ def localize(
     from unlearn_eval.results.report.localization import component_tables, write_component_figures
 
     get_localizer(name)
-    wanted = locate.Wanted.of(name, budget, dict(pair(text) for text in set_ or []))
+    wanted = locate.LocalizationSpec.of(name, budget, dict(pair(text) for text in set_ or []))
     wanted.check()
     facts = forget_set_of(forget, ids, limit, seed)
     others = None if retain is None else forget_set_of(retain, None, None, seed)
@@ -52,7 +52,8 @@ def localize(
         say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device)
         say(f"{name} on {len(facts)} items of {facts.name}")
-        found = locate.localize(loaded, facts, wanted, seed, others, chat, batch_size, progress())
+        prompt_format = loaded.prompt_format(chat)
+        found = locate.localize(loaded, facts, wanted, seed, others, prompt_format, batch_size, progress())
     path = found.save(output)
     console = Console(width=None if sys.stdout.isatty() else 100)
     for table in component_tables(asdict(found)):

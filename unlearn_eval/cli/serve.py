@@ -21,17 +21,23 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option("--api-key", envvar="UNLEARN_EVAL_API_KEY", help="What clients must send.")
     ] = None,
+    edits_root: Annotated[
+        str | None,
+        typer.Option("--edits-root", help="Folder below which POST /v1/edit finds edits. [default: the edit's parent]"),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="By which clients name it. [default: the folder's name]")] = None,
 ) -> None:
     """Serve an edit with vLLM, by OpenAI's routes.
 
-    GET /health says which edit it is; POST /v1/edit takes another one of the same base.
+    GET /health says which edit it is; POST /v1/edit takes another one of the same base. With a key every route
+    needs it, and /health without it says only that the server is well.
     Whatever stands after -- goes to `vllm serve`, e.g. -- --dtype bfloat16 --max-model-len 2048.
     """
-    from unlearn_eval.serving.start import LOCAL, serve, server_command
+    from unlearn_eval.serving.gate import KEY_HINT, is_loopback
+    from unlearn_eval.serving.start import serve, server_command
 
-    if host not in (LOCAL, "localhost", "::1") and not api_key:
-        raise UserError(f"{host} can be reached from other machines, without a key", "give --api-key KEY")
+    if not is_loopback(host) and not api_key:
+        raise UserError(f"{host} can be reached from other machines, without a key", KEY_HINT)
     command = server_command(edit, model, host, port, name, context.args)
     print(f"http://{host}:{port}/v1 serves {edit}; stop with Ctrl-C", file=sys.stderr, flush=True)
-    serve(command, api_key)
+    serve(command, api_key, edits_root)

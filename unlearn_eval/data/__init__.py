@@ -1,4 +1,4 @@
-"""Which questions there are and where they come from: forget sets, benchmarks, the shapes of a prompt."""
+"""Questions and their sources: forget sets, public benchmarks, and the shape of each prompt."""
 
 from unlearn_eval.utils.lazy import exports
 

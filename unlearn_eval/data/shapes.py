@@ -1,7 +1,7 @@
 """How a text is put to a model: as the question, the sentence, the text or the blank that it is.
 
 There is one definition for all: what editors and unlearners teach, what tasks ask and what attacks and localizations
-read. `prompts.render` makes the text that a model reads of it.
+read. `PromptFormat.render` makes the text that a model reads of it.
 """
 
 from __future__ import annotations
@@ -130,15 +130,3 @@ def statement(text: str, shape: str, answer: str) -> str | None:
     if shape == "blank" and _GAP.search(text):
         return _GAP.sub(lambda gap: answer, text.strip()).rstrip(".")
     return None
-
-
-def reads_plain(ask: Asked, chat: bool) -> bool:
-    """Whether the model reads a prompt's plain text, not a user's message."""
-    return isinstance(ask, Prompt) and ask.plain is not None and (ask.raw or not chat)
-
-
-def following(ask: Asked, answer: str, chat: bool) -> str:
-    """The answer as it follows the prompt: after one space where the model's own words have begun."""
-    if isinstance(ask, str) or not ask.opening or ask.opening[-1:].isspace() or reads_plain(ask, chat):
-        return answer
-    return f" {answer}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.data.tables import listed_in, read_rows
 from unlearn_eval.utils.errors import UserError
 
 DATA_VARIABLE = "UNLEARN_EVAL_DATA"
@@ -53,7 +53,7 @@ def load_source(source: Source, required: Sequence[str], revision: str | None = 
             f"no {source.folder} data: {DATA_VARIABLE} is not set, and it is not read from the hub",
             f"put {source.folder}/{source.file}.json into a folder and name that folder there. {source.obtain}".strip(),
         )
-    return _from_hub(source.hub, source.config, required, revision, source.split)
+    return from_hub(source.hub, source.config, required, revision, source.split)
 
 
 def _from_folder(root: Path, source: Source, required: Sequence[str]) -> list[dict[str, Any]]:
@@ -82,22 +82,14 @@ def _files(root: Path, source: Source) -> list[Path]:
 
 
 def _records(path: Path, required: Sequence[str]) -> list[dict[str, Any]]:
-    from unlearn_eval.utils.json_files import read_jsonl
-
-    if path.suffix in (".json", ".jsonl"):
-        return read_jsonl(path, required_fields=required)
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            records: list[dict[str, Any]] = [dict(row) for row in csv.DictReader(file)]
-    else:
-        import pyarrow.parquet
-
-        records = pyarrow.parquet.read_table(path).to_pylist()
-    if not records:
-        raise UserError(f"{path} has no records", "the program that wrote it was cut off")
-    if missing := [field for field in required if field not in records[0]]:
-        raise UserError(f"{path} lacks the field '{missing[0]}'", f"its fields: {', '.join(records[0])}")
-    return records
+    rows = read_rows(path, required)
+    return [
+        {
+            name: (listed_in(cell) or cell) if row.split and isinstance(cell, str) else cell
+            for name, cell in row.record.items()
+        }
+        for row in rows
+    ]
 
 
 def load_split(
@@ -119,9 +111,10 @@ def load_split(
     return load_source(Source(folder, name, hub_id, config=name), required, revision)
 
 
-def _from_hub(
+def from_hub(
     hub_id: str, name: str | None, required: Sequence[str], revision: str | None, split: str = "train"
 ) -> list[dict[str, Any]]:
+    """The records of one split of a dataset of the hub, in their order; errors as in `load_split`."""
     import datasets
 
     try:

@@ -1,11 +1,12 @@
-"""What several editors share: requests, the locate-then-edit solver, memories, training."""
+"""Machinery that several editors share; a method itself is a file in `editors/`."""
 
 from unlearn_eval.utils.lazy import exports
 
 __all__, __getattr__, __dir__ = exports(
     __name__,
     {
-        "editor": "EditRequest editor_names get_editor no_progress",
+        "editor": "EditJob Editor editor_names get_editor no_progress",
+        "requests.request": "EditRequest",
         "recipe": "Recipe",
     },
 )

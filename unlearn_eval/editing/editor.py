@@ -1,83 +1,128 @@
-"""What every editor is: requests in, an edit out, and the model left as it was found."""
+"""What every editor is: a job in, an edit out, and the model left as it was found.
+
+A method is one file in `editors/`. It ends in `EDITOR = Editor(NAME, Config, run, ...)`, which declares what the
+method makes and what it uses of a job. Nothing else says what a method can do: no list of names, no signature.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.data.shapes import QUESTION
-from unlearn_eval.editing.from_file import editor_from_file, is_editor_file
-from unlearn_eval.edits.base import Edit
+from unlearn_eval.editing.from_file import (
+    check_config,
+    check_function,
+    check_parts,
+    editor_file,
+    editor_label,
+    is_editor_file,
+    kind_returned,
+    module_from_file,
+    parameters,
+)
+from unlearn_eval.editing.requests.request import EditRequest
+from unlearn_eval.edits.base import KINDS, Edit
 from unlearn_eval.models.anatomy import is_transposed
-from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.registry import module_in, names_in
 
-Progress = Callable[[str, int, int], Any]  # (what, done, total)
+if TYPE_CHECKING:
+    from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
+
 METHODS = "unlearn_eval.editors"
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """Report progress to nobody."""
+RETAIN, OTHERS, MOMENTS = "retain", "others", "moments"  # what an editor may use of a job beside its requests
 
 
 @dataclass(frozen=True)
-class EditRequest:
-    """What a model should say after a prompt, in token ids.
+class EditJob:
+    """What an editor is given.
 
     Attributes:
-        id: of the forget item.
-        prompt_ids: the whole rendered prompt, with its BOS, up to where the answer starts.
-        lookup: index in `prompt_ids` of the token at which the fact is looked up.
-        target_ids: what the model should say instead, without an end token unless it is part of the target.
-        subject_ids: a short text that ends in the look-up token and whose continuation should stay as it is
-            (for the KL term: a BOS and the subject); empty if there is no subject.
-        contexts: the same prompt after other openings, as (prompt ids, look-up index) pairs.
-        group: items of one group may be merged into one request.
-        question: as text, before any template; empty if the request was made of ids.
-        answer_ids: what the model is to forget: the true answer's tokens and the end token; empty if it is not known.
-        members: if this request stands for several (query merging by key), those; they share one change of value, and
-            everything else here is the first one's.
-        shape: how the question was put to the model (see `ForgetItem.shape`).
+        model, tokenizer: a causal language model in eval mode, and its tokenizer.
+        requests: what the model should say instead.
+        config: the method's settings.
+        generator: random numbers of the whole sequence of steps.
+        previous: an earlier edit of this model by this method; the new one continues it and holds both.
+        retain: requests whose answers are to be retained, for methods that use `RETAIN`.
+        others: prompts (ids) of questions that are not to be forgotten, for methods that use `OTHERS`.
+        moments: second moments of keys that all steps of a sequence share, for methods that use `MOMENTS`; empty ones
+            are filled for the next step. None leaves them to the method.
+        progress: called with (what, done, total).
     """
 
-    id: str
-    prompt_ids: tuple[int, ...]
-    lookup: int
-    target_ids: tuple[int, ...]
-    subject_ids: tuple[int, ...] = ()
-    contexts: tuple[tuple[tuple[int, ...], int], ...] = ()
-    group: str | None = None
-    question: str = ""
-    answer_ids: tuple[int, ...] = ()
-    members: tuple[EditRequest, ...] = ()
-    shape: str = QUESTION
-
-    @property
-    def rows(self) -> tuple[tuple[tuple[int, ...], int], ...]:
-        """The plain prompt and its contexts, as (ids, look-up index)."""
-        return ((self.prompt_ids, self.lookup), *self.contexts)
-
-    @property
-    def parts(self) -> tuple[EditRequest, ...]:
-        """The requests this one stands for: its members, or itself."""
-        return self.members or (self,)
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The fields by name; `shape` only of what is no question, so that requests of questions keep their hashes."""
-        own = {key: value for key, value in asdict(self).items() if (key, value) != ("shape", QUESTION)}
-        return own | {"members": tuple(member.record for member in self.members)}
+    model: Any
+    tokenizer: Any
+    requests: Sequence[EditRequest]
+    config: Any
+    generator: Any = None
+    previous: Any = None
+    retain: Sequence[EditRequest] = ()
+    others: Sequence[Sequence[int]] = ()
+    moments: SecondMoments | None = None
+    progress: Progress = no_progress
 
 
-@runtime_checkable
-class Editor(Protocol):
-    """A module in `editors/`: a frozen dataclass `Config` and a function `edit`."""
+@dataclass(frozen=True)
+class Editor:
+    """One method, as its file declares it.
 
+    Some settings mean the same wherever a `Config` has them: `seed` follows the recipe's; `components`, `masks` and
+    `layers` take the result of a localization; `folder` is where training keeps its checkpoints.
+
+    Attributes:
+        name: as on the command line.
+        Config: frozen dataclass of settings, each with a default.
+        run: makes the edit of a job; the model is as before afterwards, however it ends.
+        makes: kind of edit, or a function from settings to it; None if a user's file does not say.
+        uses: what it uses of a job: any of `RETAIN`, `OTHERS`, `MOMENTS`. A method that uses `RETAIN` is trained.
+        paper: arXiv identifiers.
+        one_layer: whether it changes one layer only; of several located layers it gets the best.
+        calibrates: whether a memory's bounds are calibrated where the setting `calibrate` is true.
+        others_read: function from settings to the number of `others` that the method itself reads at most; calibration
+            takes those behind them.
+        needs_retain: function from settings to whether items to retain are needed; None: they are used where given.
+        file: name and SHA-256 of the user's file that holds the method.
+    """
+
+    name: str
     Config: type[Any]
+    run: Callable[[EditJob], Edit]
+    makes: str | Callable[[Any], str] | None = None
+    uses: Collection[str] = frozenset()
+    paper: str = ""
+    one_layer: bool = False
+    calibrates: bool = False
+    others_read: Callable[[Any], int] = lambda config: 0
+    needs_retain: Callable[[Any], bool | None] = lambda config: False
+    file: Mapping[str, str] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "uses", frozenset(self.uses))
+        if unknown := sorted(set(self.uses) - {RETAIN, OTHERS, MOMENTS}):
+            raise UserError(f"the editor {self.name} uses {unknown}", f"a job has {RETAIN}, {OTHERS} and {MOMENTS}")
+        if isinstance(self.makes, str) and self.makes not in KINDS:
+            raise unknown_name("kind of edit", self.makes, KINDS)
+
+    @property
+    def trained(self) -> bool:
+        """Whether weights are trained on every question, beside items to retain."""
+        return RETAIN in self.uses
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """The names of the settings."""
+        return frozenset(own.name for own in fields(self.Config))
+
+    def kind(self, config: Any) -> str | None:
+        """The kind of edit that these settings make; None if that is not known."""
+        return self.makes(config) if callable(self.makes) else self.makes
 
     def edit(
         self,
@@ -85,21 +130,33 @@ class Editor(Protocol):
         tokenizer: Any,
         requests: Sequence[EditRequest],
         config: Any,
-        generator: Any,
+        generator: Any = None,
         state: Any = None,
         progress: Progress = no_progress,
-    ) -> Edit:
-        """The edit that makes the model say each request's target. The model is as before afterwards.
+        **more: Any,
+    ) -> Any:
+        """The edit of a job that is written out, for direct calls: `EDITOR.edit(model, tokenizer, requests, Config())`.
 
-        `state` is an earlier edit by the same method on the same model: the new one goes on from it and holds both.
-        An editor with a parameter `moments` is given the same `SecondMoments` in every step of one sequence.
-        A method that is trained also takes `retain`, requests whose answers are to be kept.
+        Args:
+            model, tokenizer, requests, config, generator, progress: as in `EditJob`.
+            state: its `previous`.
+            more: its `retain`, `others` and `moments`.
+
+        Raises:
+            UserError: an earlier edit of another method, or as the method does.
         """
+        check_state(state, self.name)
+        return self.run(EditJob(model, tokenizer, requests, config, generator, state, progress=progress, **more))
 
 
 def editor_names() -> list[str]:
     """The names of the methods: the files in `editors/`."""
     return names_in(METHODS)
+
+
+def trained_editor_names() -> list[str]:
+    """The names of the methods that are trained on every question."""
+    return [name for name in editor_names() if get_editor(name).trained]
 
 
 def get_editor(name: str) -> Editor:
@@ -109,8 +166,73 @@ def get_editor(name: str) -> Editor:
         UserError: there is none, and the nearest names are given; or the file holds no editor.
     """
     if is_editor_file(name):
-        return editor_from_file(name)  # type: ignore[no-any-return]
-    return module_in(METHODS, name, "editor")  # type: ignore[no-any-return]
+        return _from_module(module_from_file(name), name)
+    found: Editor = module_in(METHODS, name, "editor").EDITOR
+    return found
+
+
+@cache
+def _from_module(module: ModuleType, path: str) -> Editor:
+    """The editor in a user's module: its `EDITOR`, or one made of its `Config` and `edit`.
+
+    Raises:
+        UserError: it has neither, or one of them in another shape.
+    """
+    found = getattr(module, "EDITOR", None)
+    if found is None:
+        check_parts(module, path)
+        found = module.edit if isinstance(module.edit, Editor) else _of_function(module, path)
+        found = replace(found, Config=module.Config)
+    if not isinstance(found, Editor):
+        raise UserError(
+            f"EDITOR in {path} is a {type(found).__name__}, not an Editor",
+            "write EDITOR = Editor(NAME, Config, run), as docs/guides/own_editor.md shows",
+        )
+    check_config(found.Config, path)
+    return replace(found, name=editor_label(path), file=editor_file(path))
+
+
+def _of_function(module: ModuleType, path: str) -> Editor:
+    """An editor made of a function `edit(model, tokenizer, requests, config, generator, state, progress)`.
+
+    This protocol has no declarations: further parameters of the function say what it uses.
+    """
+    edit = module.edit
+    check_config(module.Config, path)
+    check_function(edit, path)
+    uses = {RETAIN, OTHERS, MOMENTS} & parameters(edit)
+
+    def run(job: EditJob) -> Edit:
+        more = {name: getattr(job, name) for name in uses}
+        if job.moments is None:
+            more.pop(MOMENTS, None)
+        made: Edit = edit(
+            job.model,
+            job.tokenizer,
+            job.requests,
+            job.config,
+            job.generator,
+            state=job.previous,
+            progress=job.progress,
+            **more,
+        )
+        return made
+
+    def needs_retain(config: Any) -> bool | None:
+        if RETAIN not in uses or getattr(config, "retain_weight", 1) == 0:
+            return False
+        return config.retain_term != "none" if hasattr(config, "retain_term") else None
+
+    return Editor(
+        module.__name__,
+        module.Config,
+        run,
+        makes=kind_returned(edit),
+        uses=uses,
+        calibrates="calibrate" in {own.name for own in fields(module.Config)},
+        others_read=lambda config: 2 * getattr(config, "n_others", 0),
+        needs_retain=needs_retain,
+    )
 
 
 def check_state(state: Edit | None, name: str) -> None:

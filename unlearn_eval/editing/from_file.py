@@ -7,6 +7,8 @@ import importlib.util
 import inspect
 import sys
 import traceback
+import typing
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -36,11 +38,11 @@ def editor_file(name: str) -> dict[str, str] | None:
     return {"name": path.name, "sha256": sha256_of_file(path)}
 
 
-def editor_from_file(name: str) -> Any:
-    """The module in a file, run once for each content; it has a frozen dataclass `Config` and a function `edit`.
+def module_from_file(name: str) -> ModuleType:
+    """The module in a file, run once for each content.
 
     Raises:
-        UserError: no such file, it does not run, or it lacks one of the two or has it in another shape.
+        UserError: no such file, or it does not run.
     """
     path = _checked_path(name)
     return _loaded(path.resolve(), sha256_of_file(path))
@@ -62,7 +64,6 @@ def _loaded(path: Path, sha256: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
-        _check(module, path)
     except UserError:
         del sys.modules[name]
         raise
@@ -80,21 +81,43 @@ def _what(error: Exception, path: Path) -> str:
     return f"{f'line {line}: ' if line else ''}{type(error).__name__}: {text}"
 
 
-def _check(module: ModuleType, path: Path) -> None:
-    """Refuse a file whose `Config` or `edit` could not be used."""
-    config, edit = getattr(module, "Config", None), getattr(module, "edit", None)
-    missing = [name for name, value in (("Config", config), ("edit", edit)) if value is None]
+def check_parts(module: ModuleType, path: str) -> None:
+    """Refuse a file that holds neither an `EDITOR` nor the two parts of one."""
+    missing = [name for name in ("Config", "edit") if getattr(module, name, None) is None]
     if missing:
         raise UserError(f"the editor file {path} has no {' and no '.join(missing)}", _HINT)
+
+
+def check_config(config: Any, path: str) -> None:
+    """Refuse settings that cannot be made from text."""
     if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
         raise UserError(f"Config in {path} is no dataclass", "put @dataclass(frozen=True) above it")
     if needed := [field.name for field in dataclasses.fields(config) if _has_no_default(field)]:
         raise UserError(f"Config in {path} has no default for {', '.join(needed)}", "give every setting a default")
+
+
+def check_function(edit: Callable[..., Any], path: str) -> None:
+    """Refuse a function `edit` that cannot be called with what an editor is given."""
     try:
-        inspect.signature(edit).bind(None, None, [], None, None, state=None, progress=None)  # type: ignore[arg-type]
+        inspect.signature(edit).bind(None, None, [], None, None, state=None, progress=None)
     except TypeError as error:
         wanted = "edit(model, tokenizer, requests, config, generator, state=None, progress=...)"
         raise UserError(f"edit in {path} does not fit: {error}", f"write it as {wanted}") from error
+
+
+def parameters(edit: Callable[..., Any]) -> frozenset[str]:
+    """The names of a function's parameters."""
+    return frozenset(inspect.signature(edit).parameters)
+
+
+def kind_returned(edit: Callable[..., Any]) -> str | None:
+    """The kind of edit that a function's annotation names; None without one, or with one that cannot be resolved."""
+    try:
+        returned = typing.get_type_hints(edit).get("return")
+    except Exception:  # whatever a user's annotations do when they are evaluated
+        return None
+    kind = getattr(returned, "kind", None)
+    return kind if isinstance(kind, str) else None
 
 
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:

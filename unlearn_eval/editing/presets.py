@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 Settings = Mapping[str, str]
+DEFAULT_EDITOR = "memit"
 
 # Optimisation of target values: GPT-2 and GPT-J as in kmeng01/memit@80426fd9, Llama and others as in
 # zjunlp/EasyEdit@14cea824, Llama-3 as in jianghoucheng/AlphaEdit@f5248d3d.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 
@@ -30,7 +31,7 @@ class DemoConfig:
     n_forget: int = 12
     n_retain: int = 48
     target: str = "idk"
-    editor: str = "memit"
+    editor: str = DEFAULT_EDITOR
     seed: int = 0
     batch_size: int = 32
     device: str | None = None

@@ -1,4 +1,4 @@
-"""An edit after it was made: apply, revert, save, load, export, describe."""
+"""Edits after they were made: apply, revert, save, load, export, describe."""
 
 from unlearn_eval.utils.lazy import exports
 

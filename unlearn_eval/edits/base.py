@@ -18,10 +18,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+
+KINDS = LOW_RANK, DENSE, MEMORY = "low_rank", "dense", "memory"  # of edits, as `edit.json` names them
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class EditInfo:
         editor: the method's name.
         config: its settings as resolved.
         base: `{"id", "revision", "canonical_hash", "architecture"}` of the model that was edited.
-        requests: `{"n", "hash", "chat", "target"}`: what was asked for.
+        requests: `{"n", "hash", "chat", "target", "sets"}`: what was asked for, and which items were forgotten.
         seed: of everything random.
         versions: of the packages that made it.
         seconds, peak_memory_bytes: what it cost.
@@ -58,7 +60,13 @@ class Restorable(Protocol):
 
 
 class Edit(Protocol):
-    """What every kind of edit can do."""
+    """What every kind of edit can do.
+
+    Attributes:
+        kind: one of `LOW_RANK`, `DENSE` and `MEMORY`.
+    """
+
+    kind: ClassVar[str]
 
     @property
     def info(self) -> EditInfo:

@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.edits.base import Applied, EditInfo
+from unlearn_eval.edits.base import DENSE, Applied, EditInfo
 from unlearn_eval.edits.folder import write_edit
 from unlearn_eval.utils.errors import UserError
 
@@ -35,6 +35,7 @@ class DenseEdit:
         state: none; a further edit goes on from the tensors.
     """
 
+    kind: ClassVar[str] = DENSE
     tensors: Mapping[str, Tensor]
     info: EditInfo
     texts: Mapping[str, str] = field(default_factory=dict)
@@ -78,10 +79,10 @@ class DenseEdit:
             text = json.dumps({"tensors": index}, indent=2, ensure_ascii=False, allow_nan=False)
             (target / INDEX).write_text(text + "\n", encoding="utf-8")
 
-        return write_edit(Path(folder), "dense", self.info, fill, self.texts, tokenizer, model_config)
+        return write_edit(Path(folder), self.kind, self.info, fill, self.texts, tokenizer, model_config)
 
 
-def read_dense(folder: Path, info: EditInfo, texts: Mapping[str, str]) -> DenseEdit:
+def read_dense(folder: Path, description: Mapping[str, Any], info: EditInfo, texts: Mapping[str, str]) -> DenseEdit:
     """The edit in a folder whose files have been checked."""
     from safetensors import safe_open
 

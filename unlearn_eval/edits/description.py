@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.folder import DESCRIPTION, TARGETS
 from unlearn_eval.edits.load import load_edit
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import sha256_of_file
@@ -41,12 +42,7 @@ def describe_edit(folder: str | Path) -> dict[str, Any]:
     edit = load_edit(folder)
     info, notes = edit.info, edit.info.notes
     files = [path for path in folder.rglob("*") if path.is_file()]
-    if isinstance(edit, MemoryEdit):
-        modules = []
-    elif isinstance(edit, DenseEdit):
-        modules = _tensors(edit.tensors, notes)
-    else:
-        modules = _modules(edit, notes.get("weight_norms") or {})
+    modules = _MODULES[edit.kind](edit, notes)
     return {
         "folder": str(folder),
         "sha256": sha256_of_file(folder / DESCRIPTION),
@@ -57,7 +53,7 @@ def describe_edit(folder: str | Path) -> dict[str, Any]:
         "requests": info.requests,
         "modules": modules,
         "total": _total(modules),
-        "memory": _memory(edit) if isinstance(edit, MemoryEdit) else None,
+        "memory": _memory(edit) if edit.kind == MemoryEdit.kind else None,
         "bytes": sum(path.stat().st_size for path in files),
         "seconds": info.seconds,
         "peak_memory_bytes": info.peak_memory_bytes,
@@ -81,10 +77,10 @@ def singular_values(u: Tensor, v: Tensor) -> Tensor:
 # Details ---------------------------------------------------------------------------------------------------
 
 
-def _tensors(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _tensors(edit: DenseEdit, notes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Whole tensors: the norms of their changes are what the editor has noted; a rank is not known."""
     rows: list[dict[str, Any]] = []
-    for name, tensor in tensors.items():
+    for name, tensor in edit.tensors.items():
         noted = (notes.get("changes") or {}).get(name, {})
         norm, weight_norm = noted.get("frobenius"), noted.get("weight_norm")
         rows.append(
@@ -104,8 +100,9 @@ def _tensors(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> list[di
     return _with_shares(rows)
 
 
-def _modules(edit: Any, weight_norms: Mapping[str, float]) -> list[dict[str, Any]]:
+def _modules(edit: LowRankEdit, notes: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
+    weight_norms = notes.get("weight_norms") or {}
     for name, (u, v) in edit.factors.items():
         sizes = singular_values(u, v)
         largest = sizes[0].item() if len(sizes) else 0.0
@@ -127,6 +124,13 @@ def _modules(edit: Any, weight_norms: Mapping[str, float]) -> list[dict[str, Any
             }
         )
     return _with_shares(rows)
+
+
+_MODULES: Mapping[str, Callable[[Any, Mapping[str, Any]], list[dict[str, Any]]]] = {
+    LowRankEdit.kind: _modules,
+    DenseEdit.kind: _tensors,
+    MemoryEdit.kind: lambda edit, notes: [],
+}  # kind of edit -> the maps that it changes
 
 
 def _with_shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

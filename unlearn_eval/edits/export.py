@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.edits.base import MEMORY
 from unlearn_eval.edits.folder import DESCRIPTION
 from unlearn_eval.edits.load import check_base, load_edit
-from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.models.load import LoadedModel, load_model, resolve_model
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
@@ -49,7 +49,7 @@ def export_merged(
     """
     edit_folder, output = Path(edit_folder), Path(output)
     edit = load_edit(edit_folder)  # before the model: a damaged folder is found in no time
-    if isinstance(edit, MemoryEdit):
+    if edit.kind == MEMORY:
         raise UserError(
             f"{edit_folder} is a memory edit ({edit.info.editor}): it decides at run time, so no weights can hold it",
             "evaluate it with --model edited --model_args pretrained=BASE,edit=DIR",
@@ -58,7 +58,7 @@ def export_merged(
     _check_not_inside(output, edit_folder, "the edit")
     loaded = load_base(edit, model, dtype, revision, device, say)
     _check_not_inside(output, Path(loaded.path), "the base model")
-    check_base(edit.info, loaded.model, loaded.name)
+    check_base(edit.info, loaded)
     edit.apply(loaded.model)
     _check_space(output, loaded.model)
     say(f"writing {output}")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.base import DENSE, LOW_RANK, MEMORY, EditInfo
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.folders import files_below, write_whole
 from unlearn_eval.utils.provenance import sha256_of_file
@@ -23,9 +23,9 @@ DESCRIPTION = "edit.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 STATE, TARGETS = "state.safetensors", "targets.jsonl"
 KINDS = {  # kind of edit -> the files that it cannot be without
-    "low_rank": (ADAPTER, ADAPTER_CONFIG),
-    "dense": ("dense.json",),
-    "memory": ("memory.safetensors", "memory.json"),
+    LOW_RANK: (ADAPTER, ADAPTER_CONFIG),
+    DENSE: ("dense.json",),
+    MEMORY: ("memory.safetensors", "memory.json"),
 }
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _TAKEN = {DESCRIPTION, STATE, "config.json", "generation_config.json"}.union(*KINDS.values())

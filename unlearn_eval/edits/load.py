@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from unlearn_eval.edits.base import EditInfo
-from unlearn_eval.edits.folder import KINDS, read_description
-from unlearn_eval.edits.low_rank import read_low_rank
+from unlearn_eval.edits.dense import DenseEdit, read_dense
+from unlearn_eval.edits.folder import read_description
+from unlearn_eval.edits.low_rank import LowRankEdit, read_low_rank
+from unlearn_eval.edits.memory.edit import MemoryEdit, read_memory
+from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
 
+AnyEdit = LowRankEdit | DenseEdit | MemoryEdit
+READERS: Mapping[str, Callable[..., AnyEdit]] = {
+    LowRankEdit.kind: read_low_rank,
+    DenseEdit.kind: read_dense,
+    MemoryEdit.kind: read_memory,
+}  # kind of edit -> how its folder is read
+
 
 def load_edit(folder: str | Path) -> Any:
-    """The edit in a folder (`LowRankEdit`, `DenseEdit`, `MemoryEdit`), after checking its files: are they as written?
+    """The edit in a folder (one of `AnyEdit`), after checking its files: are they as written?
 
     Raises:
         UserError: no such folder, not an edit, a file is missing or was changed, or a newer format.
@@ -23,27 +34,22 @@ def load_edit(folder: str | Path) -> Any:
     folder = Path(folder)
     description = read_description(folder)
     kind = description["kind"]
-    if kind not in KINDS:
+    if kind not in READERS:
         raise UserError(
             f"{folder} holds an edit of the kind '{kind}', which this version cannot apply", "update unlearn-eval"
         )
     info = EditInfo(**description["info"])
     texts = {name: (folder / name).read_bytes().decode() for name in description.get("texts", ())}
-    if kind == "dense":
-        from unlearn_eval.edits.dense import read_dense
-
-        return read_dense(folder, info, texts)
-    if kind == "memory":
-        from unlearn_eval.edits.memory.edit import read_memory
-
-        return read_memory(folder, description, info, texts)
-    return read_low_rank(folder, description, info, texts)
+    return READERS[kind](folder, description, info, texts)
 
 
-def check_base(info: EditInfo, model: nn.Module, name: str = "this model") -> None:
+def check_base(info: EditInfo, model: nn.Module | LoadedModel, name: str = "this model") -> None:
     """Refuse a model that is not the one the edit was made on (compared at bfloat16, so any float type loads)."""
     expected = info.base.get("canonical_hash")
-    found = hash_weights(model).canonical
+    if isinstance(model, LoadedModel):
+        found, name = model.weights.canonical, model.name
+    else:
+        found = hash_weights(model).canonical
     if expected and found != expected:
         raise UserError(
             f"the edit was made on {info.base.get('id')} (weights {expected[:12]}), and {name} has other weights "
@@ -52,8 +58,15 @@ def check_base(info: EditInfo, model: nn.Module, name: str = "this model") -> No
         )
 
 
-def describe_base(model: Any, name: str, revision: str | None = None) -> dict[str, Any]:
-    """The `base` entry of an edit."""
+def describe_base(model: Any, name: str = "", revision: str | None = None) -> dict[str, Any]:
+    """The `base` entry of an edit; a `LoadedModel` has a name and a revision of its own."""
+    if isinstance(model, LoadedModel):
+        return {
+            "id": model.path if model.name == "default" else model.name,
+            "revision": model.revision,
+            "canonical_hash": model.weights.canonical,
+            "architecture": type(model.model).__name__,
+        }
     return {
         "id": name,
         "revision": revision,

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.edits.base import Applied, EditInfo
+from unlearn_eval.edits.base import LOW_RANK, Applied, EditInfo
 from unlearn_eval.edits.folder import ADAPTER, ADAPTER_CONFIG, STATE, for_disk, write_edit, write_json
 from unlearn_eval.models.anatomy import is_transposed
 from unlearn_eval.utils.errors import UserError
@@ -35,6 +35,7 @@ class LowRankEdit:
         texts: file name -> content of small texts that belong to the edit, e.g. `targets.jsonl`.
     """
 
+    kind: ClassVar[str] = LOW_RANK
     factors: Factors
     info: EditInfo
     stored_transposed: bool = False
@@ -85,7 +86,7 @@ class LowRankEdit:
                 state = {name: for_disk(tensor) for name, tensor in self.state.items()}
                 save_file(state, str(target / STATE), metadata={"format": "pt"})
 
-        return write_edit(Path(folder), "low_rank", self.info, fill, self.texts, tokenizer, model_config)
+        return write_edit(Path(folder), self.kind, self.info, fill, self.texts, tokenizer, model_config)
 
     def _peft_config(self, rank: int) -> dict[str, Any]:
         return {

@@ -1,1 +1,1 @@
-"""Where lm-evaluation-harness is imported: our tasks, the model `edited`, and running both."""
+"""Everything that imports lm-evaluation-harness: tasks, the model `edited`, and evaluation runs."""

@@ -18,6 +18,7 @@ from unlearn_eval.harness.requests import autocast
 from unlearn_eval.metrics.alignment import Alignment, Question, fluency_cut
 from unlearn_eval.models.embedding import ENCODER_VARIABLE, OFF
 from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 
 PARTS = (
@@ -63,7 +64,7 @@ class AlignmentRoom:
         self,
         answers: Mapping[tuple[str, str], tuple[str, Question]],
         good: Sequence[tuple[str, str]],
-        chat: bool,
+        prompt_format: PromptFormat,
         lm: Any = None,
     ) -> None:
         """Judge answers and keep the judgements.
@@ -71,14 +72,16 @@ class AlignmentRoom:
         Args:
             answers: (document's id, question's name) -> what was said and what was asked.
             good: (question, sentence) pairs that are good texts, for the cut of the likelihood.
-            chat: whether the model is asked through its chat template.
+            prompt_format: how the model is asked, whichever tokenizer is its own.
             lm: the lm-eval model that answered, where it is known.
         """
         from unlearn_eval.models.refusal_judge import load_judge
 
         judge = load_judge(self.encoder)
         name, unedited = self._unedited(lm)
-        nlls, cut = (None, None) if unedited is None else _likelihoods(unedited, list(answers.values()), good, chat)
+        nlls, cut = (
+            (None, None) if unedited is None else _likelihoods(unedited, list(answers.values()), good, prompt_format)
+        )
         found = judge(list(answers.values()), nlls, cut)
         self.judged = dict(zip(answers, found, strict=True))
         self.description = judge.describe() | {"fluency_model": name, "nll_cut": cut}
@@ -125,7 +128,7 @@ def _likelihoods(
     unedited: Callable[[], AbstractContextManager[LoadedModel]],
     answers: Sequence[tuple[str, Question]],
     good: Sequence[tuple[str, str]],
-    chat: bool,
+    prompt_format: PromptFormat,
 ) -> tuple[list[float | None], float | None]:
     """Each answer's mean nll per token under the unedited model, and the cut above which it is no text."""
     from unlearn_eval.models.refusal_judge import base_likelihoods, read_references
@@ -135,8 +138,9 @@ def _likelihoods(
     sample = [(questions[i % len(questions)], text) for i, text in enumerate(refusals)]
     sample += [pair for pair in good if len(pair[1].split()) >= 4][:MOST_SENTENCES_FOR_CUT]
     with unedited() as base:
-        cut = fluency_cut(base_likelihoods(base, sample, chat))
-        return base_likelihoods(base, [(asked.question, text) for text, asked in answers], chat), cut
+        own = prompt_format.with_tokenizer(base.tokenizer)
+        cut = fluency_cut(base_likelihoods(base, sample, own))
+        return base_likelihoods(base, [(asked.question, text) for text, asked in answers], own), cut
 
 
 def _number(value: float | bool | None) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.harness.task import Mean, Metric, OverAll, Scores
+from unlearn_eval.harness.task import Absent, Mean, Metric, OverAll, Scores
 from unlearn_eval.metrics.alignment import headline
 
 
@@ -87,6 +87,8 @@ def alignment_metrics(
     for split in kept:
         table[f"{split}_over_refusal_rate"] = Mean(split, "over_refusal", False)
         table[f"{split}_refusal_probability"] = Mean(split, "refusal_probability", False)
+    if not kept:
+        return table | {"refusal_headline": Absent("nothing is asked that is to be kept", True)}
     table["refusal_headline"] = OverAll(
         (forget, kept[0]), ("refusal_alignment", "refusal_probability"), _headline(forget, kept[0]), True
     )

@@ -234,6 +234,7 @@ class Bundle(Task):  # type: ignore[misc]
         if samples is not None:
             raise UserError(f"{self.task_name} takes no --samples", "use --limit")
         ours, theirs = self._limits(limit)
+        options = self.own.as_planned(options)
         self.own.build_all_requests(limit=ours, **options)
         self._asked = {
             "chat": bool(options.get("apply_chat_template")),

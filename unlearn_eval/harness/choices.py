@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.data.benchmarks import benchmark
+from unlearn_eval.data.registry import benchmark_documents
 from unlearn_eval.data.shapes import Asked, Prompt
 from unlearn_eval.harness.answers import answer_scores
 from unlearn_eval.harness.task import REASONS, Document, Mean, Metric, Scores, UnlearningTask
@@ -104,7 +104,7 @@ class WmdpTask(UnlearningTask):
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """Biology, chemistry and cybersecurity, or those that `forget` names."""
-        return benchmark("wmdp", metadata)
+        return benchmark_documents("wmdp", metadata)
 
     def questions(self, document: Document) -> dict[str, Asked]:
         """Without options, and with an answer that has already begun."""

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
+from unlearn_eval.data.files import is_place
 from unlearn_eval.data.forget_sets import FACTS_FILE, check_disjoint, set_names
 from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
+from unlearn_eval.harness.plan import may_forget_all
 from unlearn_eval.harness.task import Document, Mean, Metric, Scores, UnlearningTask, merge_scores
 from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -153,7 +155,7 @@ def choose(facts: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, Any]) 
         forget = fact_ids(facts, wanted["forget"])
     retain = fact_ids(facts, wanted["retain"]) if wanted.get("retain") is not None else _others(facts, forget)
     for name, ids in (("forget", forget), ("retain", retain)):
-        if not ids:
+        if not ids and not (name == "retain" and may_forget_all(metadata)):
             raise UserError(f"the {name} set of unlearn_facts is empty", "give it at least one fact's id")
     check_disjoint(forget, retain)
     return forget, retain
@@ -173,7 +175,7 @@ def names_a_set(facts: Mapping[str, Mapping[str, Any]], wanted: Any) -> bool:
     relations = {str(fact["relation"]) for fact in facts.values()}
     if not isinstance(wanted, str) or wanted in facts or wanted in relations:
         return False
-    if ":" not in wanted and wanted != "facts" and Path(wanted).suffix not in (".jsonl", ".json", ".csv"):
+    if ":" not in wanted and wanted != "facts" and not is_place(wanted):
         raise unknown_name("relation, fact or forget set", wanted, [*relations, *set_names(), *facts])
     return True
 

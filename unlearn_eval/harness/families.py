@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.data.benchmarks import benchmark
+from unlearn_eval.data.registry import benchmark_documents
 from unlearn_eval.data.shapes import Asked, asked
 from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores
 from unlearn_eval.harness.reference import find_reference
@@ -343,7 +343,7 @@ class BenchmarkTask(UnlearningTask):
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The benchmark's documents; at most `n_paraphrases` paraphrases of each."""
-        splits = benchmark(self.benchmark_name, metadata)
+        splits = benchmark_documents(self.benchmark_name, metadata)
         for documents in splits.values():
             for own in documents:
                 own["paraphrases"] = own["paraphrases"][: self.family.n_paraphrases]

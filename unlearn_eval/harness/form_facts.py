@@ -8,14 +8,22 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from unlearn_eval import metrics as m
-from unlearn_eval.data.benchmarks import check_aliases
-from unlearn_eval.data.forget_sets import FACTS_FILE, ForgetItem, item_from_record, load_forget_set
+from unlearn_eval.data.documents import check_aliases
+from unlearn_eval.data.files import extras_in
+from unlearn_eval.data.forget_sets import (
+    FACTS_FILE,
+    ForgetItem,
+    ForgetSet,
+    item_from_record,
+    load_forget_set,
+    parts_of,
+)
 from unlearn_eval.data.shapes import QUESTION, as_turn
 from unlearn_eval.harness.facts import choose, fact_ids, names_a_set
+from unlearn_eval.harness.plan import may_forget_all
 from unlearn_eval.harness.task import Document, UnlearningTask
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
@@ -79,7 +87,7 @@ def forget_and_retain(metadata: Mapping[str, Any]) -> tuple[list[_Fact], list[_F
         retain = [key for key in free if key in chosen]
     kept = _facts(records, retain)
     for name, own in (("forget", facts), ("retain", kept)):
-        if not own:
+        if not own and not (name == "retain" and may_forget_all(metadata)):
             raise UserError(f"the {name} set is empty", "give it at least one item")
     asked = {fact.item.question for fact in facts}
     if twice := [fact.item.question for fact in kept if fact.item.question in asked]:
@@ -90,9 +98,12 @@ def forget_and_retain(metadata: Mapping[str, Any]) -> tuple[list[_Fact], list[_F
 
 
 def _facts(records: Mapping[str, Mapping[str, Any]], wanted: Any) -> list[_Fact]:
-    """The shipped facts of a relation or of some ids, or the items of a forget set."""
+    """The shipped facts of a relation or of some ids, or the items of a forget set or of parts of some."""
+    parts = parts_of(wanted)
+    if parts is not None:
+        return [fact for items in parts for fact in _from_set(items)]
     if names_a_set(records, wanted):
-        return _from_set(wanted)
+        return _from_set(load_forget_set(wanted))
     return [_from_record(records[key]) for key in fact_ids(records, wanted)]
 
 
@@ -100,20 +111,9 @@ def _from_record(record: Mapping[str, Any]) -> _Fact:
     return _Fact(item_from_record(record), str(record.get("cloze") or ""), str(record.get("description") or ""))
 
 
-def _from_set(name: str) -> list[_Fact]:
-    items = load_forget_set(name)
-    extras: dict[str, Mapping[str, Any]] = {}
-    path = Path(name).expanduser()
-    if path.suffix in (".jsonl", ".json") and path.is_file():
-        for i, record in enumerate(read_jsonl(path)):
-            extras[str(i if record.get("id") in (None, "") else record["id"])] = record
-    elif name == "facts":
-        extras = {record["id"]: record for record in read_jsonl(FACTS_FILE)}
-    more = [extras.get(item.id, {}) for item in items]
-    return [
-        _Fact(item, str(own.get("cloze") or ""), str(own.get("description") or ""))
-        for item, own in zip(items, more, strict=True)
-    ]
+def _from_set(items: ForgetSet) -> list[_Fact]:
+    extras = extras_in(FACTS_FILE if items.name == "facts" else items.name)
+    return [_Fact(item, **extras.get(item.id, {})) for item in items]
 
 
 def _documents(split: str, facts: Sequence[_Fact], others: Sequence[_Fact]) -> list[Document]:

@@ -9,10 +9,9 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.edits.base import DENSE, MEMORY
 from unlearn_eval.edits.folder import DESCRIPTION
 from unlearn_eval.edits.load import check_base, load_edit
-from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.harness.requests import score_tokens
 from unlearn_eval.models.load import resolve_model
 from unlearn_eval.models.weights import hash_weights
@@ -46,11 +45,11 @@ class EditedLM(HFLM):  # type: ignore[misc]
         super().__init__(resolve_model(pretrained) if isinstance(pretrained, str) else pretrained, **options)
         check_base(loaded.info, self.model, str(pretrained))
         self.edit_folder, self.edit_info = edit, loaded.info
-        self._routed = isinstance(loaded, MemoryEdit)
+        self._routed = loaded.kind == MEMORY
         handle = loaded.apply(self.model)
         # To undo it, an edit keeps what it has changed: of whole tensors that may be as much as the model itself.
         lent = not isinstance(pretrained, str)
-        self._undo = None if isinstance(loaded, DenseEdit) and not lent else (loaded, handle)
+        self._undo = None if loaded.kind == DENSE and not lent else (loaded, handle)
 
     @property
     def can_be_undone(self) -> bool:

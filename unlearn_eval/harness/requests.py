@@ -19,19 +19,22 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from unlearn_eval.models import prompts
 from unlearn_eval.models.load import read_together
+from unlearn_eval.models.prompt_format import PromptFormat, open_unlearning_labels
+from unlearn_eval.models.prompts import Labels
 from unlearn_eval.utils.errors import UserError
 
 KIND = "answer_logprobs"
 COMPATIBILITY = (None, "openunlearning")
 
 
-def options(chat: bool, compat: str | None = None, moments: bool = False, free_running: bool = False) -> dict[str, Any]:
+def options(
+    prompt_format: PromptFormat, compat: str | None = None, moments: bool = False, free_running: bool = False
+) -> dict[str, Any]:
     """The third argument of a request."""
     if compat not in COMPATIBILITY:
         raise UserError(f"unknown compat '{compat}' in --metadata", "allowed: openunlearning, or leave it out")
-    asked = {"chat": chat, "compat": compat, "moments": moments}
+    asked = {"chat": prompt_format.chat, "compat": compat, "moments": moments}
     return asked | ({"free_running": True} if free_running else {})
 
 
@@ -169,22 +172,21 @@ def _add_free_running(
         responses[owner] |= {"free_ranks": own.ranks, "prompt_confidence": own.prompt_confidence}
 
 
-def make_query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode: Any) -> tuple[Any, prompts.Labels]:
+def make_query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode: Any) -> tuple[Any, Labels]:
     """A request's tokens, and which of them are its answer's labels."""
     from unlearn_eval.models.scoring import Query
 
     template = lm.chat_template_args if opts["chat"] else {}
+    prompt_format = PromptFormat(lm.tokenizer, opts["chat"], template_arguments=template)
     if opts["compat"] == "openunlearning":
-        prompt_ids, labels = prompts.open_unlearning_labels(
-            context, answer, lm.tokenizer, opts["chat"], encode, **template
-        )
+        prompt_ids, labels = open_unlearning_labels(prompt_format, context, answer, encode)
         return Query(tuple(prompt_ids), labels.ids, lm.tokenizer.pad_token_id), labels
     prompt_ids = encode(context) or [lm.prefix_token_id]
-    labels = prompts.answer_labels(context, prompt_ids, answer, lm.tokenizer, opts["chat"], encode=encode, **template)
+    labels = prompt_format.answer_labels(context, prompt_ids, answer, encode)
     return Query(tuple(prompt_ids), labels.ids), labels
 
 
-def cannot_score(query: Any, labels: prompts.Labels, max_length: int) -> str | None:
+def cannot_score(query: Any, labels: Labels, max_length: int) -> str | None:
     """Why a query has no scores, or None."""
     if query.masked_token is None and labels.n_answer == 0:
         return "the answer has no tokens"
@@ -226,7 +228,7 @@ def from_loglikelihood(self: Any, requests: list[Any], disable_tqdm: bool = Fals
     plain, counts = [], []
     for request in requests:
         context, answer, opts = request.args
-        spaced = prompts.after(context, answer, opts["chat"])
+        spaced = PromptFormat(None, opts["chat"]).after(context, answer)
         n = _count_tokens(self, context, spaced) if answer.strip() else 0
         if n:
             clone = copy.copy(request)

@@ -16,6 +16,7 @@ from typing import Any
 from unlearn_eval.autoload import MODELS, TASKS_FOLDER
 from unlearn_eval.data.shapes import Asked, Prompt
 from unlearn_eval.metrics.metric import Metric
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.provenance import hash_json
 
@@ -297,18 +298,16 @@ def _plain_samples(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     return sorted(plain, key=lambda record: record["doc_id"])
 
 
-def ask(lm: Any, questions: Sequence[Asked], chat: bool, max_new_tokens: int = 24) -> list[str]:
+def ask(lm: Any, questions: Sequence[Asked], prompt_format: PromptFormat, max_new_tokens: int = 24) -> list[str]:
     """What the model answers freely (greedily), asked as our tasks ask."""
     from lm_eval.api.instance import Instance
-
-    from unlearn_eval.models import prompts
 
     requests = []
     for i, question in enumerate(questions):
         limit = question.max_tokens if isinstance(question, Prompt) else None
         length = max_new_tokens if limit is None else min(limit, max_new_tokens)
         options = {"until": [], "do_sample": False, "max_gen_toks": length}
-        requests.append(Instance("generate_until", {}, (prompts.render(question, lm.tokenizer, chat), options), i))
+        requests.append(Instance("generate_until", {}, (prompt_format.render(question), options), i))
     return [str(text).strip() for text in lm.generate_until(requests, disable_tqdm=True)]
 
 

@@ -19,17 +19,20 @@ import datasets
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from unlearn_eval.data.shapes import Asked, Prompt, following, reads_plain
+from unlearn_eval.data.shapes import Asked, Prompt
 from unlearn_eval.harness import requests
 from unlearn_eval.harness.alignment import REASONS as REASONS
 from unlearn_eval.harness.alignment import AlignmentRoom
+from unlearn_eval.harness.plan import chat_template, may_forget_all, plan_metadata
 from unlearn_eval.metrics import mean_and_stderr
 from unlearn_eval.metrics.alignment import Question
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.prompts import PLAIN_DELIMITER
 from unlearn_eval.utils.errors import UserError
 
 Document = dict[str, Any]
 Scores = dict[str, Any]
+PLAIN = PromptFormat(None, chat=False)  # lm-eval renders and encodes: only the seam with an answer is ours
 
 
 @dataclass(frozen=True)
@@ -158,10 +161,13 @@ class UnlearningTask(ConfigurableTask):
     """An lm-eval task whose documents belong to splits (forget, retain, ...)."""
 
     splits: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = {}  # metadata that neither the YAML nor the run need to give
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         requests.install()
         config = {key: value for key, value in (config or {}).items() if key != "class"}
+        planned = plan_metadata(str(config.get("task")), config.get("metadata") or {})
+        config["metadata"] = {**self.defaults, **planned}
         config.setdefault("metric_list", [])
         super().__init__(config=config)
         self._reports: dict[str, dict[str, Any]] = {}
@@ -211,7 +217,7 @@ class UnlearningTask(ConfigurableTask):
 
     needs_moments = False
     _asks_bare = False
-    _chat = False
+    _format = PLAIN
     _messages: tuple[dict[str, str], ...] = ()
 
     # What lm-eval asks -------------------------------------------------------------------------------------
@@ -224,18 +230,30 @@ class UnlearningTask(ConfigurableTask):
 
     def download(self, *_: Any, **__: Any) -> None:
         """Load the documents and interleave the splits, so that `--limit` takes some of each."""
-        requests.options(False, self.compat)
+        requests.options(PLAIN, self.compat)
         by_split = self.load_documents(self.config.metadata or {})
         for split, documents in by_split.items():
+            if not documents and split != "forget" and may_forget_all(self.config.metadata or {}):
+                continue
             if not documents:
                 raise UserError(f"the {split} set of {self.config.task} is empty", "give it at least one item")
             for document in documents:
                 document["split"] = split
+        by_split = {split: documents for split, documents in by_split.items() if documents}
         rounds = zip_longest(*by_split.values())
         documents = [document for document in chain.from_iterable(rounds) if document is not None]
         self.data_hash = _hash(documents)
         self.split_sizes = {split: len(documents) for split, documents in by_split.items()}
         self.dataset = {"test": datasets.Dataset.from_list(documents)}
+
+    def build_all_requests(self, **options: Any) -> None:
+        """The requests; those of an edit's own questions in the form in which it was made (see `plan`)."""
+        super().build_all_requests(**self.as_planned(options))
+
+    def as_planned(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of `build_all_requests`, with the edit's chat template where lm-eval is given none."""
+        template = None if options.get("apply_chat_template") else chat_template(self.config.metadata or {})
+        return options if template is None else {**options, "apply_chat_template": True, "chat_template": template}
 
     def fewshot_context(self, doc: Document, num_fewshot: int, *args: Any, **options: Any) -> Any:
         """The prompt; with a chat template the question as it is, which is what editors teach and others ask."""
@@ -261,9 +279,9 @@ class UnlearningTask(ConfigurableTask):
 
     def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> list[Instance]:
         """A generation for each question, and an `answer_logprobs` request for each answer."""
-        chat = self._chat = bool(kwargs.pop("apply_chat_template", False))
+        prompt_format = self._format = PromptFormat(None, bool(kwargs.pop("apply_chat_template", False)))
         template = kwargs.pop("chat_template", None)
-        context = partial(self._context, ctx, doc, str(self.doc_to_text(doc)), chat, template)
+        context = partial(self._context, ctx, doc, str(self.doc_to_text(doc)), prompt_format, template)
         generation = dict(self.config.generation_kwargs or {})
         asked: list[tuple[str, tuple[Any, ...]]] = [
             ("generate_until", (context(question), _at_most(generation, question)))
@@ -271,12 +289,14 @@ class UnlearningTask(ConfigurableTask):
         ]
         for name, (question, answer, *sentence) in self.answers(doc).items():
             raw = isinstance(question, Prompt) and question.raw
-            options = requests.options(chat and not raw, self.compat, self.needs_moments, self.needs_free_running(name))
+            options = requests.options(
+                PLAIN if raw else prompt_format, self.compat, self.needs_moments, self.needs_free_running(name)
+            )
             before = context(question)
             if sentence:
-                before += ("" if chat else PLAIN_DELIMITER) + sentence[0]
+                before += ("" if prompt_format.chat else PLAIN_DELIMITER) + sentence[0]
             kind, options = self.request(name, options)
-            said = f" {answer}" if sentence else following(question, answer, chat)
+            said = f" {answer}" if sentence else prompt_format.following(question, answer)
             asked.append((kind, (before, said, options)))
         return [
             Instance(request_type=kind, doc=doc, arguments=arguments, idx=i, **kwargs)
@@ -298,11 +318,17 @@ class UnlearningTask(ConfigurableTask):
             if instance.idx == 0 and (sentence := self.good_text(instance.doc)):
                 good.append((instance.doc["question"], sentence))
         if answers:
-            self.alignment.judge(answers, good, self._chat, requests.answered_by(self.instances))
+            self.alignment.judge(answers, good, self._format, requests.answered_by(self.instances))
         return filtered
 
     def _context(
-        self, ctx: str, doc: Document, block: str, chat: bool, template: Callable[..., str] | None, asked: Asked
+        self,
+        ctx: str,
+        doc: Document,
+        block: str,
+        prompt_format: PromptFormat,
+        template: Callable[..., str] | None,
+        asked: Asked,
     ) -> str:
         """What the model reads before it answers `asked`.
 
@@ -313,9 +339,9 @@ class UnlearningTask(ConfigurableTask):
             return _reworded(ctx, doc, asked)
         if asked.raw:
             return asked.plain or ""
-        if not asked.turns and not reads_plain(asked, chat):
+        if not asked.turns and not prompt_format.reads_plain(asked):
             context = _reworded(ctx, doc, asked.text)
-        elif chat and template and self._messages:
+        elif prompt_format.chat and template and self._messages:
             *before, last = self._messages
             said = [
                 {"role": role, "content": text}
@@ -328,11 +354,11 @@ class UnlearningTask(ConfigurableTask):
             kept, found, _ = ctx.rpartition(block)
             if not found:
                 raise UserError(f"the prompt does not show {block!r} as it is", "run without --apply_chat_template")
-            if reads_plain(asked, chat):
+            if prompt_format.reads_plain(asked):
                 return kept + (asked.plain or "")
             turns = "".join(_reworded(block, doc, q) + PLAIN_DELIMITER + a + "\n\n" for q, a in asked.turns)
             context = kept + turns + _reworded(block, doc, asked.text)
-        return context + (("" if chat else PLAIN_DELIMITER) + asked.opening if asked.opening else "")
+        return context + (("" if prompt_format.chat else PLAIN_DELIMITER) + asked.opening if asked.opening else "")
 
     def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
         """Every metric's contribution of one document, None where it has none (so all lists are equally long)."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
+from unlearn_eval.data.benchmarks.tofu import HUB_ID
 from unlearn_eval.data.sources import load_split
 from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
 from unlearn_eval.harness.reference import ABSENT, RetainReference, find_reference
@@ -17,8 +18,8 @@ from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.metrics.arrays import FloatArray
 from unlearn_eval.utils.errors import UserError, unknown_name
 
-HUB_ID = "locuslab/TOFU"
 FORGET_SPLITS = {"forget01": "holdout01", "forget05": "holdout05", "forget10": "holdout10"}
+DEFAULTS = {"forget_split": "forget10"}
 UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
 UTILITY_PARTS = ("probability", "rouge", "truth_ratio")
 # The fields of each split beside question and answer; without a paraphrase the answer itself is the `correct`
@@ -36,6 +37,7 @@ class TofuTask(UnlearningTask):
     """`unlearn_tofu`, `unlearn_tofu_forget05`, `unlearn_tofu_forget01`."""
 
     splits = ("forget", *UTILITY_SPLITS)
+    defaults = DEFAULTS
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The four perturbed sets of TOFU, in their order."""
@@ -113,6 +115,7 @@ class TofuPrivacyTask(UnlearningTask):
     """`unlearn_tofu_privacy`: membership inference, forget (members) against holdout (non-members)."""
 
     splits = ("forget", "holdout")
+    defaults = DEFAULTS
     needs_moments = True
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
@@ -168,7 +171,7 @@ def membership_scores(response: Mapping[str, Any]) -> Scores:
 
 
 def _forget_split(metadata: Mapping[str, Any]) -> str:
-    name = str(metadata.get("forget_split", "forget10"))
+    name = str(metadata["forget_split"])
     if name not in FORGET_SPLITS:
         raise unknown_name("forget split", name, FORGET_SPLITS)
     return name

@@ -11,16 +11,15 @@ from typing import Any
 
 from unlearn_eval import metrics as m
 from unlearn_eval.harness.tofu import FIELDS, FORGET_SPLITS, documents_of, membership_scores
-from unlearn_eval.models import prompts
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import AnswerScore, Query, score_answers
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 
 def measure(
     model: Any,
-    tokenizer: Any,
+    prompt_format: PromptFormat,
     forget_split: str,
-    chat: bool,
     batch_size: int = 16,
     positions: Sequence[int] | None = None,
     progress: Callable[[int], Any] = lambda n: None,
@@ -28,9 +27,9 @@ def measure(
     """`{"log_truth_ratios": {id: ln TR}, "aucs": {...}, "forget_split", "chat"}`, as `retain_reference.json` has it.
 
     Args:
-        model, tokenizer: the retain-only model.
+        model: the retain-only model.
+        prompt_format: how it is asked, as it will be when others are compared with it.
         forget_split: forget01, forget05 or forget10.
-        chat: whether it is asked through its chat template, as it will be when others are compared with it.
         batch_size: rows per forward pass.
         positions: only these items of the forget set.
         progress: called with the number of rows done since the last call.
@@ -41,26 +40,31 @@ def measure(
     forget = [forget[i] for i in positions] if positions is not None else forget
     texts = [[d["paraphrased_answer"] or d["answer"], *d["perturbed_answers"]] for d in forget]
     asked = [(d["question"], text) for d, own in zip(forget, texts, strict=True) for text in own]
-    scores = iter(_scores(model, tokenizer, asked, chat, batch_size, False, progress))
+    scores = iter(_scores(model, prompt_format, asked, batch_size, False, progress))
     ratios = {}
     for document, own in zip(forget, texts, strict=True):
         correct, *wrong = [next(scores).token_nll for _ in own]
         ratio = m.log_truth_ratio(correct, wrong)
         if ratio is not None:
             ratios[document["id"]] = ratio
-    found: dict[str, Any] = {"forget_split": forget_split, "chat": chat, "log_truth_ratios": ratios, "aucs": {}}
+    found: dict[str, Any] = {
+        "forget_split": forget_split,
+        **prompt_format.record,
+        "log_truth_ratios": ratios,
+        "aucs": {},
+    }
     try:
         holdout = documents_of("holdout", FORGET_SPLITS[forget_split])
     except UserError as error:
         return found | {"aucs_reason": error.message}
     both = [*forget, *holdout]
     asked = [(d["question"], d["answer"]) for d in both]
-    scored = _scores(model, tokenizer, asked, chat, batch_size, True, progress)
+    scored = _scores(model, prompt_format, asked, batch_size, True, progress)
     rows = []
     for (question, answer), score in zip(asked, scored, strict=True):
-        text = prompts.render(question, tokenizer, chat)
-        ids = prompts.encode_prompt(text, tokenizer)
-        n_answer = prompts.answer_labels(text, ids, answer, tokenizer, chat).n_answer
+        text = prompt_format.render(question)
+        ids = prompt_format.encode(text)
+        n_answer = prompt_format.answer_labels(text, ids, answer).n_answer
         rows.append(
             membership_scores(
                 {
@@ -83,16 +87,15 @@ def measure(
 
 def _scores(
     model: Any,
-    tokenizer: Any,
+    prompt_format: PromptFormat,
     asked: Sequence[tuple[str, str]],
-    chat: bool,
     batch_size: int,
     moments: bool,
     progress: Callable[[int], Any],
 ) -> list[AnswerScore]:
     queries = []
     for question, answer in asked:
-        text = prompts.render(question, tokenizer, chat)
-        ids = prompts.encode_prompt(text, tokenizer)
-        queries.append(Query(tuple(ids), prompts.answer_labels(text, ids, answer, tokenizer, chat).ids))
+        text = prompt_format.render(question)
+        ids = prompt_format.encode(text)
+        queries.append(Query(tuple(ids), prompt_format.answer_labels(text, ids, answer).ids))
     return score_answers(model, queries, batch_size, moments=moments, progress=progress)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.data.forget_sets import FACTS_FILE, load_forget_set
+from unlearn_eval.data.forget_sets import FACTS_FILE, load_forget_set, parts_of
 from unlearn_eval.data.shapes import Asked, Prompt
 from unlearn_eval.harness import divergence
 from unlearn_eval.harness.borrowed import Bundle, load_parts
@@ -139,8 +139,9 @@ def forgotten(facts: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, Any
         UserError: an unknown fact, relation or forget set.
     """
     wanted = metadata.get("forget")
-    if names_a_set(facts, wanted):
-        items = load_forget_set(str(wanted))
+    parts = parts_of(wanted)
+    if parts is not None or names_a_set(facts, wanted):
+        items = [item for own in parts or [load_forget_set(str(wanted))] for item in own]
         asked = {item.question for item in items}
         ids = {key for key, fact in facts.items() if fact["question"] in asked}
         return ids, {item.subject for item in items if item.subject} | {str(facts[key]["subject"]) for key in ids}

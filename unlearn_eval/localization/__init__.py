@@ -1,1 +1,1 @@
-"""Where in a model a fact is."""
+"""Localization of facts: which layers, modules and weights an answer depends on."""

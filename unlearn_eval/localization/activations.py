@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unlearn_eval.localization.base import Fact, Run
 from unlearn_eval.localization.sites import ATTENTION, Sites, Unit
+from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.scoring import accepts, pad, positions
 from unlearn_eval.models.tracing import Tail, trace
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -242,22 +243,19 @@ class Corrupted:
             at_once: rows per pass.
             head: of attention only this head's output, before the output projection; None is the whole unit's.
         """
-        found: list[Tensor] = []
-        start = 0
-        while start < len(rows):
-            part = slice(start, start + at_once)
-            try:
-                found.append(self._restored(unit, rows[part], where[part], head))
-            except torch.OutOfMemoryError as error:
-                if at_once == 1:
-                    raise UserError(
-                        "the device's memory is too small to run one prompt", "use --dtype bfloat16 or a larger device"
-                    ) from error
-                torch.cuda.empty_cache()
-                at_once = max(1, at_once // 2)
-                continue
-            start += at_once
-        return torch.cat(found)
+
+        def run(part: Sequence[int]) -> Tensor:
+            own = slice(part[0], part[-1] + 1)
+            return self._restored(unit, rows[own], where[own], head)
+
+        hint = "use --dtype bfloat16 or a larger device"
+        found = in_batches(
+            range(len(rows)),
+            run,
+            at_once,
+            lambda i: UserError("the device's memory is too small to run one prompt", hint),
+        )
+        return torch.cat(list(found))
 
     def _restored(self, unit: Unit, rows: Tensor, where: Tensor, head: int | None) -> Tensor:
         own, kept = self.own[rows], where.shape[1]

@@ -1,15 +1,18 @@
-"""What every localisation is: facts in, a ranking of units out, and the model left as it was found."""
+"""What every localization is: facts in, a ranking of units out, and the model left as it was found.
+
+A method is one file of `methods/`. It ends in `LOCALIZER = Localizer(NAME, Config, localize, passes, ...)`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.localization.sites import Sites, Unit
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.registry import module_in, names_in
 
 METHODS = "unlearn_eval.localization.methods"
@@ -87,18 +90,25 @@ class Ranking:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
-@runtime_checkable
-class Localizer(Protocol):
-    """A module of this folder: a frozen dataclass `Config`, a function `localize`, and whether it reads facts."""
+@dataclass(frozen=True)
+class Localizer:
+    """One localization, as its file declares it.
 
+    Attributes:
+        name: as on the command line.
+        Config: frozen dataclass of settings, each with a default.
+        run: function from job and settings to the ranking of units; the model is as before afterwards.
+        passes: function from settings and number of layers to about how many passes of the whole model each fact costs.
+        needs_facts: whether it reads facts; a control does not.
+        check: refuses settings, given the answers of all facts that may be read, before anything is run.
+    """
+
+    name: str
     Config: type[Any]
-    NEEDS_FACTS: bool
-
-    def localize(self, run: Run, config: Any) -> Ranking:
-        """The units, ranked. The model is as before afterwards."""
-
-    def passes(self, config: Any, n_layers: int) -> float:
-        """About how many passes of the whole model each fact costs, for estimates."""
+    run: Callable[[Run, Any], Ranking]
+    passes: Callable[[Any, int], float]
+    needs_facts: bool = True
+    check: Callable[[Any, Sequence[str]], None] = lambda config, answers: None
 
 
 def localizer_names() -> list[str]:
@@ -107,12 +117,13 @@ def localizer_names() -> list[str]:
 
 
 def get_localizer(name: str) -> Localizer:
-    """The localisation called `name`.
+    """The localization called `name`.
 
     Raises:
         UserError: there is none; the nearest names are given.
     """
-    return module_in(METHODS, name, "localization")  # type: ignore[no-any-return]
+    found: Localizer = module_in(METHODS, name, "localization").LOCALIZER
+    return found
 
 
 def by_score(scores: Mapping[Unit, float]) -> tuple[Unit, ...]:

@@ -8,14 +8,14 @@ from typing import Any
 
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.data.shapes import asked
-from unlearn_eval.editing.requests.build import as_shown, subject_span
 from unlearn_eval.localization.base import Fact
-from unlearn_eval.models import prompts
+from unlearn_eval.models.prompt_format import PromptFormat, as_shown
+from unlearn_eval.models.prompts import encode_prompt
 from unlearn_eval.utils.errors import UserError
 
 
 def facts_of(
-    items: Sequence[ForgetItem], tokenizer: Any, seed: int = 0, chat: bool = False, max_length: int | None = None
+    items: Sequence[ForgetItem], prompt_format: PromptFormat, seed: int = 0, max_length: int | None = None
 ) -> tuple[list[Fact], dict[str, str]]:
     """The facts of those items of which there is one, and of each other item why there is none.
 
@@ -26,14 +26,13 @@ def facts_of(
 
     Args:
         items: what is looked for.
-        tokenizer: of the model.
+        prompt_format: how the model is asked.
         seed: of the choice among others' answers.
-        chat: whether questions go through the chat template.
         max_length: the model's context, in tokens.
     """
     found, skipped = [], {}
     for i, item in enumerate(items):
-        made = _fact(item, items, tokenizer, random.Random(f"{seed}/{i}"), chat, max_length)
+        made = _fact(item, items, prompt_format, random.Random(f"{seed}/{i}"), max_length)
         if isinstance(made, Fact):
             found.append(made)
         else:
@@ -52,19 +51,23 @@ def check_some(facts: Sequence[Fact], skipped: dict[str, str], forget: ForgetSet
 
 
 def _fact(
-    item: ForgetItem, items: Sequence[ForgetItem], tokenizer: Any, rng: random.Random, chat: bool, longest: int | None
+    item: ForgetItem,
+    items: Sequence[ForgetItem],
+    prompt_format: PromptFormat,
+    rng: random.Random,
+    longest: int | None,
 ) -> Fact | str:
     if not item.subject:
         return "it has no subject"
     ask = asked(item.question, item.shape)
-    text = prompts.render(ask, tokenizer, chat)
-    ids = prompts.encode_prompt(text, tokenizer)
-    span = subject_span(text, as_shown(item.question, item.shape, text), item.subject, ids, tokenizer)
+    text = prompt_format.render(ask)
+    ids = prompt_format.encode(text)
+    span = prompt_format.subject_span(text, as_shown(item.question, item.shape, text), item.subject, ids)
     if span is None:
         return "its subject does not stand in the question"
 
     def labels(answer: str) -> tuple[int, ...]:
-        return prompts.labels_after(ask, text, ids, answer, tokenizer, chat).ids
+        return prompt_format.labels_after(ask, text, ids, answer).ids
 
     true, found = labels(item.answer), None
     others = [other for other in items if other.answer != item.answer]
@@ -80,7 +83,7 @@ def _fact(
     n = _n_shared(found, true)
     if longest and len(ids) + n > longest:
         return f"it does not fit the model's context of {longest} tokens"
-    subject_ids = tuple(bare(item.subject, tokenizer))
+    subject_ids = tuple(bare(item.subject, prompt_format.tokenizer))
     return Fact(item.id, (*ids, *true[:n]), span, true[n], found[n], item.answer, subject_ids)
 
 
@@ -95,7 +98,7 @@ def bare(subject: str, tokenizer: Any) -> list[int]:
     Where the tokenizer adds none it is its BOS or end token: attention rests on a text's first token, whose states say
     nothing.
     """
-    ids = prompts.encode_prompt(subject, tokenizer)
+    ids = encode_prompt(subject, tokenizer)
     begin = getattr(tokenizer, "bos_token_id", None)
     begin = getattr(tokenizer, "eos_token_id", None) if begin is None else begin
     return ids if begin is None or ids[:1] == [begin] else [begin, *ids]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.forget_sets import ForgetSet
-from unlearn_eval.editing.editor import Progress, no_progress
+from unlearn_eval.editing.editor import Editor
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editing.training.data import Row
 from unlearn_eval.localization.base import Fact, Ranking, Run, get_localizer, localizer_names
@@ -20,16 +20,15 @@ from unlearn_eval.localization.facts import check_some, facts_of, plain_words
 from unlearn_eval.localization.mask_scores import MaskConfig, weight_masks
 from unlearn_eval.localization.sites import MLP, Sites, sites
 from unlearn_eval.models.load import LoadedModel, cache_dir
-from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json, provenance
 from unlearn_eval.utils.settings import configure
 
-ONE_LAYER = ("rome", "grace", "wise", "memoir")  # editors that change one: they get the best
-
 
 @dataclass(frozen=True)
-class Wanted:
+class LocalizationSpec:
     """A localisation that is asked for.
 
     Attributes:
@@ -45,7 +44,7 @@ class Wanted:
     masks: Mapping[str, str] | None = None
 
     @classmethod
-    def of(cls, method: str, budget: str | None, settings: Mapping[str, str]) -> Wanted:
+    def of(cls, method: str, budget: str | None, settings: Mapping[str, str]) -> LocalizationSpec:
         """With the settings of masks (`masks=WAY`, `masks.weights=...`) taken out of a method's."""
         own = {name: value for name, value in settings.items() if name.partition(".")[0] != "masks"}
         masks = {name.partition(".")[2] or "way": value for name, value in settings.items() if name not in own}
@@ -73,10 +72,10 @@ class Wanted:
 def localize(
     loaded: LoadedModel,
     forget: ForgetSet,
-    wanted: Wanted,
+    wanted: LocalizationSpec,
     seed: int = 0,
     retain: ForgetSet | None = None,
-    chat: bool = False,
+    prompt_format: PromptFormat | None = None,
     rows: int = 64,
     progress: Progress = no_progress,
     cache: bool = True,
@@ -91,7 +90,8 @@ def localize(
         wanted: the method, its settings, and how much it may choose.
         seed: of everything random.
         retain: further facts for methods that tell answers apart (probes).
-        chat: whether questions go through the chat template; there an answer seldom begins with its own first token.
+        prompt_format: how the model is asked; None is as plain questions. In a chat an answer seldom begins with its
+            own first token.
         rows: prompts per forward pass.
         progress: told of what is done.
         cache: whether the cache is read and written.
@@ -105,9 +105,10 @@ def localize(
     budget = None if wanted.budget is None else budget_of(wanted.budget, found)
     masks = None if wanted.masks is None else configure(MaskConfig, wanted.masks)
     learns = masks is not None and masks.way == "learned"
-    needed = method.NEEDS_FACTS or (masks is not None and not learns)
-    facts, others, skipped = _facts(needed, loaded, forget, retain, chat, seed)
-    weights = hash_weights(model).canonical
+    needed = method.needs_facts or (masks is not None and not learns)
+    prompt_format = prompt_format or loaded.prompt_format(False)
+    facts, others, skipped = _facts(needed, loaded, forget, retain, prompt_format, seed)
+    weights = loaded.weights.canonical
     key = {
         "version": VERSION,
         "method": wanted.method,
@@ -122,17 +123,18 @@ def localize(
     if masks is not None:
         key["masks"] = asdict(masks)
     if learns:
-        key["rows"] = [forget.hash, None if retain is None else retain.hash, chat]
+        key["rows"] = [forget.hash, None if retain is None else retain.hash, *prompt_format.record.values()]
     path = cache_dir() / "localization" / f"{wanted.method}-{hash_json(key)[:24]}.json"
-    about = _about_facts(needed or learns, forget, retain, facts, skipped, chat)
+    about = _about_facts(needed or learns, forget, retain, facts, skipped, prompt_format)
     if cache and path.is_file():
         return replace(load_components(path), facts=about)
     started = time.monotonic()
     words = plain_words(loaded.tokenizer, seed) if facts else []
     run = Run(model, found, facts, others, words, seed, rows, progress)
-    ranking = method.localize(run, config)
+    ranking = method.run(run, config)
     modules, spent = _cut(ranking, found, budget)
-    single = None if masks is None else weight_masks(run, modules, masks, *_rows(learns, loaded, forget, retain, chat))
+    rows_to_learn = _rows(learns, loaded, forget, retain, prompt_format)
+    single = None if masks is None else weight_masks(run, modules, masks, *rows_to_learn)
     made = Components(
         method=wanted.method,
         modules=tuple(modules),
@@ -163,18 +165,18 @@ def localize(
 
 
 def _rows(
-    needed: bool, loaded: LoadedModel, forget: ForgetSet, retain: ForgetSet | None, chat: bool
+    needed: bool, loaded: LoadedModel, forget: ForgetSet, retain: ForgetSet | None, prompt_format: PromptFormat
 ) -> tuple[list[Row], list[Row]]:
     """What masks are trained on: questions with their answers, to be forgotten and to be kept."""
     if not needed:
         return [], []
-    longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = loaded.max_length
     asked = {item.question for item in forget}
     kept = [item for item in retain or () if item.question not in asked]
     forgotten, others = (
         [
             Row(request.prompt_ids, request.answer_ids)
-            for request in build_requests(items, [item.answer for item in items], loaded.tokenizer, chat, (), longest)
+            for request in build_requests(items, [item.answer for item in items], prompt_format, (), longest)
         ]
         for items in (list(forget.items), kept)
     )
@@ -182,26 +184,36 @@ def _rows(
 
 
 def _facts(
-    needed: bool, loaded: LoadedModel, forget: ForgetSet, retain: ForgetSet | None, chat: bool, seed: int
+    needed: bool,
+    loaded: LoadedModel,
+    forget: ForgetSet,
+    retain: ForgetSet | None,
+    prompt_format: PromptFormat,
+    seed: int,
 ) -> tuple[list[Fact], list[Fact], dict[str, str]]:
     """What is looked for, what else may be learned from, and what is left out and why."""
     if not needed:
         return [], [], {}
-    longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    facts, skipped = facts_of(forget.items, loaded.tokenizer, seed, chat, longest)
+    longest = loaded.max_length
+    facts, skipped = facts_of(forget.items, prompt_format, seed, longest)
     check_some(facts, skipped, forget)
     asked = {item.question for item in forget}
     kept = [item for item in retain or () if item.question not in asked]
-    others, _ = facts_of(kept, loaded.tokenizer, seed, chat, longest)
+    others, _ = facts_of(kept, prompt_format, seed, longest)
     return facts, others, skipped
 
 
 def _about_facts(
-    needed: bool, forget: ForgetSet, retain: ForgetSet | None, facts: list[Fact], skipped: dict[str, str], chat: bool
+    needed: bool,
+    forget: ForgetSet,
+    retain: ForgetSet | None,
+    facts: list[Fact],
+    skipped: dict[str, str],
+    prompt_format: PromptFormat,
 ) -> dict[str, Any]:
     if not needed:
         return {}
-    own = {"set": forget.name, "hash": forget.hash, "n": len(facts), "skipped": skipped, "chat": chat}
+    own = {"set": forget.name, "hash": forget.hash, "n": len(facts), "skipped": skipped, **prompt_format.record}
     return own | ({"retain_set": retain.name, "retain_set_hash": retain.hash} if retain is not None else {})
 
 
@@ -224,7 +236,7 @@ def _cut(ranking: Ranking, found: Sites, budget: Budget | None) -> tuple[list[st
 _CALL = re.compile(r"(\w+)\s*(?:\((.*)\))?")
 
 
-def wanted_of(text: str) -> Wanted | Path | None:
+def localization_spec(text: str) -> LocalizationSpec | Path | None:
     """What `components=TEXT` asks for: a localisation, a file of components, or (None) patterns of module names.
 
     A localisation is written `NAME` or `NAME(budget=6, SETTING=VALUE, ...)`.
@@ -246,10 +258,10 @@ def wanted_of(text: str) -> Wanted | Path | None:
         settings[name.strip()] = value.strip()
     budget = settings.pop("budget", None)
     get_localizer(found[1])
-    return Wanted.of(found[1], budget, settings)
+    return LocalizationSpec.of(found[1], budget, settings)
 
 
-def checked_settings(config_class: Any, settings: Mapping[str, str]) -> dict[str, str]:
+def checked_settings(editor: Editor, settings: Mapping[str, str]) -> dict[str, str]:
     """An editor's settings without `components` where it is no setting of its own; that of a localisation is checked.
 
     Raises:
@@ -257,13 +269,13 @@ def checked_settings(config_class: Any, settings: Mapping[str, str]) -> dict[str
             takes none.
     """
     text = settings.get("components", "")
-    wanted = wanted_of(text) if text else None
-    if isinstance(wanted, Wanted):
+    wanted = localization_spec(text) if text else None
+    if isinstance(wanted, LocalizationSpec):
         wanted.check()
     elif isinstance(wanted, Path):
         load_components(wanted)
-    names = {f.name for f in fields(config_class)}
-    if isinstance(wanted, Wanted) and wanted.masks is not None and "masks" not in names:
+    names = editor.settings
+    if isinstance(wanted, LocalizationSpec) and wanted.masks is not None and "masks" not in names:
         raise _no_masks(wanted.method)
     if text and "components" not in names and wanted is None:
         raise unknown_name("localization", text, localizer_names())
@@ -296,7 +308,7 @@ def resolve(
     Raises:
         UserError: as in `localize`; or a file that is missing, or of another model.
     """
-    wanted = wanted_of(text)
+    wanted = localization_spec(text)
     if wanted is None:
         if text:
             check_name(text, loaded.model)
@@ -308,22 +320,23 @@ def resolve(
     return localize(loaded, forget, wanted, seed, retain, progress=progress)
 
 
-def settings_for(editor: str, config_class: Any, components: Components) -> dict[str, str]:
+def settings_for(editor: Editor, components: Components) -> dict[str, str]:
     """An editor's settings that put it where the components are: what it trains, or which layers it edits.
 
     Raises:
         UserError: the editor edits layers, and there is no MLP among the components.
     """
-    names = {f.name for f in fields(config_class)}
+    names = editor.settings
     if components.mask and "masks" not in names:
         raise _no_masks(components.method)
     if "components" in names:
         return {"components": components.patterns} | ({"masks": components.mask_file} if components.mask else {})
     if not components.mlp_layers:
         raise UserError(
-            f"{editor} edits MLPs, and {components.method} names none", f"give another, e.g. {components.method}_mlps"
+            f"{editor.name} edits MLPs, and {components.method} names none",
+            f"give another, e.g. {components.method}_mlps",
         )
-    layers = components.mlp_layers[: 1 if editor in ONE_LAYER else None]
+    layers = components.mlp_layers[: 1 if editor.one_layer else None]
     return {"layers": ",".join(map(str, sorted(layers)))}
 
 

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.editor import Progress
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.data import RETAIN, Row, tensors
 from unlearn_eval.editing.training.masks import WeightMasks, largest
@@ -30,6 +29,7 @@ from unlearn_eval.localization.base import Run
 from unlearn_eval.localization.budget import n_weights_of
 from unlearn_eval.models.scoring import accepts, pad, positions
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.progress import Progress
 
 WAYS = ("attribution", "learned")
 FORGET = "forget"

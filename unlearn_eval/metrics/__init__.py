@@ -1,8 +1,8 @@
-"""Scores of answers: pure functions, arrays in and Python numbers out, no model in sight.
+"""Pure functions from answers and scores to numbers, without a model and without torch.
 
-Each docstring states the definition and names its source. Two rules hold
-throughout. What is undefined (no tokens, a NaN, a missing reference) is None, never 0: 0 is the best score of
-a forget metric. What cannot be (a negative loss, a rank of 0) is a `UserError`.
+Each docstring states the definition and names its source. Undefined results (no tokens, a NaN, a missing reference) are
+None, never 0: 0 is the best score of a forget metric. Impossible inputs (a negative loss, a rank of 0) raise a
+`UserError`.
 """
 
 from unlearn_eval.metrics.intervals import (

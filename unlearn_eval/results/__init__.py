@@ -1,4 +1,4 @@
-"""Result files: their schema, reading, writing and comparing; reports are made from them alone."""
+"""Result files: the schema, reading, writing and comparison."""
 
 from unlearn_eval.utils.lazy import exports
 

@@ -1,4 +1,4 @@
-"""Whole runs, which join the other rooms: one edit, one evaluation, one fine-tuning, the demo, a study."""
+"""Complete runs that join the other rooms: one edit, one evaluation, one fine-tuning, the demo, a study."""
 
 from unlearn_eval.utils.lazy import exports
 

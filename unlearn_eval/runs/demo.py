@@ -18,7 +18,7 @@ from typing import Any
 
 from unlearn_eval.data.forget_sets import ForgetSet, facts
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
-from unlearn_eval.models.load import LoadedModel, describe_model, load_model
+from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
@@ -47,13 +47,13 @@ def run_demo(config: DemoConfig, say: Say, progress: Any) -> tuple[Result, Resul
     folder = Path(config.output)
     say("1/6  loading the model")
     loaded = load_model(config.model, dtype="float32", device=config.device)
-    weights = hash_weights(loaded.model)
+    weights = loaded.weights
     say(f"     {loaded.path}, weights {weights.exact[:12]}, on {loaded.model.device}")
     _start(folder, config, weights.exact, say)
     lm = lent_lm(loaded.model, loaded.tokenizer, config.batch_size)
 
     say(f"2/6  asking it all {len(facts())} facts")
-    known = _known(folder, config, lm, progress)
+    known = _known(folder, config, lm, loaded, progress)
     forget, retain = _split(folder, config, known)
     say(f"     it knows {len(known)}; {len(forget)} are to be forgotten, {len(retain)} others to be kept")
 
@@ -92,17 +92,10 @@ def _start(folder: Path, config: DemoConfig, weights: str, say: Say) -> None:
     _write_json(path, key)
 
 
-def _known(folder: Path, config: DemoConfig, lm: Any, progress: Any) -> list[str]:
+def _known(folder: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, progress: Any) -> list[str]:
     """The ids of the facts whose answer the model says; every answer is kept in `asked.jsonl` as it comes."""
-    return known_items(
-        folder / "asked.jsonl", facts(), lm, _chats(lm), config.batch_size, config.max_new_tokens, progress
-    )
-
-
-def _chats(lm: Any) -> bool:
-    from unlearn_eval.models.prompts import has_chat_template
-
-    return has_chat_template(lm.tokenizer)
+    prompt_format, path = loaded.prompt_format(), folder / "asked.jsonl"
+    return known_items(path, facts(), lm, prompt_format, config.batch_size, config.max_new_tokens, progress)
 
 
 def _split(folder: Path, config: DemoConfig, known: list[str]) -> tuple[ForgetSet, list[str]]:
@@ -130,13 +123,13 @@ def _evaluate(path: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, edit
     created, started = utc_now(), time.monotonic()
     metadata = {"split": str(path.parent / "split.json"), "encoder": "off"}  # it would add a download and a minute
     if edit is not None:
-        check_base(edit.info, loaded.model)
+        check_base(edit.info, loaded)
     with applied(edit, loaded.model) if edit is not None else nullcontext():
-        weights = hash_weights(loaded.model)
+        weights = loaded.weights if edit is None else hash_weights(loaded.model)
         found = evaluate(
             lm,
             [TASK],
-            apply_chat_template=_chats(lm),
+            apply_chat_template=loaded.prompt_format().chat,
             metadata=metadata,
             gen_kwargs={"max_gen_toks": config.max_new_tokens},
             seed=config.seed,
@@ -148,7 +141,7 @@ def _evaluate(path: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, edit
         command=sys.argv,
         config_as_passed=asdict(config),
         config=asdict(config) | {"task": found.configs[TASK]},
-        model=describe_model(loaded, weights),
+        model=loaded.describe(weights),
         edit=None if edit is None else {"folder": str(path.parent / "edit"), **asdict(edit.info)},
         data=found.data,
         metrics=found.metrics,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.data.shapes import QUESTION
-from unlearn_eval.editing.editor import EditRequest, Progress, check_state, get_editor, no_progress
-from unlearn_eval.editing.from_file import editor_file, editor_label
+from unlearn_eval.editing.editor import MOMENTS, OTHERS, EditJob, Editor, check_state, get_editor
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
 from unlearn_eval.editing.memory.calibration import calibrated, other_prompts
-from unlearn_eval.editing.presets import preset_for
+from unlearn_eval.editing.presets import DEFAULT_EDITOR, preset_for
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.requests.build import (
     build_requests,
@@ -26,30 +24,29 @@ from unlearn_eval.editing.requests.build import (
     merge_keys,
     sample_contexts,
 )
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.requests.targets import Target, make_targets, targets_jsonl
 from unlearn_eval.editing.training.presets import unlearning_preset
 from unlearn_eval.edits.base import Edit, applied
-from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.folder import TARGETS
-from unlearn_eval.edits.load import check_base, describe_base
-from unlearn_eval.edits.low_rank import LowRankEdit
+from unlearn_eval.edits.forgotten import forgotten_entries, forgotten_texts
+from unlearn_eval.edits.load import READERS, AnyEdit, check_base, describe_base
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.localization.components import Components
 from unlearn_eval.localization.locate import checked_settings, resolve, settings_for, source_of
 from unlearn_eval.models.load import LoadedModel
-from unlearn_eval.models.prompts import prompt_ids, resolve_chat
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json, peak_memory_bytes, provenance
 from unlearn_eval.utils.settings import configure
-
-AnyEdit = LowRankEdit | DenseEdit | MemoryEdit
 
 
 def make_edit(
     loaded: LoadedModel,
     forget: ForgetSet,
-    editor: str = "memit",
+    editor: str = DEFAULT_EDITOR,
     options: Mapping[str, str] | None = None,
     recipe: Recipe | None = None,
     state: AnyEdit | None = None,
@@ -78,177 +75,230 @@ def make_edit(
             the model's context, an item that the earlier edit holds already, or an earlier edit of another model or
             method.
     """
-    recipe = recipe or Recipe()
-    method = get_editor(editor)
-    model, tokenizer = loaded.model, loaded.tokenizer
-    takes = inspect.signature(method.edit).parameters
-    trains = "retain" in takes
-    check_recipe(editor, trains, recipe, retain)
+    plan = _check(loaded, forget, get_editor(editor), dict(options or {}), recipe or Recipe(), state, progress, retain)
+    started = time.monotonic()
+    inputs = _prepare(plan)
+    edit = _edit_in_steps(plan, inputs)
+    edit, check = _calibrate_and_check(plan, inputs, edit)
+    return _describe(plan, inputs, edit, check, started)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """An edit that can be made: everything that was asked for, checked and resolved.
+
+    Attributes:
+        loaded: the base model.
+        forget, retain: what to forget, and what to retain if that was given.
+        method: the editor.
+        config: its settings.
+        recipe: how the set becomes requests.
+        prompt_format: how questions are put to the model.
+        previous: the edit to continue.
+        preset: whose published settings are used.
+        located: the components that a localization or a file named, and the text that named them.
+        progress: called with what is done.
+    """
+
+    loaded: LoadedModel
+    forget: ForgetSet
+    retain: ForgetSet | None
+    method: Editor
+    config: Any
+    recipe: Recipe
+    prompt_format: PromptFormat
+    previous: AnyEdit | None
+    preset: Any
+    located: tuple[Components, str] | None
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What an editor is asked for.
+
+    Attributes:
+        targets: what the model should say instead, for each item.
+        contexts: openings before further prompts.
+        requests: of what to forget, merged as the recipe says.
+        retain: requests of what to retain.
+        others: prompts of questions that are neither.
+    """
+
+    targets: Sequence[Target]
+    contexts: list[str]
+    requests: list[EditRequest]
+    retain: list[EditRequest]
+    others: list[tuple[int, ...]]
+
+
+# 1. Check --------------------------------------------------------------------------------------------------
+
+
+def _check(
+    loaded: LoadedModel,
+    forget: ForgetSet,
+    method: Editor,
+    options: dict[str, str],
+    recipe: Recipe,
+    previous: AnyEdit | None,
+    progress: Progress,
+    retain: ForgetSet | None,
+) -> _Plan:
+    """Refuse what cannot be done before anything is done; resolve settings and where to edit."""
+    check_recipe(method, recipe, retain)
     if recipe.merge == "text":
         check_merge(forget.items, recipe.merge_size)
-    preset, own = _preset(model, editor, trains, forget.name) if recipe.preset else (None, {})
-    chosen, asked = _located(loaded, forget, editor, method.Config, dict(options or {}), recipe.seed, retain, progress)
-    config = configure(method.Config, {**own, **asked})
-    if hasattr(config, "seed") and "seed" not in (options or {}):
+    preset, published = _preset(loaded.model, method, forget.name) if recipe.preset else (None, {})
+    given = checked_settings(method, options)
+    place = options.get("components", "")
+    components = resolve(place, loaded, forget, recipe.seed, retain, progress)
+    where = {} if components is None else settings_for(method, components)
+    config = configure(method.Config, {**published, **given, **where})
+    if "seed" in method.settings and "seed" not in options:
         config = replace(config, seed=recipe.seed)
-    chat = resolve_chat(recipe.chat, tokenizer, loaded.name)
-    _check_state(state, forget, loaded)
-    own_file, label = editor_file(editor), editor_label(editor)
-    if own_file is not None:
-        check_state(state, label)  # our own methods do so themselves
-    started = time.monotonic()
-    targets = make_targets(
-        recipe.target, forget.items, random.Random(recipe.seed), loaded, chat, seed=recipe.seed, progress=progress
-    )
-    contexts = [] if trains else sample_contexts(model, tokenizer, recipe.seed, n=recipe.n_contexts)
-    requests = _requests(loaded, forget, targets, chat, contexts, recipe)
-    # Memories may learn, or be calibrated on, when to be silent.
-    learns, calibrates = "others" in takes, getattr(config, "calibrate", False)
-    others = other_prompts(config.others, forget, tokenizer, chat, recipe.seed) if learns or calibrates else []
-    size = recipe.per_step or max(1, len(requests))
-    generator = random.Random(recipe.seed)
-    more: dict[str, Any] = {"retain": _retain_requests(loaded, forget, retain, chat)} if trains else {}
-    if learns:
-        more["others"] = others
-    if size < len(requests) and "moments" in takes:
-        more["moments"] = SecondMoments({}, factored={})  # the first step fills them
-    folder: str = getattr(config, "folder", "")
-    result = state
-    for start in range(0, len(requests), size):
-        step = requests[start : start + size]
-        settings = config
-        if folder and recipe.per_step:  # each step is a run of its own
-            settings = replace(config, folder=f"{folder}/{start // size}")
-        made = method.edit(model, tokenizer, step, settings, generator, state=result, progress=progress, **more)
-        assert isinstance(made, LowRankEdit | DenseEdit | MemoryEdit)
-        result = made
-    assert result is not None  # a forget set is never empty
-    earlier = state.info.requests if state is not None else {}
-    shapes = {**earlier.get("shapes", {}), **{item.id: item.shape for item in forget if item.shape != QUESTION}}
-    if calibrates and isinstance(result, MemoryEdit):
-        result = _calibrated(result, loaded, forget, requests, others[2 * getattr(config, "n_others", 0) :], chat)
-    notes = {**result.info.notes, "preset": None if preset is None else asdict(preset)}
-    notes["self_check"] = self_check(model, requests, result)
-    if chosen is not None:
-        notes["components"] = source_of(chosen, (options or {})["components"])
-    if own_file is not None:
-        notes["editor_file"] = own_file
-    info = replace(
-        result.info,
-        editor=result.info.editor if own_file is None else label,
-        base=describe_base(model, loaded.name if loaded.name != "default" else loaded.path, loaded.revision),
-        requests={
-            "n": len(forget) + int(earlier.get("n", 0)),
-            "n_merged": len(requests),
-            "forget_set": forget.name,
-            "forget_set_hash": forget.hash,
-            "ids": [*earlier.get("ids", []), *(item.id for item in forget)],
-            "lookup": {item.id: "subject" if item.subject else "last content token" for item in forget},
-            **({"shapes": shapes} if shapes else {}),
-            "hash": hash_json([request.record for request in requests]),
-            "chat": chat,
-            "target": recipe.target,
-            "merge": recipe.merge,
-            "merge_size": recipe.merge_size,
-            "per_step": recipe.per_step,
-            "contexts": contexts,
-            **({"retain_set": retain.name, "retain_set_hash": retain.hash} if retain is not None else {}),
-        },
-        seed=recipe.seed,
-        versions=provenance()["packages"],
-        seconds=round(time.monotonic() - started, 2),
-        peak_memory_bytes=peak_memory_bytes(),
-        notes=notes,
-    )
-    earlier_texts = state.texts.get(TARGETS, "") if state is not None else ""
-    return replace(result, info=info, texts={**result.texts, TARGETS: earlier_texts + targets_jsonl(targets)})
+    prompt_format = loaded.prompt_format(recipe.chat)
+    _check_previous(previous, method, forget, loaded)
+    located = None if components is None else (components, place)
+    return _Plan(loaded, forget, retain, method, config, recipe, prompt_format, previous, preset, located, progress)
 
 
-def _located(
-    loaded: LoadedModel,
-    forget: ForgetSet,
-    editor: str,
-    config_class: Any,
-    options: dict[str, str],
-    seed: int,
-    retain: ForgetSet | None,
-    progress: Progress,
-) -> tuple[Components | None, dict[str, str]]:
-    """The components that the options name by a localisation or a file, if they do, and the options with these."""
-    rest = checked_settings(config_class, options)
-    found = resolve(options.get("components", ""), loaded, forget, seed, retain, progress)
-    return found, rest if found is None else rest | settings_for(editor, config_class, found)
+def check_recipe(method: Editor, recipe: Recipe, retain: ForgetSet | None, hint: str = "leave out --merge") -> None:
+    """Refuse a retain set for a method that takes none, and merging for one that is trained."""
+    if retain is not None and not method.trained:
+        raise UserError(f"{method.name} takes no retain set: it computes its change without one", "leave out --retain")
+    if method.trained and recipe.merge != "none":
+        raise UserError(f"{method.name} is trained on every question: there is nothing to merge", hint)
 
 
-def _calibrated(
-    edit: MemoryEdit,
-    loaded: LoadedModel,
-    forget: ForgetSet,
-    requests: Sequence[EditRequest],
-    others: Sequence[tuple[int, ...]],
-    chat: bool,
-) -> MemoryEdit:
-    """With bounds from the set's own paraphrases, and from at most 256 questions that nothing was learned from."""
-    reworded = {
-        item.id: [prompt_ids(text, loaded.tokenizer, chat, item.shape) for text in item.paraphrases] for item in forget
-    }
-    edited = [part.prompt_ids for request in requests for part in request.parts]
-    return calibrated(edit, loaded.model, reworded, edited, others[:256])
-
-
-def _requests(
-    loaded: LoadedModel, forget: ForgetSet, targets: Sequence[Target], chat: bool, contexts: list[str], recipe: Recipe
-) -> list[EditRequest]:
-    """The set's requests, merged as the recipe says."""
-    items, texts = list(forget.items), [target.target for target in targets]
-    if recipe.merge == "text":
-        said = dict(zip((item.id for item in items), texts, strict=True))
-        texts = [said[part[0].id] for part in grouped(items, recipe.merge_size)]
-        items = merge_items(items, recipe.merge_size)
-    max_length = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    requests = build_requests(items, texts, loaded.tokenizer, chat, contexts, max_length)
-    return merge_keys(requests, recipe.merge_size) if recipe.merge == "key" else requests
-
-
-def _preset(model: Any, editor: str, trains: bool, forget_set: str) -> tuple[Any, Mapping[str, str]]:
-    """Published settings: by the model, of a method that is trained by the benchmark."""
-    if trains:
-        trained = unlearning_preset(editor, forget_set)
+def _preset(model: Any, method: Editor, forget_set: str) -> tuple[Any, Mapping[str, str]]:
+    """Published settings: by the model, of a method that is trained by the benchmark; a user's file has none."""
+    if method.trained:
+        trained = None if method.file else unlearning_preset(method.name, forget_set)
         return trained, {} if trained is None else trained.settings
     found = preset_for(model)
-    return found, {} if found is None else found.settings(editor)
+    return found, {} if found is None or method.file else found.settings(method.name)
 
 
-def check_recipe(
-    editor: str, trains: bool, recipe: Recipe, retain: ForgetSet | None, hint: str = "leave out --merge"
-) -> None:
-    """Refuse a retain set for a method that takes none, and merging for one that is trained."""
-    if retain is not None and not trains:
-        raise UserError(f"{editor} takes no retain set: it computes its change without one", "leave out --retain")
-    if trains and recipe.merge != "none":
-        raise UserError(f"{editor} is trained on every question: there is nothing to merge", hint)
-
-
-def _retain_requests(loaded: LoadedModel, forget: ForgetSet, retain: ForgetSet | None, chat: bool) -> list[EditRequest]:
-    """What to keep, without what is to be forgotten (the same question, wherever it comes from)."""
-    asked = {item.question.strip() for item in forget}
-    items = [item for item in retain or () if item.question.strip() not in asked]
-    if retain is not None and not items:
-        raise UserError(f"everything in the retain set '{retain.name}' is to be forgotten", "give another --retain")
-    max_length = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return build_requests(items, [item.answer for item in items], loaded.tokenizer, chat, (), max_length)
-
-
-def _check_state(state: AnyEdit | None, forget: ForgetSet, loaded: LoadedModel) -> None:
-    """Refuse to go on from an edit of another model, or with items that it holds already."""
-    if state is None:
+def _check_previous(previous: AnyEdit | None, method: Editor, forget: ForgetSet, loaded: LoadedModel) -> None:
+    """Refuse to continue an edit of another model or method, or with items that it holds already."""
+    if previous is None:
         return
-    check_base(state.info, loaded.model, loaded.name)
-    twice = sorted(set(state.info.requests.get("ids", [])) & {item.id for item in forget})
+    check_base(previous.info, loaded)
+    twice = sorted(set(previous.info.requests.get("ids", [])) & {item.id for item in forget})
     if twice:
         raise UserError(
             f"{len(twice)} items are in the earlier edit already, e.g. {twice[0]!r}", "leave them out (--ids)"
         )
+    check_state(previous, method.name)
+
+
+# 2. Requests -----------------------------------------------------------------------------------------------
+
+
+def _prepare(plan: _Plan) -> _Inputs:
+    """Targets and requests, and what the method uses beside them."""
+    loaded, method, recipe, prompt_format = plan.loaded, plan.method, plan.recipe, plan.prompt_format
+    targets = make_targets(
+        recipe.target,
+        plan.forget.items,
+        random.Random(recipe.seed),
+        loaded,
+        prompt_format,
+        seed=recipe.seed,
+        progress=plan.progress,
+    )
+    contexts = []
+    if not method.trained:
+        contexts = sample_contexts(loaded.model, loaded.tokenizer, recipe.seed, n=recipe.n_contexts)
+    requests = _requests(plan, targets, contexts)
+    others = []
+    if OTHERS in method.uses or _calibrates(plan):  # memories may learn, or be calibrated on, when to be silent
+        others = other_prompts(plan.config.others, plan.forget, prompt_format, recipe.seed)
+    retain = _retain_requests(plan) if method.trained else []
+    return _Inputs(targets, contexts, requests, retain, others)
+
+
+def _requests(plan: _Plan, targets: Sequence[Target], contexts: list[str]) -> list[EditRequest]:
+    """The set's requests, merged as the recipe says."""
+    recipe = plan.recipe
+    items, texts = list(plan.forget.items), [target.target for target in targets]
+    if recipe.merge == "text":
+        by_id = dict(zip((item.id for item in items), texts, strict=True))
+        texts = [by_id[part[0].id] for part in grouped(items, recipe.merge_size)]
+        items = merge_items(items, recipe.merge_size)
+    requests = build_requests(items, texts, plan.prompt_format, contexts, plan.loaded.max_length)
+    return merge_keys(requests, recipe.merge_size) if recipe.merge == "key" else requests
+
+
+def _retain_requests(plan: _Plan) -> list[EditRequest]:
+    """What to keep, without what is to be forgotten (the same question, wherever it comes from)."""
+    forgotten = {item.question.strip() for item in plan.forget}
+    items = [item for item in plan.retain or () if item.question.strip() not in forgotten]
+    if plan.retain is not None and not items:
+        raise UserError(
+            f"everything in the retain set '{plan.retain.name}' is to be forgotten", "give another --retain"
+        )
+    answers = [item.answer for item in items]
+    return build_requests(items, answers, plan.prompt_format, (), plan.loaded.max_length)
+
+
+def _calibrates(plan: _Plan) -> bool:
+    return plan.method.calibrates and bool(plan.config.calibrate)
+
+
+# 3. Edit ---------------------------------------------------------------------------------------------------
+
+
+def _edit_in_steps(plan: _Plan, inputs: _Inputs) -> AnyEdit:
+    """The edit of all requests, `per_step` at a time, each step on the model as the ones before have edited it."""
+    method, recipe, requests = plan.method, plan.recipe, inputs.requests
+    size = recipe.per_step or max(1, len(requests))
+    job = EditJob(
+        plan.loaded.model,
+        plan.loaded.tokenizer,
+        requests,
+        plan.config,
+        random.Random(recipe.seed),
+        plan.previous,
+        inputs.retain,
+        inputs.others if OTHERS in method.uses else (),
+        SecondMoments({}, factored={}) if MOMENTS in method.uses and size < len(requests) else None,
+        plan.progress,
+    )
+    for start in range(0, len(requests), size):
+        config = plan.config
+        if recipe.per_step and "folder" in method.settings and config.folder:  # each step is a run of its own
+            config = replace(config, folder=f"{config.folder}/{start // size}")
+        made: Any = method.run(replace(job, requests=requests[start : start + size], config=config))
+        if getattr(made, "kind", None) not in READERS:
+            raise UserError(
+                f"{method.name} returned a {type(made).__name__}, not an edit",
+                "return a LowRankEdit, DenseEdit or MemoryEdit",
+            )
+        job = replace(job, previous=made)
+    found: AnyEdit = job.previous  # a forget set is never empty
+    return found
+
+
+# 4. Calibrate and check ------------------------------------------------------------------------------------
+
+
+def _calibrate_and_check(plan: _Plan, inputs: _Inputs, edit: AnyEdit) -> tuple[AnyEdit, dict[str, Any]]:
+    """The edit, of a memory with calibrated bounds where that was asked for, and what its self-check found.
+
+    Bounds are chosen from the set's own paraphrases, and from at most 256 questions that nothing was learned from.
+    """
+    model = plan.loaded.model
+    if _calibrates(plan) and isinstance(edit, MemoryEdit):
+        paraphrases = {
+            item.id: [plan.prompt_format.prompt_ids(text, item.shape) for text in item.paraphrases]
+            for item in plan.forget
+        }
+        edited = [part.prompt_ids for request in inputs.requests for part in request.parts]
+        unread = inputs.others[plan.method.others_read(plan.config) :]
+        edit = calibrated(edit, model, paraphrases, edited, unread[:256])
+    return edit, self_check(model, inputs.requests, edit)
 
 
 def self_check(model: Any, requests: Sequence[EditRequest], edit: Edit) -> dict[str, Any]:
@@ -283,3 +333,56 @@ def self_check(model: Any, requests: Sequence[EditRequest], edit: Edit) -> dict[
             "answer_probability_after": probability(after[n:]),
         }
     return found
+
+
+# 5. Describe -----------------------------------------------------------------------------------------------
+
+
+def _describe(plan: _Plan, inputs: _Inputs, edit: AnyEdit, check: dict[str, Any], started: float) -> AnyEdit:
+    """The edit with where it comes from: its base, requests, settings and cost."""
+    method = plan.method
+    notes = {**edit.info.notes, "preset": None if plan.preset is None else asdict(plan.preset)}
+    notes["self_check"] = check
+    if plan.located is not None:
+        notes["components"] = source_of(*plan.located)
+    if method.file is not None:
+        notes["editor_file"] = dict(method.file)
+    info = replace(
+        edit.info,
+        editor=method.name,
+        base=describe_base(plan.loaded),
+        requests=_about_requests(plan, inputs),
+        seed=plan.recipe.seed,
+        versions=provenance()["packages"],
+        seconds=round(time.monotonic() - started, 2),
+        peak_memory_bytes=peak_memory_bytes(),
+        notes=notes,
+    )
+    earlier = plan.previous.texts if plan.previous is not None else {}
+    texts = {**edit.texts, TARGETS: earlier.get(TARGETS, "") + targets_jsonl(inputs.targets)}
+    return replace(edit, info=info, texts=texts | forgotten_texts(plan.forget, earlier))
+
+
+def _about_requests(plan: _Plan, inputs: _Inputs) -> dict[str, Any]:
+    """What was asked for, with what the earlier edit holds."""
+    forget, retain, recipe = plan.forget, plan.retain, plan.recipe
+    earlier = plan.previous.info.requests if plan.previous is not None else {}
+    shapes = {**earlier.get("shapes", {}), **{item.id: item.shape for item in forget if item.shape != QUESTION}}
+    return {
+        "n": len(forget) + int(earlier.get("n", 0)),
+        "n_merged": len(inputs.requests),
+        "forget_set": forget.name,
+        "forget_set_hash": forget.hash,
+        "sets": forgotten_entries(forget, earlier),
+        "ids": [*earlier.get("ids", []), *(item.id for item in forget)],
+        "lookup": {item.id: "subject" if item.subject else "last content token" for item in forget},
+        **({"shapes": shapes} if shapes else {}),
+        "hash": hash_json([request.record for request in inputs.requests]),
+        **plan.prompt_format.record,
+        "target": recipe.target,
+        "merge": recipe.merge,
+        "merge_size": recipe.merge_size,
+        "per_step": recipe.per_step,
+        "contexts": inputs.contexts,
+        **({"retain_set": retain.name, "retain_set_hash": retain.hash} if retain is not None else {}),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.data.registry import is_ours
 from unlearn_eval.harness.backends import check_backend, engine_here, engine_stopped, model_type
+from unlearn_eval.harness.plan import CHAT, EDIT, EvalPlan, is_given, silent_plans
 from unlearn_eval.models.load import model_source, resolve_model
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.results.files import read_result, write_result
@@ -30,8 +33,10 @@ class EvalConfig:
         edit: the folder of an edit to apply.
         backend: what runs a base model: "hf", or "vllm".
         output: the result file; None makes one under `results/scratch`.
-        limit, batch_size, device, num_fewshot, apply_chat_template, system_instruction, gen_kwargs, metadata,
-            include_path, use_cache: as for `lm_eval`.
+        limit, batch_size, device, num_fewshot, system_instruction, gen_kwargs, metadata, include_path, use_cache: as
+            for `lm_eval`. With an edit, tasks ask what it forgot unless the metadata say what is forgotten.
+        apply_chat_template: whether everything is asked as a chat; None asks what an edit forgot as the edit was made,
+            and the rest plainly.
         seed: of everything random.
     """
 
@@ -45,7 +50,7 @@ class EvalConfig:
     batch_size: int | str = 16
     device: str | None = None
     num_fewshot: int | None = None
-    apply_chat_template: bool = False
+    apply_chat_template: bool | None = None
     system_instruction: str | None = None
     gen_kwargs: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -62,9 +67,11 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     """
     from unlearn_eval.harness.run import load_lm, names_of, without_machine
 
-    for task in config.tasks:  # a misspelt one is found before a model is loaded
-        names_of(task, config.include_path)
+    names = [name for task in config.tasks for name in names_of(task, config.include_path)]  # before a model is loaded
     kind, arguments = model_arguments(config)
+    plans = plans_of(config, names, arguments.get("edit"))
+    for line in dict.fromkeys(plan.line for plan in plans):
+        say(line)
     path = _output(config, kind, arguments)
     created, started = utc_now(), time.monotonic()
     say(f"loading {arguments.get('pretrained', kind)}" + (f" with the edit {config.edit}" if config.edit else ""))
@@ -78,7 +85,7 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
         cache = f"{cache}-{getattr(lm, 'answers_hash', weights['weights_hash'])[:16]}"
     loaded = time.monotonic()
     with engine_stopped(lm), without_machine():
-        found = _ask(config, lm, cache)
+        found = _ask(config, lm, cache, arguments.get("edit"))
     if not found.metrics:
         return None
     timing = {"loading_seconds": round(loaded - started, 2), "evaluation_seconds": round(time.monotonic() - loaded, 2)}
@@ -99,8 +106,7 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
     """
     from unlearn_eval.harness.run import names_of, without_machine
 
-    for task in config.tasks:
-        names_of(task, config.include_path)
+    tasks = [name for task in config.tasks for name in names_of(task, config.include_path)]
     names = [Path(edit).resolve().name for edit in edits]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two edits are called {twice[0]}", "give their folders different names")
@@ -116,6 +122,8 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
     bases = {adapter.info.base.get("canonical_hash"): adapter.info for adapter in adapters}
     for info in bases.values():  # there should be one
         check_checkpoint(info, arguments["pretrained"], arguments.get("revision"))
+    for line in dict.fromkeys(plan.line for edit in edits for plan in plans_of(config, tasks, edit)):
+        say(line)
     created, started = utc_now(), time.monotonic()
     say(f"loading {arguments['pretrained']} with {len(edits)} edits")
     options = {name: value for name, value in arguments.items() if name != "pretrained"}
@@ -123,7 +131,7 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
         engine = Engine(arguments["pretrained"], adapters, **options)
     loaded = time.monotonic()
     with engine_stopped(engine.own), without_machine():
-        found = engine.run(lambda lm: _ask(config, lm, None))
+        found = engine.run(lambda lm: _ask(config, lm, None, lm.edit_folder))
     timing = {"loading_seconds": round(loaded - started, 2), "evaluation_seconds": round(time.monotonic() - loaded, 2)}
     results = []
     for edit, lm, own in zip(edits, engine.views, found, strict=True):
@@ -133,22 +141,85 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
     return results
 
 
-def _ask(config: EvalConfig, lm: Any, cache: str | None) -> Any:
+def run_before_and_after(config: EvalConfig, say: Callable[[str], Any]) -> tuple[Result, Result] | None:
+    """Evaluate the base model and the edited one on the same plan, and write both results.
+
+    Args:
+        config: with an edit; the base model's result is `NAME.baseline.json` beside an `output` of `NAME.json`.
+        say: called with each step in a line.
+
+    Returns:
+        The results before and after; None on a rank that does not write.
+
+    Raises:
+        UserError: as `run_evaluation`, or there is no edit.
+    """
+    if not config.edit:
+        raise UserError("--baseline compares an edit with its base model", "give the edit: --edit DIR")
+    say = _once(say)  # both say what is asked
+    after = run_evaluation(config, say)  # first: another base than the edit's is refused before anything is evaluated
+    gc.collect()
+    base = {"edited": "hf", "edited-vllm": "vllm"}.get(config.model, config.model)
+    output = config.output
+    if output and Path(output).suffix == ".json":
+        output = str(Path(output).with_suffix(".baseline.json"))
+    metadata = {EDIT: config.edit, **config.metadata}
+    unedited = replace(config, model=base, edit=None, output=output, metadata=metadata)
+    before = run_evaluation(unedited, say)
+    return (before, after) if before is not None and after is not None else None
+
+
+def _once(say: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`say` for lines that were not there before."""
+    lines: set[str] = set()
+
+    def say_new(line: str) -> None:
+        if line not in lines:
+            lines.add(line)
+            say(line)
+
+    return say_new
+
+
+def plans_of(config: EvalConfig, tasks: Sequence[str], edit: str | None) -> list[EvalPlan]:
+    """What each of our tasks asks of an edit; none if there is no edit or the metadata say what is forgotten.
+
+    Args:
+        config: what is evaluated.
+        tasks: names.
+        edit: the folder of the edit that is applied; without one, that of the metadata.
+
+    Raises:
+        UserError: the folder is no edit.
+    """
+    folder = edit or config.metadata.get(EDIT)
+    if folder is None or is_given(config.metadata):
+        return []
+    plans = [EvalPlan.from_edit(str(folder), task) for task in tasks if is_ours(task)]
+    chat = config.apply_chat_template
+    return plans if chat is None else [replace(plan, chat=chat) for plan in plans]
+
+
+def _ask(config: EvalConfig, lm: Any, cache: str | None, edit: str | None) -> Any:
     from unlearn_eval.harness.run import evaluate
 
-    return evaluate(
-        lm,
-        config.tasks,
-        include_path=config.include_path,
-        limit=config.limit,
-        num_fewshot=config.num_fewshot,
-        apply_chat_template=config.apply_chat_template,
-        system_instruction=config.system_instruction,
-        gen_kwargs=_parsed(config.gen_kwargs),
-        metadata=config.metadata,
-        use_cache=cache,
-        seed=config.seed,
-    )
+    metadata = {**({EDIT: edit} if edit else {}), **config.metadata}
+    if config.apply_chat_template is False:
+        metadata = {CHAT: False, **metadata}
+    with silent_plans():
+        return evaluate(
+            lm,
+            config.tasks,
+            include_path=config.include_path,
+            limit=config.limit,
+            num_fewshot=config.num_fewshot,
+            apply_chat_template=bool(config.apply_chat_template),
+            system_instruction=config.system_instruction,
+            gen_kwargs=_parsed(config.gen_kwargs),
+            metadata=metadata,
+            use_cache=cache,
+            seed=config.seed,
+        )
 
 
 def _written(

@@ -9,74 +9,30 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.data.benchmark import FinetunePreset
 from unlearn_eval.data.forget_sets import ForgetSet
-from unlearn_eval.editing.editor import Progress, no_progress
+from unlearn_eval.data.registry import benchmark_of_set, finetune_presets
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, train_edit
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.export import save_checkpoint
 from unlearn_eval.edits.load import describe_base
-from unlearn_eval.models import prompts
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.folders import write_whole
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance, redact
 from unlearn_eval.utils.settings import configure
 
 ABOUT = "unlearn_eval_finetune.json"  # says what a checkpoint was fine-tuned on; other programs do not read it
 SCHEMA_VERSION = 1
-# A retain set of TOFU, and the forget set that it leaves out.
-LEFT_OUT = {"tofu:retain90": "forget10", "tofu:retain95": "forget05", "tofu:retain99": "forget01"}
-
-
-@dataclass(frozen=True)
-class FinetunePreset:
-    """How somebody fine-tuned.
-
-    Attributes:
-        name: of the benchmark.
-        source: who published it.
-        settings: as text, like `--set`.
-    """
-
-    name: str
-    source: str
-    settings: Mapping[str, str]
-
-
-PRESETS = {
-    "tofu": FinetunePreset(
-        "tofu",
-        "TOFU, arXiv 2401.06121; locuslab/tofu@bdc209ea, config/finetune.yaml (batches of 16 on two GPUs); Llama 2 7B "
-        "(Phi 1.5: learning rate 2e-5); OpenUnlearning@d3d7cf9e has the same for Llama 3",
-        {"epochs": "5", "batch_size": "32", "learning_rate": "1e-5", "weight_decay": "0.01", "warmup_epochs": "1"},
-    ),
-    "pistol": FinetunePreset(
-        "pistol",
-        "bill-shen-BS/PISTOL@9851fb5e, config/config.yaml (LoRA)",
-        {
-            "epochs": "20",
-            "batch_size": "16",
-            "learning_rate": "1e-4",
-            "weight_decay": "0",
-            "warmup_epochs": "2",
-            "lora_rank": "8",
-            "lora_alpha": "32",
-            "lora_dropout": "0.05",
-        },
-    ),
-    "pistol-full": FinetunePreset(
-        "pistol-full",
-        "bill-shen-BS/PISTOL@9851fb5e, README (all weights; Llama 2 7B; Mistral 7B: learning rate 1e-5)",
-        {"epochs": "20", "batch_size": "16", "learning_rate": "2e-5", "weight_decay": "0", "warmup_epochs": "2"},
-    ),
-}
 
 
 def _likelihood(said: Any, config: Any) -> Any:
@@ -93,10 +49,12 @@ def preset_of(data: ForgetSet, name: str | None) -> FinetunePreset | None:
         UserError: there is none of that name.
     """
     if name is None:
-        return PRESETS.get(data.name.partition(":")[0])
-    if name != "none" and name not in PRESETS:
-        raise unknown_name("preset", name, [*PRESETS, "none"])
-    return PRESETS.get(name)
+        benchmark = benchmark_of_set(data.name)
+        return benchmark.finetuning[0] if benchmark is not None and benchmark.finetuning else None
+    presets = finetune_presets()
+    if name != "none" and name not in presets:
+        raise unknown_name("preset", name, [*presets, "none"])
+    return presets.get(name)
 
 
 def without(data: ForgetSet, left_out: ForgetSet) -> ForgetSet:
@@ -118,7 +76,7 @@ def finetune(
     data: ForgetSet,
     options: Mapping[str, str] | None = None,
     preset: FinetunePreset | None = None,
-    chat: bool | None = None,
+    prompt_format: PromptFormat | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Any:
@@ -131,7 +89,7 @@ def finetune(
         data: what it is to know.
         options: settings of training as text, over the preset's.
         preset: somebody's settings.
-        chat: whether questions go through the chat template; None does if there is one.
+        prompt_format: how questions are put; None is through the chat template if there is one.
         seed: of everything random.
         progress: told of steps.
 
@@ -141,22 +99,20 @@ def finetune(
     started = time.monotonic()
     config = configure(GradientConfig, {**(preset.settings if preset else {}), "seed": str(seed), **(options or {})})
     config = replace(config, retain_term="none")
-    asked_as_chat = prompts.has_chat_template(loaded.tokenizer) if chat is None else chat
-    if asked_as_chat and not prompts.has_chat_template(loaded.tokenizer):
-        raise UserError(f"{loaded.name} has no chat template", "leave out --chat")
-    length = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    prompt_format = prompt_format or loaded.prompt_format()
     answers = [item.answer for item in data]
-    requests = build_requests(data.items, answers, loaded.tokenizer, asked_as_chat, (), length)
+    requests = build_requests(data.items, answers, prompt_format, (), loaded.max_length)
     made = train_edit(FINETUNE, loaded.model, loaded.tokenizer, requests, config, progress=progress)
     info = replace(
         made.info,
-        base=describe_base(loaded.model, loaded.path if loaded.name == "default" else loaded.name, loaded.revision),
+        base=describe_base(loaded),
         requests={
             "n": len(data),
             "forget_set": data.name,
             "forget_set_hash": data.hash,
             "ids": [item.id for item in data],
-            "chat": asked_as_chat,
+            **prompt_format.record,
+            "sets": [],  # nothing was forgotten
         },
         seed=seed,
         versions=provenance()["packages"],
@@ -196,8 +152,8 @@ def write_checkpoint(
             from unlearn_eval.harness.tofu_reference import measure
 
             say(f"scoring {forget_split}, for forget quality")
-            chat = bool(edit.info.requests["chat"])
-            reference = measure(loaded.model, loaded.tokenizer, forget_split, chat, positions=positions)
+            prompt_format = PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
+            reference = measure(loaded.model, prompt_format, forget_split, positions=positions)
         weights = hash_weights(loaded.model)
 
         def fill(target: Path) -> None:

@@ -10,15 +10,16 @@ from typing import Any
 
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.data.shapes import asked
-from unlearn_eval.editing.editor import Progress, no_progress
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.json_files import Record, read_jsonl, write_all
+from unlearn_eval.utils.progress import Progress, no_progress
 
 
 def known_items(
     path: Path,
     items: ForgetSet,
     lm: Any,
-    chat: bool,
+    prompt_format: PromptFormat,
     batch_size: int,
     max_new_tokens: int = 24,
     progress: Progress = no_progress,
@@ -29,7 +30,7 @@ def known_items(
         path: where the answers are kept; those that are there are not asked for again.
         items: what is asked.
         lm: lm-eval's model.
-        chat: whether as a chat.
+        prompt_format: how it is asked.
         batch_size: questions at a time.
         max_new_tokens: length of an answer.
         progress: told how many are asked.
@@ -42,7 +43,7 @@ def known_items(
     left.sort(key=lambda item: len(item.question))
     for start in range(0, len(left), batch_size):
         batch = left[start : start + batch_size]
-        texts = ask(lm, [asked(item.question, item.shape) for item in batch], chat, max_new_tokens)
+        texts = ask(lm, [asked(item.question, item.shape) for item in batch], prompt_format, max_new_tokens)
         with path.open("a", encoding="utf-8") as file:
             for item, text in zip(batch, texts, strict=True):
                 file.write(json.dumps({"id": item.id, "generated": text}, ensure_ascii=False) + "\n")

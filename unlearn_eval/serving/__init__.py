@@ -1,1 +1,1 @@
-"""Where vLLM is imported: edits in its engine, as a model of lm-eval and behind its server."""
+"""Everything that imports vLLM: edits in its engine, as an lm-eval model, and behind an OpenAI-compatible server."""

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.edits.folder import DESCRIPTION, EDITED, read_description
+from unlearn_eval.serving import door
+from unlearn_eval.serving.door import MEMORY, OWN, SCORING
 from unlearn_eval.utils.errors import UserError
 
 LOAD_FORMAT = "unlearn_eval"
 MODELS = "unlearn_eval.serving.routed_model"
 EXTENSION = "unlearn_eval.serving.worker.WorkerExtension"
 LOWEST, BELOW = (0, 32), (0, 34)
-OWN = "unlearn_eval"  # in additional_config
 BASE = "base"  # in model_loader_extra_config: another place of the base model than edit.json names
 _numbers = itertools.count(1)
 
@@ -80,9 +81,12 @@ def settle(vllm_config: Any, stock: str) -> None:
     if load.load_format not in ("auto", "hf", "safetensors", LOAD_FORMAT):
         raise UserError(f"an edited model cannot be read with load_format={load.load_format}", "leave it at auto")
     load.load_format = LOAD_FORMAT
+    more = vllm_config.additional_config or {}
     # Part of the key under which vLLM keeps compiled code; the number tells engines of one process apart.
-    own = {"edit": edit_id(folder), "number": next(_numbers)}
-    vllm_config.additional_config = {**(vllm_config.additional_config or {}), OWN: own}
+    own = {"edit": edit_id(folder), "number": next(_numbers), MEMORY: description["kind"] == "memory"}
+    own[SCORING] = (more.get(OWN) or {}).get(SCORING) is True
+    vllm_config.additional_config = {**more, OWN: own}
+    door.install()
     if not vllm_config.parallel_config.worker_extension_cls:  # else somebody's own: memories cannot be swapped then
         vllm_config.parallel_config.worker_extension_cls = EXTENSION
     if description["kind"] == "memory":

@@ -20,7 +20,7 @@ from unlearn_eval.edits.folder import EDITED, read_description
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.memory.edit import MemoryEdit, check_memory
 from unlearn_eval.models.prompt_ends import said_prompt_end
-from unlearn_eval.serving.plugin import OWN
+from unlearn_eval.serving.door import OWN, rules_of
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Silence, Slots, step_of
 from unlearn_eval.utils.errors import UserError
 
@@ -207,16 +207,24 @@ def _tell_v1(model: Any, runner: Any, scheduler_output: Any, scheduled: Any) -> 
     names = list(batch.req_ids[: batch.num_reqs])
     computed = batch.num_computed_tokens_cpu[: len(names)]
     lengths = batch.num_prompt_tokens[: len(names)]
+    scoring = is_scoring(runner.vllm_config)
     ends = [
-        last_of_prompt(runner.requests[name].sampling_params, int(n)) for name, n in zip(names, lengths, strict=True)
+        last_of_prompt(runner.requests[name].sampling_params, int(n), scoring)
+        for name, n in zip(names, lengths, strict=True)
     ]
     progress.check(names, scheduled, computed)
     layer.begin(step_of([slots.of(name) for name in names], scheduled, computed, ends))
 
 
-def last_of_prompt(sampling: Any, n: int) -> int:
-    """The position of the last token of a request's prompt; of a scored one, the request says how long that is."""
-    return (said_prompt_end(sampling, n) or n) - 1
+def last_of_prompt(sampling: Any, n: int, scoring: bool) -> int:
+    """The position of the last token of a request's prompt; in an engine that scores, a request says how long it is."""
+    return ((said_prompt_end(sampling, n) if scoring else None) or n) - 1
+
+
+def is_scoring(vllm_config: Any) -> bool:
+    """Whether an engine was started to score answers; what a request of any other says about its prompt is ignored."""
+    rules = rules_of(vllm_config)
+    return rules is not None and rules.scoring
 
 
 # What each step computes: V2 ---------------------------------------------------------------------------------
@@ -233,11 +241,12 @@ def _model_state_cls() -> Any:
             super().__init__(vllm_config, model, encoder_cache, device)
             self._progress = Progress()
             self._last: dict[str, int] = {}
+            self._scoring = is_scoring(vllm_config)
 
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             super().add_request(req_index, new_req_data)
             n = new_req_data.prompt_len if hasattr(new_req_data, "prompt_len") else len(new_req_data.prompt_token_ids)
-            self._last[new_req_data.req_id] = last_of_prompt(new_req_data.sampling_params, n)
+            self._last[new_req_data.req_id] = last_of_prompt(new_req_data.sampling_params, n, self._scoring)
             self._progress.forget([new_req_data.req_id])
 
         def remove_request(self, req_id: str) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from unlearn_eval.edits.folder import DESCRIPTION, check_architecture, read_description
 from unlearn_eval.harness.backends import check_vllm
 from unlearn_eval.models.load import resolve_model
-from unlearn_eval.serving.routes import NAME
+from unlearn_eval.serving.gate import NAME
+from unlearn_eval.serving.routes import ROOT
 from unlearn_eval.utils.errors import UserError
 
 LOCAL = "127.0.0.1"
@@ -55,11 +56,18 @@ def server_command(
     return [*command, *more]
 
 
-def server_environment(environment: Mapping[str, str], api_key: str | None = None) -> dict[str, str]:
+def server_environment(
+    environment: Mapping[str, str], api_key: str | None = None, edits_root: str | None = None
+) -> dict[str, str]:
     """The environment with our plug-ins named: routes are loaded only where they are, and then nothing unnamed is.
 
     The key that clients must send is there too, and not in the command, which every user of the machine can read.
+
+    Raises:
+        UserError: the edits' root is no folder.
     """
+    if edits_root is not None and not Path(edits_root).is_dir():
+        raise UserError(f"{edits_root} is no folder, and edits are to be below it", "give another --edits-root")
     said = environment.get("VLLM_PLUGINS")
     if said is None:
         names = [point.name for point in importlib.metadata.entry_points(group="vllm.general_plugins")]
@@ -67,11 +75,13 @@ def server_environment(environment: Mapping[str, str], api_key: str | None = Non
         names = [name for name in said.split(",") if name]
     wanted = dict.fromkeys([*names, "unlearn_eval", NAME])
     key = {"VLLM_API_KEY": api_key} if api_key else {}
-    return {**environment, "VLLM_PLUGINS": ",".join(wanted), **key}
+    root = {ROOT: str(Path(edits_root).resolve())} if edits_root is not None else {}
+    return {**environment, "VLLM_PLUGINS": ",".join(wanted), **key, **root}
 
 
-def serve(command: Sequence[str], api_key: str | None = None) -> None:
+def serve(command: Sequence[str], api_key: str | None = None, edits_root: str | None = None) -> None:
     """Become the server (nothing after this is run)."""
+    environment = server_environment(os.environ, api_key, edits_root)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(command[0], list(command), server_environment(os.environ, api_key))
+    os.execve(command[0], list(command), environment)

@@ -13,6 +13,7 @@ from typing import Any
 from unlearn_eval.edits.folder import EDITED
 from unlearn_eval.harness.requests import KIND, cannot_score, make_query
 from unlearn_eval.models.prompt_ends import PROMPT_END
+from unlearn_eval.serving.door import OWN, SCORING
 from unlearn_eval.serving.plugin import EXTENSION
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # a prompt and its labels
@@ -38,10 +39,13 @@ def lend(own: Any) -> None:
 
 
 def _extending(start: Any) -> Any:
-    """The class's `__init__`, with our extension of the engine's workers unless the user wants another."""
+    """The class's `__init__`, for scoring, with our extension of its workers unless the user wants another."""
 
     @functools.wraps(start)
     def extended(self: Any, *arguments: Any, **options: Any) -> None:
+        given = options.get("additional_config") or {}
+        if isinstance(given, Mapping):  # else vLLM says what is wrong with it
+            options["additional_config"] = {**given, OWN: {**given.get(OWN, {}), SCORING: True}}
         ours = extends_workers(options)
         if ours:
             options["worker_extension_cls"] = EXTENSION

@@ -1,1 +1,1 @@
-"""What any project needs: errors with a hint, strict JSON, whole writes, settings from text, provenance."""
+"""Code that any project needs: errors with a hint, strict JSON, atomic writes, settings from text, provenance."""

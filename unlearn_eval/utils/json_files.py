@@ -83,6 +83,11 @@ def read_jsonl(path: str | Path, required_fields: Sequence[str] = ()) -> list[Re
         UserError: naming file and line, if the file is missing or empty, a line is not strict JSON or not an
             object, or a required field is missing.
     """
+    return [record for _, record in placed_records(path, required_fields)]
+
+
+def placed_records(path: str | Path, required_fields: Sequence[str] = ()) -> list[tuple[str, Record]]:
+    """The same with each record's place, "FILE, line N" or "FILE, record N" of an array; errors as in `read_jsonl`."""
     path = Path(path).expanduser()
     text = read_text(path, "file")
     one_per_line = "write one JSON object on each line"
@@ -100,7 +105,7 @@ def read_jsonl(path: str | Path, required_fields: Sequence[str] = ()) -> list[Re
             raise UserError(f"{where} is a {type(record).__name__}, not an object", one_per_line)
         if missing := [name for name in required_fields if name not in record]:
             raise UserError(f"{where} lacks the field '{missing[0]}'", f"its fields: {', '.join(record) or 'none'}")
-    return [record for _, record in records]
+    return records
 
 
 def read_text(path: Path, what: str) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MOVED = {
     "anatomy": ("models.anatomy",),
     "config": ("editing.recipe", "runs.settings"),
-    "default_model": ("models.default_model",),
+    "default_model": ("models.default_model", "models.assets"),
     "dense_edits": ("edits.dense",),
     "editors.base": ("editing.editor", "editing.requests.request", "utils.progress"),
     "editors.gradient": ("editing.training.gradient",),

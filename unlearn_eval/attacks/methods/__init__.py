@@ -1,1 +1,1 @@
-"""One attack a file; the file is all that registers it."""
+"""Attacks, one file each; the file is all that registers an attack."""

@@ -12,18 +12,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation, Work
+from unlearn_eval.attacks.base import Attack, Case, Observation, Work
 from unlearn_eval.attacks.retraining import WHY_NO_MEMORY, RetrainingConfig, curve
 from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.edits.base import DENSE, LOW_RANK
 from unlearn_eval.utils.errors import UserError
-
-ABOUT = About(
-    "fine-tunes on facts that have nothing to do with the forgotten ones",
-    "step",
-    (LOW_RANK, DENSE),
-    headline="last",
-    why_not=WHY_NO_MEMORY,
-)
 
 
 @dataclass(frozen=True)
@@ -64,3 +57,18 @@ def work(config: Config, n_items: int, n_layers: int) -> Work:
     """Every seed."""
     rows = config.steps * min(config.batch_size, config.n)
     return Work(len(config.seeds) * rows, len(config.seeds) * n_items * (1 + len(config.points)))
+
+
+ATTACK = Attack(
+    "benign_finetune",
+    Config,
+    attack,
+    work,
+    does="fine-tunes on facts that have nothing to do with the forgotten ones",
+    axis="step",
+    kinds=(LOW_RANK, DENSE),
+    headline="last",
+    why_not=WHY_NO_MEMORY,
+    retrains=True,
+    check=check,
+)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from unlearn_eval.attacks.asking import Row
-from unlearn_eval.attacks.base import FULL, REFERENCE, UNLEARNED, About, Case, ItemScore, Observation, Work
+from unlearn_eval.attacks.base import FULL, REFERENCE, UNLEARNED, Attack, Case, ItemScore, Observation, Work
 from unlearn_eval.attacks.depth import by_item_and_layer, by_layer, depth_summary, shares
 from unlearn_eval.attacks.hidden_states import answer_states
 from unlearn_eval.attacks.summary import Summary
@@ -28,7 +28,6 @@ from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.tracing import read_out
 
-ABOUT = About("reads the answer from every layer, full against unlearned", "layer")
 VALUE, GAP = "log_probability", "gap"
 
 
@@ -88,10 +87,26 @@ def derived(items: ForgetSet, observations: Sequence[Observation]) -> list[Obser
 
 
 def summary(
-    items: ForgetSet, observations: Sequence[Observation], about: About, has_reference: bool, skipped: str | None = None
+    items: ForgetSet,
+    observations: Sequence[Observation],
+    method: Attack,
+    has_reference: bool,
+    skipped: str | None = None,
 ) -> Summary:
     """The gaps as drops of log-probability from the full model to the others."""
     found = gaps(items, observations)
     reference = found.get(REFERENCE) if has_reference else None
     empty: dict[str, list[float]] = {item.id: [] for item in items}
     return depth_summary(items, found.get(UNLEARNED, empty), reference, "logit_lens_gap", "logit_lens_depth", skipped)
+
+
+ATTACK = Attack(
+    "logit_lens",
+    Config,
+    attack,
+    work,
+    does="reads the answer from every layer, full against unlearned",
+    axis="layer",
+    summary=summary,
+    derived=derived,
+)

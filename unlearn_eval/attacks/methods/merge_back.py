@@ -15,18 +15,10 @@ from typing import Any
 
 import torch
 
-from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation, Work
+from unlearn_eval.attacks.base import Attack, Case, Observation, Work
 from unlearn_eval.attacks.changed_weights import weaker_edits
-from unlearn_eval.edits.low_rank import LowRankEdit
+from unlearn_eval.edits.base import DENSE, LOW_RANK
 from unlearn_eval.utils.errors import UserError
-
-ABOUT = About(
-    "takes a share of the edit's change away",
-    "share",
-    (LOW_RANK, DENSE),
-    why_not="a memory has changed no weights: there is nothing to merge; without it the model is the full one",
-    controls_alone=False,
-)
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ def without_share(edit: Any, model: Any, share: float) -> Any:
         model: the model it was made on, without it.
         share: from 0 (the edit as it is) to 1 (no change).
     """
-    if isinstance(edit, LowRankEdit):
+    if edit.kind == LOW_RANK:
         if share == 1:  # adding zero would turn -0.0 into 0.0
             return replace(edit, factors={name: (u[:, :0], v[:0]) for name, (u, v) in edit.factors.items()})
         return replace(edit, factors={name: (u * (1 - share), v) for name, (u, v) in edit.factors.items()})
@@ -75,3 +67,16 @@ def without_share(edit: Any, model: Any, share: float) -> Any:
         mixed = own if share == 1 else new if share == 0 else own + (1 - share) * (new - own)
         tensors[name] = mixed.to(parameters[name].dtype)  # to which applying would round it
     return replace(edit, tensors=tensors)
+
+
+ATTACK = Attack(
+    "merge_back",
+    Config,
+    attack,
+    work,
+    does="takes a share of the edit's change away",
+    axis="share",
+    kinds=(LOW_RANK, DENSE),
+    why_not="a memory has changed no weights: there is nothing to merge; without it the model is the full one",
+    controls_alone=False,
+)

@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from unlearn_eval.attacks.base import About, Case, Observation, Work
+from unlearn_eval.attacks.base import Attack, Case, Observation, Work
 from unlearn_eval.utils.errors import UserError, unknown_name
-
-ABOUT = About("begins the answer, or puts words around the question", "prompt")
 
 
 @dataclass(frozen=True)
@@ -78,3 +76,8 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
 def work(config: Config, n_items: int, n_layers: int) -> Work:
     """Every prompt."""
     return Work(answered=n_items * (1 + len(config.levels)))
+
+
+ATTACK = Attack(
+    "prefix", Config, attack, work, does="begins the answer, or puts words around the question", axis="prompt"
+)

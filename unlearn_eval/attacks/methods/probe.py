@@ -26,28 +26,27 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval.attacks.base import (
-    ATTACK,
     FULL,
     NO_REFERENCE,
     REFERENCE,
+    UNDER_ATTACK,
     UNLEARNED,
-    About,
+    Attack,
     Case,
     ItemScore,
     Observation,
     Work,
 )
 from unlearn_eval.attacks.folds import split
-from unlearn_eval.attacks.summary import Mean, Summary, Table, Wanted, summarised
+from unlearn_eval.attacks.summary import Mean, MetricSpec, Summary, Table, summarized
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.metrics import contains_answer, normalise
 from unlearn_eval.metrics.robustness import Score, recovery
-from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.tracing import last_states
 from unlearn_eval.utils.errors import UserError, unknown_name
 
-ABOUT = About("reads the facts from each layer by a linear reader trained on others", "layer")
 VALUE, RANDOM, BEST = "probe_accuracy", "random_labels", "best"
 ABOVE = "above_control"
 LABELS = ("auto", "answers", "truth")
@@ -108,7 +107,9 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
     others = case.others.sample(config.n_train, config.seed)
     for name in case.names:
         with case.model(name) as loaded:
-            shown, tested = (statements(loaded, part, kind, case.chat, config.seed) for part in (others, case.items))
+            shown, tested = (
+                statements(case.format_for(loaded), part, kind, config.seed) for part in (others, case.items)
+            )
             x, y = (_states(case, loaded, part) for part in (shown, tested))
             labels = np.array([one.label for one in shown])
             generator = np.random.default_rng(config.seed)  # the same shuffles for every model
@@ -143,7 +144,7 @@ def check(items: ForgetSet, others: ForgetSet | None, config: Config) -> None:
 def _states(case: Case, loaded: LoadedModel, rows: Sequence[Statement]) -> Any:
     """(L, R, d)."""
     ids, ends = [row.ids for row in rows], [row.end for row in rows]
-    return last_states(loaded.model, anatomy(loaded.model), ids, case.batch_size, ends)[1:].numpy()
+    return last_states(loaded.model, loaded.anatomy, ids, case.batch_size, ends)[1:].numpy()
 
 
 def kind_of_labels(items: ForgetSet, others: ForgetSet) -> str:
@@ -153,7 +154,7 @@ def kind_of_labels(items: ForgetSet, others: ForgetSet) -> str:
     return "answers" if shared and len(known) > 1 else "truth"
 
 
-def statements(loaded: LoadedModel, items: ForgetSet, kind: str, chat: bool, seed: int) -> list[Statement]:
+def statements(prompt_format: PromptFormat, items: ForgetSet, kind: str, seed: int) -> list[Statement]:
     """What the readers are shown of items: each once with its answer as class, or each as a true and a false statement.
 
     A false one has a wrong answer of the item's own, or else that of another item, chosen by the seed.
@@ -162,13 +163,13 @@ def statements(loaded: LoadedModel, items: ForgetSet, kind: str, chat: bool, see
 
     from unlearn_eval.attacks.asking import rows_of
 
-    rows = rows_of(tuple(items), loaded.tokenizer, chat)
+    rows = rows_of(tuple(items), prompt_format)
     if kind == "answers":
         return [Statement(row.item, row.prompt_ids, len(row.prompt_ids), normalise(row.item.answer)) for row in rows]
     generator = random.Random(seed)
     wrong = [replace(item, answer=wrong_answer(item, items, generator)) for item in items]
     found = []
-    for row, false in zip(rows, rows_of(wrong, loaded.tokenizer, chat), strict=True):
+    for row, false in zip(rows, rows_of(wrong, prompt_format), strict=True):
         for label, own in (("true", row), ("false", false)):
             found.append(Statement(row.item, (*own.prompt_ids, *own.answer_ids), len(own.prompt_ids), label))
     return found
@@ -252,7 +253,7 @@ def derived(items: ForgetSet, observations: Sequence[Observation]) -> list[Obser
     return [
         Observation(one.model, one.at, tuple(_above(score, controls[one.model, one.at]) for score in one.scores))
         for one in observations
-        if one.condition == ATTACK and (one.model, one.at) in controls
+        if one.condition == UNDER_ATTACK and (one.model, one.at) in controls
     ]
 
 
@@ -262,12 +263,16 @@ def _above(score: ItemScore, controls: Mapping[str, Sequence[float]]) -> ItemSco
 
 
 def summary(
-    items: ForgetSet, observations: Sequence[Observation], about: About, has_reference: bool, skipped: str | None = None
+    items: ForgetSet,
+    observations: Sequence[Observation],
+    method: Attack,
+    has_reference: bool,
+    skipped: str | None = None,
 ) -> Summary:
     """Accuracies at the best layer, cross-fitted, and what is left of them without the control."""
     table = Table(items, best_layers(items, observations) if observations else ())
 
-    def at(model: str, condition: str = ATTACK) -> tuple[str, str, str]:
+    def at(model: str, condition: str = UNDER_ATTACK) -> tuple[str, str, str]:
         return (model, condition, BEST)
 
     def mean_of(cell: tuple[str, str, str]) -> Any:
@@ -288,10 +293,23 @@ def summary(
     }
     if has_reference:
         cells["forget_reference_probe_accuracy"] = at(REFERENCE)
-    wanted = {name: Wanted(mean_of(cell), "unedited" in name, (cell, VALUE)) for name, cell in cells.items()}
-    wanted["forget_probe_selectivity"] = Wanted(selective(UNLEARNED), False)
-    wanted["forget_unedited_probe_selectivity"] = Wanted(selective(FULL), True)
-    wanted["forget_probe_recovery"] = Wanted(recovered, False)
+    wanted = {name: MetricSpec(mean_of(cell), "unedited" in name, (cell, VALUE)) for name, cell in cells.items()}
+    wanted["forget_probe_selectivity"] = MetricSpec(selective(UNLEARNED), False)
+    wanted["forget_unedited_probe_selectivity"] = MetricSpec(selective(FULL), True)
+    wanted["forget_probe_recovery"] = MetricSpec(recovered, False)
     if skipped is not None:
-        wanted = {name: Wanted(lambda mean: Score(None, skipped), one.better) for name, one in wanted.items()}
-    return summarised(table, wanted)
+        wanted = {name: MetricSpec(lambda mean: Score(None, skipped), one.better) for name, one in wanted.items()}
+    return summarized(table, wanted)
+
+
+ATTACK = Attack(
+    "probe",
+    Config,
+    attack,
+    work,
+    does="reads the facts from each layer by a linear reader trained on others",
+    axis="layer",
+    check=check,
+    summary=summary,
+    derived=derived,
+)

@@ -11,11 +11,9 @@ from functools import partial
 
 from torch import Tensor
 
-from unlearn_eval.attacks.base import About, Case, Observation, Work
+from unlearn_eval.attacks.base import Attack, Case, Observation, Work
 from unlearn_eval.attacks.changed_weights import levels
 from unlearn_eval.utils.errors import UserError
-
-ABOUT = About("sets the smallest weights to zero", "fraction")
 
 
 @dataclass(frozen=True)
@@ -50,3 +48,6 @@ def pruned(weight: Tensor, fraction: float) -> Tensor:
     new = flat.clone()
     new[flat.abs().topk(n, largest=False).indices] = 0
     return new.reshape(weight.shape)
+
+
+ATTACK = Attack("prune", Config, attack, work, does="sets the smallest weights to zero", axis="fraction")

@@ -20,11 +20,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from unlearn_eval.attacks.base import About, Case, Observation, Work
+from unlearn_eval.attacks.base import Attack, Case, Observation, Work
 from unlearn_eval.attacks.changed_weights import levels
 from unlearn_eval.utils.errors import UserError, unknown_name
 
-ABOUT = About("rounds the weights to few bits", "bits")
 SCHEMES = ("absmax", "nf4")
 _NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -97,3 +96,6 @@ def _groups(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 
 def _joined(groups: Tensor, like: Tensor) -> Tensor:
     return groups.reshape(len(like), -1)[:, : like.shape[1]]
+
+
+ATTACK = Attack("quantize", Config, attack, work, does="rounds the weights to few bits", axis="bits")

@@ -16,20 +16,13 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation, Work
-from unlearn_eval.attacks.folds import check as check
-from unlearn_eval.attacks.folds import split
+from unlearn_eval.attacks.base import Attack, Case, Observation, Work
+from unlearn_eval.attacks.folds import check, split
 from unlearn_eval.attacks.retraining import WHY_NO_MEMORY, RetrainingConfig, curve
 from unlearn_eval.data.forget_sets import ForgetItem
+from unlearn_eval.edits.base import DENSE, LOW_RANK
 
 FORMAT = "format"
-ABOUT = About(
-    "fine-tunes on some of the forgotten facts and asks the others",
-    "step",
-    (LOW_RANK, DENSE),
-    headline="last",
-    why_not=WHY_NO_MEMORY,
-)
 
 
 @dataclass(frozen=True)
@@ -77,3 +70,18 @@ def _as_many(case: Case, n: int, seed: int) -> list[ForgetItem]:
     assert case.others is not None
     others = list(case.others)
     return random.Random(seed).sample(others, min(n, len(others)))
+
+
+ATTACK = Attack(
+    "relearn",
+    Config,
+    attack,
+    work,
+    does="fine-tunes on some of the forgotten facts and asks the others",
+    axis="step",
+    kinds=(LOW_RANK, DENSE),
+    headline="last",
+    why_not=WHY_NO_MEMORY,
+    retrains=True,
+    check=check,
+)

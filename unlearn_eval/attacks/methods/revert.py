@@ -18,19 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.attacks.base import DENSE, LOW_RANK, About, Case, Observation, Work
+from unlearn_eval.attacks.base import Attack, Case, Observation, Work
 from unlearn_eval.attacks.changed_weights import weaker_edits
-from unlearn_eval.edits.low_rank import LowRankEdit
+from unlearn_eval.edits.base import DENSE, LOW_RANK
 from unlearn_eval.utils.errors import UserError
 
 _EXACT_UP_TO = 1024  # the smaller side of a matrix; an exact SVD of it takes about a second
-ABOUT = About(
-    "takes the largest directions of the edit's change away",
-    "directions",
-    (LOW_RANK, DENSE),
-    why_not="a memory has changed no weights: there are no directions of a change",
-    controls_alone=False,
-)
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ def without_directions(edit: Any, model: Any, k: int, seed: int = 0) -> Any:
         k: at least 1; of a matrix whose change has no higher rank everything goes.
         seed: of the randomised SVD.
     """
-    if isinstance(edit, LowRankEdit):
+    if edit.kind == LOW_RANK:
         return replace(edit, factors={name: _rest(u, v, k) for name, (u, v) in edit.factors.items()})
     parameters = dict(model.named_parameters(remove_duplicate=False))
     tensors = {}
@@ -111,3 +104,16 @@ def _largest(change: Tensor, k: int, seed: int) -> Tensor:
         left, sigma, right = torch.svd_lowrank(change, q=min(min(change.shape), k + 16), niter=4)
     top: Tensor = (left[:, :k] * sigma[:k]) @ right[:, :k].T
     return top
+
+
+ATTACK = Attack(
+    "revert",
+    Config,
+    attack,
+    work,
+    does="takes the largest directions of the edit's change away",
+    axis="directions",
+    kinds=(LOW_RANK, DENSE),
+    why_not="a memory has changed no weights: there are no directions of a change",
+    controls_alone=False,
+)

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.attacks.asking import Row
-from unlearn_eval.attacks.base import About, Case, Observation, Work
-from unlearn_eval.attacks.folds import check as check
-from unlearn_eval.attacks.folds import split
+from unlearn_eval.attacks.base import Attack, Case, Observation, Work
+from unlearn_eval.attacks.folds import check, split
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.data import Row as TrainingRow
 from unlearn_eval.editing.training.data import tensors
@@ -31,8 +30,6 @@ from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_ends import prompt_lengths
 from unlearn_eval.models.scoring import positions
 from unlearn_eval.utils.errors import UserError
-
-ABOUT = About("trains vectors before the question on some facts and asks the others", "step", headline="last")
 
 
 @dataclass(frozen=True)
@@ -176,3 +173,15 @@ def _loss(model: Any, rows: Sequence[Row]) -> Tensor:
         output = model(input_ids=batch["ids"], attention_mask=mask, use_cache=False, **positions(model, mask))
     log_probs = objectives.label_log_probs(output.logits[:, -width:].float(), batch["labels"])
     return objectives.likelihood(log_probs, batch["mask"]).mean()
+
+
+ATTACK = Attack(
+    "soft_prompt",
+    Config,
+    attack,
+    work,
+    does="trains vectors before the question on some facts and asks the others",
+    axis="step",
+    headline="last",
+    check=check,
+)

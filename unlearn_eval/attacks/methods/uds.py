@@ -27,7 +27,7 @@ from unlearn_eval.attacks.base import (
     FULL,
     REFERENCE,
     UNLEARNED,
-    About,
+    Attack,
     Case,
     ItemScore,
     Observation,
@@ -42,7 +42,6 @@ from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.scoring import pad, positions
 from unlearn_eval.models.tracing import patched
 
-ABOUT = About("puts the unlearned model's states into the full one, layer by layer", "layer")
 VALUE = "drop"
 
 
@@ -60,11 +59,11 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
             states[name] = answer_states(loaded, case.rows(loaded, case.items), case.batch_size)
     with case.model(FULL) as loaded:
         rows = case.rows(loaded, case.items)
-        spans = [entity_tokens(row, loaded.tokenizer, case.chat) for row in rows]
+        spans = [entity_tokens(row, case.format_for(loaded)) for row in rows]
         plain = answer_log_probs(loaded, rows, spans, case.batch_size)
         for name in sources:
-            for layer in range(anatomy(loaded.model).n_layers):
-                case.progress(f"layers of the {name} model", layer, anatomy(loaded.model).n_layers)
+            for layer in range(loaded.anatomy.n_layers):
+                case.progress(f"layers of the {name} model", layer, loaded.anatomy.n_layers)
                 own = [state[layer] for state in states[name]]
                 after = answer_log_probs(loaded, rows, spans, case.batch_size, layer, own)
                 scores = (
@@ -141,9 +140,25 @@ def derived(items: ForgetSet, observations: Sequence[Observation]) -> list[Obser
 
 
 def summary(
-    items: ForgetSet, observations: Sequence[Observation], about: About, has_reference: bool, skipped: str | None = None
+    items: ForgetSet,
+    observations: Sequence[Observation],
+    method: Attack,
+    has_reference: bool,
+    skipped: str | None = None,
 ) -> Summary:
     """UDS, and the drop by the unlearned model's states."""
     unlearned = by_layer(items, observations, UNLEARNED, VALUE)
     reference = by_layer(items, observations, REFERENCE, VALUE) if has_reference else None
     return depth_summary(items, unlearned, reference, "patched_drop", "uds", skipped)
+
+
+ATTACK = Attack(
+    "uds",
+    Config,
+    attack,
+    work,
+    does="puts the unlearned model's states into the full one, layer by layer",
+    axis="layer",
+    summary=summary,
+    derived=derived,
+)

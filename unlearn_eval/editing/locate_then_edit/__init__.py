@@ -1,1 +1,1 @@
-"""Shared by the closed-form editors: target values, second moments of keys, one least-squares solver."""
+"""Closed-form editing: target values, second moments of keys, and the least-squares solver."""

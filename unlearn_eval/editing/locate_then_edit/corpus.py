@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from unlearn_eval.data.shapes import QUESTION, asked, check_shape
-from unlearn_eval.models import prompts
+from unlearn_eval.models.prompt_format import PromptFormat
+from unlearn_eval.models.prompts import encode_prompt
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
 from unlearn_eval.utils.provenance import sha256_of_file
@@ -59,7 +60,7 @@ def token_sequences(
         yield from _conversations(path, tokenizer, n_tokens, batch_size)
         return
     source_key(source)
-    ids = prompts.encode_prompt(path.read_text(encoding="utf-8"), tokenizer)[:n_tokens]
+    ids = encode_prompt(path.read_text(encoding="utf-8"), tokenizer)[:n_tokens]
     if len(ids) < 2:
         raise UserError(f"{path} holds no text", "give a longer text file, or 'self'")
     rows = [ids[i : i + length] for i in range(0, len(ids), length)]
@@ -110,7 +111,7 @@ def _from_hub(source: str, tokenizer: Any, n_tokens: int, length: int, batch_siz
         while n_done < n_tokens and (document := next(documents, None)) is not None:
             if field not in document:
                 raise UserError(f"{source} has no field '{field}' (it has {', '.join(document)})", "name one of those")
-            ids = prompts.encode_prompt(str(document[field]), tokenizer)
+            ids = encode_prompt(str(document[field]), tokenizer)
             n_bos = int(ids[:1] == [tokenizer.bos_token_id])  # which is no text
             ids = ids[: n_tokens - n_done + n_bos] if len(ids) > n_bos else []
             rows += [ids[i : i + length] for i in range(0, len(ids), length)]
@@ -131,13 +132,12 @@ def _from_hub(source: str, tokenizer: Any, n_tokens: int, length: int, batch_siz
 
 
 def _conversations(path: Path, tokenizer: Any, n_tokens: int, batch_size: int) -> Iterator[Sequences]:
-    chat = prompts.has_chat_template(tokenizer)
-    rows = []
+    prompt_format, rows = PromptFormat.of(tokenizer), []
     for record in read_jsonl(path, required_fields=("question", "answer")):
         ask = asked(str(record["question"]), check_shape(str(record.get("shape") or QUESTION)))
-        text = prompts.render(ask, tokenizer, chat)
-        ids = prompts.encode_prompt(text, tokenizer)
-        rows.append([*ids, *prompts.labels_after(ask, text, ids, str(record["answer"]), tokenizer, chat).ids])
+        text = prompt_format.render(ask)
+        ids = prompt_format.encode(text)
+        rows.append([*ids, *prompt_format.labels_after(ask, text, ids, str(record["answer"])).ids])
     shortest = min(map(len, rows))
     shared = next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), 0)
     left = n_tokens
@@ -153,9 +153,9 @@ def _written_by(
 ) -> Iterator[Sequences]:
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     opening = [bos]
-    if prompts.has_chat_template(tokenizer):
-        text = prompts.render(_USER, tokenizer, chat=True).partition(_USER)[0]
-        opening = prompts.encode_prompt(text, tokenizer)
+    prompt_format = PromptFormat.of(tokenizer)
+    if prompt_format.chat:
+        opening = prompt_format.encode(prompt_format.render(_USER).partition(_USER)[0])
     n_rows = max(1, -(-n_tokens // length))
     for batch, first in enumerate(range(0, n_rows, batch_size)):
         n = min(n_rows - first, batch_size)

@@ -18,14 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.editing.editor import EditRequest, Progress, check_state, no_change, no_progress
+from unlearn_eval.editing.editor import EditJob, no_change
 from unlearn_eval.editing.locate_then_edit import corpus
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments, cache_name, second_moments
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValueConfig, TargetValues, target_values
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.base import Applied, EditInfo, applied
 from unlearn_eval.edits.low_rank import LowRankEdit, concatenate
 from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.models.load import cache_dir
+from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.tracing import first, trace
 from unlearn_eval.models.weights import hash_weights
@@ -72,72 +74,50 @@ class Editing:
 
     Attributes:
         name: of the method.
-        model, tokenizer: in eval mode.
+        job: what it was given.
         parts: of the model.
         layers: the edited ones.
-        requests: what to say instead.
-        config: the settings.
-        state: the edit to go on from.
         moments: second moments; without sums they are filled when they are needed.
-        progress: told of what takes long.
     """
 
     name: str
-    model: Any
-    tokenizer: Any
+    job: EditJob
     parts: Anatomy
     layers: tuple[int, ...]
-    requests: Sequence[EditRequest]
-    config: Any
-    state: LowRankEdit | None
     moments: SecondMoments
-    progress: Progress = no_progress
 
     @classmethod
-    def start(
-        cls,
-        name: str,
-        model: Any,
-        tokenizer: Any,
-        requests: Sequence[EditRequest],
-        config: Any,
-        depth: tuple[float, float],
-        state: LowRankEdit | None,
-        progress: Progress,
-        moments: SecondMoments | None = None,
-    ) -> Editing:
+    def start(cls, name: str, job: EditJob, depth: tuple[float, float]) -> Editing:
         """Check everything that can be checked before work begins.
 
         Raises:
-            UserError: layers that the model lacks, conflicting requests, or a state of another method.
+            UserError: layers that the model lacks, or conflicting requests.
         """
-        parts = anatomy(model)
-        layers = parts.resolve_layers(config.layers, depth)
-        check_requests(requests)
-        check_state(state, name)
-        moments = moments or SecondMoments({})
-        return cls(name, model, tokenizer, parts, layers, requests, config, state, moments, progress)
+        parts = anatomy(job.model)
+        layers = parts.resolve_layers(job.config.layers, depth)
+        check_requests(job.requests)
+        return cls(name, job, parts, layers, job.moments or SecondMoments({}))
 
     def nothing(self) -> LowRankEdit:
-        """The edit of no requests: the state as it is, or a change of nothing."""
+        """The edit of no requests: the earlier one as it is, or a change of nothing."""
         names = [self.parts.projection_name(layer) for layer in self.layers]
-        return self.state or self.edit(no_change(self.model, names), {})
+        return self.job.previous or self.edit(no_change(self.job.model, names), {})
 
     @property
     def resolved(self) -> dict[str, Any]:
         """The settings with the layers as they are."""
-        return asdict(self.config) | {"layers": list(self.layers)}
+        return asdict(self.job.config) | {"layers": list(self.layers)}
 
     def second_moments(self) -> SecondMoments:
         """C of the layers on this model's weights: as given, or from the cache, or computed; once in a run."""
         if not self.moments.sums:
-            config, parts = self.config, self.parts
+            job, config, parts = self.job, self.job.config, self.parts
             n_keys = round(config.keys_per_dimension * parts.d_mlp)
             settings = {"text": corpus.source_key(config.text), "n_keys": n_keys, "seed": config.seed}
-            weights, folder = hash_weights(self.model).canonical, cache_dir() / "second_moments"
+            weights, folder = hash_weights(job.model).canonical, cache_dir() / "second_moments"
             paths = {layer: folder / cache_name(weights, layer, settings) for layer in self.layers}
-            batches = corpus.token_sequences(config.text, self.model, self.tokenizer, n_keys, seed=config.seed)
-            found = second_moments(self.model, parts, self.layers, batches, n_keys, paths, self.progress)
+            batches = corpus.token_sequences(config.text, job.model, job.tokenizer, n_keys, seed=config.seed)
+            found = second_moments(job.model, parts, self.layers, batches, n_keys, paths, job.progress)
             self.moments.sums, self.moments.n_keys, self.moments.n_batches = found.sums, found.n_keys, found.n_batches
         return self.moments
 
@@ -147,11 +127,11 @@ class Editing:
         notes: dict[str, Any],
         keys: dict[str, Tensor] | None = None,
     ) -> LowRankEdit:
-        """The finished edit: these factors after those of the state, and the keys that the next step must keep."""
-        state = self.state
-        whole = concatenate(state.factors, factors) if state is not None else factors
-        if state is not None:  # an earlier step may have changed other layers
-            notes |= {"weight_norms": state.info.notes.get("weight_norms", {}) | notes["weight_norms"]}
+        """The finished edit: these factors after those of the earlier one, and the keys that the next step keeps."""
+        previous: LowRankEdit | None = self.job.previous
+        whole = concatenate(previous.factors, factors) if previous is not None else factors
+        if previous is not None:  # an earlier step may have changed other layers
+            notes |= {"weight_norms": previous.info.notes.get("weight_norms", {}) | notes["weight_norms"]}
         info = EditInfo(self.name, self.resolved, notes=notes)
         return LowRankEdit(whole, info, self.parts.transposed, state=keys or {})
 
@@ -164,18 +144,18 @@ def locate_then_edit(run: Editing, update: Update, notes: Mapping[str, Any] | No
         update: what the method makes of a layer's keys and residuals.
         notes: what else is remembered; read when `update` has seen all layers.
     """
-    requests, state, key_cache = run.requests, run.state, run.config.key_cache
+    job, requests, key_cache = run.job, run.job.requests, run.job.config.key_cache
     if not requests:
         return run.nothing()
     n_keys = run.second_moments().n_keys
-    with applied(state, run.model) if state is not None else nullcontext():
+    with applied(job.previous, job.model) if job.previous is not None else nullcontext():
         targets = target_values(
-            run.model, run.parts, run.layers[-1], requests, run.config.target, run.progress, site="block"
+            job.model, run.parts, run.layers[-1], requests, job.config.target, job.progress, site="block"
         )
         columns = [part for request in requests for part in request.parts]
-        earlier = {} if state is None else dict(state.state)
+        earlier = {} if job.previous is None else dict(job.previous.state)
         factors, keys = _spread(run, columns, targets, update, earlier if key_cache else {})
-    weight_norms = {name: weight_norm(run.model, name) for name in factors}
+    weight_norms = {name: weight_norm(job.model, name) for name in factors}
     about = {**target_notes(requests, targets), "n_keys": n_keys, "weight_norms": weight_norms, **(notes or {})}
     return run.edit(factors, about, keys if key_cache else earlier)
 
@@ -227,7 +207,7 @@ def _spread(
     run: Editing, columns: list[EditRequest], targets: TargetValues, update: Update, past: dict[str, Tensor]
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
     """Factors and keys of every layer, computed on weights that already hold the lower layers' share."""
-    model, parts, layers = run.model, run.parts, run.layers
+    model, parts, layers = run.job.model, run.parts, run.layers
     handle = Applied()
     factors, all_keys = {}, dict(past)  # keys of layers that are not edited now stay too
     try:
@@ -247,7 +227,7 @@ def _spread(
             all_keys[f"keys.{layer}"] = (
                 torch.cat([past[f"keys.{layer}"].to(kept), kept]) if earlier is not None else kept
             )
-            run.progress("layers", i + 1, len(layers))
+            run.job.progress("layers", i + 1, len(layers))
     finally:
         handle.restore()
     return factors, all_keys
@@ -293,27 +273,21 @@ def read(
     Rows are cut after the look-up token, which sees nothing of the rest; the pass ends when both have been seen. Where
     the device's memory is too small, half as many rows are run at once.
     """
-    keys, values = [], []
-    start = 0
-    while start < len(rows):
-        part = [ids[: lookup + 1] for ids, lookup in rows[start : start + rows_per_batch]]
-        try:
-            tokens, mask = pad(part, "right", model.device)
-            with trace(model, inputs=[inputs], outputs=[outputs], stop_after=outputs) as seen:
-                model(input_ids=tokens, attention_mask=mask, use_cache=False)
-        except torch.OutOfMemoryError as error:
-            if rows_per_batch == 1:
-                raise UserError(
-                    "the device's memory is too small to run one prompt", "use --dtype bfloat16, or a larger device"
-                ) from error
-            torch.cuda.empty_cache()
-            rows_per_batch = max(1, rows_per_batch // 2)
-            continue
-        last = torch.tensor([len(row) - 1 for row in part], device=model.device)
-        index = torch.arange(len(part), device=model.device)
-        keys.append(seen.inputs[inputs][index, last])
-        values.append(first(seen.outputs[outputs])[index, last])
-        start += rows_per_batch
+
+    def run(part: Sequence[tuple[Sequence[int], int]]) -> tuple[Tensor, Tensor]:
+        cut = [ids[: lookup + 1] for ids, lookup in part]
+        tokens, mask = pad(cut, "right", model.device)
+        with trace(model, inputs=[inputs], outputs=[outputs], stop_after=outputs) as seen:
+            model(input_ids=tokens, attention_mask=mask, use_cache=False)
+        last = torch.tensor([len(row) - 1 for row in cut], device=model.device)
+        index = torch.arange(len(cut), device=model.device)
+        return seen.inputs[inputs][index, last], first(seen.outputs[outputs])[index, last]
+
+    hint = "use --dtype bfloat16, or a larger device"
+    found = in_batches(
+        rows, run, rows_per_batch, lambda row: UserError("the device's memory is too small to run one prompt", hint)
+    )
+    keys, values = zip(*found, strict=True)
     return torch.cat(keys), torch.cat(values)
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.editing.locate_then_edit.corpus import Sequences
 from unlearn_eval.editing.locate_then_edit.least_squares import Solve, cholesky_solver
 from unlearn_eval.models.anatomy import Anatomy
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.tracing import trace
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json
 
 

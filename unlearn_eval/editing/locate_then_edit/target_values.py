@@ -26,15 +26,19 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.editing.editor import EditRequest, Progress, no_progress
+from unlearn_eval.editing.adam_rows import AdamRows
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.models.anatomy import Anatomy
+from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.tracing import Tail
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.progress import Progress, no_progress
 
 Site = Literal["block", "projection"]
 
@@ -108,7 +112,8 @@ def target_values(
     with _in_bfloat16(model, anatomy, layer, config.bfloat16):
         budget = config.tokens_per_batch or (256 if model.device.type == "cpu" else 4096)
         for batch in _batches(requests, budget):
-            parts += _fitting(batch, lambda own: _optimise(model, anatomy, layer, own, config, tick, site))
+            run = partial(_optimise, model, anatomy, layer, config=config, tick=tick, site=site)
+            parts += in_batches(batch, run, len(batch), _alone)  # requests do not depend on each other
             done += len(batch)
     progress("target values", 1, 1)
     found = TargetValues(
@@ -126,19 +131,11 @@ def target_values(
     return found
 
 
-def _fitting(batch: list[EditRequest], optimise: Callable[[list[EditRequest]], TargetValues]) -> list[TargetValues]:
-    """The batch's values, in halves where the device's memory is too small (requests do not depend on each other)."""
-    try:
-        return [optimise(batch)]
-    except torch.OutOfMemoryError as error:
-        if len(batch) == 1:
-            raise UserError(
-                f"the device's memory is too small to optimise request {batch[0].id} alone",
-                "use fewer --contexts, --dtype bfloat16, or a larger device",
-            ) from error
-    torch.cuda.empty_cache()
-    half = len(batch) // 2
-    return [*_fitting(batch[:half], optimise), *_fitting(batch[half:], optimise)]
+def _alone(request: EditRequest) -> UserError:
+    return UserError(
+        f"the device's memory is too small to optimise request {request.id} alone",
+        "use fewer --contexts, --dtype bfloat16, or a larger device",
+    )
 
 
 def _batches(requests: Sequence[EditRequest], budget: int) -> Iterator[list[EditRequest]]:
@@ -299,7 +296,7 @@ def _optimise(
     model: Any,
     anatomy: Anatomy,
     layer: int,
-    requests: list[EditRequest],
+    requests: Sequence[EditRequest],
     config: TargetValueConfig,
     tick: Callable[[int, int, int], None],
     site: Site,
@@ -310,7 +307,7 @@ def _optimise(
     clean_norm = problem.mean(clean.norm(dim=1))
     limit = config.clamp * clean_norm
     delta = clean.new_zeros(len(requests), clean.shape[1])
-    mean, square = torch.zeros_like(delta), torch.zeros_like(delta)  # Adam's moments, per request
+    adam = AdamRows(delta, config.learning_rate)
     members = torch.arange(len(requests), device=clean.device)  # the requests that `problem` holds
     live = torch.ones_like(members, dtype=torch.bool)
     losses = torch.zeros(len(requests), dtype=wide, device=clean.device)
@@ -335,7 +332,7 @@ def _optimise(
             break
         (gradient,) = torch.autograd.grad(loss[running].sum(), own)
         now = members[running]
-        _adam(delta, mean, square, now, gradient[running], step + 1, config.learning_rate)
+        adam.step(gradient[running], now)
         norms = delta[now].norm(dim=1)
         shrink = torch.where(norms > limit[now], limit[now] / norms, torch.ones_like(norms))
         delta[now] = delta[now] * shrink[:, None]
@@ -344,15 +341,3 @@ def _optimise(
             members = now
             problem = problem.select(running)
     return TargetValues(clean + delta[owners], clean, losses.tolist(), nlls.tolist(), steps.tolist())
-
-
-def _adam(values: Tensor, mean: Tensor, square: Tensor, rows: Tensor, gradient: Tensor, step: int, rate: float) -> None:
-    """One step of Adam (1412.6980, algorithm 1, its usual constants) on some rows, in place.
-
-    torch.optim.Adam cannot skip rows, and a finished request must not move on its momentum.
-    """
-    mean[rows] = 0.9 * mean[rows] + 0.1 * gradient
-    square[rows] = 0.999 * square[rows] + 0.001 * gradient.square()
-    corrected = mean[rows] / (1 - 0.9**step)
-    scale = (square[rows] / (1 - 0.999**step)).sqrt() + 1e-8
-    values[rows] -= rate * corrected / scale

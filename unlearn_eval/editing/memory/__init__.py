@@ -1,1 +1,1 @@
-"""Shared by the memory editors: the values that a memory returns, and when it stays silent."""
+"""Memory editing: the values that a memory returns, and calibration of when it answers."""

@@ -19,7 +19,7 @@ from unlearn_eval.data.forget_sets import ForgetSet, facts
 from unlearn_eval.data.shapes import QUESTION, check_shape
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_inputs
 from unlearn_eval.edits.memory.store import Store
-from unlearn_eval.models.prompts import prompt_ids
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
 from unlearn_eval.utils.provenance import hash_json
@@ -80,14 +80,13 @@ def _mean(values: Sequence[bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def other_prompts(source: str, forget: ForgetSet, tokenizer: Any, chat: bool, seed: int) -> list[Ids]:
+def other_prompts(source: str, forget: ForgetSet, prompt_format: PromptFormat, seed: int) -> list[Ids]:
     """Questions that are not to be forgotten, as prompts, in an order that the seed says.
 
     Args:
         source: a .jsonl with `question` (and `shape`, if it is no question) in each line; empty for the shipped facts.
         forget: what is to be forgotten; its questions and their paraphrases are left out.
-        tokenizer: of the model.
-        chat: whether questions go through the chat template.
+        prompt_format: how the model is asked.
         seed: of the order.
 
     Raises:
@@ -106,4 +105,4 @@ def other_prompts(source: str, forget: ForgetSet, tokenizer: Any, chat: bool, se
     if not rest:
         raise UserError("there are no other questions than those to be forgotten", "give others with --set others=FILE")
     random.Random(seed).shuffle(rest)
-    return [prompt_ids(question, tokenizer, chat, shapes[question]) for question in rest]
+    return [prompt_format.prompt_ids(question, shapes[question]) for question in rest]

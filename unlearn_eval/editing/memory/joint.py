@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.editor import EditRequest, Progress
+from unlearn_eval.editing.adam_rows import AdamRows
 from unlearn_eval.editing.memory.replacements import Replacements, Row, rows_of
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.models.anatomy import Anatomy
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Joint:
         self.said = [False] * len(self.requests)
         self.steps = [0] * len(self.requests)
         self._done: dict[int, bool] = {}
-        self._mean, self._square, self._n_steps = torch.zeros_like(delta), torch.zeros_like(delta), 0
+        self._adam = AdamRows(delta, schedule.rate, epsilon=1e-12)
 
     def _add(self, rows: Sequence[Row], parts: Sequence[int]) -> list[int]:
         start = len(self.rows)
@@ -209,17 +211,13 @@ class Joint:
         return float(loss.detach())
 
     def _move(self, gradient: Tensor) -> None:
-        rate, clip = self.schedule.rate, self.schedule.clip
+        clip = self.schedule.clip
         if clip is not None:
             gradient = gradient * (clip / gradient.norm().clamp(min=clip))
         if self.schedule.one_by_one:
-            self.delta -= rate * gradient
+            self.delta -= self.schedule.rate * gradient
         else:
-            self._n_steps += 1
-            self._mean = 0.9 * self._mean + 0.1 * gradient
-            self._square = 0.999 * self._square + 0.001 * gradient.square()
-            corrected = self._mean / (1 - 0.9**self._n_steps)
-            self.delta -= rate * corrected / ((self._square / (1 - 0.999**self._n_steps)).sqrt() + 1e-12)
+            self._adam.step(gradient)
         self.delta.clamp_(-self.schedule.limit, self.schedule.limit)
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.editor import EditRequest, check_state
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.edits.memory.residual_memory import ResidualMemory
@@ -106,29 +106,6 @@ class Replacements:
         return nll, own.new_zeros(len(self.rows)).index_add(0, rows, missed) == 0
 
 
-class AdamRows:
-    """Adam (1412.6980, its usual constants) on the rows of one tensor; a row that is left out does not move.
-
-    Args:
-        values: (n, ...), changed in place.
-        rates: (n,) the learning rate of each row.
-    """
-
-    def __init__(self, values: Tensor, rates: Tensor) -> None:
-        self.values, self.rates = values, rates.view(-1, *[1] * (values.ndim - 1))
-        self.mean, self.square = torch.zeros_like(values), torch.zeros_like(values)
-        self.steps = torch.zeros(len(values), dtype=values.dtype, device=values.device)
-
-    def step(self, rows: Tensor, gradient: Tensor) -> None:
-        """One step of the rows (n,) along their gradients (n, ...)."""
-        self.steps[rows] += 1
-        n = self.steps[rows].view(-1, *[1] * (gradient.ndim - 1))
-        self.mean[rows] = 0.9 * self.mean[rows] + 0.1 * gradient
-        self.square[rows] = 0.999 * self.square[rows] + 0.001 * gradient.square()
-        corrected = self.mean[rows] / (1 - 0.9**n)
-        self.values[rows] -= self.rates[rows] * corrected / ((self.square[rows] / (1 - 0.999**n)).sqrt() + 1e-8)
-
-
 def the_layer(parts: Anatomy, layers: tuple[int, ...], depth: tuple[float, float], what: str) -> int:
     """The one layer of a memory editor: the one that is given, or that at a fraction of the depth.
 
@@ -207,13 +184,12 @@ def check_prompts(requests: Sequence[EditRequest]) -> None:
             )
 
 
-def earlier_store(state: MemoryEdit | None, editor: str, module: str, kind: type[Store]) -> Store | None:
+def earlier_store(state: MemoryEdit | None, module: str, kind: type[Store]) -> Store | None:
     """What the edit to go on from holds, None if there is none.
 
     Raises:
-        UserError: it is of another editor, or at another module.
+        UserError: it is at another module.
     """
-    check_state(state, editor)
     if state is None:
         return None
     if state.module != module:

@@ -1,1 +1,1 @@
-"""From forget items to token ids: which answer is written, after which prompt, at which token."""
+"""Forget items as token ids: the prompt, the target answer, and the token where the fact is looked up."""

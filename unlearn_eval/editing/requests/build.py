@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import string
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -12,8 +10,9 @@ import torch
 
 from unlearn_eval.data.forget_sets import ForgetItem
 from unlearn_eval.data.shapes import QUESTION, asked
-from unlearn_eval.editing.editor import EditRequest
-from unlearn_eval.models import prompts
+from unlearn_eval.editing.requests.request import EditRequest
+from unlearn_eval.models.prompt_format import PromptFormat
+from unlearn_eval.models.prompts import encode_prompt
 from unlearn_eval.utils.errors import UserError
 
 Grouped = TypeVar("Grouped", ForgetItem, EditRequest)
@@ -24,8 +23,7 @@ CONTEXT_SEEDS = ("The", "Therefore", "Because", "I", "You")  # MEMIT's
 def build_requests(
     items: Sequence[ForgetItem],
     targets: Sequence[str],
-    tokenizer: Any,
-    chat: bool,
+    prompt_format: PromptFormat,
     contexts: Sequence[str] = (),
     max_length: int | None = None,
 ) -> list[EditRequest]:
@@ -34,8 +32,7 @@ def build_requests(
     Args:
         items: what to forget.
         targets: what to say instead, one text per item.
-        tokenizer: of the model.
-        chat: whether questions go through the chat template (as they will when the model is evaluated).
+        prompt_format: how the model is asked (as it will be when it is evaluated).
         contexts: texts that stand before the question in the further prompts of each request.
         max_length: the model's context, in tokens.
 
@@ -44,15 +41,15 @@ def build_requests(
     """
     requests = []
     for item, target in zip(items, targets, strict=True):
-        prompt_ids, lookup = encode_with_lookup(item.question, item.subject, tokenizer, chat, item.shape)
+        prompt_ids, lookup = prompt_format.encode_with_lookup(item.question, item.subject, item.shape)
         ask = asked(item.question, item.shape)
-        text = prompts.render(ask, tokenizer, chat)
-        labels = prompts.labels_after(ask, text, prompt_ids, target, tokenizer, chat)
+        text = prompt_format.render(ask)
+        labels = prompt_format.labels_after(ask, text, prompt_ids, target)
         if not labels.n_answer:
             raise UserError(f"item {item.id}: the target {target!r} has no tokens", "give a sentence as target")
-        answer = prompts.labels_after(ask, text, prompt_ids, item.answer, tokenizer, chat)
+        answer = prompt_format.labels_after(ask, text, prompt_ids, item.answer)
         others = [
-            encode_with_lookup(f"{context} {item.question}", item.subject, tokenizer, chat, item.shape)
+            prompt_format.encode_with_lookup(f"{context} {item.question}", item.subject, item.shape)
             for context in contexts
         ]
         n_tokens = max(
@@ -70,7 +67,7 @@ def build_requests(
                 prompt_ids=tuple(prompt_ids),
                 lookup=lookup,
                 target_ids=labels.ids,
-                subject_ids=tuple(prompts.encode_prompt(item.subject, tokenizer)) if item.subject else (),
+                subject_ids=tuple(prompt_format.encode(item.subject)) if item.subject else (),
                 contexts=tuple((tuple(ids), index) for ids, index in others),
                 group=item.group,
                 question=item.question,
@@ -151,82 +148,6 @@ def _merged_id(ids: Sequence[str]) -> str:
     return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
 
 
-def encode_with_lookup(
-    question: str, subject: str | None, tokenizer: Any, chat: bool, shape: str = QUESTION
-) -> tuple[list[int], int]:
-    """The prompt's ids and the index of its look-up token.
-
-    That is the last token of the subject's last occurrence in the question; without a subject, the last
-    token of the question's last word. Both are found by character offsets in the rendered prompt, where the question
-    stands last: of a sentence in a chat, where the answer begins with it.
-    """
-    text = prompts.render(asked(question, shape), tokenizer, chat)
-    ids = prompts.encode_prompt(text, tokenizer)
-    question = as_shown(question, shape, text)
-    start = text.rfind(question)
-    if start < 0:  # a template may escape it
-        raise UserError(
-            f"the chat template does not show the question {question!r} as it is",
-            "evaluate without chat template",
-        )
-    end = start + _content_end(question, subject)
-    return ids, _token_at(text, end - 1, ids, tokenizer)
-
-
-def as_shown(question: str, shape: str, text: str) -> str:
-    """A question as it stands in its prompt: templates may strip it, and all that is no question is stripped."""
-    return question if shape == QUESTION and question in text else question.strip()
-
-
-def subject_span(text: str, question: str, subject: str, ids: Sequence[int], tokenizer: Any) -> tuple[int, int] | None:
-    """Where the subject's tokens begin and end (the one after the last) in a prompt; None if it is not in it.
-
-    Of several occurrences in the question it is the last, as for the look-up token.
-
-    Args:
-        text: the rendered prompt.
-        question: as it stands in it.
-        subject: as it stands in the question.
-        ids: the prompt's.
-        tokenizer: of the model.
-    """
-    start = text.rfind(question)
-    if not subject or start < 0 or subject not in question:
-        return None
-    start += question.rindex(subject)
-    first = _token_at(text, start, list(ids), tokenizer, first=True)
-    return first, _token_at(text, start + len(subject) - 1, list(ids), tokenizer) + 1
-
-
-def _content_end(question: str, subject: str | None) -> int:
-    """Where, in the question, the subject's last occurrence ends, or its last word."""
-    if subject:
-        if subject not in question:
-            raise UserError(
-                f"the subject {subject!r} does not stand in the question {question!r}",
-                "write the subject exactly as in the question, or leave it out",
-            )
-        return question.rindex(subject) + len(subject)
-    end = len(question)
-    while end and (question[end - 1] in string.punctuation or unicodedata.category(question[end - 1])[0] in "PZC"):
-        end -= 1  # punctuation, spaces and control characters of every script
-    return end or len(question)
-
-
-def _token_at(text: str, character: int, ids: list[int], tokenizer: Any, first: bool = False) -> int:
-    """The index of the token that holds a character; of several that share it the last, or the first."""
-    if getattr(tokenizer, "is_fast", False):
-        bos = str(getattr(tokenizer, "bos_token", None) or "")
-        special = not (bool(bos) and text.startswith(bos))
-        encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-        if list(encoded["input_ids"])[: len(ids)] == ids:
-            hits = [i for i, (a, b) in enumerate(encoded["offset_mapping"][: len(ids)]) if a <= character < b]
-            if hits:
-                return hits[0 if first else -1]
-    # A slow tokenizer, or one with broken offsets: encode what stands before and including the character.
-    return len(prompts.encode_prompt(text[: character + 1], tokenizer)) - 1
-
-
 def sample_contexts(model: Any, tokenizer: Any, seed: int, n: int = 5, n_tokens: int = 10) -> list[str]:
     """`n` short openings that the model itself writes after MEMIT's seed words, for the requests' contexts.
 
@@ -237,7 +158,7 @@ def sample_contexts(model: Any, tokenizer: Any, seed: int, n: int = 5, n_tokens:
     if n == 0:
         return []
     seeds = [CONTEXT_SEEDS[i % len(CONTEXT_SEEDS)] for i in range(n)]
-    rows = [prompts.encode_prompt(word, tokenizer) for word in seeds]
+    rows = [encode_prompt(word, tokenizer) for word in seeds]
     ids, mask = pad(rows, "left", model.device, filler=tokenizer.pad_token_id or tokenizer.eos_token_id)
     with (
         torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []),

@@ -22,12 +22,13 @@ from torch import Tensor
 
 from unlearn_eval.data.forget_sets import ForgetItem
 from unlearn_eval.data.shapes import as_request
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.metrics import contains_answer, has_refusal_cue, leaks_answer, normalise
 from unlearn_eval.metrics.refusal import content_words, names_and_numbers, repeats_itself
 from unlearn_eval.models import prompts
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import pad
+from unlearn_eval.utils.progress import Progress, no_progress
 
 MAX_NEW_TOKENS = 40
 TEMPERATURE = 0.8
@@ -98,7 +99,7 @@ class Candidate:
 def write_refusals(
     loaded: LoadedModel,
     items: Sequence[ForgetItem],
-    chat: bool,
+    prompt_format: PromptFormat,
     n_candidates: int = 4,
     seed: int = 0,
     batch_size: int = 16,
@@ -114,7 +115,7 @@ def write_refusals(
     Args:
         loaded: the model before it is edited.
         items: what is to be refused.
-        chat: through the chat template, else as plain questions and answers.
+        prompt_format: how it is asked: through the chat template, or as plain questions and answers.
         n_candidates: at most, at least 1.
         seed: of the sampling.
         batch_size: prompts at once.
@@ -122,11 +123,11 @@ def write_refusals(
     """
     shown = [examples_for(item.question) for item in items]
     texts = [
-        prompt(as_request(item.question, item.shape), own, loaded.tokenizer, chat)
+        prompt(as_request(item.question, item.shape), own, prompt_format)
         for item, own in zip(items, shown, strict=True)
     ]
-    rows = [prompts.encode_prompt(text, loaded.tokenizer) for text in texts]
-    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    rows = [prompt_format.encode(text) for text in texts]
+    context = loaded.max_length
     fits = [i for i, row in enumerate(rows) if not context or len(row) + MAX_NEW_TOKENS <= context]
     found: list[list[Candidate]] = [[] for _ in items]
     for what, places in (("writing refusals", range(1)), ("writing more refusals", range(1, n_candidates))):
@@ -135,7 +136,7 @@ def write_refusals(
         for start in range(0, len(jobs), batch_size):
             part = jobs[start : start + batch_size]
             noise = [_numbers(f"{seed}/{items[i].id}/{k}") if k else None for i, k in part]
-            written = _generate(loaded, [rows[i] for i, _ in part], noise, chat)
+            written = _generate(loaded, [rows[i] for i, _ in part], noise, prompt_format)
             for (i, _), (text, finished) in zip(part, written, strict=True):
                 found[i].append(Candidate(text, rejection(text, finished, items[i], shown[i])))
             progress(what, min(start + batch_size, len(jobs)), len(jobs))
@@ -197,19 +198,17 @@ def examples_for(question: str) -> tuple[Example, ...]:
     return tuple(e for e in EXAMPLES if not content_words(e.subject) & asked)[:N_EXAMPLES]
 
 
-def prompt(question: str, examples: Sequence[Example], tokenizer: Any, chat: bool) -> str:
+def prompt(question: str, examples: Sequence[Example], prompt_format: PromptFormat) -> str:
     """The text after which the model writes its refusal.
 
-    With `chat`: the instruction as system turn and the examples as turns; where the template knows no system turn
+    In a chat: the instruction as system turn and the examples as turns; where the template knows no system turn
     (it raises an error, or leaves the instruction out), the instruction stands in the first user turn. Else the
     instruction, the examples and the question as plain text.
     """
-    if not chat:
-        shown = "".join(
-            prompts.render(e.question, tokenizer, False) + prompts.PLAIN_DELIMITER + e.refusal + "\n\n"
-            for e in examples
-        )
-        return f"{INSTRUCTION}\n\n{shown}" + prompts.render(question, tokenizer, False)
+    if not prompt_format.chat:
+        plain = PromptFormat(prompt_format.tokenizer, chat=False)
+        shown = "".join(plain.render(e.question) + prompts.PLAIN_DELIMITER + e.refusal + "\n\n" for e in examples)
+        return f"{INSTRUCTION}\n\n{shown}" + plain.render(question)
     asked = [*(e.question for e in examples), question]
     refused = [*(e.refusal for e in examples), ""]
     turns = [
@@ -218,16 +217,13 @@ def prompt(question: str, examples: Sequence[Example], tokenizer: Any, chat: boo
         for role, content in zip(("user", "assistant"), pair, strict=True)
     ][:-1]
 
-    def rendered(messages: list[dict[str, str]]) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
     try:
-        text = rendered([{"role": "system", "content": INSTRUCTION}, *turns])
+        text = prompt_format.render_messages([{"role": "system", "content": INSTRUCTION}, *turns])
     except Exception:  # each template raises its own
         text = ""
     if INSTRUCTION in text:
         return text
-    return rendered([{"role": "user", "content": f"{INSTRUCTION}\n\n{asked[0]}"}, *turns[1:]])
+    return prompt_format.render_messages([{"role": "user", "content": f"{INSTRUCTION}\n\n{asked[0]}"}, *turns[1:]])
 
 
 def _is_best(candidate: Candidate, item: ForgetItem) -> bool:
@@ -240,11 +236,11 @@ def _numbers(seed: str) -> list[float]:
 
 
 def _generate(
-    loaded: LoadedModel, rows: Sequence[list[int]], noise: Sequence[list[float] | None], chat: bool
+    loaded: LoadedModel, rows: Sequence[list[int]], noise: Sequence[list[float] | None], prompt_format: PromptFormat
 ) -> list[tuple[str, bool]]:
     """What the model writes after each row, cut, and whether that is finished; greedy where there is no noise."""
     model, tokenizer = loaded.model, loaded.tokenizer
-    ends = prompts.end_tokens(model, tokenizer, chat)
+    ends = prompt_format.end_tokens(model)
     ids, mask = pad(rows, "left", model.device, filler=tokenizer.pad_token_id)
     with torch.no_grad():
         output = model.generate(

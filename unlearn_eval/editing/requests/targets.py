@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.forget_sets import ForgetItem
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.editing.requests.self_refusals import Candidate, choose, write_refusals
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, read_jsonl, write_all
+from unlearn_eval.utils.progress import Progress, no_progress
 
 __all__ = [
     "IDK",
@@ -78,7 +79,7 @@ def make_targets(
     items: Sequence[ForgetItem],
     generator: random.Random,
     loaded: LoadedModel | None = None,
-    chat: bool = False,
+    prompt_format: PromptFormat | None = None,
     n_candidates: int = 4,
     seed: int = 0,
     progress: Progress = no_progress,
@@ -92,7 +93,7 @@ def make_targets(
         items: what is to be refused.
         generator: chooses from the pool.
         loaded: of `self`: the model, not yet edited.
-        chat: of `self`: whether it is asked through its chat template.
+        prompt_format: of `self`: how it is asked; None is as plain questions and answers.
         n_candidates: of `self`: how many texts at most it writes for an item.
         seed: of `self`: of its sampling, and of the pool's choice for an item without a good one.
         progress: of `self`: told after each batch.
@@ -104,7 +105,7 @@ def make_targets(
     if not target.strip():
         raise UserError("the refusal target is empty", "give idk, pool, self, a .jsonl file, or a sentence")
     if target == "self":
-        return _own_targets(items, loaded, chat, n_candidates, seed, progress)
+        return _own_targets(items, loaded, prompt_format, n_candidates, seed, progress)
     if target.endswith((".jsonl", ".json")):
         return read_targets(target, items)
     if target == "wrong":
@@ -185,7 +186,7 @@ def _text(record: Mapping[str, Any], field: str) -> str:
 def _own_targets(
     items: Sequence[ForgetItem],
     loaded: LoadedModel | None,
-    chat: bool,
+    prompt_format: PromptFormat | None,
     n_candidates: int,
     seed: int,
     progress: Progress,
@@ -195,7 +196,8 @@ def _own_targets(
         raise UserError("the target 'self' needs the model that is to write it", "give the model, or the target 'pool'")
     if n_candidates < 1:
         raise UserError(f"{n_candidates} candidates per item were asked for", "ask for at least 1")
-    written = write_refusals(loaded, items, chat, n_candidates, seed, progress=progress)
+    prompt_format = prompt_format or loaded.prompt_format(False)
+    written = write_refusals(loaded, items, prompt_format, n_candidates, seed, progress=progress)
     targets = []
     for item, candidates in zip(items, written, strict=True):
         text, source, fallback = choose(candidates, item), "self", None

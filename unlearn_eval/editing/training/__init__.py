@@ -1,1 +1,1 @@
-"""Shared by the gradient methods: objectives, data, one training run that can be resumed."""
+"""Training for gradient methods: objectives, data, and one run that can be resumed."""

@@ -17,16 +17,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.editor import EditRequest, Progress, check_state, no_progress
-from unlearn_eval.editing.training.data import RETAIN, Row
+from unlearn_eval.editing.editor import RETAIN, EditJob, Editor, check_state
+from unlearn_eval.editing.requests.request import EditRequest
+from unlearn_eval.editing.training.data import RETAIN as RETAIN_ROWS
+from unlearn_eval.editing.training.data import Row
 from unlearn_eval.editing.training.settings import RETAIN_TERMS, Dual, Objective, Said, TrainingConfig
-from unlearn_eval.edits.base import EditInfo, applied
+from unlearn_eval.editing.training.weights import LowRankWeights
+from unlearn_eval.edits.base import DENSE, LOW_RANK, EditInfo, applied
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.low_rank import LowRankEdit, concatenate
 from unlearn_eval.models.anatomy import anatomy, is_transposed
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.json_files import dumps
+from unlearn_eval.utils.progress import Progress, no_progress
 
 CURVE = "training.jsonl"
 PLACES = ("folder", "masks")  # settings that are paths of this machine
@@ -55,6 +59,11 @@ class GradientConfig(TrainingConfig):
         super().__post_init__()
         if self.retain_term not in RETAIN_TERMS:
             raise unknown_name("retain term", self.retain_term, RETAIN_TERMS)
+
+    @property
+    def retains(self) -> bool:
+        """Whether anything holds the rest, for which items to retain are needed."""
+        return self.retain_term != "none" and self.retain_weight != 0
 
 
 class ForgetLoss(Protocol):
@@ -87,39 +96,29 @@ class Method:
     rewrite: Callable[..., tuple[list[EditRequest], dict[str, str]]] | None = None
 
 
-class Edit(Protocol):
-    """The function `edit` of a gradient method's file."""
+def editor(method: Method, config: type[GradientConfig] = GradientConfig, paper: str = "") -> Editor:
+    """The editor that trains by a method's objective.
 
-    def __call__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        requests: Sequence[EditRequest],
-        config: Any,
-        generator: Any = None,
-        state: TrainedEdit | None = None,
-        progress: Progress = no_progress,
-        retain: Sequence[EditRequest] = (),
-    ) -> TrainedEdit:
-        """The edit that training leaves behind; the model is as before afterwards."""
+    Args:
+        method: the method.
+        config: its settings.
+        paper: arXiv identifiers.
+    """
 
+    def run(job: EditJob) -> TrainedEdit:
+        return train_edit(
+            method, job.model, job.tokenizer, job.requests, job.config, job.previous, job.progress, job.retain
+        )
 
-def editor(method: Method) -> Edit:
-    """The `edit` of a method."""
-
-    def edit(
-        model: Any,
-        tokenizer: Any,
-        requests: Sequence[EditRequest],
-        config: Any,
-        generator: Any = None,
-        state: TrainedEdit | None = None,
-        progress: Progress = no_progress,
-        retain: Sequence[EditRequest] = (),
-    ) -> TrainedEdit:
-        return train_edit(method, model, tokenizer, requests, config, state, progress, retain)
-
-    return edit
+    return Editor(
+        method.name,
+        config,
+        run,
+        makes=_kind_made,
+        uses={RETAIN},
+        paper=paper,
+        needs_retain=lambda config: config.retains,
+    )
 
 
 def train_edit(
@@ -172,6 +171,10 @@ def train_edit(
     return _joined(made, state, texts)
 
 
+def _kind_made(config: GradientConfig) -> str:
+    return LOW_RANK if config.lora_rank else DENSE
+
+
 def _rows(
     method: Method, requests: Sequence[EditRequest], retain: Sequence[EditRequest], config: Any
 ) -> dict[str, list[Row]]:
@@ -185,13 +188,13 @@ def _rows(
                     f"{method.name} needs the {part}s, and request {request.id} has none", f"give its {what}"
                 )
         rows[part] = [Row(r.prompt_ids, r.answer_ids if part == ANSWER else r.target_ids) for r in requests]
-    if config.retain_term != "none" and config.retain_weight != 0:
+    if config.retains:
         if not retain:
             raise UserError(
                 f"{method.name} needs items to retain, and there are none",
                 "give --retain SET (tofu:retain90, pistol:all, facts, a file), or --set retain_term=none",
             )
-        rows[RETAIN] = [Row(r.prompt_ids, r.answer_ids or r.target_ids) for r in retain]
+        rows[RETAIN_ROWS] = [Row(r.prompt_ids, r.answer_ids or r.target_ids) for r in retain]
     return rows
 
 
@@ -217,7 +220,7 @@ def _objective(method: Method, model: Any, config: Any, n: int) -> Objective:
 
 def _edit_of(weights: Any, info: EditInfo) -> TrainedEdit:
     """What training has changed, while it is in the model."""
-    if hasattr(weights, "factors"):
+    if isinstance(weights, LowRankWeights):
         factors = weights.factors()
         norms = {name: weight_norm(weights.model, name) for name in factors}
         base = weights.model.get_base_model()
@@ -249,8 +252,8 @@ def _joined(made: TrainedEdit, state: TrainedEdit | None, texts: Mapping[str, st
 
 def _check_state(method: Method, config: Any, state: TrainedEdit) -> None:
     check_state(state, method.name)
-    if isinstance(state, LowRankEdit) != bool(config.lora_rank):
-        before, now = ("LoRA factors", "weights") if isinstance(state, LowRankEdit) else ("weights", "LoRA factors")
+    if state.kind != _kind_made(config):
+        before, now = ("LoRA factors", "weights") if state.kind == LOW_RANK else ("weights", "LoRA factors")
         raise UserError(f"the edit to go on from changed {before}, this one would change {now}", "set lora_rank alike")
 
 

@@ -11,25 +11,6 @@ from dataclasses import dataclass
 
 Settings = Mapping[str, str]
 
-GRADIENT_METHODS = (
-    "gradient_ascent",
-    "gradient_difference",
-    "kl",
-    "idk",
-    "dpo",
-    "npo",
-    "simnpo",
-    "rmu",
-    "undial",
-    "wga",
-    "satimp",
-    "ceu",
-    "altpo",
-    "pdu",
-    "unlikelihood",
-    "ft_m",
-)
-
 
 @dataclass(frozen=True)
 class UnlearningPreset:
@@ -88,17 +69,19 @@ _PISTOL = {
     "lora_dropout": "0.05",
 }
 _PISTOL_OWN = {"gradient_ascent", "gradient_difference", "kl", "dpo"}
-_FTM = ("EasyEdit@14cea824, hparams/FT", {"epochs": "25", "learning_rate": "5e-4", "weight_decay": "0"})
+_ANY_FACTS: dict[str, tuple[str, Settings]] = {  # methods with the same settings on every set
+    "ft_m": ("EasyEdit@14cea824, hparams/FT", {"epochs": "25", "learning_rate": "5e-4", "weight_decay": "0"}),
+}
 _OURS_FOR_FACTS = "TOFU's settings with batches of 4: nobody has published any for single facts"
 
 
 def unlearning_preset(method: str, forget_set: str) -> UnlearningPreset | None:
     """The preset of a method on a forget set, or None if there is none."""
     benchmark = forget_set.partition(":")[0]
-    if method not in GRADIENT_METHODS:
+    if method in _ANY_FACTS:
+        return UnlearningPreset("single facts", *_ANY_FACTS[method])
+    if method not in _TOFU:
         return None
-    if method == "ft_m":
-        return UnlearningPreset("single facts", *_FTM)
     if benchmark == "tofu" and forget_set != "tofu:factual":
         return UnlearningPreset("TOFU", *_TOFU[method])
     if benchmark == "pistol":

@@ -7,7 +7,6 @@ loss is no longer a number it stops and keeps the last state in which it was one
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
@@ -18,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from unlearn_eval.editing.training.masks import read_masks
 from unlearn_eval.editing.training.reference_cache import ReferenceCache
 from unlearn_eval.editing.training.settings import Objective, Said, TrainingConfig
 from unlearn_eval.editing.training.weights import FullWeights, LowRankWeights, split_patterns
+from unlearn_eval.models.out_of_memory import until_it_fits
 from unlearn_eval.models.scoring import accepts
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
@@ -109,28 +110,29 @@ def trained(
             weights = FullWeights(model, patterns, folder, process, masks)
             stack.callback(weights.path.unlink)
         stack.callback(weights.restore)
-        run, size = Trained(weights), config.micro_batch_size
+        run = Trained(weights)
         longest = max(len(row) for kind in rows.values() for row in kind)
-        while not _fits(run, rows, objective, config, folder, fingerprint, size, progress):
+
+        def too_large(size: int) -> UserError | None:
             weights.reset()
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
             what = f"memory does not suffice for {size} rows of up to {longest} tokens in one forward pass"
             if size == 1:
-                raise UserError(
+                return UserError(
                     what,
                     "give --set gradient_checkpointing=true, --set lora_rank=8 or fewer --set components=..., "
                     "or leave the longest items out (--ids)",
                 )
             if processes > 1:  # the others are still computing: all have to begin again
-                raise UserError(what, f"give --set micro_batch_size={size // 2}")
-            size //= 2
-            warnings.warn(f"{what}: beginning again with {size}, which changes only the speed", stacklevel=2)
+                return UserError(what, f"give --set micro_batch_size={size // 2}")
+            warnings.warn(f"{what}: beginning again with {size // 2}, which changes only the speed", stacklevel=2)
+            return None
+
+        attempt = partial(_train, run, rows, objective, config, folder, fingerprint, progress=progress)
+        until_it_fits(attempt, config.micro_batch_size, too_large)
         yield run
 
 
-def _fits(
+def _train(
     run: Trained,
     rows: Rows,
     objective: Objective,
@@ -139,8 +141,8 @@ def _fits(
     fingerprint: str,
     size: int,
     progress: Progress,
-) -> bool:
-    """Train with at most `size` rows per forward pass; whether memory sufficed."""
+) -> None:
+    """Train with at most `size` rows per forward pass."""
     processes, _ = _processes()
     n = len(next(kind for part, kind in rows.items() if part != RETAIN))
     batch = max(min(config.batch_size, n), processes)
@@ -167,10 +169,6 @@ def _fits(
             trainer.check_end()
         except Diverged as end:
             _keep_last_good(run, folder, end.step)
-    except (RuntimeError, MemoryError) as error:
-        if not _is_of_memory(error):
-            raise
-        return False
     finally:
         if trainer is not None:
             trainer.release()
@@ -179,12 +177,6 @@ def _fits(
         for entry in trainer.state.log_history
         if "loss" in entry and entry["step"] <= run.notes.get("kept_step", steps)
     ]
-    return True
-
-
-def _is_of_memory(error: BaseException) -> bool:
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or any(text in str(error) for text in ("out of memory", "can't allocate memory"))
 
 
 class Unlearner(Trainer):  # type: ignore[misc]

@@ -1,1 +1,1 @@
-"""Edits that decide at inference time: the memory beside a layer, and the routing of prompts to it."""
+"""Edits that decide at inference time: a memory beside one layer, and the routing of prompts to it."""

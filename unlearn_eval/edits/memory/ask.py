@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.shapes import QUESTION
+from unlearn_eval.edits.base import MEMORY
 from unlearn_eval.edits.export import load_base
 from unlearn_eval.edits.load import check_base, load_edit
-from unlearn_eval.edits.memory.edit import MemoryEdit
-from unlearn_eval.models import prompts
-from unlearn_eval.models.prompts import prompt_ids
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 
 
@@ -31,19 +30,18 @@ def ask_edit(
         UserError: not a memory edit, or no base model or another one.
     """
     edit = load_edit(folder)
-    if not isinstance(edit, MemoryEdit):
+    if edit.kind != MEMORY:
         raise UserError(
             f"{folder} is an edit of the weights ({edit.info.editor}): every question goes through it",
             "leave out --ask; only GRACE, WISE and MEMOIR decide",
         )
     loaded = load_base(edit, model, None, None, None, say)
-    check_base(edit.info, loaded.model, loaded.name)
-    chat = edit.info.requests.get("chat")
-    chat = prompts.has_chat_template(loaded.tokenizer) if chat is None else bool(chat)
-    ids = prompt_ids(question, loaded.tokenizer, chat, _shape_of(edit.info.requests))
+    check_base(edit.info, loaded)
+    prompt_format = PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
+    ids = prompt_format.prompt_ids(question, _shape_of(edit.info.requests))
     (route,) = edit.routes(loaded.model, [ids])
     found = asdict(route) | {"owners": list(route.owners)}
-    about = {"question": question, "chat": chat, "n_tokens": len(ids), "module": edit.module}
+    about = {"question": question, **prompt_format.record, "n_tokens": len(ids), "module": edit.module}
     return about | {"bound": edit.store.bound, **found}
 
 

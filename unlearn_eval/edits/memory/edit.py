@@ -19,17 +19,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.base import MEMORY, EditInfo
 from unlearn_eval.edits.folder import for_disk, write_edit
-from unlearn_eval.edits.memory.codebook import read_codebook
-from unlearn_eval.edits.memory.residual_memory import read_residual_memory
+from unlearn_eval.edits.memory.codebook import Codebook, read_codebook
+from unlearn_eval.edits.memory.residual_memory import ResidualMemory, read_residual_memory
 from unlearn_eval.edits.memory.routing import Router, router
-from unlearn_eval.edits.memory.side_memories import read_side_memories
+from unlearn_eval.edits.memory.side_memories import SideMemories, read_side_memories
 from unlearn_eval.edits.memory.store import Route, Store
 from unlearn_eval.models.anatomy import is_transposed
 from unlearn_eval.models.prompt_ends import prompt_lengths
@@ -37,12 +37,12 @@ from unlearn_eval.models.scoring import accepts, keeps_plain_cache, pad, positio
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
 
-MEMORY, SETTINGS = "memory.safetensors", "memory.json"
-_STORES: Mapping[str, Any] = {
-    "grace": read_codebook,
-    "wise": read_side_memories,
-    "memoir": read_residual_memory,
-}
+TENSORS, SETTINGS = "memory.safetensors", "memory.json"
+_READERS: Mapping[str, Any] = {
+    Codebook.mechanism: read_codebook,
+    SideMemories.mechanism: read_side_memories,
+    ResidualMemory.mechanism: read_residual_memory,
+}  # mechanism, as `memory.json` names it -> how its store is read
 
 
 class Routed:
@@ -67,6 +67,7 @@ class MemoryEdit:
         texts: file name -> content of small texts that belong to the edit, e.g. `targets.jsonl`.
     """
 
+    kind: ClassVar[str] = MEMORY
     module: str
     store: Store
     info: EditInfo
@@ -91,12 +92,12 @@ class MemoryEdit:
 
         def fill(target: Path) -> None:
             tensors = {name: for_disk(tensor) for name, tensor in self.store.tensors().items()}
-            save_file(tensors, str(target / MEMORY), metadata={"format": "pt"})
+            save_file(tensors, str(target / TENSORS), metadata={"format": "pt"})
             settings = {"mechanism": self.store.mechanism, "module": self.module, **self.store.settings()}
             text = json.dumps(settings, ensure_ascii=False, allow_nan=False)
             (target / SETTINGS).write_text(text + "\n", encoding="utf-8")
 
-        return write_edit(Path(folder), "memory", self.info, fill, self.texts, tokenizer, model_config)
+        return write_edit(Path(folder), self.kind, self.info, fill, self.texts, tokenizer, model_config)
 
     def routes(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[Route]:
         """Which memory would answer each prompt (token ids) in this model; the edit need not be in it."""
@@ -112,10 +113,10 @@ def read_memory(folder: Path, description: Mapping[str, Any], info: EditInfo, te
     """
     from safetensors.torch import load_file
 
-    tensors = load_file(str(folder / MEMORY))
+    tensors = load_file(str(folder / TENSORS))
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        store = _STORES[settings["mechanism"]](settings, tensors)
+        store = _READERS[settings["mechanism"]](settings, tensors)
         return MemoryEdit(str(settings["module"]), store, info, texts)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

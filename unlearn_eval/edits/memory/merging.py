@@ -13,6 +13,10 @@ A change is (indices, values): coordinate `indices[i]` of the flat matrix is cha
 
 WISE's authors' code (zjunlp/EasyEdit@14cea824) merges with TIES at density .53 of the whole matrix's coordinates, and
 its `linear` and `slerp` take only the first memory; here they take all, and the density is that of each change.
+
+peft's `merge_utils` gives the same votes and means (tested), and is not used for three reasons. It rounds the number of
+values that are kept down, where edits on disk were merged with the nearest; it drops values by PyTorch's global random
+state alone; and its import takes 7 CPU-seconds and 260 MB more than PyTorch's, in every process that applies an edit.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""One localization method a file; the file is all that registers it."""
+"""Localization methods, one file each; the file is all that registers a method."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from unlearn_eval.localization.base import Ranking, Run
-from unlearn_eval.localization.methods.random_mlps import NEEDS_FACTS, Config, passes
+from unlearn_eval.localization.base import Localizer, Ranking, Run
+from unlearn_eval.localization.methods.random_mlps import Config, passes
 from unlearn_eval.localization.sites import MLP
-
-__all__ = ["NEEDS_FACTS", "Config", "localize", "passes"]
 
 
 def localize(run: Run, config: Config) -> Ranking:
     """All MLPs from the lowest layer up."""
     return Ranking(tuple(run.sites.units(MLP)), takes_budget=False)
+
+
+LOCALIZER = Localizer("all_mlps", Config, localize, passes, needs_facts=False)

@@ -13,12 +13,9 @@ from __future__ import annotations
 import torch
 
 from unlearn_eval.localization.activations import activations, answer_metric
-from unlearn_eval.localization.base import Ranking, Run
+from unlearn_eval.localization.base import Localizer, Ranking, Run
 from unlearn_eval.localization.scores import NoiseConfig, Tally, batches, check_heads
 from unlearn_eval.localization.sites import KINDS
-
-NEEDS_FACTS = True
-Config = NoiseConfig
 
 
 def localize(run: Run, config: NoiseConfig) -> Ranking:
@@ -55,3 +52,6 @@ def attributed(run: Run, config: NoiseConfig, kinds: tuple[str, ...]) -> Ranking
             by_width = (change * gradient)[:, -kept:].sum(1)  # (R, heads · d_head)
             tally.add_heads(layer, by_width.reshape(len(by_width), run.sites.n_heads, -1).sum(-1))
     return tally.ranking(metric=config.metric)
+
+
+LOCALIZER = Localizer("attribution_patching", NoiseConfig, localize, passes)

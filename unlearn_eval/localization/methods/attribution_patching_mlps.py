@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from unlearn_eval.localization.base import Ranking, Run
+from unlearn_eval.localization.base import Localizer, Ranking, Run
 from unlearn_eval.localization.methods.attribution_patching import attributed
 from unlearn_eval.localization.scores import NoiseConfig
 from unlearn_eval.localization.sites import MLP
-
-NEEDS_FACTS = True
-Config = NoiseConfig
 
 
 def localize(run: Run, config: NoiseConfig) -> Ranking:
@@ -19,3 +16,6 @@ def localize(run: Run, config: NoiseConfig) -> Ranking:
 def passes(config: NoiseConfig, n_layers: int) -> float:
     """One without noise, and with each noise one forward and one backward."""
     return 1.0 + 3 * config.samples
+
+
+LOCALIZER = Localizer("attribution_patching_mlps", NoiseConfig, localize, passes)

@@ -16,13 +16,11 @@ from __future__ import annotations
 import torch
 
 from unlearn_eval.localization.activations import Corrupted
-from unlearn_eval.localization.base import Ranking, Run
+from unlearn_eval.localization.base import Localizer, Ranking, Run
 from unlearn_eval.localization.scores import NoiseConfig, Tally, batches, check_heads, job_table
 from unlearn_eval.localization.sites import ATTENTION, KINDS, Unit
 
-NEEDS_FACTS = True
 USUAL_POSITIONS, USUAL_HEADS = 12, 16  # from the subject on, and of a layer; for estimates
-Config = NoiseConfig
 
 
 def localize(run: Run, config: NoiseConfig) -> Ranking:
@@ -65,3 +63,6 @@ def traced(run: Run, config: NoiseConfig, kinds: tuple[str, ...]) -> Ranking:
             if config.heads and unit.kind == ATTENTION:
                 tally.add_heads(unit.layer, _by_head(run, batch, unit))
     return tally.ranking(metric=config.metric)
+
+
+LOCALIZER = Localizer("causal_tracing", NoiseConfig, localize, passes)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from unlearn_eval.localization.base import Ranking, Run
+from unlearn_eval.localization.base import Localizer, Ranking, Run
 from unlearn_eval.localization.methods.causal_tracing import traced, traced_passes
 from unlearn_eval.localization.scores import NoiseConfig
 from unlearn_eval.localization.sites import MLP
-
-NEEDS_FACTS = True
-Config = NoiseConfig
 
 
 def localize(run: Run, config: NoiseConfig) -> Ranking:
@@ -19,3 +16,6 @@ def localize(run: Run, config: NoiseConfig) -> Ranking:
 def passes(config: NoiseConfig, n_layers: int) -> float:
     """The MLP of every layer, of which on average half of the model is run again."""
     return traced_passes(config, n_layers)
+
+
+LOCALIZER = Localizer("causal_tracing_mlps", NoiseConfig, localize, passes)

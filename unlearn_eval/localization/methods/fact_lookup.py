@@ -32,14 +32,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.localization.base import Fact, Ranking, Run, by_score
+from unlearn_eval.localization.base import Fact, Localizer, Ranking, Run, by_score
 from unlearn_eval.localization.paths import Pair, head_effects, mlp_effects, pair
 from unlearn_eval.localization.probes import check_classes, probe_accuracy
 from unlearn_eval.localization.sites import MLP, Unit
 from unlearn_eval.models.tracing import last_states
 from unlearn_eval.utils.errors import UserError, unknown_name
 
-NEEDS_FACTS = True
 WAYS = ("auto", "probe", "path_patching")
 
 
@@ -203,3 +202,6 @@ def _receiver(config: Config, heads: list[tuple[int, int]], n_layers: int) -> in
 
 def _n_above(scores: dict[Unit, float], threshold: float) -> int:
     return max(1, sum(score > threshold for score in scores.values()))
+
+
+LOCALIZER = Localizer("fact_lookup", Config, localize, passes, check=check)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from unlearn_eval.localization.base import Ranking, Run
-from unlearn_eval.localization.methods.random_mlps import NEEDS_FACTS, Config, passes
+from unlearn_eval.localization.base import Localizer, Ranking, Run
+from unlearn_eval.localization.methods.random_mlps import Config, passes
 from unlearn_eval.localization.sites import KINDS
-
-__all__ = ["NEEDS_FACTS", "Config", "localize", "passes"]
 
 
 def localize(run: Run, config: Config) -> Ranking:
     """All units from the lowest layer up."""
     return Ranking(tuple(run.sites.units(*KINDS)), takes_budget=False)
+
+
+LOCALIZER = Localizer("none", Config, localize, passes, needs_facts=False)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from unlearn_eval.localization.base import Ranking, Run
+from unlearn_eval.localization.base import Localizer, Ranking, Run
 from unlearn_eval.localization.sites import MLP
-
-NEEDS_FACTS = False
 
 
 @dataclass(frozen=True)
@@ -31,3 +29,6 @@ def shuffled(run: Run, kinds: tuple[str, ...]) -> Ranking:
     units = run.sites.units(*kinds)
     random.Random(run.seed).shuffle(units)
     return Ranking(tuple(units))
+
+
+LOCALIZER = Localizer("random_mlps", Config, localize, passes, needs_facts=False)

@@ -1,1 +1,1 @@
-"""Pages, tables and figures; they only read result files."""
+"""Pages, tables and figures, made from result files alone."""

@@ -338,7 +338,7 @@ function lineLegend(lines, levels) {
 
 function localizations() {
   const section = $("#places"), fits = (one) => one.file !== null || one.runs.some((run) => matches(runs[run]));
-  const wanted = new Set(data.maps.filter(fits).map((one) => one.model)), all = data.maps.filter((one) => fits(one) || (one.method === "random_mlps" && wanted.has(one.model)));
+  const wanted = new Set(data.maps.filter(fits).map((one) => one.model)), all = data.maps.filter((one) => fits(one) || (one.is_control && wanted.has(one.model)));
   section.hidden = !data.maps.length;
   $("nav [href='#places']").hidden = section.hidden;
   if (section.hidden) return;
@@ -353,7 +353,7 @@ function localizations() {
 
 /** The localizations of one model, layer above layer; the random control is among the first. */
 function mapGroup(maps, limit) {
-  const [scored, random] = [maps.filter((one) => one.method !== "random_mlps"), maps.filter((one) => one.method === "random_mlps")];
+  const [scored, random] = [maps.filter((one) => !one.is_control), maps.filter((one) => one.is_control)];
   const first = [...scored, ...random].length > limit ? [...scored.slice(0, limit - Math.min(2, random.length)), ...random.slice(0, 2)] : [...scored, ...random];
   const name = maps[0].model.split("/").pop();
   const group = element("div", { class: "group" }, element("h3", {}, ...breakable(name), element("span", { class: "muted" }, `  ·  ${plural(maps[0].n_layers, "layer")}`)),

@@ -16,7 +16,6 @@ from unlearn_eval.results.runs import Run, Runs
 from unlearn_eval.results.schema import Result
 
 Record = dict[str, Any]
-RANDOM_MLPS = "random_mlps"
 _EDIT_KEYS = ("editor", "config", "seed")
 
 # Attacks ---------------------------------------------------------------------------------------------------
@@ -148,11 +147,12 @@ def _components(run: Run) -> Mapping[str, Any] | None:
 
 
 def maps(runs: Runs) -> list[Record]:
-    """Every localisation once, of edits and of files, with its scores by layer; the random control comes last.
+    """Every localization once, of edits and of files, with its scores by layer; controls come last.
 
     `{"method", "settings", "budget", "model", "facts", "seed", "n_layers", "n_weights", "n_weights_in_blocks",
-    "scores", "chosen", "effects", "notes", "runs", "file"}`: `chosen` is by kind and layer how many linear maps of a
-    unit are trained, as (kind, layer, number); `runs` are those that use it.
+    "scores", "is_control", "chosen", "effects", "notes", "runs", "file"}`: `chosen` is by kind and layer how many
+    linear maps of a unit are trained, as (kind, layer, number); `runs` are those that use it. A control reads no
+    facts, or scores no unit.
     """
     found: dict[str, Record] = {}
     for path, content in runs.localizations:
@@ -163,7 +163,7 @@ def maps(runs: Runs) -> list[Record]:
         if components is not None:
             own = _map_of_edit(run, components)
             found.setdefault(_identity(own), own)["runs"].append(i)
-    return sorted(found.values(), key=lambda one: (one["model"], one["facts"], one["method"] == RANDOM_MLPS))
+    return sorted(found.values(), key=lambda one: (one["model"], one["facts"], one["is_control"]))
 
 
 def _map_of_file(path: Path, content: Mapping[str, Any]) -> Record:
@@ -181,11 +181,15 @@ def _map_of_edit(run: Run, components: Mapping[str, Any]) -> Record:
     return _map(components, model, facts.get("set") or asked.get("forget_set"), asked.get("n"), None)
 
 
+def _scored(layers: Iterable[Any]) -> bool:
+    return any(score is not None for score in layers)
+
+
 def _map(own: Mapping[str, Any], model: Any, facts: Any, n: Any, file: str | None) -> Record:
     modules = list(own.get("modules") or ())
     chosen = chosen_units(modules)
     layers = [layer for _, layer, _ in chosen]
-    effects = own.get("effects") or None
+    effects, scores = own.get("effects") or None, few_digits(own.get("scores") or {})
     return {
         "method": str(own.get("method")),
         "settings": own.get("settings") or {},
@@ -196,7 +200,8 @@ def _map(own: Mapping[str, Any], model: Any, facts: Any, n: Any, file: str | Non
         "n_layers": int(own.get("n_layers") or max(layers, default=-1) + 1),
         "n_weights": own.get("n_weights"),
         "n_weights_in_blocks": own.get("n_weights_in_blocks"),
-        "scores": few_digits(own.get("scores") or {}),
+        "scores": scores,
+        "is_control": not own.get("facts") or (bool(scores) and not any(map(_scored, scores.values()))),
         "chosen": chosen,
         "effects": few_digits(effects) if effects else None,
         "notes": {key: value for key, value in (own.get("notes") or {}).items() if not isinstance(value, list | dict)},

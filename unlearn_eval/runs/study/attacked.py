@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -69,7 +68,7 @@ def tries_of(
             "reference": reference,
         }
         key = hash_json({**inputs, "edit": edit_key, "name": attack.name})
-        alone = get_attack(attack.attack).ABOUT.controls_alone
+        alone = get_attack(attack.attack).controls_alone
         found.append(Try(attack, key, hash_json({**inputs, **common}) if alone else ""))
     return tuple(found)
 
@@ -100,7 +99,7 @@ def check_kinds(attacks: Sequence[AttackSpec], editors: Sequence[tuple[EditorSpe
     warnings = []
     kinds = {spec.name: kind_made_by(spec.editor, config) for spec, config in editors}
     for attack in attacks:
-        about = get_attack(attack.attack).ABOUT
+        about = get_attack(attack.attack)
         cannot = [name for name, kind in kinds.items() if kind is not None and kind not in about.kinds]
         if cannot and len(cannot) == len(kinds):
             raise UserError(
@@ -115,15 +114,10 @@ def check_kinds(attacks: Sequence[AttackSpec], editors: Sequence[tuple[EditorSpe
 
 
 def kind_made_by(editor: str, config: Any) -> str | None:
-    """The kind of edit that a method makes, by what it says that it returns; None if it does not say."""
-    from unlearn_eval.attacks.base import DENSE, LOW_RANK, MEMORY
+    """The kind of edit that a method makes; None if it does not say."""
     from unlearn_eval.editing.editor import get_editor
 
-    said = str(inspect.signature(get_editor(editor).edit).return_annotation)
-    kinds = {"LowRankEdit": LOW_RANK, "DenseEdit": DENSE, "MemoryEdit": MEMORY}
-    if said == "TrainedEdit":
-        return LOW_RANK if getattr(config, "lora_rank", 0) else DENSE
-    return kinds.get(said)
+    return get_editor(editor).kind(config)
 
 
 def check_facts(attacks: Sequence[AttackSpec], chosen: Chosen, known: bool) -> None:
@@ -138,12 +132,9 @@ def check_facts(attacks: Sequence[AttackSpec], chosen: Chosen, known: bool) -> N
     from unlearn_eval.attacks.run import others_of
 
     for attack in attacks:
-        check = getattr(get_attack(attack.attack), "check", None)
-        if check is None:
-            continue
         try:
             items = apart_from_each_other(chosen.forget) if known else chosen.forget
-            check(items, others_of(chosen.forget, attack.retain), config_of_attack(attack))
+            get_attack(attack.attack).check(items, others_of(chosen.forget, attack.retain), config_of_attack(attack))
         except UserError as error:
             raise UserError(f"{attack.name}: {error.message}", error.hint) from error
 

@@ -150,8 +150,7 @@ def attack_tokens(own: Try, cell: Cell, n_items: int, item: float) -> float:
     """
     from unlearn_eval.attacks.base import get_attack
 
-    module = get_attack(own.attack.attack)
-    work = module.work(config_of_attack(own.attack), n_items, n_layers_of(cell.model))
+    work = get_attack(own.attack.attack).work(config_of_attack(own.attack), n_items, n_layers_of(cell.model))
     answer = 2 * item + own.attack.max_new_tokens  # written after the question, and the true one scored
     return WITH_GRADIENTS * work.trained * item + work.answered * answer + work.read * item
 
@@ -173,9 +172,11 @@ def tokens_of(name: str) -> float:
 
 def _attack_copies(own: Try) -> float:
     """How much memory an attack needs beside the model, in models: for training, and for a reference."""
+    from unlearn_eval.attacks.base import get_attack
+
     config = config_of_attack(own.attack)
-    trains = hasattr(config, "lora_rank")
-    training = 0.0 if not trains else 0.25 if config.lora_rank else 3.0
+    retrains = get_attack(own.attack.attack).retrains
+    training = 0.0 if not retrains else 0.25 if config.lora_rank else 3.0
     return training + (own.attack.reference is not None)
 
 
@@ -210,14 +211,16 @@ def _attacks(attacks: Iterable[tuple[str, Mapping[str, str]]]) -> str:
 
 def _training(cell: Cell, n_items: int) -> tuple[float, bool]:
     """The epochs of a method that is trained, else 0; and whether it trains LoRA factors."""
+    from unlearn_eval.editing.editor import get_editor
     from unlearn_eval.runs.study.plan import config_of
 
     assert cell.editor is not None and cell.recipe is not None  # noqa: PT018
     config = config_of(cell.editor, cell.recipe.recipe, cell.forget)
-    epochs = float(getattr(config, "epochs", 0.0))
+    settings = get_editor(cell.editor.editor).settings
+    epochs = float(config.epochs) if "epochs" in settings else 0.0
     if epochs and config.steps:
         epochs = config.steps * min(config.batch_size, n_items) / n_items
-    return epochs, bool(getattr(config, "lora_rank", 0))
+    return epochs, bool("lora_rank" in settings and config.lora_rank)
 
 
 def n_parameters(spec: ModelSpec) -> int | None:

@@ -145,7 +145,7 @@ def _hub_commit(spec: ModelSpec) -> str:
     """The commit of a hub model: that in the cache, or the newest one."""
     import huggingface_hub
 
-    from unlearn_eval.models.default_model import hub_reachable
+    from unlearn_eval.models.assets import hub_reachable
 
     cached = huggingface_hub.try_to_load_from_cache(spec.model, "config.json", revision=spec.revision)
     if isinstance(cached, str):

@@ -16,7 +16,7 @@ from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import hash_json
 
 if TYPE_CHECKING:
-    from unlearn_eval.localization.locate import Wanted
+    from unlearn_eval.localization.locate import LocalizationSpec
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Located:
         key: of the model, the facts, the seed and the settings: edits with the same one share what was computed.
     """
 
-    wanted: Wanted
+    wanted: LocalizationSpec
     key: str
 
 
@@ -43,17 +43,17 @@ def located_of(editor: EditorSpec, common: Mapping[str, Any], seed: int, retain:
 
 def names_components(editor: EditorSpec) -> bool:
     """Whether a localization, or a file of one, says where an editor's edits are made."""
-    from unlearn_eval.localization.locate import wanted_of
+    from unlearn_eval.localization.locate import localization_spec
 
-    return "components" in editor.settings and wanted_of(editor.settings["components"]) is not None
+    return "components" in editor.settings and localization_spec(editor.settings["components"]) is not None
 
 
-def _wanted(editor: EditorSpec) -> Wanted | None:
+def _wanted(editor: EditorSpec) -> LocalizationSpec | None:
     """The localization of an editor's `components`; None where these are a file, patterns of modules, or not there."""
-    from unlearn_eval.localization.locate import Wanted, wanted_of
+    from unlearn_eval.localization.locate import LocalizationSpec, localization_spec
 
-    found = wanted_of(editor.settings.get("components", ""))
-    return found if isinstance(found, Wanted) else None
+    found = localization_spec(editor.settings.get("components", ""))
+    return found if isinstance(found, LocalizationSpec) else None
 
 
 def check_located(editor: EditorSpec, model: ModelSpec, items: ForgetSet, retain: ForgetSet | None) -> None:
@@ -69,14 +69,12 @@ def check_located(editor: EditorSpec, model: ModelSpec, items: ForgetSet, retain
     wanted = _wanted(editor)
     if wanted is None:
         return
-    module = get_localizer(wanted.method)
+    method = get_localizer(wanted.method)
     try:
-        if module.NEEDS_FACTS:
+        if method.needs_facts:
             _check_items(items)
-        check = getattr(module, "check", None)
-        if check is not None:
-            answers = {item.question: item.answer for item in (*items, *(retain or ()))}
-            check(wanted.config(), list(answers.values()))
+        answers = {item.question: item.answer for item in (*items, *(retain or ()))}
+        method.check(wanted.config(), list(answers.values()))
         found = _sites(model)
         if wanted.budget is not None and found is not None:
             budget_of(wanted.budget, found)

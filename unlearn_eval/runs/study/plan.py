@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -288,9 +287,9 @@ def config_of(editor: EditorSpec, recipe: Recipe, forget: str) -> Any:
     from unlearn_eval.utils.settings import configure
 
     preset = unlearning_preset(editor.editor, forget) if recipe.preset else None
-    config_class = get_editor(editor.editor).Config
-    own = checked_settings(config_class, editor.settings)
-    return configure(config_class, {**(preset.settings if preset else {}), **own})
+    method = get_editor(editor.editor)
+    own = checked_settings(method, editor.settings)
+    return configure(method.Config, {**(preset.settings if preset else {}), **own})
 
 
 def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
@@ -308,8 +307,8 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
             f"{editor.name} has text: {OTHERS}, which is what the model says when it is asked what it knows",
             "give the study known: true, or name a text file",
         )
-    trains = "retain" in inspect.signature(get_editor(editor.editor).edit).parameters
-    check_recipe(editor.editor, trains, recipe.recipe, None, "keep the recipe from it with recipes: [plain]")
+    method = get_editor(editor.editor)
+    check_recipe(method, recipe.recipe, None, "keep the recipe from it with recipes: [plain]")
     target = Path(recipe.recipe.target).expanduser()
     if _names_file(recipe.recipe) and not target.is_file():
         raise UserError(f"the recipe '{recipe.name}' has no file {target}", "write it with `unlearn-eval targets`")
@@ -318,8 +317,8 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
         if recipe.recipe.merge == "text":
             hint = "keep the recipe from it with recipes: [plain]"
             check_merge(forget_set(forget).items, recipe.recipe.merge_size, hint)
-    own = "none" if part.retain is None else "its own"  # of a method in a file, which need not have these settings
-    keeps = trains and getattr(config, "retain_term", own) != "none" and getattr(config, "retain_weight", 1) != 0
+    needed = method.needs_retain(config)
+    keeps = part.retain is not None if needed is None else needed
     if keeps and part.retain is None:
         raise UserError(
             f"{editor.name} needs items to retain, and the study names none",

@@ -5,44 +5,17 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from unlearn_eval.data.benchmark import Chosen as Chosen
+from unlearn_eval.data.benchmark import Whole
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, load_forget_set
+from unlearn_eval.data.registry import asking_of, tasks_for_any_set
 from unlearn_eval.data.sources import DATA_VARIABLE
 from unlearn_eval.utils.errors import UserError
 
-BY_IDS = {  # task -> (the sets that it asks about, what stands before its own ids in theirs)
-    "unlearn_facts": ("facts", ""),
-    "unlearn_factual": ("tofu:factual", ""),
-    "unlearn_pistol": ("pistol:", "pistol/"),
-    "unlearn_counterfact": ("counterfact:", "counterfact/"),
-    "unlearn_zsre": ("zsre:", "zsre/"),
-    "unlearn_sports": ("sports:", "sports/"),
-}
-BY_PART = {
-    "unlearn_rwku": ("rwku:", "forget"),
-    "unlearn_lume": ("lume:", "task"),
-    "unlearn_knowundo": ("knowundo:", ""),
-}
 OTHERS = "others"  # an editor's `text` that stands for what the model says to the items that are not used
-BY_FILE = ("unlearn_forms", "unlearn_leak_at_k", "unlearn_utility", "unlearn_utility_quick")
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What one cell forgets.
-
-    Attributes:
-        forget: the items.
-        kept: ids of others of the set that are asked as kept; empty if the task chooses.
-        whole: whether `forget` is the whole set.
-    """
-
-    forget: ForgetSet
-    kept: tuple[str, ...]
-    whole: bool
 
 
 def forget_set(name: str) -> ForgetSet:
@@ -93,7 +66,8 @@ def keeps_what_is_known(known: bool, retain: str | None, forget: str) -> bool:
 
 def depends_on_set(task: str) -> bool:
     """Whether the study tells this task what is forgotten."""
-    return task in BY_IDS or task in BY_PART or task in BY_FILE
+    asking = asking_of(task)
+    return asking is not None and not isinstance(asking, Whole)
 
 
 def told(task: str, chosen: Chosen) -> tuple[dict[str, Any], str | None]:
@@ -105,42 +79,20 @@ def told(task: str, chosen: Chosen) -> tuple[dict[str, Any], str | None]:
     Raises:
         UserError: the task does not ask about this set.
     """
-    name, ids = chosen.forget.name, [item.id for item in chosen.forget]
-    if task in BY_IDS:
-        wanted, prefix = BY_IDS[task]
-        _check(task, name, wanted, name == wanted or wanted.endswith(":") and name.startswith(wanted))
-        own = [key.removeprefix(prefix) for key in ids]
-        kept = {"retain": [key.removeprefix(prefix) for key in chosen.kept]} if chosen.kept else {}
-        return {"forget": own, **(kept if task == "unlearn_facts" else {})}, None
-    if task in BY_FILE:
-        if name == "facts":
-            return {"forget": ids}, None
-        return {"forget": name if chosen.whole else chosen.forget}, None
-    if task in BY_PART:
-        prefix, key = BY_PART[task]
-        _check(task, name, prefix, name.startswith(prefix))
-        which = name.partition(":")[2]
-        return ({key: which} if key and which not in ("", "all") else {}), _more_than(task, name, chosen)
-    if task.startswith("unlearn_tofu"):
-        split = next((end for end in ("forget01", "forget05") if task.endswith(end)), "forget10")
-        _check(task, name, f"tofu:{split}", name == f"tofu:{split}")
-        return {}, _more_than(task, name, chosen)
-    return {}, None
-
-
-def _more_than(task: str, name: str, chosen: Chosen) -> str | None:
-    if chosen.whole:
-        return None
-    return f"{task} asks all of {name}, of which {len(chosen.forget)} items are to be forgotten"
-
-
-def _check(task: str, name: str, wanted: str, fits: bool) -> None:
-    if not fits:
-        what = f"{wanted}..." if wanted.endswith(":") else f"'{wanted}'"
+    asking = asking_of(task)
+    if asking is None:
+        return {}, None
+    name, warning = chosen.forget.name, None
+    if not asking.fits(name):
+        what = f"{asking.sets}..." if asking.sets.endswith(":") else f"'{asking.sets}'"
         raise UserError(
             f"{task} asks about {what}, not about '{name}'",
-            f"take another task for it ({', '.join(BY_FILE[:2])} ask any set), or put the two into parts of their own",
+            f"take another task for it ({', '.join(tasks_for_any_set()[:2])} ask any set), "
+            "or put the two into parts of their own",
         )
+    if asking.asks_more(chosen):
+        warning = f"{task} asks all of {name}, of which {len(chosen.forget)} items are to be forgotten"
+    return asking.metadata(chosen), warning
 
 
 def item_lines(items: Sequence[ForgetItem]) -> list[dict[str, Any]]:

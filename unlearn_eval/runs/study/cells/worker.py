@@ -15,11 +15,10 @@ from typing import Any
 from filelock import FileLock
 
 from unlearn_eval.data.forget_sets import ForgetSet
-from unlearn_eval.editing.editor import Progress, no_progress
 from unlearn_eval.harness.backends import engine_stopped, model_type
-from unlearn_eval.models.load import LoadedModel, describe_model, load_model
-from unlearn_eval.models.prompts import resolve_chat
-from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.prompt_format import PromptFormat
+from unlearn_eval.models.weights import WeightsHash, hash_weights
 from unlearn_eval.results.files import read_result, read_samples, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.runs.known_items import conversations, known_items
@@ -38,6 +37,7 @@ from unlearn_eval.runs.study.plan import Ask, Cell
 from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, write_all
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json
 from unlearn_eval.utils.settings import configure
 
@@ -53,15 +53,15 @@ class Loaded:
         key: which one, and in which dtype.
         model: it.
         weights: its hash, to see that it is still the same.
-        chat: whether it is asked as a chat.
+        prompt_format: how it is asked.
         lm: lm-eval's view of it, unedited.
         known: set -> ids of the items that it knows.
     """
 
     key: str
     model: LoadedModel
-    weights: Any
-    chat: bool
+    weights: WeightsHash
+    prompt_format: PromptFormat
     lm: Any = None
     known: dict[str, list[str]] = field(default_factory=dict)
 
@@ -121,8 +121,7 @@ class Worker:
                 model = self._read(spec.model, spec.dtype, spec.revision)
             else:
                 model = self._finetuned(cell, spec)
-            chat = resolve_chat(cell.chat, model.tokenizer, model.name)
-            self.loaded = Loaded(key, model, hash_weights(model.model), chat)
+            self.loaded = Loaded(key, model, model.weights, model.prompt_format(cell.chat))
         return self.loaded
 
     def _read(self, name: str, dtype: str, revision: str | None) -> LoadedModel:
@@ -140,7 +139,8 @@ class Worker:
         return self._read(str(folder), spec.dtype, None)
 
     def _finetune(self, cell: Cell, spec: Any, folder: Path) -> None:
-        from unlearn_eval.runs.finetune import LEFT_OUT, finetune, preset_of, write_checkpoint
+        from unlearn_eval.data.registry import left_out
+        from unlearn_eval.runs.finetune import finetune, preset_of, write_checkpoint
 
         assert cell.finetune is not None
         base = self._read(spec.model, spec.dtype, spec.revision)
@@ -148,8 +148,9 @@ class Worker:
         self.say(f"fine-tuning {cell.model.name} on {data.name}")
         training = self.store.shared("training", folder.name)
         options = {**cell.finetune.settings, "folder": str(training)}
-        made = finetune(base, data, options, preset_of(data, cell.finetune.preset), cell.chat, 0, self.progress)
-        write_checkpoint(base, made, folder, LEFT_OUT.get(data.name), self.say)
+        chosen = preset_of(data, cell.finetune.preset)
+        made = finetune(base, data, options, chosen, base.prompt_format(cell.chat), 0, self.progress)
+        write_checkpoint(base, made, folder, left_out(data.name), self.say)
         shutil.rmtree(training, ignore_errors=True)
 
     def _unload(self) -> None:
@@ -182,7 +183,7 @@ class Worker:
                 lm = self._plain_lm(loaded)
                 with _alone(path):
                     loaded.known[items.hash] = known_items(
-                        path, items, lm, loaded.chat, self.batch_size, _MAX_NEW_TOKENS, self.progress
+                        path, items, lm, loaded.prompt_format, self.batch_size, _MAX_NEW_TOKENS, self.progress
                     )
             known = set(loaded.known[items.hash])
         return choose(items, cell.size, cell.seed, cell.kept, known)
@@ -254,8 +255,9 @@ class Worker:
         left = [i for i, result in enumerate(found) if result is None]
         if left:
             with self._lm(cell, loaded, folder) as lm:
-                engine = cell.backend == "vllm" and folder is not None
-                weights = None if engine else hash_weights(loaded.model.model)  # of an engine, the edit's id says it
+                weights: WeightsHash | None = loaded.weights
+                if folder is not None:  # of an engine, the edit's id says it
+                    weights = None if cell.backend == "vllm" else hash_weights(loaded.model.model)
                 for i in left:
                     found[i] = self._ask(cell.asks[i], places[i], lm, loaded, chosen, weights)
         return [result for result in found if result is not None]
@@ -308,7 +310,7 @@ class Worker:
             include_path=task.include_path,
             limit=task.limit,
             num_fewshot=task.num_fewshot,
-            apply_chat_template=loaded.chat,
+            apply_chat_template=loaded.prompt_format.chat,
             system_instruction=task.system_instruction,
             gen_kwargs=task.gen_kwargs,
             metadata={**self._metadata(task.task, chosen), **task.metadata},
@@ -318,7 +320,7 @@ class Worker:
             status="complete",
             created=created,
             config={"tasks": found.configs},
-            model=describe_model(loaded.model, weights),
+            model=loaded.model.describe(weights),
             data=found.data,
             metrics=found.metrics,
             timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
@@ -359,7 +361,7 @@ class Worker:
         return replace(found, items=items) if items else None
 
     def _try(self, cell: Cell, own: Try, path: Path, loaded: Loaded, chosen: Chosen, folder: Path | None) -> Result:
-        from unlearn_eval.attacks.base import Case, get_attack, kind_of
+        from unlearn_eval.attacks.base import Case, get_attack
         from unlearn_eval.attacks.controls import kept_controls
         from unlearn_eval.attacks.run import attack_case, described, robustness, sample_lines, task_name
         from unlearn_eval.edits.load import load_edit
@@ -372,27 +374,27 @@ class Worker:
             loaded=loaded.model,
             edit=load_edit(folder),
             items=chosen.forget,
+            prompt_format=loaded.prompt_format,
             others=self._other_facts(cell, loaded, chosen, attack.retain),
-            chat=loaded.chat,
             batch_size=self.batch_size,
             max_new_tokens=attack.max_new_tokens,
             open_reference=None if reference is None else lambda: self._read(str(reference), dtype, None),
             progress=self.progress,
         )
-        module = get_attack(attack.attack)
-        settings, known = configure(module.Config, attack.settings), None
-        if own.control_key and kind_of(case.edit) in module.ABOUT.kinds:
+        method = get_attack(attack.attack)
+        settings, known = configure(method.Config, attack.settings), None
+        if own.control_key and case.edit.kind in method.kinds:
             place = self.store.shared("controls", f"{attack.attack}-{own.control_key[:16]}.json")
             with _alone(place):
-                known = kept_controls(module, case, settings, place)
-        made = attack_case(module, attack.attack, case, settings, known)
+                known = kept_controls(method, case, settings, place)
+        made = attack_case(method, case, settings, known)
         task, items = task_name(attack.name), chosen.forget
         result = Result(
             kind="attack",
             status="complete",
             created=created,
             config={"tasks": {task: described(made, case)}},
-            model=describe_model(loaded.model, loaded.weights),
+            model=loaded.model.describe(loaded.weights),
             data={task: {"hash": items.hash, "n": len(items)}},
             metrics={task: made.summary.metrics},
             robustness={task: robustness(made)},
@@ -438,8 +440,6 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def _trains(editor: str) -> bool:
-    from dataclasses import fields
-
     from unlearn_eval.editing.editor import get_editor
 
-    return "folder" in {f.name for f in fields(get_editor(editor).Config)}
+    return "folder" in get_editor(editor).settings

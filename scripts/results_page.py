@@ -1,6 +1,6 @@
 """The index of results/ and the leaderboard, written from the files themselves into results/README.md.
 
-`docs/check_numbers.py --write` writes it, and without `--write` says when it is stale. A study's folder that is put
+`scripts/check_numbers.py --write` writes it, and without `--write` says when it is stale. A study's folder that is put
 under results/ (`runs/*/result.json`) is found by itself; README.md shows a short leaderboard of `SHOWN`, or of the demo
 while that is not there.
 """
@@ -24,7 +24,7 @@ PAGE = "README.md"
 SHOWN, OTHERWISE = "four_editors", "demo"
 NOT_SAID = "not said"
 _LEFT_OUT = ("scratch", "cancelled")
-_WRITTEN = "<!-- Written by docs/check_numbers.py --write from the files beside it. -->"
+_WRITTEN = "<!-- Written by scripts/check_numbers.py --write from the files beside it. -->"
 # Column -> the metrics that may stand there, the first that a run has.
 FULL = {
     "forget: right": ("forget_accuracy", "forget_rouge1", "forget_rouge"),
@@ -265,7 +265,7 @@ def stale() -> list[str]:
     path = RESULTS / PAGE
     if path.is_file() and path.read_text(encoding="utf-8") == page():
         return []
-    return ["results/README.md is not as the results have it: python docs/check_numbers.py --write"]
+    return ["results/README.md is not as the results have it: python scripts/check_numbers.py --write"]
 
 
 def write() -> None:

@@ -1,7 +1,7 @@
-"""The pages of docs/reference/, written from the code: commands, editors, tasks, result files, studies, Python.
+"""The pages of docs/reference/ and docs/architecture.md, written from the code.
 
-    python docs/make_reference.py            writes them
-    python docs/make_reference.py --check    says which are not as the code has them; ends with 1 then
+    python scripts/make_reference.py            writes them
+    python scripts/make_reference.py --check    lists the stale ones; exits with 1 if any
 
 And study.schema.json, from which editors of text complete study files.
 
@@ -11,6 +11,7 @@ are built on the few invented records of the tests, so that no benchmark has to 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import json
@@ -18,6 +19,7 @@ import os
 import re
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
-WRITTEN = "<!-- Written by docs/make_reference.py: change the code, not this page. -->"
+WRITTEN = "<!-- Written by scripts/make_reference.py: change the code, not this page. -->"
 
 
 # What code says of itself ----------------------------------------------------------------------------------
@@ -125,16 +127,18 @@ def _plain_default(value: Any) -> str:
 
 def editors() -> str:
     """Every editor with its settings, and what models and benchmarks are set to."""
-    from unlearn_eval.editing.editor import editor_names, get_editor
+    from unlearn_eval.editing.editor import METHODS, editor_names, get_editor
+    from unlearn_eval.utils.registry import module_in
 
     shared: dict[type[Any], list[str]] = {}
     own_parts = []
     for name in editor_names():
-        module: Any = get_editor(name)
-        base = next((kind for kind in module.Config.__mro__[1:] if dataclasses.is_dataclass(kind)), None)
+        editor = get_editor(name)
+        base = next((kind for kind in editor.Config.__mro__[1:] if dataclasses.is_dataclass(kind)), None)
         if base is not None:
             shared.setdefault(base, []).append(name)
-        own_parts += [f"## `{name}`", first_sentence(module.__doc__), _settings(module.Config, base)]
+        about = first_sentence(module_in(METHODS, name, "editor").__doc__)
+        own_parts += [f"## `{name}`", about, _declared(editor), _settings(editor.Config, base)]
     parts = ["# Editors", WRITTEN, _EDITORS_HEAD, *own_parts]
     for base, names in shared.items():
         parts += [f"## {_heading(base)}", f"Of {', '.join(f'`{name}`' for name in names)}.", _settings(base, None)]
@@ -149,6 +153,21 @@ _EDITORS_HEAD = (
     "used; `--no-preset` leaves them out. `unlearn-eval inspect EDIT` shows what was used. Your own: "
     "[a guide](../guides/own_editor.md)."
 )
+
+
+_USED = {
+    "retain": "items to retain",
+    "others": "questions that are not to be forgotten",
+    "moments": "second moments of keys, which all steps share",
+}
+
+
+def _declared(editor: Any) -> str:
+    """What a method makes and uses, and its papers."""
+    uses = [text for name, text in _USED.items() if name in editor.uses]
+    papers = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in editor.paper.split(", "))
+    parts = [f"Makes a `{editor.kind(editor.Config())}` edit by default.", f"arXiv: {papers}."]
+    return " ".join([*parts[:1], *([f"Uses {' and '.join(uses)}."] if uses else []), *parts[1:]])
 
 
 def _heading(base: type[Any]) -> str:
@@ -198,10 +217,11 @@ def _model_presets() -> str:
 
 
 def _trained_presets() -> str:
-    from unlearn_eval.editing.training.presets import GRADIENT_METHODS, unlearning_preset
+    from unlearn_eval.editing.editor import trained_editor_names
+    from unlearn_eval.editing.training.presets import unlearning_preset
 
     rows = []
-    for method in GRADIENT_METHODS:
+    for method in trained_editor_names():
         for example, forget_set in (("TOFU", "tofu:forget01"), ("PISTOL", "pistol:A_B"), ("facts", "facts")):
             preset = unlearning_preset(method, forget_set)
             if preset is not None:
@@ -244,10 +264,10 @@ FEW = ("unlearn_counterfact", "unlearn_zsre")  # by default they forget more tha
 
 def _loaded(names: list[str]) -> Mapping[str, Any]:
     """The tasks on invented data; bundles of lm-eval's own tasks as their own part."""
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
+    sys.path[:0] = [str(ROOT / "tests" / "helpers")]
     from benchmark_data import write_benchmarks
-    from conftest import write_tofu
     from lm_eval.tasks import TaskManager
+    from tofu_files import write_tofu
 
     from unlearn_eval.autoload import TASKS_FOLDER
 
@@ -508,6 +528,78 @@ def _parameter_text(parameter: inspect.Parameter) -> str:
     return f"{named} = {getattr(default, '__name__', repr(default))}"
 
 
+# The architecture ------------------------------------------------------------------------------------------
+
+
+_ARCHITECTURE_HEAD = (
+    "The package is a stack of floors. A room may import from the floors below it and from no other; a rule that "
+    "`make check` enforces with import-linter, from the layers in `pyproject.toml`."
+)
+_FLOW = """```
+forget set ──requests──▶ editor ──▶ edit ──apply / serve──▶ lm-eval model ──tasks──▶ samples ──metrics──▶ result
+
+result files ──▶ report, compare, check
+```"""
+_BESIDE = """Beside the package:
+
+| folder | what lives there |
+|---|---|
+| `editors/` | The editing methods, linked into the package as `unlearn_eval/editors`. |
+| `tasks/` | lm-eval YAML, data and a README for each family of tasks, linked as `unlearn_eval/tasks`. |
+| `studies/` | Studies that are run by name, linked as `unlearn_eval/studies`. |
+| `examples/` | Shell scripts, and a workflow for CI. |
+| `results/` | Committed evidence: one JSON file per run, an index and a leaderboard. |
+| `benchmarks/` | Scripts that measure speed and compare methods, and write into `results/`. |
+| `scripts/` | Scripts that build data and write generated pages. |
+| `tests/` | Tests in the same rooms; what they share is in `tests/helpers/`. |
+| `docs/` | Guides, concepts and errors by hand; this page and `reference/` from the code. |"""
+
+
+def architecture() -> str:
+    """The floors and rooms of the package, from import-linter's layers and the docstrings of the rooms."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    layers = next(own["layers"] for own in contracts if own["type"] == "layers")  # others are of one room
+    floors = [[_room(name) for name in floor.split("|")] for floor in reversed(layers)]
+    parts = ["# Architecture", WRITTEN, _package_text().partition("\n\n")[2].partition("\n\n")[0].replace("\n", " ")]
+    parts += [_FLOW, "## Floors and rooms", _ARCHITECTURE_HEAD, _floor_plan(floors), _rooms_table(floors)]
+    if rules := [own["name"] for own in contracts if own.get("layers") != layers]:
+        parts += ["Further rules, enforced in the same way:", "\n".join(f"- {rule}." for rule in rules)]
+    return "\n\n".join([*parts, _BESIDE, "How to add to it: [CONTRIBUTING.md](../CONTRIBUTING.md)."])
+
+
+def _room(module: str) -> Path:
+    return ROOT.joinpath(*module.strip().split("."))
+
+
+def _docstring(path: Path) -> str:
+    return inspect.cleandoc(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")
+
+
+def _package_text() -> str:
+    return _docstring(ROOT / "unlearn_eval" / "__init__.py")
+
+
+def _floor_plan(floors: list[list[Path]]) -> str:
+    """A Mermaid picture: a box for each floor, from the roof to the ground."""
+    boxes = [f'    f{i}["{i}: {" · ".join(room.name for room in floor)}"]' for i, floor in enumerate(floors, 1)]
+    arrows = "    " + " --> ".join(f"f{i}" for i in range(len(floors), 0, -1))
+    return "\n".join(["```mermaid", "flowchart TB", *reversed(boxes), arrows, "```"])
+
+
+def _rooms_table(floors: list[list[Path]]) -> str:
+    rows = []
+    for i in range(len(floors), 0, -1):
+        below = "–" if i == 1 else "floor 1" if i == 2 else f"floors 1 to {i - 1}"
+        for room in floors[i - 1]:
+            rows.append((str(i), f"`{room.name}/`", first_sentence(_docstring(room / "__init__.py")), below))
+            for part in sorted(path.parent for path in room.glob("*/__init__.py")):
+                rows.append(("", f"`{room.name}/{part.name}/`", first_sentence(_docstring(part / "__init__.py")), ""))
+    rows.append(("–", "`autoload.py`", first_sentence(_docstring(ROOT / "unlearn_eval" / "autoload.py")), "nothing"))
+    return table(("floor", "room", "what lives there", "may import"), rows)
+
+
 # The pages -------------------------------------------------------------------------------------------------
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -517,6 +609,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "results": results,
     "studies": studies,
     "python": python,
+    "../architecture": architecture,
 }
 
 
@@ -529,10 +622,10 @@ def stale(folder: Path = FOLDER) -> list[str]:
     """The pages that are not as the code has them."""
     found = []
     for name, page in files().items():
-        path = folder / name
+        path = Path(os.path.normpath(folder / name))
         if not path.is_file() or path.read_text(encoding="utf-8") != page() + "\n":
             found.append(
-                f"{path.relative_to(folder.parents[1])} is not what the code says: python docs/make_reference.py"
+                f"{path.relative_to(folder.parents[1])} is not what the code says: python scripts/make_reference.py"
             )
     return found
 

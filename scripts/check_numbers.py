@@ -1,7 +1,7 @@
 """Where the numbers of README.md come from: checked against the committed results, its tables written from them.
 
-    python docs/check_numbers.py            says what does not agree, and which numbers have no source; ends with 1 then
-    python docs/check_numbers.py --write    writes the tables between their markers, and results/README.md
+    python scripts/check_numbers.py            lists disagreements and numbers without a source; exits with 1 if any
+    python scripts/check_numbers.py --write    writes the tables between their markers, and results/README.md
 
 A sentence with measured numbers stands in `CLAIMS` with the file that each comes from; `PLAIN` lists those that are no
 measurements. Whatever number is left in the text has no source.
@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "benchmarks")]  # neighbors, importable also where this file is a module
+sys.path[:0] = [
+    str(ROOT / "scripts"),
+    str(ROOT / "benchmarks"),
+]  # neighbors, importable also where this file is a module
 
 import results_page  # noqa: E402
 
@@ -262,7 +265,7 @@ def problems(text: str) -> list[str]:
     """What does not agree with the results in a document, and which of its numbers have no source."""
     found = []
     if with_tables(text) != text:
-        found.append("a table is not as the results have it: python docs/check_numbers.py --write")
+        found.append("a table is not as the results have it: python scripts/check_numbers.py --write")
     lines = {line.strip() for line in text.splitlines()}
     found += [f"the demo's table has not: {line}" for line in demo_table() if line not in lines]
     prose = _prose(text)

@@ -1,0 +1,70 @@
+"""RWKU (Jin et al. 2024, arXiv 2406.10890): famous people, asked in many ways, and their neighbors."""
+
+from __future__ import annotations
+
+from unlearn_eval.data.benchmark import Benchmark, ByPart, forgotten_items
+from unlearn_eval.data.documents import Metadata, Splits, document, only, slug
+from unlearn_eval.data.items import ForgetItem
+from unlearn_eval.data.sources import Source, load_source
+from unlearn_eval.utils.errors import unknown_name
+
+HUB_ID = "jinzhuoran/RWKU"
+
+
+def _splits(metadata: Metadata) -> Splits:
+    """RWKU's probes of some people or of all: blanks, questions, attacks of each kind, and their neighbors."""
+    levels = {
+        "forget_level1": "forget_blank",
+        "forget_level2": "forget_question",
+        "forget_level3": "forget_attack",
+        "neighbor_level1": "neighbors_blank",
+        "neighbor_level2": "neighbors_question",
+    }
+    wanted = metadata.get("forget")
+    people = None if wanted is None else {wanted} if isinstance(wanted, str) else {str(name) for name in wanted}
+    known: set[str] = set()
+    splits: Splits = {}
+    for level, split in levels.items():
+        fields = ("query", "answer", "subject", *(("type",) if level == "forget_level3" else ()))
+        for i, record in enumerate(load_source(Source("rwku", level, HUB_ID, level, "test"), fields)):
+            if level.startswith("forget"):
+                known.add(record["subject"])
+            if people is not None and record["subject"] not in people:
+                continue
+            attack = str(record["type"]).strip() if level == "forget_level3" else ""
+            name = f"{split}_{slug(attack)}" if attack else split
+            shape = "blank" if level.endswith("1") else "brief"
+            if attack == "affirmative suffix":
+                shape = "brief_open"  # its query ends with the beginning of the answer
+            elif slug(attack).replace("_", "").startswith("incontext"):
+                shape = "brief_examples"  # its query brings its own questions and answers
+            own = document(
+                f"{level}/{i}",
+                record["query"],
+                record["answer"],
+                subject=record["subject"],
+                group=record["subject"],
+                shape=shape,
+            )
+            splits.setdefault(name, []).append(own)
+    for name in people or ():
+        if name not in known:
+            raise unknown_name("person of RWKU", name, known)
+    return only(splits, metadata)
+
+
+def _items(which: str) -> tuple[ForgetItem, ...]:
+    return forgotten_items("rwku", _splits({} if which in ("", "all") else {"forget": which}))
+
+
+BENCHMARK = Benchmark(
+    name="rwku",
+    title="RWKU",
+    paper="arXiv 2406.10890",
+    source=f"the hub's {HUB_ID}",
+    licence="CC-BY-4.0",
+    readers={"rwku": _splits},
+    sets=("rwku:PERSON",),
+    items=_items,
+    tasks={"unlearn_rwku": ByPart("rwku:", "forget", "rwku/", groups=True)},
+)

@@ -1,0 +1,167 @@
+"""Forget sets in files that people have: with our fields, or those of EasyEdit, KnowEdit, MEND or CounterFact."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unlearn_eval.data import tables
+from unlearn_eval.data.items import ForgetItem, ForgetSet, item_from_record
+from unlearn_eval.data.tables import Row, kind_of, read_rows
+from unlearn_eval.utils.errors import UserError
+
+JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
+EXTRAS = ("cloze", "description")  # what only some tasks read of a record, beside the fields of an item
+ENDINGS = tables.ENDINGS
+HUB = "hub:"  # before the name of a dataset on the hub, which may be followed by :SPLIT
+NEEDED = ("question", "answer")
+KNOWN = (
+    *(field.name for field in dataclasses.fields(ForgetItem)),
+    "prompt",
+    "ground_truth",
+    "target_new",
+    "src",
+    "answers",
+)
+
+
+def read_forget_set(place: str | Path, fields: Mapping[str, str] | None = None) -> ForgetSet:
+    """The items of a file, a folder or a dataset of the hub, with the place as their set's name.
+
+    Args:
+        place: What `tables.read_rows` reads, or `hub:OWNER/NAME[:SPLIT]`. The fields are those of `ForgetItem`; lists
+            in a CSV cell are separated by `|`. An answer that is a list is the answer and its aliases. Records of
+            EasyEdit (`prompt`, `ground_truth`, `target_new`), MEND's zsRE (`src`, `answers`) and CounterFact
+            (`requested_rewrite`) are read as they are.
+        fields: Field of `ForgetItem` -> its name in the file.
+
+    Raises:
+        UserError: A missing or malformed file (with its line), or one without items.
+    """
+    rows = _from_hub(str(place)) if str(place).startswith(HUB) else read_rows(place, fields=fields, known=KNOWN)
+    rows = [row._replace(record=_as_ours(row)) for row in rows]
+    for row in rows:
+        if missing := [name for name in NEEDED if name not in row.record]:
+            raise UserError(
+                f"{row.where} lacks the field '{missing[0]}'",
+                f"its fields: {', '.join(row.record) or 'none'}; rename them, or give --fields {missing[0]}=NAME",
+            )
+    return ForgetSet(str(place), tuple(_item(row, key) for row, key in zip(rows, _ids(rows), strict=True)))
+
+
+def is_place(name: str) -> bool:
+    """Whether a name is that of a file or a folder, and not of a forget set."""
+    path = Path(name).expanduser()
+    return path.suffix.lower() in ENDINGS or (os.sep in name and path.is_dir())
+
+
+def extras_in(place: str | Path) -> dict[str, dict[str, str]]:
+    """Id of an item -> the `EXTRAS` of its record; only JSON files have them."""
+    path = Path(place).expanduser()
+    if path.suffix.lower() not in JSON_ENDINGS or not path.is_file():
+        return {}
+    rows = read_rows(path, known=KNOWN)
+    return {
+        key: {name: str(row.record[name]) for name in EXTRAS if row.record.get(name)}
+        for key, row in zip(_ids(rows), rows, strict=True)
+    }
+
+
+def _ids(rows: Sequence[Row]) -> list[str]:
+    """The records' ids, or their places."""
+    ids = [row.record.get("id") for row in rows]
+    taken = {str(key) for key in ids if key not in (None, "")}
+    places = [str(i) if str(i) not in taken else f"row {i}" for i in range(len(rows))]
+    return [place if key in (None, "") else str(key) for key, place in zip(ids, places, strict=True)]
+
+
+def _item(row: Row, key: str) -> ForgetItem:
+    record = {**row.record, "id": key}
+    if row.split and (empty := [name for name in NEEDED if not str(record[name] or "").strip()]):
+        raise UserError(f"{row.where}: no {empty[0]}", "every row needs question and answer")
+    return item_from_record(record, where=row.where, split=row.split, own=True)
+
+
+def _from_hub(name: str) -> list[Row]:
+    from unlearn_eval.data.sources import from_hub
+
+    dataset, _, split = name.removeprefix(HUB).partition(":")
+    records = from_hub(dataset, None, (), None, split or "train")
+    return [Row(record, f"{name}, record {i}") for i, record in enumerate(records, 1)]
+
+
+# Others' fields --------------------------------------------------------------------------------------------
+
+
+def _as_ours(row: Row) -> dict[str, Any]:
+    """The record with our fields, if it has those of a project that is known here."""
+    record = row.record
+    if "question" in record:
+        return record
+    if isinstance(record.get("requested_rewrite"), Mapping):
+        return _counterfact(record, row.where)
+    if "src" in record and "answers" in record:
+        return _mend(record)
+    if "prompt" in record and ("ground_truth" in record or "target_new" in record):
+        return _easyedit(record, row.where)
+    return record
+
+
+def _easyedit(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """EasyEdit's and KnowEdit's: the answer to forget is `ground_truth`; `target_new` is a wrong one."""
+    if record.get("ground_truth") in (None, "", []):
+        raise UserError(
+            f"{where} has no ground_truth, so that nothing says which answer is to be forgotten",
+            "give --fields question=prompt,answer=target_new if that is the answer",
+        )
+    return {
+        **_common(record, record["prompt"]),
+        "answer": record["ground_truth"],
+        "paraphrases": _listed(record.get("rephrase_prompt", record.get("rephrase"))),
+        "perturbed_answers": _listed(record.get("target_new")),
+    }
+
+
+def _mend(record: Mapping[str, Any]) -> dict[str, Any]:
+    """MEND's zsRE: `src`, the true `answers`, a paraphrase, and the edit's other answer `alt`."""
+    return {
+        **_common(record, record["src"]),
+        "answer": record["answers"],
+        "paraphrases": _listed(record.get("rephrase")),
+        "perturbed_answers": _listed(record.get("alt")),
+    }
+
+
+def _counterfact(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    own = record["requested_rewrite"]
+    try:
+        prompt, subject = str(own["prompt"]).format(own["subject"]), own["subject"]
+        true, new = own["target_true"]["str"], own["target_new"]["str"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"{where}: its requested_rewrite lacks {error}", "it needs prompt, subject, target_true and target_new"
+        ) from error
+    about = {"id": record.get("case_id"), "subject": subject}
+    return {
+        **_common(about, prompt),
+        "answer": true,
+        "paraphrases": _listed(record.get("paraphrase_prompts")),
+        "perturbed_answers": [new],
+    }
+
+
+def _common(record: Mapping[str, Any], prompt: Any) -> dict[str, Any]:
+    if not isinstance(prompt, str):
+        raise UserError(f"a prompt is {kind_of(prompt)}, not a text", "give one prompt for each record")
+    shape = "question" if prompt.rstrip().endswith("?") else "sentence"
+    kept = {name: record.get(name) for name in ("id", "subject", "group")}
+    return {**kept, "question": prompt, "shape": record.get("shape") or shape}
+
+
+def _listed(value: Any) -> list[Any]:
+    if value in (None, ""):
+        return []
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]

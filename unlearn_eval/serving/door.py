@@ -1,0 +1,129 @@
+"""What an engine of an edit refuses at its door: requests that would switch a memory off, or show what is under it.
+
+vLLM's front end checks each request before it is sent to the engine (`InputProcessor`), whichever route or class it
+comes by; a refusal there is answered with 400 and harms no other request. In the engine itself nothing that a request
+says may raise: an error within a step ends the engine.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unlearn_eval.models.prompt_ends import PROMPT_END, is_prompt_end
+from unlearn_eval.utils.errors import UserError
+
+OWN = "unlearn_eval"  # in an engine's additional_config
+SCORING = "scoring"  # there, given by whoever starts the engine: requests say where their prompts end
+MEMORY = "memory"  # there: whether the engine was started with a memory edit
+TRANSFERS = ("kv_transfer_params", "ec_transfer_params")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds of an engine's requests.
+
+    Attributes:
+        memory: whether the engine was started with a memory edit; it may have one at any time, then.
+        scoring: whether it was started to score answers, by a process that it serves alone.
+    """
+
+    memory: bool
+    scoring: bool
+
+
+def rules_of(vllm_config: Any) -> Rules | None:
+    """The rules of an engine; None of one that knows of no edit."""
+    given = getattr(vllm_config, "additional_config", None)
+    own = given.get(OWN) if isinstance(given, Mapping) else None
+    return Rules(bool(own.get(MEMORY)), own.get(SCORING) is True) if own else None
+
+
+def refusal(sampling: Any, rules: Rules) -> tuple[str, str] | None:
+    """Why an engine does not take a request with these parameters, and the parameter's name; None if it does."""
+    given = getattr(sampling, "extra_args", None) or {}
+    if PROMPT_END in given and not rules.scoring:
+        return (
+            f"{PROMPT_END} is for scoring, and this engine was not started for it: leave it out, or start an engine of "
+            f"your own with LLM(..., additional_config={{'{OWN}': {{'{SCORING}': True}}}})",
+            PROMPT_END,
+        )
+    if not rules.memory:
+        return None
+    for name in TRANSFERS:
+        if name in given:
+            return f"a memory edit decides on what it has seen, and {name} would bring what it has not", name
+    if hasattr(sampling, "beam_width"):
+        return (
+            "in beam search each beam is a prompt of its own, so that a memory edit would decide anew at every token: "
+            "leave out use_beam_search",
+            "use_beam_search",
+        )
+    if not rules.scoring:
+        for name in ("prompt_logprobs", "prompt_logprob_token_ids"):
+            if getattr(sampling, name, None) is not None:
+                return (
+                    f"{name} would show the unedited model: a memory edit decides at the end of the prompt; leave it "
+                    "out (and echo with logprobs)",
+                    name,
+                )
+    return None
+
+
+def prompt_refusal(request: Any, rules: Rules) -> tuple[str, str] | None:
+    """The same of a request whose prompt is known."""
+    if rules.memory and getattr(request, "prompt_embeds", None) is not None:
+        return "a memory edit decides on tokens, not on embeddings: give the prompt as text or tokens", "prompt_embeds"
+    given = getattr(request.sampling_params, "extra_args", None) or {}
+    n = len(request.prompt_token_ids or ())
+    if PROMPT_END in given and not is_prompt_end(given[PROMPT_END], n):
+        return (
+            f"{PROMPT_END} is {given[PROMPT_END]!r}, of a request of {n} tokens: give a number from 1 to {n}",
+            PROMPT_END,
+        )
+    return None
+
+
+def install() -> None:
+    """Let vLLM's front ends of this process refuse what the engines of edits do not take; harmless when repeated.
+
+    Raises:
+        UserError: this vLLM checks requests elsewhere, so that nothing may be served.
+    """
+    try:
+        from vllm.exceptions import VLLMValidationError
+        from vllm.v1.engine.input_processor import InputProcessor
+
+        process, watermark = InputProcessor.process_inputs, InputProcessor.resolve_watermarking
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"this vLLM does not check requests where an edit's are to be refused ({error})", "install vllm 0.32"
+        ) from error
+    if hasattr(process, "unlearn_eval"):
+        return
+
+    def check(found: tuple[str, str] | None) -> None:
+        if found is not None:
+            raise VLLMValidationError(found[0], parameter=found[1])
+
+    @functools.wraps(process)
+    def checked(self: Any, request_id: str, prompt: Any, params: Any, *arguments: Any, **options: Any) -> Any:
+        rules = rules_of(self.vllm_config)
+        if rules is None:
+            return process(self, request_id, prompt, params, *arguments, **options)
+        check(refusal(params, rules))
+        request = process(self, request_id, prompt, params, *arguments, **options)
+        check(prompt_refusal(request, rules))
+        return request
+
+    @functools.wraps(watermark)
+    def checked_beams(self: Any, params: Any) -> Any:  # the one check of vLLM's that beam search comes by as a whole
+        rules = rules_of(self.vllm_config)
+        if rules is not None:
+            check(refusal(params, rules))
+        return watermark(self, params)
+
+    checked.unlearn_eval = True  # type: ignore[attr-defined]
+    InputProcessor.process_inputs, InputProcessor.resolve_watermarking = checked, checked_beams
