@@ -269,7 +269,7 @@ def _loaded(names: list[str]) -> Mapping[str, Any]:
     from lm_eval.tasks import TaskManager
     from tofu_files import write_tofu
 
-    from unlearn_eval.autoload import TASKS_FOLDER
+    from unlearn_eval.harness.names import TASKS_FOLDER
 
     with tempfile.TemporaryDirectory() as folder:
         write_tofu(Path(folder))
@@ -560,11 +560,12 @@ def architecture() -> str:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
         "contracts"
     ]
-    layers = next(own["layers"] for own in contracts if own["type"] == "layers")  # others are of one room
-    floors = [[_room(name) for name in floor.split("|")] for floor in reversed(layers)]
+    layered = [own for own in contracts if own["type"] == "layers"]
+    house = max(layered, key=lambda own: len(own["layers"]))  # the others order files within a room
+    floors = [[_room(name) for name in floor.split("|")] for floor in reversed(house["layers"])]
     parts = ["# Architecture", WRITTEN, _package_text().partition("\n\n")[2].partition("\n\n")[0].replace("\n", " ")]
     parts += [_FLOW, "## Floors and rooms", _ARCHITECTURE_HEAD, _floor_plan(floors), _rooms_table(floors)]
-    if rules := [own["name"] for own in contracts if own.get("layers") != layers]:
+    if rules := [own["name"] for own in contracts if own is not house]:
         parts += ["Further rules, enforced in the same way:", "\n".join(f"- {rule}." for rule in rules)]
     return "\n\n".join([*parts, _BESIDE, "How to add to it: [CONTRIBUTING.md](../CONTRIBUTING.md)."])
 

@@ -49,7 +49,7 @@ class _AloneToo:
         return {"anyOf": [many["items"], many]}
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
 
 
@@ -59,7 +59,7 @@ def _dtype(name: str) -> str:
     return name
 
 
-def _size(value: Any) -> int | None:
+def _size(value: object) -> int | None:
     if value == "all":
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -67,13 +67,13 @@ def _size(value: Any) -> int | None:
     return value
 
 
-def _limit(value: Any) -> Any:
+def _limit(value: object) -> Any:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
         raise expected("a number above 0")
     return value
 
 
-def _as_text(value: Any) -> Any:
+def _as_text(value: object) -> Any:
     """Settings as `--set` takes them."""
     return dict(_flat(value)) if isinstance(value, Mapping) else {} if value is None else value
 
@@ -138,7 +138,7 @@ class Entry(Table):
 
     @model_validator(mode="before")
     @classmethod
-    def alone(cls, value: Any) -> Any:
+    def alone(cls, value: object) -> Any:
         """A text as the table for which it stands."""
         return {cls.first: value} if isinstance(value, str) else value
 
@@ -187,7 +187,7 @@ class RecipeEntry(Entry):
 
     @model_validator(mode="before")
     @classmethod
-    def alone(cls, value: Any) -> Any:
+    def alone(cls, value: object) -> Any:
         """A name as the recipe that is shipped."""
         if isinstance(value, str) and value not in RECIPES:
             raise unknown_name("recipe", value, RECIPES)
@@ -267,7 +267,7 @@ class Axes(Table):
     include_path: Text | None = None
 
 
-def _named(value: Any) -> Any:
+def _named(value: object) -> Any:
     """Parts by the texts of their names, which YAML may read as numbers."""
     return {str(name): part for name, part in value.items()} if isinstance(value, dict) else value
 

@@ -106,7 +106,7 @@ class Identities:
         commit = _hub_commit(spec)
         return f"hub:{spec.model}@{commit}", commit
 
-    def settings(self, value: Any, bare: bool = True) -> Any:
+    def settings(self, value: object, bare: bool = True) -> Any:
         """Settings with what is in the files and folders that they name, in place of their paths.
 
         Args:
