@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unlearn_eval.cli import attack as cli_attack
+from unlearn_eval.cli import env as cli_env
 from unlearn_eval.cli import localize as cli_localization
 from unlearn_eval.cli import report as cli_report
 from unlearn_eval.cli import serve as cli_serve
@@ -471,17 +472,12 @@ def ls(
 @app.command("tasks-path")
 def tasks_path() -> None:
     """Print our tasks' folder, for --include_path."""
-    from unlearn_eval.autoload import TASKS_FOLDER
+    from unlearn_eval.harness.names import TASKS_FOLDER
 
     print(TASKS_FOLDER)
 
 
-@app.command()
-def env() -> None:
-    """Print versions and device as JSON."""
-    from unlearn_eval.utils.provenance import provenance
-
-    print(json.dumps(provenance(), indent=2))
+app.command()(cli_env.env)
 
 
 @app.command("fetch-model", hidden=True)

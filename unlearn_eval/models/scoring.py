@@ -9,7 +9,6 @@ where its prompts end, which memory edits need to know (`routing.py`).
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from unlearn_eval.models.arguments import accepts as accepts
+from unlearn_eval.models.arguments import cache_argument, cache_of
 from unlearn_eval.models.prompt_ends import needs_whole_prompts, prompt_lengths
 
 if TYPE_CHECKING:
@@ -260,13 +261,9 @@ def _score_shared(
         ids, mask = pad([prompt[:-1] for prompt in prompts], "left", model.device)
         options = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
         with prompt_lengths([len(prompt) for prompt in prompts]):
-            cache = model(
-                input_ids=ids,
-                attention_mask=mask,
-                use_cache=True,
-                **positions(model, mask),
-                **options,
-            ).past_key_values
+            cache = cache_of(
+                model(input_ids=ids, attention_mask=mask, use_cache=True, **positions(model, mask), **options)
+            )
     rows = [(g, row) for g, group in enumerate(unit) for row in group]
     for batch in _chunks(rows, batch_size):
         inputs = [(queries[row].prompt_ids[-1], *queries[row].label_ids[:-1]) for _, row in batch]
@@ -280,7 +277,7 @@ def _score_shared(
                 [lengths[g] for g, _ in batch], device=model.device
             ).unsqueeze(1)
             mask = torch.cat([prefix.to(mask.dtype), mask], dim=1)
-            options["past_key_values"] = past
+            options = cache_argument(model, past)
         with prompt_lengths([len(queries[row].prompt_ids) for _, row in batch]):
             logits = model(
                 input_ids=ids,
@@ -373,12 +370,6 @@ def positions(model: PreTrainedModel, mask: Tensor, last: int | None = None) -> 
     return {"position_ids": counted if last is None else counted[:, -last:]}
 
 
-def accepts(model: PreTrainedModel, argument: str) -> bool:
-    """Whether the model's forward pass (below a PEFT wrapper, if any) takes `argument`."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return argument in inspect.signature(inner.forward).parameters
-
-
 @torch.no_grad()
 def keeps_plain_cache(model: PreTrainedModel) -> bool:
     """Whether the model keeps keys and values per layer, which can be shared between a question's answers.
@@ -389,7 +380,7 @@ def keeps_plain_cache(model: PreTrainedModel) -> bool:
 
     try:
         ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
-        cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+        cache = cache_of(model(input_ids=ids, use_cache=True))
     except (TypeError, ValueError, NotImplementedError):
         return False
     return isinstance(cache, Cache) and all(

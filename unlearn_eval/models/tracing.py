@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.models.anatomy import Anatomy
+from unlearn_eval.models.arguments import accepts, cache_argument, cache_of
 from unlearn_eval.models.prompt_ends import prompt_lengths
-from unlearn_eval.models.scoring import accepts, keeps_plain_cache, pad, positions
+from unlearn_eval.models.scoring import keeps_plain_cache, pad, positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +139,7 @@ class Tail:
         head = self.model.get_output_embeddings()
         handle = head.register_forward_pre_hook(lambda module, arguments: (arguments[0][:1, :1],))  # nobody reads it
         try:
-            self._cache = self.model(input_ids=ids, **options).past_key_values
+            self._cache = cache_of(self.model(input_ids=ids, **options))
         finally:
             handle.remove()
         empty = torch.tensor([not prefix for prefix in prefixes], device=mask.device)
@@ -147,7 +148,8 @@ class Tail:
     def _call(self, **options: object) -> Any:
         if self._cache is None:
             return self.model(**self._arguments, use_cache=False, **options)
-        return self.model(**self._arguments, past_key_values=self._own_cache(), use_cache=True, **options)
+        cache = cache_argument(self.model, self._own_cache())
+        return self.model(**self._arguments, **cache, use_cache=True, **options)
 
     def _own_cache(self) -> Any:
         cache = copy.copy(self._cache)  # its layers grow by concatenation, so sharing their tensors is safe

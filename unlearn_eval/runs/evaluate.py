@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.registry import is_ours
-from unlearn_eval.harness.backends import check_backend, engine_here, engine_stopped, model_type
+from unlearn_eval.harness.backends import check_backend, model_type
 from unlearn_eval.harness.plan import CHAT, EDIT, EvalPlan, is_given, silent_plans
 from unlearn_eval.models.load import model_source, resolve_model
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
+from unlearn_eval.serving.engine import engine_here, engine_stopped
 from unlearn_eval.utils.errors import UserError
 
 
@@ -278,10 +279,10 @@ def model_arguments(config: EvalConfig) -> tuple[str, dict[str, Any]]:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    from lm_eval.utils import simple_parse_args_string
+    from unlearn_eval.harness.run import parse_arguments
 
     try:
-        return dict(simple_parse_args_string(text))
+        return parse_arguments(text)
     except ValueError as error:
         raise UserError(
             f"'{text}' is not NAME=VALUE,NAME=VALUE,...", "for example pretrained=gpt2,dtype=float32"

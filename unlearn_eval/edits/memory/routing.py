@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from unlearn_eval.models.arguments import cache_of, given_cache
 from unlearn_eval.models.prompt_ends import PROMPT, ROUTER, PromptEnds
 from unlearn_eval.utils.errors import UserError
 
@@ -249,7 +250,7 @@ class Router:
             ids = given.get("inputs_embeds")
         if ids is None:
             raise UserError("a memory edit needs input_ids or inputs_embeds", "call the model with one of them")
-        cache = given.get("past_key_values")
+        cache = given_cache(given)
         past = int(cache.get_seq_length()) if cache is not None else 0
         self._local.current = _Pass(ids, given.get("attention_mask"), past, PROMPT.get(), cache)
 
@@ -260,7 +261,7 @@ class Router:
             return
         cache = current.cache
         if cache is None:
-            cache = getattr(output, "past_key_values", None)
+            cache = cache_of(output)
             if cache is None and isinstance(output, tuple):
                 cache = next((part for part in output if hasattr(part, "get_seq_length")), None)
         if cache is not None:
@@ -369,7 +370,7 @@ def _prompt_width(arguments: tuple[Any, ...], options: Mapping[str, Any]) -> int
     for name in ("input_ids", "inputs_embeds"):
         ids = options.get(name) if ids is None else ids
     width = 1 if ids is None else int(ids.shape[1])  # without ids `generate` starts from one
-    mask, cache = options.get("attention_mask"), options.get("past_key_values")
+    mask, cache = options.get("attention_mask"), given_cache(options)
     if mask is not None and mask.ndim == 2:
         return max(width, int(mask.shape[1]))
     past = int(cache.get_seq_length()) if cache is not None else 0

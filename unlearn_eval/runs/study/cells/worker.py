@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from unlearn_eval.data.forget_sets import ForgetSet
-from unlearn_eval.harness.backends import engine_stopped, model_type
+from unlearn_eval.harness.backends import model_type
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import WeightsHash, hash_weights
@@ -35,6 +35,7 @@ from unlearn_eval.runs.study.cells.told import (
 )
 from unlearn_eval.runs.study.plan import Ask, Cell
 from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
+from unlearn_eval.serving.engine import engine_stopped
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, write_all
 from unlearn_eval.utils.progress import Progress, no_progress
