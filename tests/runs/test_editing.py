@@ -80,6 +80,8 @@ def test_what_the_edit_remembers(loaded, tmp_path):
     assert_untouched(loaded.model, before)
     info = edit.info
     assert info.requests["ids"] == ["a", "b", "c", "d"]
+    order = "n n_merged forget_set forget_set_hash sets ids lookup hash chat target merge merge_size per_step contexts"
+    assert list(info.requests) == order.split()  # as edit.json always had them
     assert info.requests["lookup"]["a"] == "subject"
     assert info.requests["lookup"]["c"] == "last content token"
     assert info.notes["preset"] is None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,11 +18,14 @@ from unlearn_eval.edits.base import applied
 from unlearn_eval.models.anatomy import is_transposed
 from unlearn_eval.models.weights import mark_restored, state_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Change = Callable[[Tensor], Tensor]  # a weight (d_out, d_in), at least float32, to another; it may not change its input
 
 
 @contextmanager
-def changed_maps(model: Any, change: Change) -> Iterator[None]:
+def changed_maps(model: PreTrainedModel, change: Change) -> Iterator[None]:
     """The model with every linear map of its blocks changed, within a `with` block.
 
     Originals wait in the CPU's memory, so that a GPU that holds the model holds this too. What is computed in float32

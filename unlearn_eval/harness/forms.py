@@ -214,7 +214,7 @@ class FormsTask(FactsInForms):
 CHOICE_KEYS = {"choice": ("choice_debiased", "choice_probability"), "true_false": ("true_false_accuracy",)}
 
 
-def asked_forms(wanted: Any) -> tuple[str, ...]:
+def asked_forms(wanted: object) -> tuple[str, ...]:
     """The forms that are asked, in our order; None is all.
 
     Raises:

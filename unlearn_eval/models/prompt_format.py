@@ -11,7 +11,7 @@ import string
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from unlearn_eval.data.shapes import QUESTION, Asked, Prompt, asked
 from unlearn_eval.models.prompts import (
@@ -26,6 +26,9 @@ from unlearn_eval.models.prompts import (
     has_chat_template,
 )
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Described(Protocol):
@@ -53,7 +56,7 @@ class PromptFormat:
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tokenizer: Any, chat: bool | None = None, name: str = "the model") -> PromptFormat:
+    def of(cls, tokenizer: PreTrainedTokenizerBase, chat: bool | None = None, name: str = "the model") -> PromptFormat:
         """The format for the model `name`; by default its chat template is used if there is one.
 
         Raises:
@@ -65,7 +68,7 @@ class PromptFormat:
         return cls(tokenizer, there if chat is None else chat)
 
     @classmethod
-    def of_edit(cls, info: Described, tokenizer: Any, name: str = "the model") -> PromptFormat:
+    def of_edit(cls, info: Described, tokenizer: PreTrainedTokenizerBase, name: str = "the model") -> PromptFormat:
         """The format in which an edit was made; that of the model, if the edit does not say.
 
         Args:
@@ -93,7 +96,7 @@ class PromptFormat:
             **({"chat_template_kwargs": dict(self.template_arguments)} if self.template_arguments else {}),
         }
 
-    def with_tokenizer(self, tokenizer: Any) -> PromptFormat:
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
         """The same format for another model."""
         return replace(self, tokenizer=tokenizer)
 
@@ -183,7 +186,7 @@ class PromptFormat:
         """
         return self.answer_labels(prompt, prompt_ids, self.following(ask, answer))
 
-    def end_tokens(self, model: Any) -> list[int]:
+    def end_tokens(self, model: PreTrainedModel) -> list[int]:
         """The tokens at which a model stops to write: the ends of sequence, and in a chat the end of its turn."""
         own = getattr(model.generation_config, "eos_token_id", None)
         ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}

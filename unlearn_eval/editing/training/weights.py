@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from unlearn_eval.editing.training.masks import WeightMasks
 from unlearn_eval.models.anatomy import anatomy, is_transposed
 from unlearn_eval.models.weights import mark_restored, state_of
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ORIGINALS = "originals"
 
@@ -109,7 +112,7 @@ class FullWeights:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         patterns: Sequence[str],
         folder: Path,
         process: int = 0,
@@ -223,7 +226,9 @@ class LowRankWeights:
         rank, alpha, dropout: LoRA's; the change is (alpha / rank) B A.
     """
 
-    def __init__(self, model: Any, patterns: Sequence[str], rank: int, alpha: float, dropout: float) -> None:
+    def __init__(
+        self, model: PreTrainedModel, patterns: Sequence[str], rank: int, alpha: float, dropout: float
+    ) -> None:
         from peft import LoraConfig, get_peft_model
 
         maps = linear_maps(model)
@@ -282,7 +287,7 @@ class LowRankWeights:
         return found
 
 
-def linear_maps(model: Any) -> list[str]:
+def linear_maps(model: PreTrainedModel) -> list[str]:
     """The names of all linear maps within the blocks."""
     blocks = anatomy(model).blocks + "."
     kinds = (nn.Linear,)
