@@ -9,11 +9,16 @@ INSTALLED := $(VENV)/.installed
 MODEL     := $(VENV)/.model
 VLLM      ?= .venv-vllm
 VLLM_DONE := $(VLLM)/.installed
+NEXT      ?= .venv-next
+NEXT_DONE := $(NEXT)/.installed
+TABLES    := $(NEXT)/tables
 PYTEST    := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+NEXT_TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(NEXT)/bin/python -m pytest tests/harness \
+             tests/models tests/edits/test_memory_edits.py -n 2 --dist loadfile
 VLLM_TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VLLM)/bin/python -m pytest tests/serving/test_vllm*.py \
              -n 2 --dist worksteal
 
-.PHONY: demo test test-all test-vllm check format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
+.PHONY: demo test test-all test-vllm test-next check format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
         benchmark-refusals benchmark-serving clean help
 
 demo: $(INSTALLED)  ## make a small model forget facts, and measure it
@@ -29,10 +34,20 @@ test-vllm: $(VLLM_DONE)  ## edits in real engines: vLLM on a CPU, with both of i
 	$(VLLM_TEST) -m vllm
 	TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 $(VLLM_TEST) -m "vllm and both_runners"
 
-check: $(INSTALLED)  ## formatting, lint, types, every number in the README has its file, the reference is the code's
+test-next: $(INSTALLED) $(NEXT_DONE)  ## the next lm-eval and Transformers: the same tables, and the tests of tasks and models
+	rm -rf $(TABLES)
+	$(BIN)/python scripts/table_of_tasks.py model $(TABLES)
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/table_of_tasks.py table $(TABLES) $(TABLES)/now.json
+	HF_HUB_OFFLINE=1 $(NEXT)/bin/python scripts/table_of_tasks.py table $(TABLES) $(TABLES)/next.json
+	$(BIN)/python scripts/table_of_tasks.py compare $(TABLES)/now.json $(TABLES)/next.json
+	$(NEXT_TEST) -m "not slow and not gpu and not vllm and not browser"
+
+check: $(INSTALLED)  ## formatting, lint, types, who imports whom, every number in the README has its file, the reference is the code's
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/check_any.py
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python scripts/check_numbers.py
 	$(BIN)/python scripts/make_reference.py --check
 
@@ -80,13 +95,22 @@ $(VLLM_DONE): pyproject.toml constraints.txt
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
+# Versions that are out, or nearly, and not yet the ones that everything is tested with.
+$(NEXT_DONE): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(NEXT)
+	grep -viE '^(lm_eval|transformers|huggingface_hub|tokenizers)==' constraints.txt > $(NEXT)/constraints.txt
+	$(NEXT)/bin/python -m pip install --quiet $(PIP_FLAGS) -c $(NEXT)/constraints.txt torch
+	$(NEXT)/bin/python -m pip install --quiet $(PIP_FLAGS) -c $(NEXT)/constraints.txt -e '.[dev]' \
+		'lm-eval==0.5.0.dev1' 'transformers==5.24.*'
+	@touch $@
+
 $(MODEL): $(INSTALLED)
 	$(BIN)/unlearn-eval fetch-model
 	@$(BIN)/unlearn-eval fetch-encoder || echo "no encoder: refusal alignment will be missing, and its tests are skipped"
 	@touch $@
 
 clean:  ## remove the environment (not the model cache)
-	rm -rf $(VENV) $(VLLM)
+	rm -rf $(VENV) $(VLLM) $(NEXT)
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24

@@ -266,7 +266,7 @@ def _loaded(names: list[str]) -> Mapping[str, Any]:
     from lm_eval.tasks import TaskManager
     from tofu_files import write_tofu
 
-    from unlearn_eval.autoload import TASKS_FOLDER
+    from unlearn_eval.harness.names import TASKS_FOLDER
 
     with tempfile.TemporaryDirectory() as folder:
         write_tofu(Path(folder))

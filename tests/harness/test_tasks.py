@@ -513,7 +513,7 @@ def index_module(folder):
 
     from lm_eval.tasks import _index
 
-    from unlearn_eval import autoload
+    from unlearn_eval.harness.patching import index_our_tasks
 
     folder.mkdir()
     copied = shutil.copy(_index.__file__, folder / "_index.py")
@@ -521,7 +521,7 @@ def index_module(folder):
     module = sys.modules["copied_index"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     (folder / "native.yaml").write_text("task: native_task\noutput_type: generate_until\n")
-    autoload._add_tasks(module)
+    index_our_tasks(module)
     return module
 
 

@@ -19,7 +19,7 @@ from serving_models import greedy, model_of, prompts_of, write_base, write_edit
 
 from unlearn_eval import load_edit
 from unlearn_eval.edits.base import applied
-from unlearn_eval.harness.backends import engine_stopped
+from unlearn_eval.serving.engine import engine_stopped
 
 
 def _with_v2() -> bool:

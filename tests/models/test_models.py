@@ -155,9 +155,8 @@ def test_a_head_reads_states_that_lie_together(checkpoint):
 
 def test_lm_eval_own_model_generates_with_such_a_head_too(checkpoint):
     """A model that lm-eval loaded by itself; several prompts, whose last states do not lie together."""
-    from lm_eval.api.instance import Instance
-
     from unlearn_eval.harness import requests
+    from unlearn_eval.harness.instances import make_instance
 
     requests.install()
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
@@ -165,7 +164,7 @@ def test_lm_eval_own_model_generates_with_such_a_head_too(checkpoint):
     head = model.get_output_embeddings()
     assert not head._forward_pre_hooks
     asked = {"until": [], "max_gen_toks": 3, "do_sample": False}
-    rows = [Instance("generate_until", {}, (f"Who is {'very ' * i}old?", asked), i) for i in range(3)]
+    rows = [make_instance("generate_until", {}, (f"Who is {'very ' * i}old?", asked), i) for i in range(3)]
     lm.generate_until(rows, disable_tqdm=True)
     head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].is_contiguous()))
     lm.generate_until(rows, disable_tqdm=True)

@@ -8,13 +8,15 @@ import string
 import unicodedata
 
 import pytest
+import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.data.shapes import SHAPES, Prompt, asked
-from unlearn_eval.edits.base import EditInfo
-from unlearn_eval.models import load
+from unlearn_eval.edits.base import EditInfo, applied
+from unlearn_eval.edits.low_rank import LowRankEdit
+from unlearn_eval.models import weights
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat, as_shown
@@ -286,12 +288,38 @@ def loaded(architecture="llama", **options):
 
 def test_weights_are_hashed_once(monkeypatch):
     own, calls = loaded(), []
-    monkeypatch.setattr(load, "hash_weights", lambda model: calls.append(model) or hash_weights(model))
+    monkeypatch.setattr(weights, "hash_weights", lambda model: calls.append(model) or hash_weights(model))
     assert own.weights == hash_weights(own.model)
     assert own.weights is own.weights
     assert len(calls) == 1
     assert loaded().weights == own.weights  # of another load they are hashed again
     assert len(calls) == 2
+
+
+def test_changed_weights_are_hashed_again(monkeypatch):
+    own, calls = loaded(), []
+    monkeypatch.setattr(weights, "hash_weights", lambda model: calls.append(model) or hash_weights(model))
+    before = own.weights
+    name = own.anatomy.projection_name(1)
+    edit = LowRankEdit({name: (torch.ones(16, 1), torch.ones(1, 24))}, EditInfo("memit", {}))
+    other = LowRankEdit({name: (torch.ones(16, 1), -torch.ones(1, 24))}, EditInfo("memit", {}))
+    with applied(edit, own.model):
+        changed = own.weights
+        assert changed == hash_weights(own.model) != before
+        with applied(other, own.model):
+            assert own.weights == hash_weights(own.model) not in (before, changed)
+        assert own.weights == changed
+    n = len(calls)
+    assert own.weights == before == hash_weights(own.model)
+    with applied(edit, own.model):
+        pass
+    assert own.weights == before
+    assert len(calls) == n + 1  # for the hash of the edited model was kept last; restoring alone costs none
+    with torch.no_grad():
+        own.model.get_parameter(f"{name}.weight")[0, 0] += 1  # nobody restores it
+    assert own.weights == hash_weights(own.model) != before
+    own.model.to(torch.bfloat16)
+    assert own.weights == hash_weights(own.model)
 
 
 def test_what_a_model_knows_of_itself():

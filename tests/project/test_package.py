@@ -5,10 +5,12 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -32,31 +34,53 @@ def files(*folders):
     return [path for folder in folders for path in folder.rglob("*.py")]
 
 
-def test_lm_eval_is_met_in_harness_only():
-    for path in files(PACKAGE, ROOT / "editors"):
-        outside = [name for name in imports_of(path) if name.split(".")[0] == "lm_eval"]
-        allowed = "harness" in path.parts or path.name in ("autoload.py", "evaluation.py", "pipeline.py")
-        assert allowed or not outside, path
-        if path.name in ("evaluation.py", "pipeline.py"):  # one parser and one wrapper, inside functions
-            assert set(outside) <= {"lm_eval.utils", "lm_eval.models.huggingface"}
+def lint(folder):
+    """What import-linter says of the package in a folder, by the names of its contracts."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"]
+    own = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "200"}
+    done = subprocess.run(
+        [*command, str(folder / "pyproject.toml")], cwd=folder, env=own, capture_output=True, text=True
+    )
+    found = {
+        name: verdict == "KEPT" for name, verdict in re.findall(r"^(.+?) (KEPT|BROKEN)\b", done.stdout, re.MULTILINE)
+    }
+    return done.returncode, found, done.stdout + done.stderr
 
 
-def test_metrics_never_see_a_model_and_reports_only_read_files():
-    for path in files(PACKAGE / "metrics"):
-        assert not {"torch", "transformers", "lm_eval"} & {name.split(".")[0] for name in imports_of(path)}, path
-    for path in files(PACKAGE / "results" / "report"):
-        ours = {name for name in imports_of(path) if name.startswith("unlearn_eval")}
-        allowed = {"results", "result_files", "meanings", "errors", "metrics"}
-        assert all(name.startswith("unlearn_eval.results.report.") or name.split(".")[1] in allowed for name in ours), (
-            path
-        )
+def contracts():
+    return [
+        c["name"] for c in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    ]
 
 
-def test_nothing_that_computes_imports_reports():
-    front = ("cli.py", "cli_attack.py", "cli_localization.py", "cli_report.py", "show.py")  # what a terminal shows
-    for path in files(PACKAGE, ROOT / "editors"):
-        if "report" not in path.parts and path.name not in front:
-            assert not any(name.startswith("unlearn_eval.results.report") for name in imports_of(path)), path
+def test_imports_keep_every_contract():
+    code, found, output = lint(ROOT)
+    assert code == 0, output
+    assert found == dict.fromkeys(contracts(), True)
+
+
+def test_every_contract_can_be_broken(tmp_path):
+    shutil.copytree(
+        PACKAGE, tmp_path / "unlearn_eval", ignore=shutil.ignore_patterns("tasks", "studies", "__pycache__")
+    )
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    wrong = {
+        "utils/errors.py": "import unlearn_eval.models.load",
+        "harness/run.py": "import unlearn_eval.autoload",
+        "metrics/text.py": "def late():\n    import torch",
+        "runs/demo.py": "import unlearn_eval.results.report.page",
+        "runs/evaluate.py": "def late():\n    from lm_eval.utils import simple_parse_args_string",
+        "harness/backends.py": "def late():\n    import vllm.platforms",
+        "runs/edit.py": "import typer",
+        "runs/finetune.py": "from ray.exceptions import RayError",
+        "data/benchmark.py": "import unlearn_eval.data.forget_sets",
+    }
+    for name, code in wrong.items():
+        with (tmp_path / "unlearn_eval" / name).open("a") as stream:
+            stream.write(f"\n\n{code}\n")
+    code, found, output = lint(tmp_path)
+    assert code == 1, output
+    assert found == dict.fromkeys(contracts(), False), output
 
 
 def test_tests_share_helpers_and_nothing_else():

@@ -21,9 +21,9 @@ from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.load import describe_base
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.edit import MemoryEdit
-from unlearn_eval.harness import backends
 from unlearn_eval.models.prompt_ends import prompt_lengths, said_prompt_end
 from unlearn_eval.serving import door, gate, moments
+from unlearn_eval.serving import engine as engines
 from unlearn_eval.serving.gate import KNOWN, Gate
 from unlearn_eval.serving.patches import layout_of, patched
 from unlearn_eval.serving.plugin import EXTENSION, edit_id
@@ -486,11 +486,11 @@ def test_why_an_engine_gives_no_moments(changes, says):
 )
 def test_an_engine_is_in_this_process_where_cpus_are_few(monkeypatch, few, said, options, within):
     name = "VLLM_ENABLE_V1_MULTIPROCESSING"
-    monkeypatch.setattr(backends, "_on_few_cpus", lambda: few)
+    monkeypatch.setattr(engines, "_on_few_cpus", lambda: few)
     monkeypatch.delenv(name, raising=False)
     if said:
         monkeypatch.setenv(name, said)
-    with suppress(OSError), backends.engine_here(options):
+    with suppress(OSError), engines.engine_here(options):
         assert os.environ.get(name) == within
         raise OSError("the model cannot be read")
     assert os.environ.get(name) == said

@@ -41,11 +41,11 @@ from vllm_engines import (  # noqa: F401
 
 from unlearn_eval import load_edit
 from unlearn_eval.edits.base import applied
-from unlearn_eval.harness.backends import engine_stopped
 from unlearn_eval.harness.requests import make_query
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.runs.evaluate import EvalConfig, run_evaluation
+from unlearn_eval.serving.engine import engine_stopped
 from unlearn_eval.utils.errors import UserError
 
 pytestmark = pytest.mark.vllm

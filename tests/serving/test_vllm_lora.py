@@ -75,7 +75,7 @@ def test_one_server_answers_as_the_base_and_as_each_edit(edits, tmp_path):
 @pytest.mark.both_runners
 def test_only_modules_that_edits_change_have_room_for_them(edits):
     """Room costs time wherever it is; where names are not the checkpoint's, it is by their last part."""
-    from unlearn_eval.harness.backends import engine_stopped
+    from unlearn_eval.serving.engine import engine_stopped
     from unlearn_eval.serving.together import Engine, read_adapter
 
     base, folder, *_ = edits("llama", "low_rank")

@@ -159,7 +159,7 @@ def item_from_record(
     )
 
 
-def _answers(value: Any, about: str, split: bool) -> list[str]:
+def _answers(value: object, about: str, split: bool) -> list[str]:
     """The answer, and further ones; a CSV cell holds several only in brackets."""
     if isinstance(value, str) and split:
         value = listed_in(value) or value
@@ -167,7 +167,7 @@ def _answers(value: Any, about: str, split: bool) -> list[str]:
     return [_text(part, f"{about}: its answer") for part in values]
 
 
-def _subject(value: Any, question: str, about: str, own: bool) -> str | None:
+def _subject(value: object, question: str, about: str, own: bool) -> str | None:
     """The subject as it stands in the question."""
     subject = _text(value, f"{about}: its subject").strip()
     if not subject:
@@ -184,7 +184,7 @@ def _subject(value: Any, question: str, about: str, own: bool) -> str | None:
     )
 
 
-def _text(value: Any, what: str) -> str:
+def _text(value: object, what: str) -> str:
     """A text, or a number as text; nothing for null."""
     if value is None:
         return ""
@@ -195,6 +195,6 @@ def _text(value: Any, what: str) -> str:
     raise UserError(f"{what} is {kind_of(value)}, not a text", "write it as text in quotes")
 
 
-def _texts(value: Any, what: str, split: bool) -> tuple[str, ...]:
+def _texts(value: object, what: str, split: bool) -> tuple[str, ...]:
     texts = (_text(part, what).strip() for part in as_list(value, split))
     return tuple(text for text in texts if text)  # an empty alias would stand in every answer

@@ -24,6 +24,7 @@ PARTS_HINT = 'for example {"parts": ["arc_easy"]}, {"parts": {"mine": "mine.yaml
 RESAMPLES = 1000
 # lm-eval's perplexities are of all documents together. This loss is the mean over documents, so it can be paired.
 BITS, NATS = "bits_per_byte", "nats_per_byte"
+HAS_SCORERS = hasattr(Task, "process_instances")  # from lm-eval 0.5 on, a task filters, scores and aggregates by itself
 
 
 @dataclass(frozen=True)
@@ -45,25 +46,42 @@ class Part:
         if self.reason is not None:
             return {self.name: Absent(self.reason)}
         table: dict[str, BorrowedMetric | Absent] = {
-            metric_name(self.name, key, ensemble.name): BorrowedMetric(function, task.higher_is_better().get(key))
+            metric_name(self.name, key, filter_name): BorrowedMetric(function, task.higher_is_better().get(key))
             for task in self.tasks.values()
-            for ensemble in task._filters
-            for key, function in task.aggregation().items()
+            for filter_name, functions in _aggregations(task)
+            for key, function in functions.items()
         }
         if any(BITS in task.aggregation() for task in self.tasks.values()):
             table[f"{self.name}_{NATS}"] = BorrowedMetric(mean, False)
         return table
 
-    def scores(self, task: Any, doc: Any, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What a document contributes to each metric, from its answers by filter."""
+    def scores(self, by_filter: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """What a document contributes to each metric, from its scores by filter."""
         found: dict[str, Any] = {}
-        for ensemble in task._filters:
-            own = task.process_results(doc, [by_filter[ensemble.name] for by_filter in answers])
-            found |= {metric_name(self.name, key, ensemble.name): value for key, value in own.items()}
+        for filter_name, own in by_filter.items():
+            found |= {metric_name(self.name, key, filter_name): value for key, value in own.items()}
             if BITS in own:
                 log_likelihood, n_bytes = own[BITS]
                 found[f"{self.name}_{NATS}"] = -log_likelihood / n_bytes
         return found
+
+
+def _aggregations(task: Any) -> Iterator[tuple[str, dict[str, Callable[[list[Any]], Any]]]]:
+    """Each filter's name, and how each of its metrics is aggregated."""
+    if not HAS_SCORERS:
+        yield from ((ensemble.name, task.aggregation()) for ensemble in task._filters)
+        return
+    overridden = task.aggregation() if type(task).aggregation is not Task.aggregation else {}
+    for scorer in task.scorers:
+        yield scorer.name, overridden | {m.name: m.aggregation for m in scorer.metrics or () if m.aggregation}
+
+
+def _scores(task: Any, number: int, doc: Any, answers: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """A document's scores by filter, as lm-eval's task computes them."""
+    if HAS_SCORERS:  # it has scored all of its documents by now
+        return {scorer.name: scorer.reduced_docs[number] for scorer in task.scorers}
+    names = [ensemble.name for ensemble in task._filters]
+    return {name: task.process_results(doc, [by_filter[name] for by_filter in answers]) for name in names}
 
 
 @dataclass(frozen=True)
@@ -135,7 +153,10 @@ def _load(name: str, tasks: Sequence[str], shots: Any) -> Part:
     for task in tasks:
         manager = _manager(task)
         try:
-            found |= manager.load([task])["tasks"]
+            loaded = manager.load([task])["tasks"]
+            for one in loaded.values():
+                _ = one.eval_docs  # lm-eval 0.5 loads them only now
+            found |= loaded
         except Exception as error:  # datasets, the hub and the tasks' own code raise many kinds
             text = " ".join(str(error).split())[:300]
             return Part(name, {}, f"{task} could not be loaded: {type(error).__name__}: {text}")
@@ -186,6 +207,9 @@ def _set_shots(task: Any, shots: int | None) -> None:
 # One task of several ---------------------------------------------------------------------------------------
 
 
+_SHARED = "_scorers" if HAS_SCORERS else "_filters"  # what lm-eval's evaluator reads of a task beside its methods
+
+
 class Bundle(Task):  # type: ignore[misc]
     """An lm-eval task made of one of ours and of parts from lm-eval.
 
@@ -206,7 +230,7 @@ class Bundle(Task):  # type: ignore[misc]
             raise UserError(f"part_limit is {limit!r}", "give a whole number above 0, or leave it out")
         self.own, self.parts, self.limit = own, parts, limit
         self._config, self.VERSION, self.OUTPUT_TYPE = own.config, own.VERSION, own.OUTPUT_TYPE
-        self._filters = own._filters
+        setattr(self, _SHARED, getattr(own, _SHARED))
         self._borrowed = {name: (part, task) for part in parts for name, task in part.tasks.items()}
         if len(self._borrowed) < sum(len(part.tasks) for part in parts):
             raise UserError("one task of lm-eval is in two parts", "name it once")
@@ -268,13 +292,34 @@ class Bundle(Task):  # type: ignore[misc]
             for instance in task.instances:
                 instance.filtered_resps = {"none": dict(instance.filtered_resps)}
 
+    def process_instances(self) -> None:
+        """What lm-eval 0.5 calls in place of filters and `process_results`."""
+        self.own.apply_filters()
+        for name, (_, task) in self._borrowed.items():
+            if task.instances:
+                task.process_instances()
+            for instance in task.instances:
+                i = instance.doc_id - self._first[name]
+                instance.doc = {"id": f"{name}/{i}", "task": name, "doc": instance.doc}
+        asked: dict[int, list[Instance]] = {}
+        for instance in self._instances:
+            asked.setdefault(instance.doc_id, []).append(instance)
+        scored = {}
+        for number, requests in asked.items():
+            doc, target = requests[0].doc, requests[0].target
+            results = [] if "task" in doc else [r for request in requests for r in request.filtered_resps["none"]]
+            own = self.process_results(doc, results)
+            scored[number] = _scored_doc(number, target, {name: [value] for name, value in own.items()})
+        self._scorers[0].set_results(scored)
+
     def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
         """Every metric's contribution of one document, None where it has none."""
         found: dict[str, Any] = dict.fromkeys(self._metrics)
         if "task" not in doc:
             return found | self.own.process_results(doc, results)
         part, task = self._borrowed[doc["task"]]
-        found |= part.scores(task, doc["doc"], results)
+        number = self._first[doc["task"]] + int(doc["id"].rpartition("/")[2])
+        found |= part.scores(_scores(task, number, doc["doc"], results))
         return {name: found[name] for name in self._metrics}
 
     def aggregation(self) -> dict[str, Callable[..., Any]]:
@@ -339,6 +384,12 @@ class Bundle(Task):  # type: ignore[misc]
     def has_test_docs(self) -> bool:
         """All."""
         return True
+
+
+def _scored_doc(number: int, target: Any, scores: dict[str, list[Any]]) -> Any:
+    from lm_eval.scorers import ScoredDoc
+
+    return ScoredDoc(doc_id=number, reference=target, scores=scores)
 
 
 def _description(part: Part) -> dict[str, Any]:

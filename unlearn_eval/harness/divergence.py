@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from unlearn_eval.harness import requests
+from unlearn_eval.harness import patching, requests
 from unlearn_eval.utils.errors import UserError
 
 KIND = "answer_divergence"
@@ -23,13 +23,7 @@ Unedited = Callable[[], AbstractContextManager[Any]]
 
 def install() -> None:
     """Give lm-eval's models the request kind, as `requests.install` does."""
-    from lm_eval.api.model import LM
-    from lm_eval.models.huggingface import HFLM
-
-    if getattr(LM, KIND, None) is None:
-        setattr(LM, KIND, not_given)
-    if KIND not in vars(HFLM):
-        setattr(HFLM, KIND, from_transformers)
+    patching.add_request_kind(KIND, not_given, from_transformers)
 
 
 def not_given(self: Any, asked: Sequence[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:

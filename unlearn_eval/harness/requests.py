@@ -13,13 +13,12 @@ variances`, with `options["free_running"]` also `free_ranks, prompt_confidence` 
 from __future__ import annotations
 
 import contextlib
-import functools
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from unlearn_eval.models.load import read_together
+from unlearn_eval.harness import patching
 from unlearn_eval.models.prompt_format import PromptFormat, open_unlearning_labels
 from unlearn_eval.models.prompts import Labels
 from unlearn_eval.utils.errors import UserError
@@ -40,35 +39,9 @@ def options(
 
 def install() -> None:
     """Give lm-eval's models the request kind, and its aggregations a standard error of their own."""
-    import lm_eval.evaluator_utils as evaluator_utils
-    from lm_eval.api.model import LM
-    from lm_eval.models.huggingface import HFLM
-
-    if getattr(LM, KIND, None) is None:
-        setattr(LM, KIND, from_loglikelihood)
-    if KIND not in vars(HFLM):
-        setattr(HFLM, KIND, from_transformers)
-        HFLM._model_generate = _reading_together(HFLM._model_generate)  # type: ignore[method-assign]
-    original = getattr(evaluator_utils, "stderr_for_metric", None)
-    if original is not None and not hasattr(original, "asks_the_aggregation"):
-
-        def stderr_for_metric(metric: Any, bootstrap_iters: int) -> Any:
-            own = getattr(metric, "stderr", None) if bootstrap_iters > 0 else None
-            return own or original(metric, bootstrap_iters)
-
-        stderr_for_metric.asks_the_aggregation = True  # type: ignore[attr-defined]
-        evaluator_utils.stderr_for_metric = stderr_for_metric
-
-
-def _reading_together(generate: Any) -> Any:
-    """`hf`'s generation with a head that reads states which lie together: on CPUs that is much faster."""
-
-    @functools.wraps(generate)
-    def generating(self: Any, *arguments: Any, **options: Any) -> Any:
-        read_together(self.model)
-        return generate(self, *arguments, **options)
-
-    return generating
+    patching.add_request_kind(KIND, from_loglikelihood, from_transformers)
+    patching.read_states_together()
+    patching.use_own_standard_errors()
 
 
 def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:

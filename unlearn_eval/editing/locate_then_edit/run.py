@@ -30,7 +30,7 @@ from unlearn_eval.models.load import cache_dir
 from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.tracing import first, trace
-from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.models.weights import known_weights
 from unlearn_eval.utils.errors import UserError
 
 # (layer, K (d_in, n), R (d_out, n), K_p (d_in, m) or None) -> U (d_out, n), V (n, d_in); all float64
@@ -114,7 +114,7 @@ class Editing:
             job, config, parts = self.job, self.job.config, self.parts
             n_keys = round(config.keys_per_dimension * parts.d_mlp)
             settings = {"text": corpus.source_key(config.text), "n_keys": n_keys, "seed": config.seed}
-            weights, folder = hash_weights(job.model).canonical, cache_dir() / "second_moments"
+            weights, folder = known_weights(job.model).canonical, cache_dir() / "second_moments"
             paths = {layer: folder / cache_name(weights, layer, settings) for layer in self.layers}
             batches = corpus.token_sequences(config.text, job.model, job.tokenizer, n_keys, seed=config.seed)
             found = second_moments(job.model, parts, self.layers, batches, n_keys, paths, job.progress)

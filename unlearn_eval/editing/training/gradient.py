@@ -27,7 +27,7 @@ from unlearn_eval.edits.base import DENSE, LOW_RANK, EditInfo, applied
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.low_rank import LowRankEdit, concatenate
 from unlearn_eval.models.anatomy import anatomy, is_transposed
-from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.models.weights import known_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.json_files import dumps
 from unlearn_eval.utils.progress import Progress, no_progress
@@ -161,7 +161,7 @@ def train_edit(
         objective = _objective(method, model, config, len(parts))
         from unlearn_eval.editing.training.run import trained  # imports the Trainer, which takes seconds
 
-        identity = {"method": method.name, "weights": hash_weights(model).exact if config.folder else None}
+        identity = {"method": method.name, "weights": known_weights(model).exact if config.folder else None}
         with trained(model, rows, objective, config, identity, progress) as run:
             recorded = {name: value for name, value in asdict(config).items() if name not in PLACES}
             notes: dict[str, Any] = {"training": run.notes | {"n_retain": len(retain)}}

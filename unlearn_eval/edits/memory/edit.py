@@ -32,8 +32,9 @@ from unlearn_eval.edits.memory.routing import Router, router
 from unlearn_eval.edits.memory.side_memories import SideMemories, read_side_memories
 from unlearn_eval.edits.memory.store import Route, Store
 from unlearn_eval.models.anatomy import is_transposed
+from unlearn_eval.models.arguments import accepts, cache_argument, cache_of
 from unlearn_eval.models.prompt_ends import prompt_lengths
-from unlearn_eval.models.scoring import accepts, keeps_plain_cache, pad, positions
+from unlearn_eval.models.scoring import keeps_plain_cache, pad, positions
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
 
@@ -139,7 +140,7 @@ def read_inputs(model: Any, module: str, prompts: Sequence[Sequence[int]], rows_
         with trace(model, inputs=[module]) as seen, prompt_lengths([shared + 1]):  # not decided yet
             keep = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
             ids = torch.tensor([list(prompts[0][:shared])], device=model.device)
-            cache = model(input_ids=ids, use_cache=True, **keep).past_key_values
+            cache = cache_of(model(input_ids=ids, use_cache=True, **keep))
         opening = seen.inputs[module][0]
     found: list[Tensor] = []
     for start in range(0, len(prompts), rows_per_batch):
@@ -150,7 +151,7 @@ def read_inputs(model: Any, module: str, prompts: Sequence[Sequence[int]], rows_
             past = copy.deepcopy(cache)
             past.batch_repeat_interleave(len(part))
             mask = torch.cat([mask.new_ones(len(part), shared), mask], dim=1)
-            options = {"past_key_values": past, "use_cache": True}
+            options = {**cache_argument(model, past), "use_cache": True}
         places = positions(model, mask, last=ids.shape[1])
         lengths = prompt_lengths([len(row) + shared for row in part])
         with lengths, trace(model, inputs=[module], stop_after=module) as seen:

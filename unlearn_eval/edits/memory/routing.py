@@ -33,13 +33,17 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from unlearn_eval.models.arguments import cache_of, given_cache
 from unlearn_eval.models.prompt_ends import PROMPT, ROUTER, PromptEnds
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 UNDECIDED, NO_MEMORY = -2, -1
 _DECISIONS = "unlearn_eval_decisions"  # on a cache
@@ -106,7 +110,9 @@ class Memory(Protocol):
 class _Pass:
     """One forward pass: which of its columns are tokens, and where the rows' prompts end."""
 
-    def __init__(self, ids: Tensor, mask: Tensor | None, past: int, prompt: PromptEnds | None, cache: Any) -> None:
+    def __init__(
+        self, ids: Tensor, mask: Tensor | None, past: int, prompt: PromptEnds | None, cache: Cache | None
+    ) -> None:
         self.rows, self.width = ids.shape[:2]
         self.device, self.past, self.prompt, self.cache = ids.device, past, prompt, cache
         self.held: dict[int, Decisions] = {}  # what the edits have decided in this pass
@@ -244,7 +250,7 @@ class Router:
             ids = given.get("inputs_embeds")
         if ids is None:
             raise UserError("a memory edit needs input_ids or inputs_embeds", "call the model with one of them")
-        cache = given.get("past_key_values")
+        cache = given_cache(given)
         past = int(cache.get_seq_length()) if cache is not None else 0
         self._local.current = _Pass(ids, given.get("attention_mask"), past, PROMPT.get(), cache)
 
@@ -255,7 +261,7 @@ class Router:
             return
         cache = current.cache
         if cache is None:
-            cache = getattr(output, "past_key_values", None)
+            cache = cache_of(output)
             if cache is None and isinstance(output, tuple):
                 cache = next((part for part in output if hasattr(part, "get_seq_length")), None)
         if cache is not None:
@@ -364,7 +370,7 @@ def _prompt_width(arguments: tuple[Any, ...], options: Mapping[str, Any]) -> int
     for name in ("input_ids", "inputs_embeds"):
         ids = options.get(name) if ids is None else ids
     width = 1 if ids is None else int(ids.shape[1])  # without ids `generate` starts from one
-    mask, cache = options.get("attention_mask"), options.get("past_key_values")
+    mask, cache = options.get("attention_mask"), given_cache(options)
     if mask is not None and mask.ndim == 2:
         return max(width, int(mask.shape[1]))
     past = int(cache.get_seq_length()) if cache is not None else 0
@@ -390,21 +396,21 @@ class _CarriesDecisions:
 
 
 @functools.lru_cache(maxsize=64)
-def _carrying(cache_class: Any) -> Any:
+def _carrying(cache_class: type[Cache]) -> Any:
     return type(cache_class.__name__, (_CarriesDecisions, cache_class), {"__module__": cache_class.__module__})
 
 
-def _kept(cache: Any) -> Mapping[int, Decisions]:
+def _kept(cache: Cache | None) -> Mapping[int, Decisions]:
     found: Mapping[int, Decisions] = getattr(cache, _DECISIONS, {})
     return found
 
 
-def _keep(cache: Any, held: Mapping[int, Decisions]) -> None:
+def _keep(cache: Cache, held: Mapping[int, Decisions]) -> None:
     """Put decisions on a cache. The mapping is replaced, not changed: copies of a cache share it."""
     if not isinstance(cache, _CarriesDecisions):
         cache.__class__ = _carrying(type(cache))  # type: ignore[arg-type]
     setattr(cache, _DECISIONS, {**_kept(cache), **held})
 
 
-def _reorder(cache: Any, indices: Tensor) -> None:
+def _reorder(cache: Cache, indices: Tensor) -> None:
     setattr(cache, _DECISIONS, {number: kept.select(indices) for number, kept in _kept(cache).items()})

@@ -106,7 +106,7 @@ class Identities:
         commit = _hub_commit(spec)
         return f"hub:{spec.model}@{commit}", commit
 
-    def settings(self, value: Any) -> Any:
+    def settings(self, value: object) -> Any:
         """Settings with what is in the files and folders that they name, in place of their paths."""
         if isinstance(value, Mapping):
             return {str(key): self.settings(own) for key, own in value.items()}

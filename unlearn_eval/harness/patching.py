@@ -1,0 +1,194 @@
+"""Our changes to lm-eval at run time (see `utils.patching`). lm-eval is imported when they are applied, not here."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from unlearn_eval.harness.names import MODELS, TASKS_FOLDER
+from unlearn_eval.utils.patching import OneOf, Patches, Place, replaced, wrap
+
+PATCHES = Patches("lm_eval", tested=("0.4.13", "0.5.0.dev1"))
+
+
+# Names -----------------------------------------------------------------------------------------------------
+
+
+@PATCHES.add(
+    "task-index",
+    "TaskIndex.build also reads the folder of our tasks wherever it reads lm-eval's own",
+    Place("lm_eval.tasks._index:TaskIndex.build", takes="paths"),
+)
+def index_our_tasks(index_module: Any) -> None:
+    """Make every task index that scans lm-eval's own folder scan ours right after it."""
+    own_folder = os.path.realpath(os.path.dirname(index_module.__file__))
+
+    def with_ours(build: Any) -> Any:
+        def build_with_ours(paths: Any, **options: Any) -> Any:
+            paths = list(paths)
+            known = [os.path.realpath(path) for path in paths]
+            if own_folder in known and os.path.realpath(TASKS_FOLDER) not in known:
+                # After lm-eval's folder and before the user's, so that the user's --include_path still wins.
+                paths.insert(known.index(own_folder) + 1, type(paths[0])(TASKS_FOLDER))
+            return build(paths, **options)
+
+        return build_with_ours
+
+    wrap(index_module.TaskIndex, "build", with_ours)
+
+
+@PATCHES.add(
+    "model-names",
+    "model_registry also holds our models (edited, edited-vllm)",
+    Place("lm_eval.api.registry:model_registry.register", takes="aliases, target"),
+)
+def register_models() -> None:
+    """Register our model names, unimported, after lm-eval's own."""
+    import lm_eval.models  # noqa: F401  (registers lm-eval's own; must come first)
+    from lm_eval.api.registry import model_registry
+
+    for name, target in MODELS.items():
+        if name not in model_registry:
+            model_registry.register(name, target=target)
+
+
+# Requests and scores ---------------------------------------------------------------------------------------
+
+
+@PATCHES.add(
+    "request-kinds",
+    "LM and HFLM also answer the request kinds answer_logprobs and answer_divergence",
+    Place("lm_eval.api.model:LM"),
+    Place("lm_eval.models.huggingface:HFLM._batch_scheduler", takes="self, pos, n_reordered_requests"),
+    Place("lm_eval.models.huggingface:HFLM._encode_pair", takes="self, context, continuation"),
+    Place("lm_eval.evaluator:evaluate", mentions=("getattr(lm, reqtype)",)),
+)
+def add_request_kind(kind: str, of_any: Callable[..., Any], of_transformers: Callable[..., Any]) -> None:
+    """Give lm-eval's models a request kind.
+
+    Args:
+        kind: the method's name, which is the request's type.
+        of_any: the method of models that have none.
+        of_transformers: the method of lm-eval's `hf` model.
+    """
+    from lm_eval.api.model import LM
+    from lm_eval.models.huggingface import HFLM
+
+    if getattr(LM, kind, None) is None:
+        setattr(LM, kind, of_any)
+    if kind not in vars(HFLM):
+        setattr(HFLM, kind, of_transformers)
+
+
+@PATCHES.add(
+    "contiguous-states",
+    "HFLM._model_generate lets the head read contiguous states, which is faster on CPUs",
+    Place("lm_eval.models.huggingface:HFLM._model_generate", takes="self, context, max_length, stop"),
+)
+def read_states_together() -> None:
+    """Let lm-eval's `hf` model generate with a head that reads contiguous states."""
+    from lm_eval.models.huggingface import HFLM
+
+    wrap(HFLM, "_model_generate", _reading_together)
+
+
+def _reading_together(generate: Any) -> Any:
+    from unlearn_eval.models.load import read_together
+
+    def generating(self: Any, *arguments: Any, **options: Any) -> Any:
+        read_together(self.model)
+        return generate(self, *arguments, **options)
+
+    return generating
+
+
+@PATCHES.add(
+    "standard-errors",
+    "stderr_for_metric asks an aggregation for its own standard error first",
+    OneOf(
+        (
+            Place("lm_eval.evaluator_utils:stderr_for_metric", takes="metric, bootstrap_iters"),
+            Place(
+                "lm_eval.scorers._base:Scorer.aggregate",
+                mentions=("from lm_eval.api.metrics import mean, stderr_for_metric",),
+            ),
+        )
+    ),
+    Place("lm_eval.api.metrics:stderr_for_metric", takes="metric, bootstrap_iters"),
+)
+def use_own_standard_errors() -> None:
+    """Let an aggregation with a method `stderr` give its own standard error, instead of a bootstrap."""
+    import lm_eval.api.metrics as metrics
+    import lm_eval.evaluator_utils as utils
+
+    # 0.4 has imported the name where it calls it; 0.5 imports it at each call.
+    wrap(utils if hasattr(utils, "stderr_for_metric") else metrics, "stderr_for_metric", _own_first)
+
+
+def _own_first(original: Any) -> Any:
+    def stderr_for_metric(metric: Any, bootstrap_iters: int) -> Any:
+        own = getattr(metric, "stderr", None) if bootstrap_iters > 0 else None
+        return own or original(metric, bootstrap_iters)
+
+    return stderr_for_metric
+
+
+# Output ----------------------------------------------------------------------------------------------------
+
+
+@PATCHES.add("log-levels", "loggers of lm_eval, datasets, transformers and accelerate show errors only, for a block")
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Only errors in the logs of lm-eval, datasets, transformers and accelerate, within a `with` block."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers", "accelerate")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@PATCHES.add(
+    "no-machine-report",
+    "simple_evaluate collects nothing about machine and git, for a block: our provenance has it",
+    Place("lm_eval.evaluator:simple_evaluate", mentions=("add_env_info(results)", "get_git_commit_hash()")),
+    Place("lm_eval.evaluator:add_env_info", takes="storage"),
+    Place("lm_eval.evaluator:get_git_commit_hash"),
+)
+@contextmanager
+def without_machine() -> Iterator[None]:
+    """Skip lm-eval's report on machine and git, which takes a second or two after every evaluation."""
+    import lm_eval.evaluator
+
+    with (
+        replaced(lm_eval.evaluator, "add_env_info", lambda storage: None),
+        replaced(lm_eval.evaluator, "get_git_commit_hash", lambda: None),
+    ):
+        yield
+
+
+@PATCHES.add(
+    "no-bars",
+    "progress bars are off, for a block: a study shows its own progress",
+    Place("tqdm.std:tqdm.__init__", takes="self, iterable, desc, total"),
+    package="tqdm",
+    tested=("4.70.1",),
+)
+@contextmanager
+def within_a_study() -> Iterator[None]:
+    """Turn progress bars off, and skip what `without_machine` skips."""
+    import tqdm
+
+    show = tqdm.std.tqdm.__init__
+
+    def silent(self: Any, *arguments: Any, **options: Any) -> None:
+        show(self, *arguments, **{**options, "disable": True})
+
+    with replaced(tqdm.std.tqdm, "__init__", silent), without_machine():
+        yield
