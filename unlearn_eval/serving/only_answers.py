@@ -8,23 +8,24 @@ what stands before that is left out, as the engine itself leaves out what it rea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MethodType
 from typing import Any
 
 import torch
 
 from unlearn_eval.models.prompt_ends import said_prompt_end
-
-_NAME = "_get_prompt_logprobs_dict"
+from unlearn_eval.serving.patching import score_answers_only
+from unlearn_eval.utils.patching import warn_of_misfit
 
 
 def install(runner: Any) -> None:
-    """Let a runner leave out what nobody asks for; one that is built otherwise stays as it is."""
-    wanted = ("requests", "num_prompt_logprobs", "input_batch", "query_start_loc")
-    if _NAME in vars(runner) or not all(hasattr(runner, name) for name in (_NAME, *wanted)):
-        return
-    own = getattr(runner, _NAME)
+    """Let a V1 model runner leave out what nobody asks for; V2's is left as it is."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+    if isinstance(runner, GPUModelRunner):
+        warn_of_misfit(score_answers_only, runner, _only_answers)
+
+
+def _only_answers(own: Any) -> Any:
     def only_answers(self: Any, hidden_states: Any, num_scheduled_tokens: Mapping[str, int]) -> Any:
         if not self.num_prompt_logprobs:  # as in most steps
             return own(hidden_states, num_scheduled_tokens)
@@ -52,7 +53,7 @@ def install(runner: Any) -> None:
                 request.num_computed_tokens -= left_out
                 starts[row] -= left_out
 
-    setattr(runner, _NAME, MethodType(only_answers, runner))
+    return only_answers
 
 
 def _unknown(request: Any, n: int) -> Any:
