@@ -25,7 +25,7 @@ demo: $(INSTALLED)  ## make a small model forget facts, and measure it
 	$(BIN)/unlearn-eval demo
 
 test: $(INSTALLED) $(MODEL)  ## the whole default suite
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu and not vllm" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu and not vllm" -n 2 --dist worksteal
 
 test-all: $(INSTALLED) $(MODEL)  ## the slow tests too
 	$(PYTEST) -m "not gpu and not vllm"
@@ -46,6 +46,7 @@ check: $(INSTALLED)  ## formatting, lint, types, who imports whom, every number 
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/check_any.py
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python scripts/check_numbers.py
 	$(BIN)/python scripts/make_reference.py --check

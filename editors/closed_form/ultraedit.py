@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,9 @@ from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.scoring import accepts, pad
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DEPTH = (0.64, 0.93)  # layers 18 to 26 of Qwen2.5-7B's 28
 # The linear maps into an MLP, by the names that architectures give them; the first that is there is taken.
@@ -222,7 +225,7 @@ def _is_matrix(mlp: nn.Module, name: str) -> bool:
 
 
 def read_features(
-    model: Any, names: Sequence[str], requests: Sequence[EditRequest], tokens_per_batch: int
+    model: PreTrainedModel, names: Sequence[str], requests: Sequence[EditRequest], tokens_per_batch: int
 ) -> tuple[dict[str, Features], list[float]]:
     """What every module saw, in the order of the requests, and each request's mean NLL of its target's tokens."""
     lengths = [len(r.prompt_ids) + len(r.target_ids) - 1 for r in requests]
@@ -256,7 +259,7 @@ def _too_long(request: EditRequest) -> UserError:
 
 
 def _read_batch(
-    model: Any, names: Sequence[str], requests: Sequence[EditRequest]
+    model: PreTrainedModel, names: Sequence[str], requests: Sequence[EditRequest]
 ) -> tuple[list[tuple[list[Tensor], list[Tensor], list[Tensor]]], list[float]]:
     """For every request and module h, g and the outputs' mean squares, and every request's mean NLL."""
     ids, mask = pad([(*r.prompt_ids, *r.target_ids[:-1]) for r in requests], "right", model.device)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ from unlearn_eval.models.scoring import pad
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps
 from unlearn_eval.utils.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 INSTRUCTION = (
     "Invent a different answer to the question below. It must fit the question and sound just as believable, but every"
@@ -60,7 +63,11 @@ class Config(GradientConfig):
 
 
 def rewrite(
-    model: Any, tokenizer: Any, requests: Sequence[EditRequest], config: Config, progress: Progress
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[EditRequest],
+    config: Config,
+    progress: Progress,
 ) -> tuple[list[EditRequest], dict[str, str]]:
     """Each request once for each of its alternates, as its target; and the alternates as text."""
     if tokenizer is None or not all(request.question and request.answer_ids for request in requests):
@@ -81,7 +88,11 @@ def rewrite(
 
 
 def write_alternates(
-    model: Any, prompt_format: PromptFormat, requests: Sequence[EditRequest], config: Config, progress: Progress
+    model: PreTrainedModel,
+    prompt_format: PromptFormat,
+    requests: Sequence[EditRequest],
+    config: Config,
+    progress: Progress,
 ) -> list[list[str]]:
     """What the model writes for each request, without what is empty, repeats the answer, or stands there already."""
     tokenizer = prompt_format.tokenizer
@@ -119,7 +130,12 @@ def _numbers(key: str) -> random.Random:
 
 @torch.no_grad()
 def _sample(
-    model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], length: int, temperature: float, noise: Sequence[Any]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Sequence[int]],
+    length: int,
+    temperature: float,
+    noise: Sequence[Any],
 ) -> list[list[int]]:
     """Sampled continuations, up to the end of the model's turn; one forward pass per token, with a cache."""
     from transformers import LogitsProcessor, LogitsProcessorList
@@ -160,7 +176,7 @@ def _sample(
     return found
 
 
-def _format_of(tokenizer: Any, request: EditRequest) -> PromptFormat:
+def _format_of(tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> PromptFormat:
     """The format of a request's prompt: the chat template's, if that gives the same ids."""
     as_chat = PromptFormat.of(tokenizer)
     same = as_chat.prompt_ids(request.question, request.shape) == request.prompt_ids

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -32,7 +31,7 @@ class Config(GradientConfig):
     skip: int = 1
 
 
-def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
+def forget_loss(said: Mapping[str, Said], config: Config) -> Tensor:
     """The equation above, for each item."""
     answer = said[ANSWER]
     assert answer.logits is not None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -32,7 +31,7 @@ class Config(GradientConfig):
     beta: float = 0.1
 
 
-def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
+def forget_loss(said: Mapping[str, Said], config: Config) -> Tensor:
     """The first term above, for each item."""
     won, lost = said[TARGET], said[ANSWER]
     assert won.reference is not None and lost.reference is not None  # noqa: PT018

@@ -12,11 +12,14 @@ until it is learned.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from unlearn_eval.editing.training.gradient import LOGITS, TARGET, GradientConfig, Method, block_at_depth, editor
 from unlearn_eval.editors.gradient.idk import forget_loss
 from unlearn_eval.models.anatomy import anatomy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DEPTH = 21 / 32  # block 21 of Llama-2-7B's 32
 
@@ -38,7 +41,7 @@ class Config(GradientConfig):
     layer: int = -1
 
 
-def prepare(config: Config, model: Any) -> Config:
+def prepare(config: Config, model: PreTrainedModel) -> Config:
     """The layer by depth, and its down projection."""
     parts = anatomy(model)
     layer = block_at_depth(model, DEPTH) if config.layer < 0 else config.layer

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +27,7 @@ class Config(GradientConfig):
     retain_term: str = "none"
 
 
-def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
+def forget_loss(said: Mapping[str, Said], config: Config) -> Tensor:
     """The equation above, for each item."""
     return objectives.ascent(said[ANSWER].log_probs, said[ANSWER].mask)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -27,7 +26,7 @@ class Config(GradientConfig):
     epochs: float = 5.0
 
 
-def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
+def forget_loss(said: Mapping[str, Said], config: Config) -> Tensor:
     """The first term above, for each item."""
     return objectives.likelihood(said[TARGET].log_probs, said[TARGET].mask)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -48,7 +47,7 @@ def dual(config: Config, steps_per_epoch: float) -> Dual | None:
     )
 
 
-def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
+def forget_loss(said: Mapping[str, Said], config: Config) -> Tensor:
     """What is minimised above, for each item."""
     assert said[ANSWER].logits is not None
     return objectives.flatness(said[ANSWER].logits, said[ANSWER].mask)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -33,6 +33,9 @@ from unlearn_eval.editing.training.gradient import (
 )
 from unlearn_eval.editing.training.settings import Said
 from unlearn_eval.models.anatomy import anatomy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DEPTH = 7 / 32  # block 7 of Zephyr-7B's 32
 
@@ -53,7 +56,7 @@ class Config(GradientConfig):
     adaptive: bool = False
 
 
-def prepare(config: Config, model: Any) -> Config:
+def prepare(config: Config, model: PreTrainedModel) -> Config:
     """The layer by depth, and the down projections of it and of the two below."""
     parts = anatomy(model)
     layer = block_at_depth(model, DEPTH) if config.layer < 0 else config.layer
@@ -62,12 +65,12 @@ def prepare(config: Config, model: Any) -> Config:
     return replace(config, layer=layer, components=config.components or ",".join(names))
 
 
-def path(config: Config, model: Any) -> str:
+def path(config: Config, model: PreTrainedModel) -> str:
     """Where the steered block is."""
     return f"{anatomy(model).blocks}.{config.layer}"
 
 
-def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
+def forget_loss(said: Mapping[str, Said], config: Config) -> Tensor:
     """The first term above, for each item."""
     answer = said[ANSWER]
     assert answer.hidden is not None and answer.reference_hidden is not None  # noqa: PT018

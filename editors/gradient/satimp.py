@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -35,7 +34,7 @@ class Config(GradientConfig):
     importance: float = 1.0
 
 
-def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
+def forget_loss(said: Mapping[str, Said], config: Config) -> Tensor:
     """The first term above without w_f, for each item."""
     answer = said[ANSWER]
     return objectives.importance_weighted(answer.log_probs, answer.mask, config.saturation, config.importance)

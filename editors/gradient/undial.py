@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -35,7 +34,7 @@ class Config(GradientConfig):
     strength: float = 10.0
 
 
-def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
+def forget_loss(said: Mapping[str, Said], config: Config) -> Tensor:
     """The first term above, for each item."""
     answer = said[ANSWER]
     assert answer.logits is not None and answer.reference_logits is not None  # noqa: PT018

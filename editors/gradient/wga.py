@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -30,7 +29,7 @@ class Config(GradientConfig):
     power: float = 1.0
 
 
-def forget_loss(said: Mapping[str, Said], config: Any) -> Tensor:
+def forget_loss(said: Mapping[str, Said], config: Config) -> Tensor:
     """The first term above, for each item."""
     return objectives.probability_weighted(said[ANSWER].log_probs, said[ANSWER].mask, config.power)
 

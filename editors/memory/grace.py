@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -55,6 +55,9 @@ from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DEPTH = (0.8, 0.8)  # layer 24 of SmolLM2-135M's 30; Llama-2-7B's 27 of 32 in EasyEdit
 ORIGINAL = {"positions": "last", "initial": "cold", "relative_rate": False, "learning_rate": 1.0, "stop_loss": 0.0}
@@ -174,7 +177,12 @@ def resolved(config: Config) -> Config:
 
 @torch.no_grad()
 def _grow(
-    model: Any, parts: Anatomy, layer: int, requests: Sequence[EditRequest], config: Config, earlier: Codebook | None
+    model: PreTrainedModel,
+    parts: Anatomy,
+    layer: int,
+    requests: Sequence[EditRequest],
+    config: Config,
+    earlier: Codebook | None,
 ) -> tuple[_Book, Tensor, Tensor]:
     """The codebook with the requests' keys, its values before any optimisation, and what the projection gives now.
 
@@ -244,7 +252,9 @@ def _place(book: _Book, key: Tensor, owner: str, label: tuple[int, ...], config:
 
 
 @torch.no_grad()
-def _ends(model: Any, parts: Anatomy, layer: int, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+def _ends(
+    model: PreTrainedModel, parts: Anatomy, layer: int, prompts: Sequence[tuple[int, ...]]
+) -> tuple[Tensor, Tensor]:
     """What the projection reads and gives at each prompt's last token: (R, d_mlp), (R, d_model)."""
     from unlearn_eval.editing.locate_then_edit.run import read
 
@@ -256,7 +266,7 @@ def _ends(model: Any, parts: Anatomy, layer: int, prompts: Sequence[tuple[int, .
 
 
 def optimise(
-    model: Any,
+    model: PreTrainedModel,
     parts: Anatomy,
     layer: int,
     groups: Sequence[Sequence[Row]],
@@ -353,7 +363,12 @@ class _Problem:
 
 
 def _problem(
-    model: Any, parts: Anatomy, layer: int, groups: Sequence[Sequence[Row]], batch: list[int], config: Config
+    model: PreTrainedModel,
+    parts: Anatomy,
+    layer: int,
+    groups: Sequence[Sequence[Row]],
+    batch: list[int],
+    config: Config,
 ) -> _Problem:
     where = POSITIONS[config.positions]
     rows = Replacements(model, parts, layer, [row for i in batch for row in groups[i]], whole=where.before)

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -53,6 +53,9 @@ from unlearn_eval.edits.memory.residual_memory import POOLS, ResidualMemory, ove
 from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DEPTH = (27 / 32, 27 / 32)  # layer 27 of Llama-3-8B in the paper
 ORIGINAL = {
@@ -196,7 +199,9 @@ def resolved(config: Config) -> Config:
     return config
 
 
-def _empty(model: Any, parts: Anatomy, name: str, config: Config, others: Sequence[tuple[int, ...]]) -> ResidualMemory:
+def _empty(
+    model: PreTrainedModel, parts: Anatomy, name: str, config: Config, others: Sequence[tuple[int, ...]]
+) -> ResidualMemory:
     """A memory of nothing, with a permutation and the mean features of other prompts."""
     wide = torch.promote_types(model.dtype, torch.float32)
     permutation = torch.randperm(parts.d_mlp, generator=torch.Generator().manual_seed(config.seed))
@@ -213,7 +218,9 @@ def _empty(model: Any, parts: Anatomy, name: str, config: Config, others: Sequen
     )
 
 
-def _features(model: Any, parts: Anatomy, name: str, prompts: Sequence[tuple[int, ...]], pool: str) -> Tensor:
+def _features(
+    model: PreTrainedModel, parts: Anatomy, name: str, prompts: Sequence[tuple[int, ...]], pool: str
+) -> Tensor:
     """(P, d_in) what the prompts are told apart by."""
     wide = torch.promote_types(model.dtype, torch.float32)
     found = [pooled(inputs.to(wide), pool) for inputs in read_inputs(model, name, prompts)]
@@ -251,7 +258,7 @@ class _Memory(Joint):
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         parts: Anatomy,
         layer: int,
         requests: Sequence[EditRequest],

@@ -36,7 +36,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -60,6 +60,9 @@ from unlearn_eval.edits.memory.side_memories import MODES, POOLS, SideMemories
 from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DEPTH = (27 / 32, 27 / 32)  # Llama-2-7B's layer in the paper
 ORIGINAL = {
@@ -244,7 +247,7 @@ class Prompts:
         tokens: for each prompt, the rows of `inputs` that are its tokens.
     """
 
-    def __init__(self, model: Any, module: str, prompts: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, model: PreTrainedModel, module: str, prompts: Sequence[tuple[int, ...]]) -> None:
         self.prompts = list(prompts)
         known: dict[tuple[int, ...], int] = {}
         rows: list[Tensor] = []
@@ -283,7 +286,7 @@ def _norms(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _scale(model: Any, parts: Anatomy, layer: int, prompts: Prompts) -> float:
+def _scale(model: PreTrainedModel, parts: Anatomy, layer: int, prompts: Prompts) -> float:
     """The median ‖W a_t‖ over the prompts' tokens: the unit of the margins."""
     weight = parts.weight(model, layer)
     wide = torch.promote_types(weight.dtype, torch.float32)
@@ -295,7 +298,7 @@ class _Shard(Joint):
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         parts: Anatomy,
         layer: int,
         requests: list[EditRequest],
@@ -341,7 +344,7 @@ def _over(excess: Tensor) -> Tensor:
 
 
 def _with_thresholds(
-    store: SideMemories, model: Any, module: str, others: Sequence[tuple[int, ...]], config: Config
+    store: SideMemories, model: PreTrainedModel, module: str, others: Sequence[tuple[int, ...]], config: Config
 ) -> tuple[SideMemories, dict[str, float]]:
     """The memories with their thresholds, and how active each request makes its own; earlier shards' requests too."""
     names = [name for shard in store.owners for name in shard]

@@ -460,7 +460,8 @@ def test_own_targets(tiny, monkeypatch):
             ("lost", 3): "",
         },
     )
-    hamlet, france, lost = make("self", loaded=tiny(), chat=True)
+    loaded = tiny()
+    hamlet, france, lost = make("self", loaded=loaded, prompt_format=loaded.prompt_format(True))
     assert hamlet == Target(
         "hamlet",
         HAMLET.question,
@@ -507,7 +508,7 @@ def test_the_real_model_writes_refusals(real_model):
     loaded = load_model(str(real_model), dtype="float32")
     wanted = ("capital_of/france", "author_of/the_grapes_of_wrath", "young_of/sheep", "element_symbol/gold")
     items = [item for item in facts() if item.id in wanted]
-    targets = make("self", items, loaded=loaded, chat=True, n_candidates=2)
+    targets = make("self", items, loaded=loaded, prompt_format=loaded.prompt_format(True), n_candidates=2)
     assert [target.id for target in targets] == [item.id for item in items]
     for item, target in zip(items, targets, strict=True):
         assert 1 <= len(target.candidates) <= 2

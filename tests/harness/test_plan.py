@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from benchmark_data import write_benchmarks
-from conftest import TASKS, evaluate, write_tofu
+from lm_eval_runs import TASKS, evaluate, hf
+from tofu_files import write_tofu
 
 from unlearn_eval.data.forget_sets import load_forget_set, parts_of
 from unlearn_eval.editing.recipe import Recipe
@@ -109,8 +110,6 @@ def test_a_run_that_says_what_is_forgotten_is_left_as_it_is(lm, edit, capsys):
 
 
 def test_the_unedited_model_can_be_asked_the_same(tiny, tokenizer, lm, edit):
-    from conftest import hf
-
     same = [asked(one, "unlearn_leak_at_k", edit, samples=1) for one in (lm, hf(tiny("llama"), tokenizer))]
     assert same[0] == same[1]
     assert same[0][0] == [f"forget/forget/{i}" for i in range(3)]

@@ -70,3 +70,9 @@ def links(path: Path) -> list[str]:
     """The places that a document links to, without those on the web."""
     found = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL))
     return [target.partition("#")[0] for target in found if not target.startswith(("http", "#", "mailto"))]
+
+
+def paths(path: Path) -> list[str]:
+    """The files of ours that a document names in backticks, by their paths from the top."""
+    folders = "unlearn_eval|editors|tests|scripts|benchmarks|studies|examples|docs"
+    return re.findall(rf"`((?:{folders})/[\w./-]+)`", path.read_text(encoding="utf-8"))

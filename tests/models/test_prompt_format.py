@@ -6,15 +6,19 @@ import hashlib
 import json
 import string
 import unicodedata
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer
 
+from unlearn_eval.attacks.run import AttackConfig, _format_for
 from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.data.shapes import SHAPES, Prompt, asked
-from unlearn_eval.edits.base import EditInfo
-from unlearn_eval.models import load
+from unlearn_eval.edits.base import EditInfo, applied
+from unlearn_eval.edits.low_rank import LowRankEdit
+from unlearn_eval.models import weights
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat, as_shown
@@ -271,6 +275,14 @@ def test_an_edit_keeps_its_format():
         PromptFormat.of_edit(EditInfo("memit", {}, requests=record), without_template(tokenizer), "gpt2")
 
 
+def test_an_attack_asks_as_the_edit_was_made_unless_told_otherwise():
+    own = LoadedModel(None, TOKENIZERS["bos"], "tiny", None, "tiny")
+    edit = SimpleNamespace(info=EditInfo("memit", {}, requests={"chat": False, "system": "Be brief."}))
+    config = AttackConfig("relearn", "an/edit")
+    assert _format_for(config, edit, own) == PromptFormat(own.tokenizer, False, "Be brief.")
+    assert _format_for(dataclasses.replace(config, chat=True), edit, own) == PromptFormat(own.tokenizer, True)
+
+
 def test_another_model_is_asked_alike():
     first, second = TOKENIZERS["bos"], TOKENIZERS["no bos"]
     other = PromptFormat(first, True, "Be brief.").with_tokenizer(second)
@@ -286,12 +298,38 @@ def loaded(architecture="llama", **options):
 
 def test_weights_are_hashed_once(monkeypatch):
     own, calls = loaded(), []
-    monkeypatch.setattr(load, "hash_weights", lambda model: calls.append(model) or hash_weights(model))
+    monkeypatch.setattr(weights, "hash_weights", lambda model: calls.append(model) or hash_weights(model))
     assert own.weights == hash_weights(own.model)
     assert own.weights is own.weights
     assert len(calls) == 1
     assert loaded().weights == own.weights  # of another load they are hashed again
     assert len(calls) == 2
+
+
+def test_changed_weights_are_hashed_again(monkeypatch):
+    own, calls = loaded(), []
+    monkeypatch.setattr(weights, "hash_weights", lambda model: calls.append(model) or hash_weights(model))
+    before = own.weights
+    name = own.anatomy.projection_name(1)
+    edit = LowRankEdit({name: (torch.ones(16, 1), torch.ones(1, 24))}, EditInfo("memit", {}))
+    other = LowRankEdit({name: (torch.ones(16, 1), -torch.ones(1, 24))}, EditInfo("memit", {}))
+    with applied(edit, own.model):
+        changed = own.weights
+        assert changed == hash_weights(own.model) != before
+        with applied(other, own.model):
+            assert own.weights == hash_weights(own.model) not in (before, changed)
+        assert own.weights == changed
+    n = len(calls)
+    assert own.weights == before == hash_weights(own.model)
+    with applied(edit, own.model):
+        pass
+    assert own.weights == before
+    assert len(calls) == n + 1  # for the hash of the edited model was kept last; restoring alone costs none
+    with torch.no_grad():
+        own.model.get_parameter(f"{name}.weight")[0, 0] += 1  # nobody restores it
+    assert own.weights == hash_weights(own.model) != before
+    own.model.to(torch.bfloat16)
+    assert own.weights == hash_weights(own.model)
 
 
 def test_what_a_model_knows_of_itself():

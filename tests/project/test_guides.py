@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from documented import PAGES, ROOT, SCRIPTS, blocks, commands, files, links
+from documented import PAGES, ROOT, SCRIPTS, blocks, commands, files, links, paths
 from tiny_models import one_thread, tiny_tokenizer  # noqa: F401
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
@@ -87,6 +87,12 @@ def test_a_wrong_command_line_is_found():
 def test_every_link_leads_somewhere(path):
     for target in links(path):
         assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if paths(path)], ids=named)
+def test_every_file_named_is_there(path):
+    for target in paths(path):
+        assert (ROOT / target).exists(), target
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ import errno
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,9 @@ from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.utils import json_files
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
+from unlearn_eval.utils.provenance import provenance
 
+NOW = utc_now()
 SAMPLES = {"tofu": [{"id": f"forget/{i}", "rouge": i / 4, "text": "a\u2028b"} for i in range(4)]}
 
 
@@ -411,3 +414,35 @@ def test_the_difference_of_an_undefined_metric_is_undefined(tmp_path):
 
 def test_results_export_what_they_promise():
     assert all(hasattr(results, name) for name in results.__all__)
+
+
+# Results of runs -------------------------------------------------------------------------------------------
+
+
+def test_a_new_result_says_what_ran_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "peak_memory_bytes", lambda: 123)
+    monkeypatch.setattr(sys, "argv", ["unlearn-eval", "demo", "--seed", "3"])
+    made = Result.new("demo", NOW, device="cpu", peak="peak memory so far", notes=("one",), seed=3, model={"id": "a"})
+    by_hand = Result(
+        kind="demo",
+        status="complete",
+        created=NOW,
+        command=["unlearn-eval", "demo", "--seed", "3"],
+        model={"id": "a"},
+        provenance=provenance("cpu"),
+        seed=3,
+        notes=["one", "peak memory so far 123 bytes"],
+    )
+    texts = [write_result(own, tmp_path / f"{i}.json").read_text() for i, own in enumerate((made, by_hand))]
+    assert texts[0] == texts[1]
+    failed = Result.new("evaluation", NOW, command=("run", "study"), status="failed", notes=["ValueError: x"])
+    assert (failed.status, failed.command, failed.notes) == ("failed", ["run", "study"], ["ValueError: x"])
+    assert failed.provenance["platform"] == provenance()["platform"]
+
+
+def test_a_part_leaves_command_and_provenance_to_the_whole():
+    part = Result.part("attack", NOW, timing={"evaluation_seconds": 1.0}, notes=("one",))
+    assert part == Result("attack", "complete", NOW, timing={"evaluation_seconds": 1.0}, notes=["one"])
+    assert (part.command, part.provenance) == ([], {})
+    with pytest.raises(ValueError, match="_seconds"):
+        Result.new("attack", NOW, timing={"minutes": 1.0})

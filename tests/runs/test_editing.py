@@ -80,6 +80,8 @@ def test_what_the_edit_remembers(loaded, tmp_path):
     assert_untouched(loaded.model, before)
     info = edit.info
     assert info.requests["ids"] == ["a", "b", "c", "d"]
+    order = "n n_merged forget_set forget_set_hash sets ids lookup hash chat target merge merge_size per_step contexts"
+    assert list(info.requests) == order.split()  # as edit.json always had them
     assert info.requests["lookup"]["a"] == "subject"
     assert info.requests["lookup"]["c"] == "last content token"
     assert info.notes["preset"] is None
@@ -145,7 +147,7 @@ def test_steps_share_second_moments_and_their_factors(loaded, editor, monkeypatc
         monkeypatch.setattr(module, name, lambda *a: (calls.append(name), real(*a))[1])
 
     count(locate, "second_moments")
-    count(locate, "hash_weights")
+    count(locate, "known_weights")
     count(second_moments, "cholesky_solver")
     count(torch.linalg, "eigh")
     options = {"layers": "1", "target.steps": "2", "keys_per_dimension": "8"}
@@ -153,11 +155,11 @@ def test_steps_share_second_moments_and_their_factors(loaded, editor, monkeypatc
     edit = edit_of(loaded, editor=editor, options=options, per_step=1)
     assert sum(u.shape[1] for u, _ in edit.factors.values()) == 4
     factor = "eigh" if editor == "alphaedit" else "cholesky_solver"
-    assert sorted(calls) == sorted(["second_moments", "hash_weights", factor])
+    assert sorted(calls) == sorted(["second_moments", "known_weights", factor])
     calls.clear()  # the control: edits made apart share nothing
     first = edit_of(loaded, FORGET.select(["a", "b"]), editor, options)
     edit_of(loaded, FORGET.select(["c"]), editor, options, state=first)
-    assert sorted(calls) == sorted(2 * ["second_moments", "hash_weights", factor])
+    assert sorted(calls) == sorted(2 * ["second_moments", "known_weights", factor])
 
 
 def test_merging_by_key(loaded):

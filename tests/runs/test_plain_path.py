@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 from benchmark_data import write_benchmarks
-from conftest import write_tofu
+from tofu_files import write_tofu
 from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -16,6 +16,9 @@ from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.prompts import up_to_end
 from unlearn_eval.models.scoring import Query, pad, score_answers
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,11 @@ def rows_of(
 
 
 def answered(
-    model: Any, prompt_format: PromptFormat, rows: Sequence[Row], batch_size: int = 16, max_new_tokens: int = 24
+    model: PreTrainedModel,
+    prompt_format: PromptFormat,
+    rows: Sequence[Row],
+    batch_size: int = 16,
+    max_new_tokens: int = 24,
 ) -> list[Answer]:
     """What a model says to each row, greedily, whether the answer stands in it, and how probable the answer is.
 
@@ -97,7 +104,11 @@ def answered(
 
 
 def written(
-    model: Any, prompt_format: PromptFormat, rows: Sequence[Sequence[int]], batch_size: int, max_new_tokens: int
+    model: PreTrainedModel,
+    prompt_format: PromptFormat,
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    max_new_tokens: int,
 ) -> list[str]:
     """What a model writes after each row of ids, greedily, up to its end token."""
     tokenizer, ends = prompt_format.tokenizer, prompt_format.end_tokens(model)

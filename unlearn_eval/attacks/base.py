@@ -143,7 +143,9 @@ class Case:
         """The items as a model is asked them."""
         return rows_of(tuple(items), self.format_for(loaded), opening, wrap)
 
-    def observed(self, loaded: LoadedModel, rows: Sequence[Row], model: str, at: Any, **more: Any) -> Observation:
+    def observed(
+        self, loaded: LoadedModel, rows: Sequence[Row], model: str, at: float | str | None, **more: Any
+    ) -> Observation:
         """What a model, as it is now, answers."""
         return Observation(model, at, self.scores(loaded, rows), **more)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,32 +16,37 @@ from unlearn_eval.attacks.base import FULL, UNLEARNED, Case, Observation
 from unlearn_eval.editing.training.weights import linear_maps
 from unlearn_eval.edits.base import applied
 from unlearn_eval.models.anatomy import is_transposed
+from unlearn_eval.models.weights import mark_restored, state_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Change = Callable[[Tensor], Tensor]  # a weight (d_out, d_in), at least float32, to another; it may not change its input
 
 
 @contextmanager
-def changed_maps(model: Any, change: Change) -> Iterator[None]:
+def changed_maps(model: PreTrainedModel, change: Change) -> Iterator[None]:
     """The model with every linear map of its blocks changed, within a `with` block.
 
     Originals wait in the CPU's memory, so that a GPU that holds the model holds this too. What is computed in float32
     is rounded once to the weight's own type. Embeddings, norms, biases and head stay.
     """
-    originals: list[tuple[Tensor, Tensor]] = []
+    originals: list[tuple[Tensor, Tensor, int | None]] = []
     try:
         with torch.no_grad():
             for name in linear_maps(model):
                 module = model.get_submodule(name)
                 weight: Tensor = module.weight
-                originals.append((weight, weight.detach().to("cpu", copy=True)))
+                originals.append((weight, weight.detach().to("cpu", copy=True), state_of(weight)))
                 wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
                 new = change(wide.T if is_transposed(module) else wide)
                 weight.copy_(new.T if is_transposed(module) else new)
         yield
     finally:
         with torch.no_grad():
-            for weight, original in originals:
+            for weight, original, state in originals:
                 weight.copy_(original)
+                mark_restored(weight, state)
 
 
 def weaker_edits(case: Case, at: Sequence[float], weaker: Callable[[Any, float], Any]) -> Iterator[Observation]:

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from unlearn_eval.attacks.base import Observation
 from unlearn_eval.attacks.folds import clusters
 from unlearn_eval.attacks.summary import RESAMPLES, Table
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.metrics import summary_interval
+
+Numbers = npt.NDArray[np.float64]
 
 DIGITS = 6  # as many as an interval of 500 resamples can use, and many
 
@@ -51,7 +54,7 @@ def _drawn(n: int) -> Any:
     return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
 
 
-def _point(values: Any, parts: list[list[int]], drawn: Any) -> tuple[float, float | None, float | None, int]:
+def _point(values: Numbers, parts: list[list[int]], drawn: Numbers) -> tuple[float, float | None, float | None, int]:
     """Mean, ends of the interval and number of items, of values (seeds, items) with NaN where none was measured."""
     values = values[~np.isnan(values).all(axis=1)]
     known = ~np.isnan(values)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.attacks.base import UNDER_ATTACK, Attack, Case, ItemScore, Observation, get_attack
 from unlearn_eval.attacks.controls import Controls, with_controls
@@ -24,8 +23,10 @@ from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.progress import Progress, no_progress
-from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 from unlearn_eval.utils.settings import configure
+
+if TYPE_CHECKING:
+    from unlearn_eval.edits.base import Edit
 
 Say = Callable[[str], Any]
 
@@ -129,21 +130,20 @@ def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress)
     if hash_weights(loaded.model).exact != weights.exact:
         raise AssertionError("the attack was not undone bit for bit")
     timing = {"loading_seconds": round(began - started, 2), "attack_seconds": round(time.monotonic() - began, 2)}
-    result = Result(
-        kind="attack",
-        status="complete",
-        created=created,
-        command=sys.argv,
+    result = Result.new(
+        "attack",
+        created,
+        device=loaded.model.device,
+        notes=attacked.notes,
+        peak="peak memory",
         config_as_passed={key: value for key, value in asdict(config).items() if value not in (None, "", {}, ())},
         config=described(attacked, case),
         model=loaded.describe(weights),
-        edit={"folder": config.edit, **asdict(edit.info)},
+        edit={"folder": config.edit, **edit.info.as_stored()},
         data={items.name: {"hash": items.hash, "n": len(items), "ids": [item.id for item in items]}},
         metrics={task_name(config.attack): attacked.summary.metrics},
-        provenance=provenance(loaded.model.device),
         seed=config.seed,
         timing=timing,
-        notes=[*attacked.notes, f"peak memory {peak_memory_bytes()} bytes"],
         robustness={task_name(config.attack): robustness(attacked)},
     )
     write_result(result, path, {task_name(config.attack): sample_lines(attacked, items)})
@@ -255,7 +255,7 @@ def sample_lines(attacked: Attacked, items: ForgetSet) -> list[dict[str, Any]]:
     ]
 
 
-def _place(model: str, condition: str, fold: int, seed: int | None, at: Any) -> dict[str, Any]:
+def _place(model: str, condition: str, fold: int, seed: int | None, at: float | str | None) -> dict[str, Any]:
     return {"model": model, "condition": condition, "fold": fold, "seed": seed, "at": at}
 
 
@@ -269,20 +269,20 @@ def _means(scores: Sequence[ItemScore]) -> dict[str, float | None]:
 # What is attacked ------------------------------------------------------------------------------------------
 
 
-def _format_for(config: AttackConfig, edit: Any, loaded: LoadedModel) -> PromptFormat:
+def _format_for(config: AttackConfig, edit: Edit, loaded: LoadedModel) -> PromptFormat:
     """How the models are asked: as the user says, or as the edit was made."""
     if config.chat is not None:
         return loaded.prompt_format(config.chat)
     return PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
 
 
-def _items(config: AttackConfig, edit: Any) -> ForgetSet:
+def _items(config: AttackConfig, edit: Edit) -> ForgetSet:
     """What was to be forgotten: as named, or as edit.json says."""
     asked = edit.info.requests
     name, ids = config.forget, config.ids
     if name is None:
-        name = asked.get("forget_set")
-        ids = ids or tuple(asked.get("ids", ()))
+        name = asked.forget_set
+        ids = ids or tuple(asked.ids)
         if not name:
             raise UserError("edit.json does not say what was to be forgotten", "give it with --forget")
     items = load_forget_set(name)

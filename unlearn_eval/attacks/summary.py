@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from unlearn_eval.attacks.base import FULL, NO_REFERENCE, REFERENCE, UNDER_ATTACK, UNLEARNED, Attack, Observation
 from unlearn_eval.attacks.folds import clusters
@@ -32,6 +33,7 @@ from unlearn_eval.metrics.robustness import (
 RESAMPLES = 500
 NO_LEVEL = "any level"  # in the place of the headline's where nothing was measured
 SHIFTS = 20  # how many other items' answers each item is compared with for the rate of guessing
+Indices = npt.NDArray[np.intp]
 Cell = tuple[str, str, Any]  # model, condition, level
 Mean = Callable[[Cell, str], float]
 
@@ -79,7 +81,7 @@ class Table:
                     if value is not None and math.isfinite(value):
                         self.cells[key][self.seeds.index(one.seed), self.place[score.id]] = value
 
-    def mean(self, cell: Cell, name: str, items: Any = None, seeds: Any = None) -> float:
+    def mean(self, cell: Cell, name: str, items: Indices | None = None, seeds: Indices | None = None) -> float:
         """The mean over (some) items and seeds; NaN where nothing was measured."""
         values = self.cells.get((cell, name))
         if values is None:
@@ -128,7 +130,7 @@ class Table:
         if len(parts) < 2 or not wanted.resampled:
             return Metric(score.value, None, n, 0, None, wanted.better), None
 
-        def again(drawn: Any, seeds: Any = None) -> float | None:
+        def again(drawn: Indices, seeds: Indices | None = None) -> float | None:
             items = np.concatenate([parts[i] for i in drawn])
             return _guarded(wanted.value, lambda cell, value: self.mean(cell, value, items, seeds)).value
 
@@ -202,14 +204,14 @@ def headline_level(table: Table, method: Attack) -> Any:
     if method.headline == "last":
         return found[-1]
 
-    def known(at: Any) -> tuple[float, ...]:
+    def known(at: float | str | None) -> tuple[float, ...]:
         means = (table.mean((UNLEARNED, UNDER_ATTACK, at), name) for name in ("accuracy", "probability"))
         return tuple(-1.0 if math.isnan(value) else value for value in means)
 
     return max(found, key=known)
 
 
-def _knowledge(table: Table, name: str, level: Any, has_reference: bool) -> dict[str, MetricSpec]:
+def _knowledge(table: Table, name: str, level: float | str | None, has_reference: bool) -> dict[str, MetricSpec]:
     """The means of every model before and after the attack, and of the controls."""
     cells = {
         f"forget_{name}": (UNLEARNED, UNDER_ATTACK, None),
@@ -235,7 +237,7 @@ def _mean_of(cell: Cell, name: str) -> Callable[[Mean], Score]:
     return lambda mean: Score(mean(cell, name))
 
 
-def _recoveries(table: Table, name: str, level: Any, has_reference: bool) -> dict[str, MetricSpec]:
+def _recoveries(table: Table, name: str, level: float | str | None, has_reference: bool) -> dict[str, MetricSpec]:
     """Ratios of the models' means, for one measure of knowledge."""
     unlearned, full, reference = ((model, UNDER_ATTACK, level) for model in (UNLEARNED, FULL, REFERENCE))
     before, full_before, reference_before = ((model, UNDER_ATTACK, None) for model in (UNLEARNED, FULL, REFERENCE))

@@ -24,6 +24,7 @@ from unlearn_eval.cli.options import (
     ChatOption,
     DeviceOption,
     DtypeOption,
+    FieldsOption,
     ForgetOption,
     IdsOption,
     LimitOption,
@@ -37,6 +38,7 @@ from unlearn_eval.cli.terminal import progress as _progress
 from unlearn_eval.cli.terminal import say as _say
 from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
+from unlearn_eval.edits.records import SelfCheck
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -127,6 +129,7 @@ def edit(
     ] = None,
     ids: IdsOption = None,
     limit: LimitOption = None,
+    fields: FieldsOption = None,
     chat: ChatOption = None,
     contexts: Annotated[int, typer.Option(help="Sampled openings before each question.")] = RECIPE.n_contexts,
     preset: Annotated[bool, typer.Option(help="Use the model's published settings.")] = RECIPE.preset,
@@ -151,7 +154,7 @@ def edit(
     editor = editor or (_editor_of(state) if state else DEFAULT_EDITOR)
     method = get_editor(editor)
     recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
-    forget_set = forget_set_of(forget, ids, limit, seed)
+    forget_set = forget_set_of(forget, ids, limit, seed, fields)
     options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
     checked_settings(method, options)
     retain_set = None if retain is None else forget_set_of(retain, None, None, seed)
@@ -184,6 +187,7 @@ def finetune(
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of training, NAME=VALUE.")] = None,
     as_: Annotated[str, typer.Option("--as", help="checkpoint (an ordinary model) or edit.")] = "checkpoint",
     limit: LimitOption = None,
+    fields: FieldsOption = None,
     chat: ChatOption = None,
     dtype: DtypeOption = "float32",
     seed: SeedOption = RECIPE.seed,
@@ -197,7 +201,7 @@ def finetune(
 
     if as_ not in ("checkpoint", "edit"):
         raise unknown_name("form", as_, ("checkpoint", "edit"))
-    data = forget_set_of(on, None, limit, seed)
+    data = forget_set_of(on, None, limit, seed, fields)
     left_out = None if without is None else forget_set_of(without, None, None, seed)
     chosen = finetuning.preset_of(data, preset)
     split = left_out_of(data.name)
@@ -221,9 +225,9 @@ def finetune(
         else:
             folder = finetuning.write_checkpoint(loaded, made, output, split, _say)
     _remove(training)
-    _tell_training(made.info.notes["training"], {})
+    _tell_training(made.info.notes["training"])
     if split and as_ == "checkpoint":
-        asked = " --apply_chat_template" if made.info.requests["chat"] else ""
+        asked = " --apply_chat_template" if made.info.requests.chat else ""
         _say("forget quality of other models, compared with this one:")
         _say(f"""  unlearn-eval eval --tasks unlearn_tofu{asked} --metadata '{{"retain_reference": "{folder}"}}' ...""")
     print(folder)
@@ -237,6 +241,7 @@ def targets(
     target: TargetOption = "self",
     ids: IdsOption = None,
     limit: LimitOption = None,
+    fields: FieldsOption = None,
     chat: ChatOption = None,
     dtype: DtypeOption = "float32",
     seed: SeedOption = RECIPE.seed,
@@ -249,7 +254,7 @@ def targets(
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.models.load import load_model
 
-    forget_set = forget_set_of(forget, ids, limit, seed)
+    forget_set = forget_set_of(forget, ids, limit, seed, fields)
     with quiet():
         loaded = load_model(model, dtype=dtype, device=device)
         prompt_format = loaded.prompt_format(chat)
@@ -536,22 +541,22 @@ def _models() -> list[str]:
 
 def _tell(made: Any) -> None:
     """What the self-check found, and what to try if an edit did not take."""
-    check, preset = made.info.notes["self_check"], made.info.notes["preset"]
+    check, preset = made.info.self_check, made.info.notes["preset"]
     _say(
-        f"self-check: {check['n_took']} of {check['n']} targets are now the most likely answer (probability per token "
-        f"{check['target_probability_before']:.3f} -> {check['target_probability_after']:.3f})"
+        f"self-check: {check.n_took} of {check.n} targets are now the most likely answer (probability per token "
+        f"{check.target_probability_before:.3f} -> {check.target_probability_after:.3f})"
     )
     if "training" in made.info.notes:
         _tell_training(made.info.notes["training"], check)
-    elif 2 * check["n_took"] < check["n"]:
+    elif 2 * check.n_took < check.n:
         known = "there is no preset for this model" if preset is None else f"the preset is {preset['name']}'s"
         _say(f"hint: {known}; try other --set layers=..., more --set target.steps=..., or a weaker preservation")
 
 
-def _tell_training(notes: dict[str, Any], check: dict[str, Any]) -> None:
+def _tell_training(notes: dict[str, Any], check: SelfCheck | None = None) -> None:
     """What became of the answers, and what went otherwise than asked."""
-    if "answer_probability_before" in check:
-        before, after = check["answer_probability_before"], check["answer_probability_after"]
+    if check is not None and check.answer_probability_before is not None:
+        before, after = check.answer_probability_before, check.answer_probability_after
         _say(f"the answers' probability per token {before:.3f} -> {after:.3f}, in {notes['steps']} steps")
     if "diverged_after_step" in notes:
         _say(f"the loss was not finite after {notes['diverged_after_step']} steps: kept is step {notes['kept_step']}")

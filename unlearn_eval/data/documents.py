@@ -22,14 +22,14 @@ Metadata = Mapping[str, Any]
 
 def document(
     key: str,
-    question: Any,
-    answer: Any,
+    question: object,
+    answer: object,
     *,
     aliases: Iterable[Any] = (),
     paraphrases: Iterable[Any] = (),
     wrong_answers: Iterable[Any] = (),
-    subject: Any = "",
-    group: Any = "",
+    subject: object = "",
+    group: object = "",
     shape: str = "question",
     turns: Iterable[str] = (),
 ) -> Document:
@@ -92,7 +92,9 @@ def names_something(alias: str) -> bool:
 # What is forgotten, what is kept ---------------------------------------------------------------------------
 
 
-def choose(documents: Sequence[Document], metadata: Metadata, default: Any, what: str) -> tuple[list[Any], list[Any]]:
+def choose(
+    documents: Sequence[Document], metadata: Metadata, default: str | int | Sequence[object], what: str
+) -> tuple[list[Any], list[Any]]:
     """The documents to forget and to keep, as `--metadata '{"forget": ..., "retain": ...}'` says.
 
     Each is a number (so many from the start, of those that are not taken), the name of a group, an id, or a list
@@ -118,7 +120,7 @@ def choose(documents: Sequence[Document], metadata: Metadata, default: Any, what
     return forget, retain[: int(limit)] if limit and kept is None else retain
 
 
-def _pick(documents: Sequence[Document], wanted: Any, what: str) -> list[Document]:
+def _pick(documents: Sequence[Document], wanted: str | int | Sequence[object], what: str) -> list[Document]:
     if isinstance(wanted, bool) or isinstance(wanted, int) and wanted < 1:
         raise UserError(f"forget or retain is {wanted!r}", "give a number above 0, a name, or a list of names")
     if isinstance(wanted, int):

@@ -161,7 +161,7 @@ def _common(record: Mapping[str, Any], prompt: Any) -> dict[str, Any]:
     return {**kept, "question": prompt, "shape": record.get("shape") or shape}
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: object) -> list[Any]:
     if value in (None, ""):
         return []
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]

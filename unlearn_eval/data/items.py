@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from unlearn_eval.data.shapes import QUESTION, check_shape
@@ -74,7 +75,7 @@ class ForgetSet:
     def __iter__(self) -> Iterator[ForgetItem]:
         return iter(self.items)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 of the items."""
         content = json.dumps([item.record for item in self.items], sort_keys=True, ensure_ascii=False)
@@ -159,7 +160,7 @@ def item_from_record(
     )
 
 
-def _answers(value: Any, about: str, split: bool) -> list[str]:
+def _answers(value: object, about: str, split: bool) -> list[str]:
     """The answer, and further ones; a CSV cell holds several only in brackets."""
     if isinstance(value, str) and split:
         value = listed_in(value) or value
@@ -167,7 +168,7 @@ def _answers(value: Any, about: str, split: bool) -> list[str]:
     return [_text(part, f"{about}: its answer") for part in values]
 
 
-def _subject(value: Any, question: str, about: str, own: bool) -> str | None:
+def _subject(value: object, question: str, about: str, own: bool) -> str | None:
     """The subject as it stands in the question."""
     subject = _text(value, f"{about}: its subject").strip()
     if not subject:
@@ -184,7 +185,7 @@ def _subject(value: Any, question: str, about: str, own: bool) -> str | None:
     )
 
 
-def _text(value: Any, what: str) -> str:
+def _text(value: object, what: str) -> str:
     """A text, or a number as text; nothing for null."""
     if value is None:
         return ""
@@ -195,6 +196,6 @@ def _text(value: Any, what: str) -> str:
     raise UserError(f"{what} is {kind_of(value)}, not a text", "write it as text in quotes")
 
 
-def _texts(value: Any, what: str, split: bool) -> tuple[str, ...]:
+def _texts(value: object, what: str, split: bool) -> tuple[str, ...]:
     texts = (_text(part, what).strip() for part in as_list(value, split))
     return tuple(text for text in texts if text)  # an empty alias would stand in every answer

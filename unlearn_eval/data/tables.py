@@ -81,7 +81,7 @@ def read_rows(
     return rows
 
 
-def as_list(value: Any, split: bool) -> list[Any]:
+def as_list(value: object, split: bool) -> list[Any]:
     """The parts of a field that may hold a list: of None none, of a CSV cell those between `|` or in brackets."""
     if value is None:
         return []
@@ -108,7 +108,7 @@ def listed_in(cell: str) -> list[Any] | None:
     return None
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: object) -> str:
     """What a value is, in the words of JSON."""
     names = {
         bool: "true or false",
@@ -164,7 +164,7 @@ def _of_object(whole: dict[str, Any], path: Path) -> list[Row] | None:
     return None
 
 
-def _column(value: Any) -> list[Any] | None:
+def _column(value: object) -> list[Any] | None:
     """The values of a column, as a list or as pandas writes it ({"0": ..., "1": ...}); None of anything else."""
     if isinstance(value, list):
         return value

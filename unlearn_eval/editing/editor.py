@@ -34,6 +34,10 @@ from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.registry import module_in, names_in
 
 if TYPE_CHECKING:
+    import random
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
 
 METHODS = "unlearn_eval.editors"
@@ -126,12 +130,12 @@ class Editor:
 
     def edit(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         requests: Sequence[EditRequest],
         config: Any,
-        generator: Any = None,
-        state: Any = None,
+        generator: random.Random | None = None,
+        state: Edit | None = None,
         progress: Progress = no_progress,
         **more: Any,
     ) -> Any:

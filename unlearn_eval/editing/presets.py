@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Settings = Mapping[str, str]
 DEFAULT_EDITOR = "memit"
@@ -105,7 +108,7 @@ _MEMORY: dict[tuple[str, int, int], Settings] = {
 }
 
 
-def preset_for(model: Any) -> Preset | None:
+def preset_for(model: PreTrainedModel) -> Preset | None:
     """The preset of a model, or None if the table does not have it."""
     config = model.config.get_text_config()
     key = (

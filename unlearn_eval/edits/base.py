@@ -16,12 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from unlearn_eval.edits.records import BaseRef, Costs, RequestSummary, SelfCheck
+from unlearn_eval.models.weights import mark_restored, state_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 KINDS = LOW_RANK, DENSE, MEMORY = "low_rank", "dense", "memory"  # of edits, as `edit.json` names them
 
@@ -30,11 +36,13 @@ KINDS = LOW_RANK, DENSE, MEMORY = "low_rank", "dense", "memory"  # of edits, as 
 class EditInfo:
     """What an edit is, as it stands in `edit.json`.
 
+    Plain dictionaries are converted, so `EditInfo(name, asdict(config))` is all that an editor has to say.
+
     Attributes:
         editor: the method's name.
         config: its settings as resolved.
-        base: `{"id", "revision", "canonical_hash", "architecture"}` of the model that was edited.
-        requests: `{"n", "hash", "chat", "target", "sets"}`: what was asked for, and which items were forgotten.
+        base: the model that was edited.
+        requests: what was asked for.
         seed: of everything random.
         versions: of the packages that made it.
         seconds, peak_memory_bytes: what it cost.
@@ -43,13 +51,40 @@ class EditInfo:
 
     editor: str
     config: dict[str, Any]
-    base: dict[str, Any] = field(default_factory=dict)
-    requests: dict[str, Any] = field(default_factory=dict)
+    base: BaseRef = field(default_factory=BaseRef)
+    requests: RequestSummary = field(default_factory=RequestSummary)
     seed: int | None = None
     versions: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
     peak_memory_bytes: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base", BaseRef.of(self.base))
+        object.__setattr__(self, "requests", RequestSummary.of(self.requests))
+
+    @property
+    def costs(self) -> Costs:
+        """What making it took."""
+        return Costs(self.seconds, self.peak_memory_bytes)
+
+    @property
+    def self_check(self) -> SelfCheck | None:
+        """Whether it took, as measured when it was made; None if it was not."""
+        found = self.notes.get("self_check")
+        return None if found is None else SelfCheck.of(found)
+
+    def as_stored(self) -> dict[str, Any]:
+        """Plain values for JSON, with the keys and their order as `edit.json` has them."""
+        stored = vars(self) | {"base": dict(self.base), "requests": dict(self.requests)}
+        return {name: asdict(_Value(value))["value"] for name, value in stored.items()}
+
+
+@dataclass(frozen=True)
+class _Value:
+    """Anything; `asdict` makes plain copies of the dataclasses in it."""
+
+    value: Any
 
 
 class Restorable(Protocol):
@@ -79,7 +114,12 @@ class Edit(Protocol):
     def apply(self, model: nn.Module) -> Restorable:
         """Change the model; the result undoes it."""
 
-    def save(self, folder: str | Path, tokenizer: Any = None, model_config: Any = None) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        model_config: PretrainedConfig | None = None,
+    ) -> Path:
         """Write the folder, whole or not at all."""
 
 
@@ -87,18 +127,19 @@ class Applied:
     """An edit in a model; `restore()` puts the original tensors back, bit for bit."""
 
     def __init__(self) -> None:
-        self._originals: list[tuple[Tensor, Tensor]] = []
+        self._originals: list[tuple[Tensor, Tensor, int | None]] = []
 
     def keep(self, weight: Tensor) -> None:
         """Remember a weight before it is changed in place."""
-        self._originals.append((weight, weight.detach().clone()))
+        self._originals.append((weight, weight.detach().clone(), state_of(weight)))
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back; harmless when repeated."""
         while self._originals:
-            weight, original = self._originals.pop()
+            weight, original, state = self._originals.pop()
             weight.copy_(original)
+            mark_restored(weight, state)
 
 
 @contextmanager

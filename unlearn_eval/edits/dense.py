@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from unlearn_eval.edits.base import DENSE, Applied, EditInfo
 from unlearn_eval.edits.folder import write_edit
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 INDEX = "dense.json"
 SHARD_BYTES = 4 * 2**30
@@ -65,7 +68,12 @@ class DenseEdit:
             raise
         return handle
 
-    def save(self, folder: str | Path, tokenizer: Any = None, model_config: Any = None) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        model_config: PretrainedConfig | None = None,
+    ) -> Path:
         """Write the folder, in shards if it is large; errors as in `write_edit`."""
         from safetensors.torch import save_file
 

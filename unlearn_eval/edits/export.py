@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.base import MEMORY
 from unlearn_eval.edits.folder import DESCRIPTION
@@ -16,6 +16,11 @@ from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.folders import check_place, write_whole
 from unlearn_eval.utils.provenance import provenance, redact, sha256_of_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from unlearn_eval.edits.base import Edit
 
 EXPORT = "unlearn_eval_export.json"  # says what a checkpoint is an export of; other programs do not read it
 SCHEMA_VERSION = 1
@@ -72,7 +77,7 @@ def export_merged(
 
 
 def load_base(
-    edit: Any,
+    edit: Edit,
     model: str | None,
     dtype: str | None,
     revision: str | None,
@@ -81,11 +86,11 @@ def load_base(
 ) -> LoadedModel:
     """The model that an edit was made on: the named one, or the one that edit.json names."""
     base = edit.info.base
-    name = model or base.get("id")
+    name = model or base.id
     if not name:
         raise UserError("edit.json does not say which model the edit was made on", "give it with --model")
-    if revision is None and name == base.get("id"):
-        revision = base.get("revision")
+    if revision is None and name == base.id:
+        revision = base.revision
     try:
         resolve_model(name)
     except UserError as error:
@@ -102,7 +107,7 @@ def _check_not_inside(output: Path, source: Path, what: str) -> None:
         raise UserError(f"{output} holds {what} ({source})", "give another --merged")
 
 
-def _check_space(output: Path, model: Any) -> None:
+def _check_space(output: Path, model: PreTrainedModel) -> None:
     """Refuse before hours of copying what will not fit."""
     tensors = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in model.parameters()}
     needed, place = sum(tensors.values()), output.resolve()
@@ -116,7 +121,7 @@ def _check_space(output: Path, model: Any) -> None:
         )
 
 
-def save_checkpoint(model: Any, tokenizer: Any, target: Path) -> None:
+def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
     """Write weights, config, tokenizer and generation settings into a folder."""
     from transformers import GenerationConfig
 
@@ -128,7 +133,7 @@ def save_checkpoint(model: Any, tokenizer: Any, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def _description(edit_folder: Path, edit: Any, loaded: LoadedModel) -> dict[str, Any]:
+def _description(edit_folder: Path, edit: Edit, loaded: LoadedModel) -> dict[str, Any]:
     weights = hash_weights(loaded.model)
     info: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -136,8 +141,8 @@ def _description(edit_folder: Path, edit: Any, loaded: LoadedModel) -> dict[str,
         "edit": {
             "sha256": sha256_of_file(edit_folder / DESCRIPTION),  # which has the SHA-256 of all its other files
             "editor": edit.info.editor,
-            "requests": edit.info.requests.get("n"),
-            "forget_set": edit.info.requests.get("forget_set"),
+            "requests": edit.info.requests.n,
+            "forget_set": edit.info.requests.forget_set,
         },
         "base": edit.info.base | {"loaded": loaded.name},
         "dtype": str(loaded.model.dtype).removeprefix("torch."),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,9 @@ from unlearn_eval.edits.base import DENSE, LOW_RANK, MEMORY, EditInfo
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.folders import files_below, write_whole
 from unlearn_eval.utils.provenance import sha256_of_file
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 SCHEMA_VERSION = 1
 EDITED = "Edited"  # before the names of architectures in an edit's config.json; vLLM knows them by our plug-in
@@ -37,8 +39,8 @@ def write_edit(
     info: EditInfo,
     fill: Callable[[Path], None],
     texts: Mapping[str, str] | None = None,
-    tokenizer: Any = None,
-    model_config: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    model_config: PretrainedConfig | None = None,
 ) -> Path:
     """Write the folder of an edit of any kind: what `fill` writes, the base's files, the texts, and `edit.json`.
 
@@ -54,14 +56,14 @@ def write_edit(
         fill(target)
         if model_config is not None:
             model_config.save_pretrained(target)
-            _name_architecture(target / "config.json", info.base.get("architecture"))
+            _name_architecture(target / "config.json", info.base.architecture)
         if tokenizer is not None:
             tokenizer.save_pretrained(target)
         for name, text in texts.items():
             _check_text_name(name, (path.name for path in target.iterdir()))
             (target / name).write_bytes(text.encode())  # as it is: no other line ends
         files = {path.relative_to(target).as_posix(): sha256_of_file(path) for path in files_below(target)}
-        description = {"schema_version": SCHEMA_VERSION, "kind": kind, "info": asdict(info)}
+        description = {"schema_version": SCHEMA_VERSION, "kind": kind, "info": info.as_stored()}
         write_json(target / DESCRIPTION, description | {"texts": sorted(texts), "files": files})
 
     return write_whole(folder, "edit", DESCRIPTION, fill_all)
@@ -139,6 +141,6 @@ def _check_text_name(name: str, taken: Iterable[str]) -> None:
         raise UserError(f"an edit's folder has a file {name} already", "give the text another name")
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write a JSON file, strictly: no NaN, no infinity."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -13,9 +13,13 @@ from unlearn_eval.edits.dense import DenseEdit, read_dense
 from unlearn_eval.edits.folder import read_description
 from unlearn_eval.edits.low_rank import LowRankEdit, read_low_rank
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_memory
+from unlearn_eval.edits.records import BaseRef
 from unlearn_eval.models.load import LoadedModel
-from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.models.weights import known_weights
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 AnyEdit = LowRankEdit | DenseEdit | MemoryEdit
 READERS: Mapping[str, Callable[..., AnyEdit]] = {
@@ -45,31 +49,33 @@ def load_edit(folder: str | Path) -> Any:
 
 def check_base(info: EditInfo, model: nn.Module | LoadedModel, name: str = "this model") -> None:
     """Refuse a model that is not the one the edit was made on (compared at bfloat16, so any float type loads)."""
-    expected = info.base.get("canonical_hash")
+    expected = info.base.canonical_hash
     if isinstance(model, LoadedModel):
         found, name = model.weights.canonical, model.name
     else:
-        found = hash_weights(model).canonical
+        found = known_weights(model).canonical
     if expected and found != expected:
         raise UserError(
-            f"the edit was made on {info.base.get('id')} (weights {expected[:12]}), and {name} has other weights "
+            f"the edit was made on {info.base.id} (weights {expected[:12]}), and {name} has other weights "
             f"({found[:12]})",
             "give the base model that edit.json names, without other edits",
         )
 
 
-def describe_base(model: Any, name: str = "", revision: str | None = None) -> dict[str, Any]:
+def describe_base(model: PreTrainedModel | LoadedModel, name: str = "", revision: str | None = None) -> BaseRef:
     """The `base` entry of an edit; a `LoadedModel` has a name and a revision of its own."""
     if isinstance(model, LoadedModel):
-        return {
+        described = {
             "id": model.path if model.name == "default" else model.name,
             "revision": model.revision,
             "canonical_hash": model.weights.canonical,
             "architecture": type(model.model).__name__,
         }
-    return {
-        "id": name,
-        "revision": revision,
-        "canonical_hash": hash_weights(model).canonical,
-        "architecture": type(model).__name__,
-    }
+    else:
+        described = {
+            "id": name,
+            "revision": revision,
+            "canonical_hash": known_weights(model).canonical,
+            "architecture": type(model).__name__,
+        }
+    return BaseRef.of(described)  # a revision that is None is written too

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from unlearn_eval.edits.base import LOW_RANK, Applied, EditInfo
 from unlearn_eval.edits.folder import ADAPTER, ADAPTER_CONFIG, STATE, for_disk, write_edit, write_json
 from unlearn_eval.models.anatomy import is_transposed
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -61,7 +64,12 @@ class LowRankEdit:
             raise
         return handle
 
-    def save(self, folder: str | Path, tokenizer: Any = None, model_config: Any = None) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        model_config: PretrainedConfig | None = None,
+    ) -> Path:
         """Write the folder in PEFT's LoRA layout, with the base's `config.json` and tokenizer if they are given.
 
         Floating numbers are written as float32.
@@ -92,8 +100,8 @@ class LowRankEdit:
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.info.base.get("id"),
-            "revision": self.info.base.get("revision"),
+            "base_model_name_or_path": self.info.base.id,
+            "revision": self.info.base.revision,
             "inference_mode": True,
             "r": rank,
             "lora_alpha": rank,

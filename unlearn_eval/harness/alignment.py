@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.harness.divergence import taken_off
 from unlearn_eval.harness.requests import autocast
@@ -20,6 +20,9 @@ from unlearn_eval.models.embedding import ENCODER_VARIABLE, OFF
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
 
 PARTS = (
     "refusal_alignment",
@@ -65,7 +68,7 @@ class AlignmentRoom:
         answers: Mapping[tuple[str, str], tuple[str, Question]],
         good: Sequence[tuple[str, str]],
         prompt_format: PromptFormat,
-        lm: Any = None,
+        lm: LM | None = None,
     ) -> None:
         """Judge answers and keep the judgements.
 
@@ -107,7 +110,7 @@ class AlignmentRoom:
         named = {f"{prefix}{key}": value for key, value in (values | {"over_refusal": refuses}).items()}
         return {**named, REASONS: {f"{prefix}{key}": reason for key, reason in reasons.items()}}
 
-    def _unedited(self, lm: Any) -> tuple[str | None, Callable[[], AbstractContextManager[LoadedModel]] | None]:
+    def _unedited(self, lm: LM) -> tuple[str | None, Callable[[], AbstractContextManager[LoadedModel]] | None]:
         """The name of the model by whose likelihoods texts are told from word salad, and what gives it."""
         if self.fluency_model == OFF:
             return None, None
@@ -119,7 +122,7 @@ class AlignmentRoom:
 
 
 @contextmanager
-def _without_edit(lm: Any, undone: Callable[[], AbstractContextManager[Any]]) -> Iterator[LoadedModel]:
+def _without_edit(lm: LM, undone: Callable[[], AbstractContextManager[Any]]) -> Iterator[LoadedModel]:
     with undone() as model, autocast(lm):
         yield LoadedModel(model, lm.tokenizer, WITHOUT_EDIT, None, str(lm.pretrained))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +97,13 @@ class FactsTask(UnlearningTask):
             "rouge": m.rouge(document["answer"], generated["question"])["rougeL_recall"],
             "cloze_probability": answer_only(answers["cloze"]),
             "accuracy": float(m.contains_answer(generated["question"], accepted)),
-            "refusal_rate": float(m.is_refusal(generated["question"], question, accepted)),
+            "refusal_rate": float(m.is_refusal(generated["question"], question, accepted, document["wrong_answers"])),
             "fluency": m.ngram_entropy(generated["question"]),
         }
         if "paraphrase" in generated:
             said, asked = generated["paraphrase"], document["paraphrases"][0]
             scores["paraphrase_accuracy"] = float(m.contains_answer(said, accepted))
-            scores["paraphrase_refusal_rate"] = float(m.is_refusal(said, asked, accepted))
+            scores["paraphrase_refusal_rate"] = float(m.is_refusal(said, asked, accepted, document["wrong_answers"]))
         merge_scores(scores, self.alignment.scores(document))
         merge_scores(scores, self.alignment.scores(document, "paraphrase", "paraphrase_"))
         return scores
@@ -166,7 +166,7 @@ def _others(facts: Iterable[str], forget: list[str]) -> list[str]:
     return [key for key in facts if key not in taken]
 
 
-def names_a_set(facts: Mapping[str, Mapping[str, Any]], wanted: Any) -> bool:
+def names_a_set(facts: Mapping[str, Mapping[str, Any]], wanted: object) -> bool:
     """Whether `wanted` names a forget set, and not shipped facts (a relation, an id, a list of ids).
 
     Raises:
@@ -180,7 +180,7 @@ def names_a_set(facts: Mapping[str, Mapping[str, Any]], wanted: Any) -> bool:
     return True
 
 
-def fact_ids(facts: Mapping[str, Mapping[str, Any]], wanted: Any) -> list[str]:
+def fact_ids(facts: Mapping[str, Mapping[str, Any]], wanted: str | Sequence[object]) -> list[str]:
     """The ids that a relation, an id or a list of ids stands for."""
     if isinstance(wanted, str):
         relations = {fact["relation"] for fact in facts.values()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.huggingface import HFLM
 
@@ -18,8 +18,12 @@ from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import hash_json, sha256_of_file
 
+if TYPE_CHECKING:
+    from lm_eval.api.model import CacheHook
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def lent_lm(model: Any, tokenizer: Any, batch_size: int) -> HFLM:
+
+def lent_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> HFLM:
     """lm-eval's `hf` model around one that is loaded already."""
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
@@ -91,7 +95,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
             return found
         return score_tokens(self, requests, disable_tqdm, override_bs)
 
-    def set_cache_hook(self, cache_hook: Any) -> None:
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Refuse a response cache (`--use_cache`) that other weights have filled: lm-eval would answer from it."""
         cache = cache_hook.dbdict
         if cache is not None:

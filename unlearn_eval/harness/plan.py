@@ -13,21 +13,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.benchmark import ANY, Asking, Chosen, Whole
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.data.registry import asking_of, is_ours
-from unlearn_eval.edits.folder import DESCRIPTION
+from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.folder import DESCRIPTION, read_description
 from unlearn_eval.edits.forgotten import Forgotten, read_forgotten
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 
 EDIT, CHAT = "edit", "chat"  # keys of a run's metadata: the edit's folder; whether our tasks are asked as it was made
 GIVEN = ("forget", "split", "task", "ids", "forget_split")  # keys with which a run says itself what is forgotten
 _TOKENIZER = "tokenizer_config.json"
-
-ChatTemplate = Callable[..., str]
 
 
 @dataclass(frozen=True)
@@ -167,25 +168,42 @@ def plan_metadata(task: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {CHAT: chat, **metadata, **plan.metadata}
 
 
-def chat_template(metadata: Mapping[str, Any]) -> ChatTemplate | None:
-    """The chat template of the edit that a task's metadata name, if its questions are to be put as it was made.
+def as_made(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of lm-eval's `build_all_requests`, with the prompt format in which the edit was made.
 
-    lm-eval's own `--apply_chat_template` puts every task's questions through the model's template; without it our
-    tasks put theirs as the edit's were, by the template that lies in its folder.
+    lm-eval's own `--apply_chat_template` puts every task's questions through the model's template, and is left as it
+    is. Without it our tasks put theirs as the edit's were, by the template that lies in its folder.
+
+    Args:
+        metadata: of the task, which name the edit (see `plan_metadata`).
+        options: as lm-eval gives them.
     """
-    if not metadata.get(EDIT) or metadata.get(CHAT) is not True:
-        return None
-    from jinja2.exceptions import TemplateError
+    if options.get("apply_chat_template") or not metadata.get(EDIT) or metadata.get(CHAT) is not True:
+        return dict(options)
+    prompt_format = _format_of(str(metadata[EDIT]))
+    system = options.get("system_instruction") or prompt_format.system
+    own = {"apply_chat_template": True, "chat_template": _template(prompt_format), "system_instruction": system}
+    return {**options, **own}
+
+
+def _format_of(folder: str) -> PromptFormat:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(metadata[EDIT]))
+    info = EditInfo(**read_description(folder, check_files=False)["info"])
+    return PromptFormat.of_edit(info, AutoTokenizer.from_pretrained(folder), folder)
+
+
+def _template(prompt_format: PromptFormat) -> Callable[..., str]:
+    """The format as lm-eval calls a model's template."""
+    from jinja2.exceptions import TemplateError
 
     def render(messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
         form = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        put = partial(prompt_format.tokenizer.apply_chat_template, tokenize=False, **form)
         try:
-            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **form))
+            return str(put(list(messages), **prompt_format.template_arguments))
         except TemplateError:  # as lm-eval does: some templates refuse a system message
             users = [message for message in messages if message["role"] != "system"]
-            return str(tokenizer.apply_chat_template(users, tokenize=False, **form))
+            return str(put(users, **prompt_format.template_arguments))
 
     return render

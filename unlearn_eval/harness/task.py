@@ -24,7 +24,7 @@ from unlearn_eval.harness import requests
 from unlearn_eval.harness.alignment import REASONS as REASONS
 from unlearn_eval.harness.alignment import AlignmentRoom
 from unlearn_eval.harness.instances import make_instance
-from unlearn_eval.harness.plan import chat_template, may_forget_all, plan_metadata
+from unlearn_eval.harness.plan import as_made, may_forget_all, plan_metadata
 from unlearn_eval.metrics import mean_and_stderr
 from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.models.prompt_format import PromptFormat
@@ -255,9 +255,8 @@ class UnlearningTask(ConfigurableTask):
         super().build_all_requests(**self.as_planned(options))
 
     def as_planned(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options of `build_all_requests`, with the edit's chat template where lm-eval is given none."""
-        template = None if options.get("apply_chat_template") else chat_template(self.config.metadata or {})
-        return options if template is None else {**options, "apply_chat_template": True, "chat_template": template}
+        """The options of `build_all_requests`, in the form in which an edit was made where the run names one."""
+        return as_made(self.config.metadata or {}, options)
 
     def fewshot_context(self, doc: Document, num_fewshot: int, *args: Any, **options: Any) -> Any:
         """The prompt; with a chat template the question as it is, which is what editors teach and others ask."""

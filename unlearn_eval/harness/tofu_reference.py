@@ -7,7 +7,7 @@ model, asked in the same way.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval import metrics as m
 from unlearn_eval.harness.tofu import FIELDS, FORGET_SPLITS, documents_of, membership_scores
@@ -15,9 +15,12 @@ from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import AnswerScore, Query, score_answers
 from unlearn_eval.utils.errors import UserError, unknown_name
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def measure(
-    model: Any,
+    model: PreTrainedModel,
     prompt_format: PromptFormat,
     forget_split: str,
     batch_size: int = 16,
@@ -86,7 +89,7 @@ def measure(
 
 
 def _scores(
-    model: Any,
+    model: PreTrainedModel,
     prompt_format: PromptFormat,
     asked: Sequence[tuple[str, str]],
     batch_size: int,

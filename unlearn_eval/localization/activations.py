@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.scoring import accepts, pad, positions
 from unlearn_eval.models.tracing import Tail, trace
 from unlearn_eval.utils.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 METRICS = ("logit_difference", "probability")
 
@@ -48,7 +51,11 @@ class Activations:
 
 
 def activations(
-    model: Any, sites: Sites, rows: Sequence[Sequence[int]], noise: Tensor | None = None, differentiable: bool = False
+    model: PreTrainedModel,
+    sites: Sites,
+    rows: Sequence[Sequence[int]],
+    noise: Tensor | None = None,
+    differentiable: bool = False,
 ) -> Activations:
     """What units give on some rows.
 
@@ -93,10 +100,10 @@ def activations(
 
 
 @contextmanager
-def embeddings_with(model: Any, noise: Tensor | None, differentiable: bool = False) -> Iterator[None]:
+def embeddings_with(model: PreTrainedModel, noise: Tensor | None, differentiable: bool = False) -> Iterator[None]:
     """Within the block the embeddings of the last S positions are as if `noise` (R, S, d) were added to them."""
 
-    def hook(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         if noise is not None:
             output = torch.cat([output[:, : -noise.shape[1]], output[:, -noise.shape[1] :] + noise.to(output)], dim=1)
         return output.requires_grad_() if differentiable else output
@@ -153,7 +160,7 @@ def tail_metric(tail: Tail, hidden: Tensor, facts: Sequence[Fact], metric: str) 
 
 
 @torch.no_grad()
-def embedding_spread(model: Any, facts: Sequence[Fact]) -> float:
+def embedding_spread(model: PreTrainedModel, facts: Sequence[Fact]) -> float:
     """The standard deviation of all numbers in the embeddings of the facts' subjects (2202.05262, appendix B.1)."""
     ids = [token for fact in facts for token in fact.prompt_ids[slice(*fact.subject)]]
     embedded = model.get_input_embeddings()(torch.tensor([ids], device=model.device))
@@ -280,7 +287,7 @@ def _giving(before: Tensor, where: Tensor) -> Any:
     """A hook after which a module gives at its last S positions `before` (n, S, d), where (n, S) says so."""
     kept = where.shape[1]
 
-    def hook(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         restored = before.where(where[..., None], output[:, -kept:])
         return torch.cat([output[:, :-kept], restored], dim=1)
 

@@ -6,14 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.models.anatomy import anatomy
-from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.models.weights import known_weights
 from unlearn_eval.results.layers import few_digits, scores_by_layer
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, parse, plain, read_text, write_all
 from unlearn_eval.utils.provenance import sha256_of_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VERSION = 1
 KIND = "components"
@@ -75,13 +78,13 @@ class Components:
         """The modules as `--set components=...` takes them: `model.layers.(2|3).mlp.(gate_proj|up_proj|down_proj)`."""
         return patterns_of(self.modules)
 
-    def check(self, model: Any, name: str) -> None:
+    def check(self, model: PreTrainedModel, name: str) -> None:
         """Refuse another model than the one that this was computed on.
 
         Raises:
             UserError: naming both.
         """
-        if self.model.get("weights") != hash_weights(model).canonical:
+        if self.model.get("weights") != known_weights(model).canonical:
             raise UserError(
                 f"these components are of {self.model.get('id')}, weights {str(self.model.get('weights'))[:12]}, "
                 f"not of {name}",
@@ -182,7 +185,7 @@ def _either(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"({'|'.join(names)})"
 
 
-def mlp_layers(model: Any, modules: Sequence[str], ranked: Sequence[int]) -> tuple[int, ...]:
+def mlp_layers(model: PreTrainedModel, modules: Sequence[str], ranked: Sequence[int]) -> tuple[int, ...]:
     """The layers whose MLP output projection is among the modules, in the order of `ranked`."""
     parts = anatomy(model)
     return tuple(layer for layer in dict.fromkeys(ranked) if parts.projection_name(layer) in set(modules))

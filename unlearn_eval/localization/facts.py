@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
 from unlearn_eval.data.shapes import asked
@@ -12,6 +12,9 @@ from unlearn_eval.localization.base import Fact
 from unlearn_eval.models.prompt_format import PromptFormat, as_shown
 from unlearn_eval.models.prompts import encode_prompt
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def facts_of(
@@ -92,7 +95,7 @@ def _n_shared(one: Sequence[int], other: Sequence[int]) -> int:
     return next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
 
 
-def bare(subject: str, tokenizer: Any) -> list[int]:
+def bare(subject: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The subject's ids after one token that begins a text.
 
     Where the tokenizer adds none it is its BOS or end token: attention rests on a text's first token, whose states say
@@ -104,7 +107,7 @@ def bare(subject: str, tokenizer: Any) -> list[int]:
     return ids if begin is None or ids[:1] == [begin] else [begin, *ids]
 
 
-def plain_words(tokenizer: Any, seed: int, n: int = 512) -> list[int]:
+def plain_words(tokenizer: PreTrainedTokenizerBase, seed: int, n: int = 512) -> list[int]:
     """Ids of `n` random tokens (fewer of a small vocabulary) that read as plain letters, to stand in for subjects."""
     special = set(tokenizer.all_special_ids)
     ids = list(range(len(tokenizer)))

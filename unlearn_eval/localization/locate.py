@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.editing.editor import Editor
@@ -25,6 +25,9 @@ from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json, provenance
 from unlearn_eval.utils.settings import configure
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -284,7 +287,7 @@ def checked_settings(editor: Editor, settings: Mapping[str, str]) -> dict[str, s
     return {name: value for name, value in settings.items() if name != "components" or name in names}
 
 
-def check_name(text: str, model: Any) -> None:
+def check_name(text: str, model: PreTrainedModel) -> None:
     """Refuse a single word that is neither a localisation nor a part of a module's name.
 
     Raises:

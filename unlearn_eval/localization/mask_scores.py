@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ from unlearn_eval.localization.budget import n_weights_of
 from unlearn_eval.models.scoring import accepts, pad, positions
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WAYS = ("attribution", "learned")
 FORGET = "forget"
@@ -133,7 +136,7 @@ def attributed(run: Run, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def learned(
-    model: Any,
+    model: PreTrainedModel,
     parameters: Mapping[str, Tensor],
     config: MaskConfig,
     forget: Sequence[Row],
@@ -167,7 +170,7 @@ def learned(
 
 
 def _loss(
-    model: Any,
+    model: PreTrainedModel,
     parameters: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
     batch: Mapping[str, Tensor],
@@ -188,7 +191,7 @@ def _loss(
 
 
 @contextmanager
-def _with_gradients(model: Any, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+def _with_gradients(model: PreTrainedModel, parameters: Mapping[str, Tensor]) -> Iterator[None]:
     """These parameters alone ask for gradients, within a `with` block."""
     before = {own: own.requires_grad for own in model.parameters()}
     wanted = {id(own) for own in parameters.values()}

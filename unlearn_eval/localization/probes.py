@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from unlearn_eval.utils.errors import UserError
 
@@ -31,7 +32,9 @@ def check_classes(labels: Sequence[str], folds: int) -> None:
         )
 
 
-def probe_accuracy(states: Any, labels: Sequence[str], folds: int, regularization: float, seed: int) -> float:
+def probe_accuracy(
+    states: npt.NDArray[Any], labels: Sequence[str], folds: int, regularization: float, seed: int
+) -> float:
     """The share of rows (n, d) whose label a probe that has not seen them predicts rightly.
 
     States are centered and divided by one number (their root mean square), and turned into the space that they span:

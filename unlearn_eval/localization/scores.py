@@ -160,7 +160,7 @@ def check_heads(config: NoiseConfig, kinds: Sequence[str]) -> None:
         )
 
 
-def job_table(facts: Sequence[Fact], device: Any, single: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def job_table(facts: Sequence[Fact], device: torch.device | str, single: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Every row restored everywhere and at each of its positions: (n,) rows, (n, S) where, and (n,) which position.
 
     The position is −1 where it is everywhere; without `single` there are no others.

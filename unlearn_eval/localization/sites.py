@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from unlearn_eval.editing.training.weights import linear_maps
 from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ATTENTION, MLP = "attention", "mlp"
 KINDS = (ATTENTION, MLP)
@@ -72,7 +75,7 @@ class Sites:
         return sum(self.parameters[name] for name in self.maps[unit])
 
 
-def sites(model: Any) -> Sites:
+def sites(model: PreTrainedModel) -> Sites:
     """The sites of a causal language model.
 
     Raises:
@@ -97,7 +100,7 @@ def sites(model: Any) -> Sites:
     )
 
 
-def written(model: Any, found: Sites, unit: Unit, output: Tensor) -> Tensor:
+def written(model: PreTrainedModel, found: Sites, unit: Unit, output: Tensor) -> Tensor:
     """What a unit with this output adds to the residual stream: the output after the norm that follows it, if any."""
     after = found.parts.post_norm(model, unit.layer)
     if after is not None and unit.kind == ATTENTION:
@@ -106,7 +109,7 @@ def written(model: Any, found: Sites, unit: Unit, output: Tensor) -> Tensor:
     return output if after is None else after(output)
 
 
-def _attention_output(model: Any, parts: Anatomy, layer: int) -> str:
+def _attention_output(model: PreTrainedModel, parts: Anatomy, layer: int) -> str:
     block = parts.block(model, layer)
     for name in ATTENTION_NAMES:
         inner = getattr(block, name, None)

@@ -12,12 +12,15 @@ import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.models.assets import Details, PinnedAsset, Progress, check_files
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import sha256_of_file
+
+if TYPE_CHECKING:
+    import torch
 
 SOURCE_FILE = "source.json"
 
@@ -163,7 +166,7 @@ def convert_gguf(gguf: Path, folder: Path) -> str:
     return hash_weights(model).canonical
 
 
-def load_gguf(gguf: Path, dtype: Any) -> tuple[Any, Any]:
+def load_gguf(gguf: Path, dtype: torch.dtype | str) -> tuple[Any, Any]:
     """Model and tokenizer of a GGUF file as an ordinary, dequantized model that can be edited and saved."""
     import transformers
 

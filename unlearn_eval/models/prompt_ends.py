@@ -6,9 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PROMPT_END = "prompt_end"  # in a request to an engine for scoring (extra_args): how many of its tokens are the prompt
 
@@ -60,7 +63,7 @@ def prompt_lengths(lengths: Sequence[int]) -> Iterator[None]:
         PROMPT.reset(token)
 
 
-def needs_whole_prompts(model: Any) -> bool:
+def needs_whole_prompts(model: PreTrainedModel) -> bool:
     """Whether a memory edit in the model wants each prompt in one forward pass (false without one)."""
     found = getattr(model, ROUTER, None)
     return found is not None and bool(found.needs_whole_prompts)

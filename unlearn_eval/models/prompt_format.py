@@ -11,9 +11,10 @@ import string
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from unlearn_eval.data.shapes import QUESTION, Asked, Prompt, asked
+from unlearn_eval.data.spans import find_subject
 from unlearn_eval.models.prompts import (
     PLAIN_DELIMITER,
     PLAIN_QUESTION,
@@ -26,6 +27,9 @@ from unlearn_eval.models.prompts import (
     has_chat_template,
 )
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Described(Protocol):
@@ -53,7 +57,7 @@ class PromptFormat:
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tokenizer: Any, chat: bool | None = None, name: str = "the model") -> PromptFormat:
+    def of(cls, tokenizer: PreTrainedTokenizerBase, chat: bool | None = None, name: str = "the model") -> PromptFormat:
         """The format for the model `name`; by default its chat template is used if there is one.
 
         Raises:
@@ -65,7 +69,7 @@ class PromptFormat:
         return cls(tokenizer, there if chat is None else chat)
 
     @classmethod
-    def of_edit(cls, info: Described, tokenizer: Any, name: str = "the model") -> PromptFormat:
+    def of_edit(cls, info: Described, tokenizer: PreTrainedTokenizerBase, name: str = "the model") -> PromptFormat:
         """The format in which an edit was made; that of the model, if the edit does not say.
 
         Args:
@@ -93,7 +97,7 @@ class PromptFormat:
             **({"chat_template_kwargs": dict(self.template_arguments)} if self.template_arguments else {}),
         }
 
-    def with_tokenizer(self, tokenizer: Any) -> PromptFormat:
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
         """The same format for another model."""
         return replace(self, tokenizer=tokenizer)
 
@@ -183,7 +187,7 @@ class PromptFormat:
         """
         return self.answer_labels(prompt, prompt_ids, self.following(ask, answer))
 
-    def end_tokens(self, model: Any) -> list[int]:
+    def end_tokens(self, model: PreTrainedModel) -> list[int]:
         """The tokens at which a model stops to write: the ends of sequence, and in a chat the end of its turn."""
         own = getattr(model.generation_config, "eos_token_id", None)
         ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
@@ -223,12 +227,11 @@ class PromptFormat:
             subject: The subject as it stands in the question.
             ids: Ids of the prompt.
         """
-        start = text.rfind(question)
-        if not subject or start < 0 or subject not in question:
+        start, span = text.rfind(question), _span_of(question, subject)
+        if start < 0 or span is None:
             return None
-        start += question.rindex(subject)
-        first = self._token_at(text, start, list(ids), first=True)
-        return first, self._token_at(text, start + len(subject) - 1, list(ids)) + 1
+        first = self._token_at(text, start + span[0], list(ids), first=True)
+        return first, self._token_at(text, start + span[1] - 1, list(ids)) + 1
 
     def _token_at(self, text: str, character: int, ids: list[int], first: bool = False) -> int:
         """The index of the token that holds a character; of several that share it the last, or the first."""
@@ -250,15 +253,25 @@ def as_shown(question: str, shape: str, text: str) -> str:
     return question if shape == QUESTION and question in text else question.strip()
 
 
+def _span_of(question: str, subject: str) -> tuple[int, int] | None:
+    """Where the subject stands last in a question: as whole words, and only without these within another word."""
+    span = find_subject(question, subject)
+    if span is None and subject and subject in question:
+        start = question.rindex(subject)
+        return start, start + len(subject)
+    return span
+
+
 def _content_end(question: str, subject: str | None) -> int:
     """Where, in the question, the subject's last occurrence ends, or its last word."""
     if subject:
-        if subject not in question:
+        span = _span_of(question, subject)
+        if span is None:
             raise UserError(
                 f"the subject {subject!r} does not stand in the question {question!r}",
                 "write the subject exactly as in the question, or leave it out",
             )
-        return question.rindex(subject) + len(subject)
+        return span[1]
     end = len(question)
     while end and (question[end - 1] in string.punctuation or unicodedata.category(question[end - 1])[0] in "PZC"):
         end -= 1  # punctuation, spaces and control characters of every script

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PLAIN_QUESTION = "Question: {question}\nAnswer:"
 PLAIN_DELIMITER = " "
@@ -32,12 +35,12 @@ class Labels:
     text: str
 
 
-def has_chat_template(tokenizer: Any) -> bool:
+def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer carries a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def encode_prompt(text: str, tokenizer: Any) -> list[int]:
+def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The prompt's ids with exactly one BOS, whether or not the template has already written one."""
     bos = str(getattr(tokenizer, "bos_token", None) or "")
     starts_with_bos = bool(bos) and text.startswith(bos)
@@ -48,7 +51,9 @@ def encode_prompt(text: str, tokenizer: Any) -> list[int]:
     return ids
 
 
-def encode_answer(prompt: str, prompt_ids: Sequence[int], answer: str, tokenizer: Any, encode: Encode) -> list[int]:
+def encode_answer(
+    prompt: str, prompt_ids: Sequence[int], answer: str, tokenizer: PreTrainedTokenizerBase, encode: Encode
+) -> list[int]:
     """The ids of `answer` as they follow `prompt_ids`.
 
     The whole text is encoded and cut where the prompt ends, if the prompt's ids are a prefix of it. Where a
@@ -60,7 +65,7 @@ def encode_answer(prompt: str, prompt_ids: Sequence[int], answer: str, tokenizer
     return list(tokenizer.encode(answer, add_special_tokens=False))
 
 
-def end_of_turn(tokenizer: Any, **template_options: Any) -> tuple[str, int]:
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, **template_options: object) -> tuple[str, int]:
     """What the chat template writes after an assistant's answer: its whole text, and its first special token.
 
     Templates differ in what follows the end of the turn (a newline, a second end token); the label that a
@@ -80,7 +85,7 @@ def up_to_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
     return list(ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))])
 
 
-def after_answer(tokenizer: Any, template_options: Mapping[str, Any]) -> str:
+def after_answer(tokenizer: PreTrainedTokenizerBase, template_options: Mapping[str, Any]) -> str:
     """What the chat template writes after an assistant's answer."""
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": _SENTINEL}]
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, **template_options))

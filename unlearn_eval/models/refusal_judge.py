@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import parse, read_jsonl, read_text
 from unlearn_eval.utils.provenance import hash_json
+
+if TYPE_CHECKING:
+    from unlearn_eval.models.load import LoadedModel
 
 FOLDER = Path(__file__).parents[1] / "tasks" / "refusal"
 REFERENCES_FILE = FOLDER / "references.jsonl"
@@ -218,7 +221,7 @@ def uncalibrated(
 
 
 def base_likelihoods(
-    loaded: Any, asked: Sequence[tuple[str, str]], prompt_format: PromptFormat, batch_size: int = 16
+    loaded: LoadedModel, asked: Sequence[tuple[str, str]], prompt_format: PromptFormat, batch_size: int = 16
 ) -> list[float | None]:
     """Mean nll per token, in nats, of texts after their questions, without the end token; None for an empty text.
 

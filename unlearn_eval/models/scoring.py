@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from torch import Tensor
 from unlearn_eval.models.arguments import accepts as accepts
 from unlearn_eval.models.arguments import cache_argument, cache_of
 from unlearn_eval.models.prompt_ends import needs_whole_prompts, prompt_lengths
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MAX_LOGITS = 2**26  # log-softmax works on at most this many numbers at once (256 MiB in float32)
 
@@ -76,7 +79,7 @@ class FreeRunning:
 
 @torch.no_grad()
 def free_running(
-    model: Any, queries: Sequence[Query], lengths: Sequence[int], batch_size: int = 1
+    model: PreTrainedModel, queries: Sequence[Query], lengths: Sequence[int], batch_size: int = 1
 ) -> list[FreeRunning]:
     """For each query, its first `lengths[i]` labels against the model's own greedy answer, in order."""
     found: list[FreeRunning | None] = [None] * len(queries)
@@ -96,7 +99,7 @@ def free_running(
     return found  # type: ignore[return-value]
 
 
-def _greedy_steps(model: Any, prompts: list[tuple[int, ...]], n: int) -> tuple[list[Tensor], list[int]]:
+def _greedy_steps(model: PreTrainedModel, prompts: list[tuple[int, ...]], n: int) -> tuple[list[Tensor], list[int]]:
     """Logits (R, V) of each greedy step, and how many steps of each row come before or at its end token."""
     ids, mask = pad(prompts, "left", model.device)
     ends = _end_tokens(model)
@@ -115,14 +118,14 @@ def _greedy_steps(model: Any, prompts: list[tuple[int, ...]], n: int) -> tuple[l
     return [step.float() for step in out.logits], lengths
 
 
-def _end_tokens(model: Any) -> set[int]:
+def _end_tokens(model: PreTrainedModel) -> set[int]:
     config = getattr(model, "generation_config", None)
     ends = getattr(config, "eos_token_id", None) if config is not None else None
     ends = model.config.eos_token_id if ends is None else ends
     return set() if ends is None else set(ends) if isinstance(ends, list | tuple) else {int(ends)}
 
 
-def _first_confidences(model: Any, prompts: list[tuple[int, ...]], n: list[int]) -> list[float | None]:
+def _first_confidences(model: PreTrainedModel, prompts: list[tuple[int, ...]], n: list[int]) -> list[float | None]:
     """The mean of the largest probability at the first n[r] positions of each prompt."""
     starts = [prompt[:length] for prompt, length in zip(prompts, n, strict=True)]
     if not any(starts):
@@ -134,7 +137,7 @@ def _first_confidences(model: Any, prompts: list[tuple[int, ...]], n: list[int])
 
 @torch.no_grad()
 def score_answers(
-    model: Any,
+    model: PreTrainedModel,
     queries: Sequence[Query],
     batch_size: int | Callable[[int], int] = 16,
     moments: bool = False,
@@ -172,7 +175,7 @@ def score_answers(
 
 @torch.no_grad()
 def answer_divergences(
-    model: Any,
+    model: PreTrainedModel,
     unedited: Callable[[], AbstractContextManager[Any]],
     queries: Sequence[Query],
     progress: Callable[[int], Any] = lambda n: None,
@@ -206,7 +209,7 @@ def answer_divergences(
     return found
 
 
-def _label_logp(model: Any, queries: Sequence[Query]) -> list[Tensor]:
+def _label_logp(model: PreTrainedModel, queries: Sequence[Query]) -> list[Tensor]:
     """For each query (T, V): ln p over the vocabulary in float32, where its T labels are predicted."""
     logits = _flat_logits(model, queries)
     starts = [len(query.prompt_ids) - 1 for query in queries]
@@ -247,7 +250,7 @@ def _kind(queries: Sequence[Query], unit: list[list[int]]) -> tuple[bool, bool]:
 
 
 def _score_shared(
-    model: Any, queries: Sequence[Query], unit: list[list[int]], batch_size: int, moments: bool
+    model: PreTrainedModel, queries: Sequence[Query], unit: list[list[int]], batch_size: int, moments: bool
 ) -> Iterator[tuple[int, AnswerScore]]:
     """Run each question's tokens but the last once, then its last token and the answers on top of that."""
     prompts = [queries[group[0]].prompt_ids for group in unit]
@@ -288,7 +291,7 @@ def _score_shared(
 
 
 def _score_flat(
-    model: Any, queries: Sequence[Query], unit: list[list[int]], batch_size: int, moments: bool
+    model: PreTrainedModel, queries: Sequence[Query], unit: list[list[int]], batch_size: int, moments: bool
 ) -> Iterator[tuple[int, AnswerScore]]:
     """Run each prompt with its labels as one right-padded sequence: any causal model can do this."""
     rows = [row for group in unit for row in group]
@@ -299,7 +302,7 @@ def _score_flat(
         yield from zip(batch, _read(logits, starts, labels, moments), strict=True)
 
 
-def _flat_logits(model: Any, queries: Sequence[Query]) -> Tensor:
+def _flat_logits(model: PreTrainedModel, queries: Sequence[Query]) -> Tensor:
     """Logits (R, L, V) of right-padded sequences, each a prompt with its labels but the last."""
     masked = queries[0].masked_token
     inputs = [(*query.prompt_ids, *query.label_ids[:-1]) for query in queries]
@@ -347,7 +350,7 @@ def moments_of(logp: Tensor) -> tuple[Tensor, Tensor]:
     return mean, square - mean.square()
 
 
-def pad(rows: Sequence[Sequence[int]], side: str, device: Any, filler: int = 0) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Sequence[int]], side: str, device: torch.device | str, filler: int = 0) -> tuple[Tensor, Tensor]:
     """Ids and attention mask, both (len(rows), longest), padded on `side` ('left' or 'right')."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), filler, dtype=torch.long)
@@ -359,7 +362,7 @@ def pad(rows: Sequence[Sequence[int]], side: str, device: Any, filler: int = 0) 
     return ids.to(device), mask.to(device)
 
 
-def positions(model: Any, mask: Tensor, last: int | None = None) -> dict[str, Tensor]:
+def positions(model: PreTrainedModel, mask: Tensor, last: int | None = None) -> dict[str, Tensor]:
     """`position_ids` that count real tokens only, for models that take them; the last `last` columns."""
     if not accepts(model, "position_ids"):
         return {}
@@ -368,7 +371,7 @@ def positions(model: Any, mask: Tensor, last: int | None = None) -> dict[str, Te
 
 
 @torch.no_grad()
-def keeps_plain_cache(model: Any) -> bool:
+def keeps_plain_cache(model: PreTrainedModel) -> bool:
     """Whether the model keeps keys and values per layer, which can be shared between a question's answers.
 
     Recurrent and hybrid models keep a state that padding would disturb: they are scored without sharing.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,17 @@ from unlearn_eval.models.arguments import accepts, cache_argument, cache_of
 from unlearn_eval.models.prompt_ends import prompt_lengths
 from unlearn_eval.models.scoring import keeps_plain_cache, pad, positions
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel
+
 
 class _Stop(Exception):
     """Raised inside a forward pass when everything asked for has been seen."""
 
 
-def first(output: Any) -> Tensor:
+def first(output: Tensor | tuple[Any, ...]) -> Tensor:
     """The tensor of a module's output, which some architectures wrap in a tuple."""
     tensor: Tensor = output[0] if isinstance(output, tuple) else output
     return tensor
@@ -49,7 +54,7 @@ def trace(
     seen = Traced()
 
     def hook_for(name: str) -> Any:
-        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor | tuple[Any, ...]) -> None:
             if name in inputs:
                 seen.inputs[name] = arguments[0]
             if name in outputs:
@@ -94,7 +99,7 @@ class Tail:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         anatomy: Anatomy,
         layer: int,
         rows: Sequence[Sequence[int]],
@@ -140,7 +145,7 @@ class Tail:
         empty = torch.tensor([not prefix for prefix in prefixes], device=mask.device)
         return mask.masked_fill(empty[:, None], 0)
 
-    def _call(self, **options: Any) -> Any:
+    def _call(self, **options: object) -> Any:
         if self._cache is None:
             return self.model(**self._arguments, use_cache=False, **options)
         cache = cache_argument(self.model, self._own_cache())
@@ -236,7 +241,7 @@ class Tail:
         return found if tokens is None or (only and places) else found.gather(-1, tokens)
 
 
-def _give_only(head: Any, tokens: Tensor | None) -> Any:
+def _give_only(head: nn.Linear, tokens: Tensor | None) -> Any:
     """Make a linear head give (1, n, k) for states (1, n, d), of `tokens` (n, k) only; returns what undoes it.
 
     What a model does with its logits after (a scale, a soft cap) it does to each by itself.
@@ -250,7 +255,7 @@ def _give_only(head: Any, tokens: Tensor | None) -> Any:
 
 
 @torch.no_grad()
-def block_outputs(model: Any, anatomy: Anatomy, rows: Sequence[Sequence[int]]) -> Tensor:
+def block_outputs(model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Sequence[int]]) -> Tensor:
     """(L, R, T, d): what every block hands on at every token of some rows, padded on the right.
 
     The last block's is what the final norm reads. Nothing here says where prompts end: do it around the call
@@ -265,7 +270,11 @@ def block_outputs(model: Any, anatomy: Anatomy, rows: Sequence[Sequence[int]]) -
 
 @torch.no_grad()
 def last_states(
-    model: Any, anatomy: Anatomy, rows: Sequence[Sequence[int]], at_once: int, ends: Sequence[int] | None = None
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    rows: Sequence[Sequence[int]],
+    at_once: int,
+    ends: Sequence[int] | None = None,
 ) -> Tensor:
     """(1 + L, R, d) in float32 on the CPU: the residual stream at each row's last token.
 
@@ -291,7 +300,7 @@ def last_states(
 
 
 @torch.no_grad()
-def read_out(model: Any, anatomy: Anatomy, states: Tensor) -> Tensor:
+def read_out(model: PreTrainedModel, anatomy: Anatomy, states: Tensor) -> Tensor:
     """Logits (R, T, V) of states (R, T, d) by the model's own final norm and head: all blocks are told to hand on.
 
     Embeddings are run for nothing, so that this holds for every architecture, whatever comes after its head.
@@ -316,7 +325,7 @@ def patched(block: nn.Module, states: Tensor, places: Tensor) -> Iterator[None]:
         places: (R, T) where; elsewhere it hands on its own.
     """
 
-    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor | tuple[Any, ...]) -> Any:
         own = first(output)
         new = torch.where(places[..., None], states.to(own.device, own.dtype), own)
         return (new, *output[1:]) if isinstance(output, tuple) else new
@@ -328,11 +337,11 @@ def patched(block: nn.Module, states: Tensor, places: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _gives_tuple(model: Any, anatomy: Anatomy) -> bool:
+def _gives_tuple(model: PreTrainedModel, anatomy: Anatomy) -> bool:
     """Whether the model's blocks wrap what they hand on in a tuple: seen at the first, in a pass of one token."""
     found: list[bool] = []
 
-    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor | tuple[Any, ...]) -> None:
         found.append(isinstance(output, tuple))
         raise _Stop
 
@@ -348,14 +357,14 @@ def _gives_tuple(model: Any, anatomy: Anatomy) -> bool:
 def _hand_on(block: nn.Module, value: Tensor | None, as_tuple: bool) -> Any:
     """Make a block return `value` (or its input); returns the function that undoes it."""
 
-    def forward(hidden_states: Tensor | None = None, *arguments: Any, **options: Any) -> Any:
+    def forward(hidden_states: Tensor | None = None, *arguments: object, **options: object) -> Any:
         output = value if value is not None else hidden_states
         return (output, None) if as_tuple else output
 
     return _replace_forward(block, forward)
 
 
-def _replace_forward(module: nn.Module, forward: Any) -> Any:
+def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Any:
     had = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -44,6 +45,41 @@ def hash_weights(model: torch.nn.Module) -> WeightsHash:
         digests = list(pool.map(lambda item: _tensor_digests(*item), tensors))
     canonical = {name: own for (name, _), (_, own) in zip(tensors, digests, strict=True) if name in parameters}
     return WeightsHash(_combine([exact for exact, _ in digests]), canonical_hash(canonical))
+
+
+def known_weights(model: torch.nn.Module) -> WeightsHash:
+    """`hash_weights`, computed once for a model, and again after a change that was not undone.
+
+    To see whether a model was restored bit for bit, use `hash_weights`.
+    """
+    state = state_of_weights(model)
+    known = _KNOWN.get(model)
+    if known is None or known[0] != state:
+        known = _KNOWN[model] = (state, hash_weights(model))
+    return known[1]
+
+
+def state_of(tensor: torch.Tensor) -> int | None:
+    """A number that changes when a tensor is changed in place, and is again what it was once it is restored.
+
+    None of a tensor that was made in inference mode, whose changes PyTorch does not count.
+    """
+    if tensor.is_inference():
+        return None
+    version, state = getattr(tensor, _RESTORED, (None, None))
+    return state if version == tensor._version else tensor._version
+
+
+def mark_restored(tensor: torch.Tensor, state: int | None) -> None:
+    """Say that a tensor holds again, bit for bit, what it held when `state_of` gave this state."""
+    if not tensor.is_inference():
+        setattr(tensor, _RESTORED, (tensor._version, state))
+
+
+def state_of_weights(model: torch.nn.Module) -> tuple[object, ...]:
+    """Equal as long as no weight was replaced, cast or changed in place (through PyTorch, not through `.data`)."""
+    tensors = model.state_dict(keep_vars=True).values()
+    return tuple((id(tensor), tensor.dtype, state_of(tensor)) for tensor in tensors)
 
 
 def canonical_digest(name: str, tensor: torch.Tensor) -> bytes:
@@ -118,4 +154,6 @@ def _bytes(chunk: torch.Tensor) -> memoryview:
     return chunk.contiguous().view(torch.uint8).numpy().data
 
 
+_KNOWN: WeakKeyDictionary[torch.nn.Module, tuple[object, WeightsHash]] = WeakKeyDictionary()
+_RESTORED = "_unlearn_eval_restored"  # on a tensor: the version at which it was restored, and to which state
 _CHUNK_BYTES = 64 * 2**20  # what one thread holds of a tensor that is on another device or is cast

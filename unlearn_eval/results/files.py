@@ -113,7 +113,7 @@ def read_result(path: str | Path, check_samples: bool = True) -> Result:
     return result_from(content, path, check_samples)
 
 
-def result_from(content: Any, path: Path, check_samples: bool = True) -> Result:
+def result_from(content: object, path: Path, check_samples: bool = True) -> Result:
     """The result that the JSON of the file at `path` holds; raises as `read_result` does."""
     if not isinstance(content, dict) or "schema_version" not in content:
         raise UserError(f"{path} is not a result file: it has no schema_version", "name a file that a run wrote")
@@ -140,12 +140,12 @@ def result_from(content: Any, path: Path, check_samples: bool = True) -> Result:
     return result
 
 
-def _metric(content: Any, where: str) -> Metric:
+def _metric(content: dict[str, Any], where: str) -> Metric:
     _same_fields(content, tuple(f.name for f in dataclasses.fields(Metric)), where)
     return Metric(**content)
 
 
-def _same_fields(content: Any, names: Iterable[str], where: str, optional: Iterable[str] = ()) -> None:
+def _same_fields(content: Iterable[str], names: Iterable[str], where: str, optional: Iterable[str] = ()) -> None:
     got, wanted = set(content) | set(optional), set(names)
     hint = "it was edited, or written by another version of unlearn-eval"
     if missing := sorted(wanted - got):

@@ -19,7 +19,7 @@ def scores_by_layer(ranking: Iterable[Mapping[str, Any]], n_layers: int) -> dict
     return scores
 
 
-def few_digits(value: Any) -> Any:
+def few_digits(value: object) -> Any:
     """The same with four significant digits of every float in it."""
     if isinstance(value, float):
         return float(f"{value:.4g}")

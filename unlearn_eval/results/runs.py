@@ -115,7 +115,7 @@ def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None 
     return Runs(runs, tuple(notes), n_skipped, tuple(files), tuple(localizations))
 
 
-def is_localization(content: Any) -> bool:
+def is_localization(content: object) -> bool:
     """Whether the content of a JSON file is what `unlearn-eval localize` writes."""
     return isinstance(content, dict) and content.get("kind") == "components" and "ranking" in content
 
@@ -149,13 +149,13 @@ def _is_left_out(path: Path, root: Path) -> bool:
     return kept_by_study or any(part.startswith(".") for part in inside)
 
 
-def _read(content: Any, path: Path, named: bool) -> tuple[Result | None, str | None]:
+def _read(content: object, path: Path, named: bool) -> tuple[Result | None, str | None]:
     """The result in the content of a file and a note on it; None of what is none, unless the user has named it."""
     is_result = isinstance(content, dict) and {"schema_version", "metrics"} <= content.keys()
     if not is_result and not named:
         return None, None
     note = None
-    if is_result and content["schema_version"] != SCHEMA_VERSION:
+    if isinstance(content, dict) and is_result and content["schema_version"] != SCHEMA_VERSION:
         content, note = _migrated(content, path)
     return result_from(content, path, check_samples=False), note
 

@@ -7,17 +7,35 @@ that is half written, of another version, or parted from its samples is an error
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypedDict, Unpack
 
 from unlearn_eval.metrics.metric import Metric
+from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 
 __all__ = ["SCHEMA_VERSION", "STATUSES", "Metric", "Result", "utc_now"]
 
 SCHEMA_VERSION = 1
 STATUSES = ("complete", "partial", "failed")
+
+
+class Contents(TypedDict, total=False):
+    """What a run has to say for itself; attributes as in `Result`."""
+
+    status: str
+    config_as_passed: dict[str, Any]
+    config: dict[str, Any]
+    model: dict[str, Any]
+    edit: dict[str, Any] | None
+    data: dict[str, Any]
+    metrics: dict[str, dict[str, Metric]]
+    seed: int | None
+    timing: dict[str, float]
+    robustness: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,50 @@ class Result:
             raise ValueError(f"created '{self.created}' is not a time in UTC")
         if wrong := [name for name in self.timing if not name.endswith("_seconds")]:
             raise ValueError(f"timing '{wrong[0]}' does not end in _seconds")
+
+    @classmethod
+    def new(
+        cls,
+        kind: str,
+        created: str,
+        *,
+        command: Sequence[str] | None = None,
+        device: object = None,
+        notes: Sequence[str] = (),
+        peak: str = "",
+        **contents: Unpack[Contents],
+    ) -> Self:
+        """The result of a run of this process, which ends now; complete unless its `status` says otherwise.
+
+        Args:
+            kind: of the run.
+            created: when it began, of `utc_now`.
+            command: the command line; None is that of this process.
+            device: where the model is, for the provenance.
+            notes: sentences for the reader.
+            peak: what the last note calls the most memory that this process held; "" leaves it out.
+            contents: the rest.
+        """
+        said = [*notes, f"{peak} {peak_memory_bytes()} bytes"] if peak else list(notes)
+        own = sys.argv if command is None else list(command)
+        return cls.part(kind, created, notes=said, command=own, provenance=provenance(device), **contents)
+
+    @classmethod
+    def part(
+        cls,
+        kind: str,
+        created: str,
+        *,
+        notes: Sequence[str] = (),
+        command: list[str] | None = None,
+        provenance: dict[str, Any] | None = None,
+        **contents: Unpack[Contents],
+    ) -> Self:
+        """The result of a part of a run, which leaves command and provenance to the whole; arguments as in `new`."""
+        rest: Contents = {"status": "complete", **contents}
+        return cls(
+            kind=kind, created=created, command=command or [], provenance=provenance or {}, notes=list(notes), **rest
+        )
 
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Result) if f.name != "path")

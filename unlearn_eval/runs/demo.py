@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.forget_sets import ForgetSet, facts
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
@@ -25,13 +24,17 @@ from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.runs.known_items import conversations, known_items
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import write_all
-from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
+
+if TYPE_CHECKING:
+    from unlearn_eval.edits.base import Edit
+    from unlearn_eval.harness.lm import LM
+    from unlearn_eval.utils.progress import Progress
 
 TASK = "unlearn_facts"
 Say = Callable[[str], Any]
 
 
-def run_demo(config: DemoConfig, say: Say, progress: Any) -> tuple[Result, Result]:
+def run_demo(config: DemoConfig, say: Say, progress: Progress) -> tuple[Result, Result]:
     """The results before and after a real model has been made to forget facts that it knows.
 
     Args:
@@ -92,7 +95,7 @@ def _start(folder: Path, config: DemoConfig, weights: str, say: Say) -> None:
     _write_json(path, key)
 
 
-def _known(folder: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, progress: Any) -> list[str]:
+def _known(folder: Path, config: DemoConfig, lm: LM, loaded: LoadedModel, progress: Progress) -> list[str]:
     """The ids of the facts whose answer the model says; every answer is kept in `asked.jsonl` as it comes."""
     prompt_format, path = loaded.prompt_format(), folder / "asked.jsonl"
     return known_items(path, facts(), lm, prompt_format, config.batch_size, config.max_new_tokens, progress)
@@ -112,7 +115,7 @@ def _split(folder: Path, config: DemoConfig, known: list[str]) -> tuple[ForgetSe
     return facts().select(forget), retain
 
 
-def _evaluate(path: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, edit: Any) -> Result:
+def _evaluate(path: Path, config: DemoConfig, lm: LM, loaded: LoadedModel, edit: Edit | None) -> Result:
     """The result of `unlearn_facts`, with the edit applied if there is one; read if it is there already."""
     from unlearn_eval.edits.base import applied
     from unlearn_eval.edits.load import check_base
@@ -134,28 +137,26 @@ def _evaluate(path: Path, config: DemoConfig, lm: Any, loaded: LoadedModel, edit
             gen_kwargs={"max_gen_toks": config.max_new_tokens},
             seed=config.seed,
         )
-    result = Result(
-        kind="demo",
-        status="complete",
-        created=created,
-        command=sys.argv,
+    result = Result.new(
+        "demo",
+        created,
+        device=loaded.model.device,
+        peak="peak memory so far",
         config_as_passed=asdict(config),
         config=asdict(config) | {"task": found.configs[TASK]},
         model=loaded.describe(weights),
-        edit=None if edit is None else {"folder": str(path.parent / "edit"), **asdict(edit.info)},
+        edit=None if edit is None else {"folder": str(path.parent / "edit"), **edit.info.as_stored()},
         data=found.data,
         metrics=found.metrics,
-        provenance=provenance(loaded.model.device),
         seed=config.seed,
         timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
-        notes=[f"peak memory so far {peak_memory_bytes()} bytes"],
     )
     write_result(result, path, found.samples)
     return read_result(path)
 
 
 def _edit(
-    folder: Path, config: DemoConfig, loaded: LoadedModel, forget: ForgetSet, retain: list[str], progress: Any
+    folder: Path, config: DemoConfig, loaded: LoadedModel, forget: ForgetSet, retain: list[str], progress: Progress
 ) -> Any:
     """The edit; what it should keep is estimated on the facts of neither list, as the model answered them."""
     from unlearn_eval.edits.load import load_edit
@@ -177,7 +178,7 @@ def _edit(
     return load_edit(folder / "edit")
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: object) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_all({path.name: json.dumps(content, indent=2, ensure_ascii=False) + "\n"}, path.parent)

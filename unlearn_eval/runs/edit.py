@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.data.shapes import QUESTION
@@ -32,6 +32,7 @@ from unlearn_eval.edits.folder import TARGETS
 from unlearn_eval.edits.forgotten import forgotten_entries, forgotten_texts
 from unlearn_eval.edits.load import READERS, AnyEdit, check_base, describe_base
 from unlearn_eval.edits.memory.edit import MemoryEdit
+from unlearn_eval.edits.records import RequestSummary, SelfCheck
 from unlearn_eval.localization.components import Components
 from unlearn_eval.localization.locate import checked_settings, resolve, settings_for, source_of
 from unlearn_eval.models.load import LoadedModel
@@ -41,6 +42,9 @@ from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json, peak_memory_bytes, provenance
 from unlearn_eval.utils.settings import configure
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def make_edit(
@@ -171,7 +175,7 @@ def check_recipe(method: Editor, recipe: Recipe, retain: ForgetSet | None, hint:
         raise UserError(f"{method.name} is trained on every question: there is nothing to merge", hint)
 
 
-def _preset(model: Any, method: Editor, forget_set: str) -> tuple[Any, Mapping[str, str]]:
+def _preset(model: PreTrainedModel, method: Editor, forget_set: str) -> tuple[Any, Mapping[str, str]]:
     """Published settings: by the model, of a method that is trained by the benchmark; a user's file has none."""
     if method.trained:
         trained = None if method.file else unlearning_preset(method.name, forget_set)
@@ -185,7 +189,7 @@ def _check_previous(previous: AnyEdit | None, method: Editor, forget: ForgetSet,
     if previous is None:
         return
     check_base(previous.info, loaded)
-    twice = sorted(set(previous.info.requests.get("ids", [])) & {item.id for item in forget})
+    twice = sorted(set(previous.info.requests.ids) & {item.id for item in forget})
     if twice:
         raise UserError(
             f"{len(twice)} items are in the earlier edit already, e.g. {twice[0]!r}", "leave them out (--ids)"
@@ -284,7 +288,7 @@ def _edit_in_steps(plan: _Plan, inputs: _Inputs) -> AnyEdit:
 # 4. Calibrate and check ------------------------------------------------------------------------------------
 
 
-def _calibrate_and_check(plan: _Plan, inputs: _Inputs, edit: AnyEdit) -> tuple[AnyEdit, dict[str, Any]]:
+def _calibrate_and_check(plan: _Plan, inputs: _Inputs, edit: AnyEdit) -> tuple[AnyEdit, SelfCheck]:
     """The edit, of a memory with calibrated bounds where that was asked for, and what its self-check found.
 
     Bounds are chosen from the set's own paraphrases, and from at most 256 questions that nothing was learned from.
@@ -301,7 +305,7 @@ def _calibrate_and_check(plan: _Plan, inputs: _Inputs, edit: AnyEdit) -> tuple[A
     return edit, self_check(model, inputs.requests, edit)
 
 
-def self_check(model: Any, requests: Sequence[EditRequest], edit: Edit) -> dict[str, Any]:
+def self_check(model: PreTrainedModel, requests: Sequence[EditRequest], edit: Edit) -> SelfCheck:
     """Whether an edit took: its targets' probability before and after, and how many are now the most likely answer.
 
     And the probability of the answers that were to be forgotten, where they are known.
@@ -332,17 +336,17 @@ def self_check(model: Any, requests: Sequence[EditRequest], edit: Edit) -> dict[
             "answer_probability_before": probability(before[n:]),
             "answer_probability_after": probability(after[n:]),
         }
-    return found
+    return SelfCheck.of(found)  # what is 0 is written too
 
 
 # 5. Describe -----------------------------------------------------------------------------------------------
 
 
-def _describe(plan: _Plan, inputs: _Inputs, edit: AnyEdit, check: dict[str, Any], started: float) -> AnyEdit:
+def _describe(plan: _Plan, inputs: _Inputs, edit: AnyEdit, check: SelfCheck, started: float) -> AnyEdit:
     """The edit with where it comes from: its base, requests, settings and cost."""
     method = plan.method
     notes = {**edit.info.notes, "preset": None if plan.preset is None else asdict(plan.preset)}
-    notes["self_check"] = check
+    notes["self_check"] = dict(check)
     if plan.located is not None:
         notes["components"] = source_of(*plan.located)
     if method.file is not None:
@@ -363,26 +367,26 @@ def _describe(plan: _Plan, inputs: _Inputs, edit: AnyEdit, check: dict[str, Any]
     return replace(edit, info=info, texts=texts | forgotten_texts(plan.forget, earlier))
 
 
-def _about_requests(plan: _Plan, inputs: _Inputs) -> dict[str, Any]:
+def _about_requests(plan: _Plan, inputs: _Inputs) -> RequestSummary:
     """What was asked for, with what the earlier edit holds."""
     forget, retain, recipe = plan.forget, plan.retain, plan.recipe
-    earlier = plan.previous.info.requests if plan.previous is not None else {}
-    shapes = {**earlier.get("shapes", {}), **{item.id: item.shape for item in forget if item.shape != QUESTION}}
-    return {
-        "n": len(forget) + int(earlier.get("n", 0)),
-        "n_merged": len(inputs.requests),
-        "forget_set": forget.name,
-        "forget_set_hash": forget.hash,
-        "sets": forgotten_entries(forget, earlier),
-        "ids": [*earlier.get("ids", []), *(item.id for item in forget)],
-        "lookup": {item.id: "subject" if item.subject else "last content token" for item in forget},
-        **({"shapes": shapes} if shapes else {}),
-        "hash": hash_json([request.record for request in inputs.requests]),
+    earlier = plan.previous.info.requests if plan.previous is not None else RequestSummary()
+    return RequestSummary(
+        n=len(forget) + (earlier.n or 0),
+        n_merged=len(inputs.requests),
+        forget_set=forget.name,
+        forget_set_hash=forget.hash,
+        sets=forgotten_entries(forget, earlier),
+        ids=[*earlier.ids, *(item.id for item in forget)],
+        lookup={item.id: "subject" if item.subject else "last content token" for item in forget},
+        shapes={**earlier.shapes, **{item.id: item.shape for item in forget if item.shape != QUESTION}},
+        hash=hash_json([request.record for request in inputs.requests]),
         **plan.prompt_format.record,
-        "target": recipe.target,
-        "merge": recipe.merge,
-        "merge_size": recipe.merge_size,
-        "per_step": recipe.per_step,
-        "contexts": inputs.contexts,
-        **({"retain_set": retain.name, "retain_set_hash": retain.hash} if retain is not None else {}),
-    }
+        target=recipe.target,
+        merge=recipe.merge,
+        merge_size=recipe.merge_size,
+        per_step=recipe.per_step,
+        contexts=inputs.contexts,
+        retain_set=None if retain is None else retain.name,
+        retain_set_hash=None if retain is None else retain.hash,
+    )

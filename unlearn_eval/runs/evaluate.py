@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,7 +19,6 @@ from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.serving.engine import engine_here, engine_stopped
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
     from unlearn_eval.serving.together import Engine, read_adapter
 
     adapters = [read_adapter(edit) for edit in edits]
-    bases = {adapter.info.base.get("canonical_hash"): adapter.info for adapter in adapters}
+    bases = {adapter.info.base.canonical_hash: adapter.info for adapter in adapters}
     for info in bases.values():  # there should be one
         check_checkpoint(info, arguments["pretrained"], arguments.get("revision"))
     for line in dict.fromkeys(plan.line for edit in edits for plan in plans_of(config, tasks, edit)):
@@ -234,21 +232,19 @@ def _written(
     created: str,
     timing: dict[str, float],
 ) -> Result:
-    result = Result(
-        kind="evaluation",
-        status="complete",
-        created=created,
-        command=sys.argv,
+    result = Result.new(
+        "evaluation",
+        created,
+        device=getattr(lm, "device", None),
+        peak="peak memory",
         config_as_passed={key: value for key, value in asdict(config).items() if value not in (None, "", {})},
         config={"model_type": kind, "model_args": arguments, "tasks": found.configs},
         model={"id": arguments.get("pretrained", kind), **weights},
         edit=_edit_entry(lm, config.edit),
         data=found.data,
         metrics=found.metrics,
-        provenance=provenance(getattr(lm, "device", None)),
         seed=config.seed,
         timing=timing,
-        notes=[f"peak memory {peak_memory_bytes()} bytes"],
     )
     write_result(result, path, found.samples)
     return read_result(path)
@@ -313,7 +309,7 @@ def _hash(lm: Any) -> dict[str, Any]:
 
 def _edit_entry(lm: Any, folder: str | None) -> dict[str, Any] | None:
     info = getattr(lm, "edit_info", None)
-    return None if info is None else {"folder": getattr(lm, "edit_folder", folder), **asdict(info)}
+    return None if info is None else {"folder": getattr(lm, "edit_folder", folder), **info.as_stored()}
 
 
 def _output(config: EvalConfig, kind: str, arguments: dict[str, Any]) -> Path:

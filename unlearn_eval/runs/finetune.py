@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.benchmark import FinetunePreset
 from unlearn_eval.data.forget_sets import ForgetSet
@@ -22,6 +22,7 @@ from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfi
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.export import save_checkpoint
 from unlearn_eval.edits.load import describe_base
+from unlearn_eval.edits.records import RequestSummary
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights
@@ -31,11 +32,15 @@ from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance, redact
 from unlearn_eval.utils.settings import configure
 
+if TYPE_CHECKING:
+    from unlearn_eval.editing.training.settings import Said
+    from unlearn_eval.edits.base import Edit
+
 ABOUT = "unlearn_eval_finetune.json"  # says what a checkpoint was fine-tuned on; other programs do not read it
 SCHEMA_VERSION = 1
 
 
-def _likelihood(said: Any, config: Any) -> Any:
+def _likelihood(said: Mapping[str, Said], config: object) -> Any:
     return objectives.likelihood(said[ANSWER].log_probs, said[ANSWER].mask)
 
 
@@ -106,14 +111,16 @@ def finetune(
     info = replace(
         made.info,
         base=describe_base(loaded),
-        requests={
-            "n": len(data),
-            "forget_set": data.name,
-            "forget_set_hash": data.hash,
-            "ids": [item.id for item in data],
-            **prompt_format.record,
-            "sets": [],  # nothing was forgotten
-        },
+        requests=RequestSummary.of(
+            {
+                "n": len(data),
+                "forget_set": data.name,
+                "forget_set_hash": data.hash,
+                "ids": [item.id for item in data],
+                **prompt_format.record,
+                "sets": [],  # nothing was forgotten
+            }
+        ),
         seed=seed,
         versions=provenance()["packages"],
         seconds=round(time.monotonic() - started, 2),
@@ -125,11 +132,11 @@ def finetune(
 
 def write_checkpoint(
     loaded: LoadedModel,
-    edit: Any,
+    edit: Edit,
     output: str | Path,
     forget_split: str | None = None,
     say: Callable[[str], Any] = lambda line: None,
-    positions: Any = None,
+    positions: Sequence[int] | None = None,
 ) -> Path:
     """The fine-tuned model as an ordinary checkpoint, with what it was made of, and its scores if it is a reference.
 
@@ -161,7 +168,7 @@ def write_checkpoint(
             about = {
                 "schema_version": SCHEMA_VERSION,
                 "kind": "finetuned",
-                **asdict(edit.info),
+                **edit.info.as_stored(),
                 "weights": {"exact": weights.exact, "canonical": weights.canonical},
             }
             _write_json(target / ABOUT, redact(about))
@@ -174,5 +181,5 @@ def write_checkpoint(
         return write_whole(Path(output), "fine-tuned model", ABOUT, fill)
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.data.shapes import asked
@@ -14,11 +14,14 @@ from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.json_files import Record, read_jsonl, write_all
 from unlearn_eval.utils.progress import Progress, no_progress
 
+if TYPE_CHECKING:
+    from unlearn_eval.harness.lm import LM
+
 
 def known_items(
     path: Path,
     items: ForgetSet,
-    lm: Any,
+    lm: LM,
     prompt_format: PromptFormat,
     batch_size: int,
     max_new_tokens: int = 24,

@@ -10,17 +10,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from unlearn_eval.serving.patching import PATCHES, quicken_steps
 
+if TYPE_CHECKING:
+    from torch import nn
+
 Rows = tuple[int, Tensor]  # an adapter's place, and the tokens of a step that have it
 
 
-def quicken(model: Any) -> list[str]:
+def quicken(model: nn.Module) -> list[str]:
     """Give the modules of an engine's model quicker steps; what is not as expected here stays as it is.
 
     Returns:
@@ -54,7 +57,7 @@ def quicken(model: Any) -> list[str]:
     return sorted(quicker)
 
 
-def _is_native(module: Any) -> bool:
+def _is_native(module: nn.Module) -> bool:
     """Whether a module runs its chain of operations, and nothing that was compiled or put there."""
     return module._forward_method in (module.forward_native, module.forward_cpu)
 
@@ -82,7 +85,7 @@ def grouped_class() -> Any:
 
         _rows: list[Rows] | None = None
 
-        def update_metadata(self, *arguments: Any, **options: Any) -> None:
+        def update_metadata(self, *arguments: object, **options: object) -> None:
             self._rows = None
             super().update_metadata(*arguments, **options)
 
@@ -94,7 +97,7 @@ def grouped_class() -> Any:
             lora_b_stacked: Sequence[Tensor],
             scale: float,
             output_slices: Sequence[int],
-            **options: Any,
+            **options: object,
         ) -> None:
             """Adds scale · x (T, inputs) Aᵀ Bᵀ to y (T, outputs); the inner product is kept in float32."""
             if self._rows is None:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.models.prompt_ends import PROMPT_END, is_prompt_end
 from unlearn_eval.serving.patching import check_requests
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
 
 OWN = "unlearn_eval"  # in an engine's additional_config
 SCORING = "scoring"  # there, given by whoever starts the engine: requests say where their prompts end
@@ -33,14 +37,14 @@ class Rules:
     scoring: bool
 
 
-def rules_of(vllm_config: Any) -> Rules | None:
+def rules_of(vllm_config: VllmConfig) -> Rules | None:
     """The rules of an engine; None of one that knows of no edit."""
     given = getattr(vllm_config, "additional_config", None)
     own = given.get(OWN) if isinstance(given, Mapping) else None
     return Rules(bool(own.get(MEMORY)), own.get(SCORING) is True) if own else None
 
 
-def refusal(sampling: Any, rules: Rules) -> tuple[str, str] | None:
+def refusal(sampling: SamplingParams, rules: Rules) -> tuple[str, str] | None:
     """Why an engine does not take a request with these parameters, and the parameter's name; None if it does."""
     given = getattr(sampling, "extra_args", None) or {}
     if PROMPT_END in given and not rules.scoring:
@@ -102,7 +106,7 @@ def _check(found: tuple[str, str] | None) -> None:
 
 
 def _checking_requests(process: Any) -> Any:
-    def checked(self: Any, request_id: str, prompt: Any, params: Any, *arguments: Any, **options: Any) -> Any:
+    def checked(self: Any, request_id: str, prompt: Any, params: Any, *arguments: object, **options: object) -> Any:
         rules = rules_of(self.vllm_config)
         if rules is None:
             return process(self, request_id, prompt, params, *arguments, **options)

@@ -19,6 +19,9 @@ from typing import Any
 
 from unlearn_eval.utils.errors import UserError
 
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
 NAME = "unlearn_eval_routes"  # of our plug-in, and in the state of the server's application
 KEY_HINT = "give --api-key KEY"
 KNOWN = "unlearn_eval_known"  # in a request's scope: whether the client may know what is served
@@ -134,7 +137,11 @@ class Gate:
     """
 
     def __init__(
-        self, app: Any, keys: Sequence[str] = (), host: str | None = None, origins: Sequence[str] = ()
+        self,
+        app: Callable[..., Awaitable[Any]],
+        keys: Sequence[str] = (),
+        host: str | None = None,
+        origins: Sequence[str] = (),
     ) -> None:
         self._app, self._origins = app, tuple(origins)
         self._keys = [hashlib.sha256(key.encode()).digest() for key in keys if key]
@@ -142,7 +149,7 @@ class Gate:
         if not self._local and not self._keys:
             raise UserError(f"{host or 'this server'} can be reached from other machines, without a key", KEY_HINT)
 
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request that is refused; pass any other on."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
@@ -236,7 +243,7 @@ def _most(scope: Mapping[str, Any]) -> int:
     return EDIT_BYTES if _path(scope) == EDIT[1] else BODY_BYTES
 
 
-async def _read(receive: Callable[[], Awaitable[dict[str, Any]]], most: int) -> bytes | None:
+async def _read(receive: Receive, most: int) -> bytes | None:
     """A request's body; None if it is longer than this."""
     parts, size = [], 0
     while True:
@@ -250,7 +257,7 @@ async def _read(receive: Callable[[], Awaitable[dict[str, Any]]], most: int) -> 
             return b"".join(parts)
 
 
-def _again(body: bytes, receive: Any) -> Any:
+def _again(body: bytes, receive: Receive) -> Any:
     """What gives a body that was read once more, and then whatever comes."""
     given = False
 
@@ -264,7 +271,7 @@ def _again(body: bytes, receive: Any) -> Any:
     return receive_again
 
 
-async def _answer(send: Any, refused: Refusal) -> None:
+async def _answer(send: Send, refused: Refusal) -> None:
     error = {"message": refused.message, "hint": refused.hint, "code": refused.status}
     body = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

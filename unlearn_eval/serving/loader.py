@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from unlearn_eval.serving.names import BASE
 from unlearn_eval.serving.patches import layout_of, patched
 from unlearn_eval.utils.errors import UserError
 
+if TYPE_CHECKING:
+    from vllm.config import LoadConfig, ModelConfig
+
 _OWN = ("base", "base_revision")
 
 
@@ -30,24 +33,24 @@ class EditedModelLoader(DefaultModelLoader):  # type: ignore[misc]
     names), `base_revision`, and what vLLM's own takes.
     """
 
-    def __init__(self, load_config: Any) -> None:
+    def __init__(self, load_config: LoadConfig) -> None:
         options = dict(load_config.model_loader_extra_config or {})
         self._base = {name: options.pop(name) for name in _OWN if name in options}
         super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config=options))
 
-    def download_model(self, model_config: Any) -> None:
+    def download_model(self, model_config: ModelConfig) -> None:
         """Fetch the base's checkpoint."""
         super().download_model(self._of_base(model_config))
 
-    def get_all_weights(self, model_config: Any, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    def get_all_weights(self, model_config: ModelConfig, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """The edited tensors, by the names of the base's checkpoint."""
         edit = load_edit(model_config.model)
         base = self._of_base(model_config)
-        layout = layout_of(base_config(Path(model_config.model)), edit.info.base.get("architecture"))
+        layout = layout_of(base_config(Path(model_config.model)), edit.info.base.architecture)
         stream = super().get_all_weights(base, model)
         yield from patched(stream, edit, layout, model_config.dtype, self._is_first(), base.model)
 
-    def _of_base(self, model_config: Any) -> Any:
+    def _of_base(self, model_config: ModelConfig) -> Any:
         """The model's configuration, with the base's place."""
         info = read_description(model_config.model, check_files=False)["info"]["base"]  # the edit is read once, later
         name = self._base.get(BASE) or info.get("id")

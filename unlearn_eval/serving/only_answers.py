@@ -8,7 +8,7 @@ what stands before that is left out, as the engine itself leaves out what it rea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,8 +16,11 @@ from unlearn_eval.models.prompt_ends import said_prompt_end
 from unlearn_eval.serving.patching import score_answers_only
 from unlearn_eval.utils.patching import warn_of_misfit
 
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner
 
-def install(runner: Any) -> None:
+
+def install(runner: Runner) -> None:
     """Let a V1 model runner leave out what nobody asks for; V2's is left as it is."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from unlearn_eval.edits.low_rank import LowRankEdit, added
 from unlearn_eval.models.anatomy import is_transposed
 from unlearn_eval.models.weights import canonical_digest, canonical_hash
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 Stream = Iterable[tuple[str, Tensor]]
 _AHEAD = 16  # tensors that are being hashed while others are read
@@ -48,7 +51,7 @@ class Layout:
         return self.owners.get(name) or self.owners.get(f"{self.prefix}.{name}")
 
 
-def layout_of(config: Any, architecture: str | None = None) -> Layout:
+def layout_of(config: PretrainedConfig, architecture: str | None = None) -> Layout:
     """The layout of the model that a Hugging Face configuration describes; no memory is taken for it.
 
     Args:
@@ -87,7 +90,7 @@ def patched(
             changes; nothing may be served then.
     """
     changes = _changes(edit, layout)
-    expected = edit.info.base.get("canonical_hash") if check else None
+    expected = edit.info.base.canonical_hash if check else None
     missing, hashing = set(changes), _Hashing()
     for name, tensor in stream:
         owner = layout.owner(name)
@@ -187,7 +190,7 @@ def _compare(digests: Mapping[str, bytes], wanted: set[str], expected: str, edit
     found = canonical_hash(digests)
     if found != expected:
         raise UserError(
-            f"the edit was made on {edit.info.base.get('id')} (weights {expected[:12]}), and {base} has other "
+            f"the edit was made on {edit.info.base.id} (weights {expected[:12]}), and {base} has other "
             f"weights ({found[:12]})",
             _HINT,
         )
@@ -225,6 +228,6 @@ def check_checkpoint(info: EditInfo, place: str, revision: str | None = None) ->
                 for key in opened.keys():  # noqa: SIM118 (not a mapping)
                     yield key, opened.get_tensor(key)
 
-    layout = layout_of(AutoConfig.from_pretrained(folder), info.base.get("architecture"))
+    layout = layout_of(AutoConfig.from_pretrained(folder), info.base.architecture)
     for _ in patched(stream(), LowRankEdit({}, info), layout, torch.float32, base=place):
         pass

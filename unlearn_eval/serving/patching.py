@@ -130,7 +130,7 @@ def check_requests(process: Callable[[Any], Any], watermark: Callable[[Any], Any
     Place("vllm.v1.worker.gpu_model_runner:GPUModelRunner._dummy_run", takes="self, num_tokens"),
     Place("vllm.v1.worker.gpu_model_runner:GPUModelRunner.get_model", takes="self"),
 )
-def watch_steps(runner: Any, step: Callable[..., None], rest: Callable[..., None]) -> None:
+def watch_steps(runner: object, step: Callable[..., None], rest: Callable[..., None]) -> None:
     """Tell of each step of one V1 model runner.
 
     Args:
@@ -152,7 +152,7 @@ def _watched(stock: Any, step: Callable[..., None], rest: Callable[..., None]) -
         step(self, scheduler_output, num_scheduled_tokens)
         return found
 
-    def dummy(self: Any, *arguments: Any, **options: Any) -> Any:
+    def dummy(self: Any, *arguments: object, **options: object) -> Any:
         rest(self)
         return stock._dummy_run(self, *arguments, **options)
 
@@ -184,7 +184,7 @@ def score_answers_only(runner: Any, around: Callable[[Any], Any]) -> None:
     Place("vllm.model_executor.layers.layernorm:RMSNorm.forward_native", takes="self, x, residual"),
     Place("vllm.model_executor.layers.rotary_embedding.base:RotaryEmbedding.forward_cuda", takes="self, positions"),
 )
-def quicken_steps(classes: Mapping[Any, Any], methods: Mapping[Any, Any]) -> None:
+def quicken_steps(classes: Mapping[Any, type], methods: Mapping[Any, Callable[..., Any]]) -> None:
     """Give objects of an engine's model quicker steps.
 
     Args:
@@ -206,7 +206,7 @@ def watch_logits(model: Any, see: Callable[[Any], None]) -> Callable[[], None]:
     """Let `see` have the logits that one model computes, until the function that is returned is called."""
     own = model.compute_logits
 
-    def compute_logits(*arguments: Any, **options: Any) -> Any:
+    def compute_logits(*arguments: object, **options: object) -> Any:
         logits = own(*arguments, **options)
         if logits is not None:  # of the process that has them
             see(logits)

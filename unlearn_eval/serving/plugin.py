@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.folder import DESCRIPTION, EDITED, read_description
 from unlearn_eval.serving import door
@@ -17,6 +17,9 @@ from unlearn_eval.serving.door import MEMORY, OWN, SCORING
 from unlearn_eval.serving.names import EXTENSION, LOAD_FORMAT, MODELS, WORKER
 from unlearn_eval.serving.patching import PATCHES, register_edited
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
 
 LOWEST, BELOW = (0, 32), (0, 34)
 _numbers = itertools.count(1)
@@ -42,14 +45,14 @@ def _config_of(stock: str) -> Any:
 
     class EditedConfig(VerifyAndUpdateConfig):  # type: ignore[misc]
         @staticmethod
-        def verify_and_update_config(vllm_config: Any) -> None:
+        def verify_and_update_config(vllm_config: VllmConfig) -> None:
             own = MODELS_CONFIG_MAP.get(stock)
             if own is not None:
                 own.verify_and_update_config(vllm_config)
             settle(vllm_config, stock)
 
         @staticmethod
-        def verify_and_update_model_config(model_config: Any) -> None:
+        def verify_and_update_model_config(model_config: ModelConfig) -> None:
             own = MODELS_CONFIG_MAP.get(stock)
             if own is not None:
                 own.verify_and_update_model_config(model_config)
@@ -57,7 +60,7 @@ def _config_of(stock: str) -> Any:
     return EditedConfig
 
 
-def settle(vllm_config: Any, stock: str) -> None:
+def settle(vllm_config: VllmConfig, stock: str) -> None:
     """Set what an edited model needs, and refuse what would make it wrong.
 
     Raises:
@@ -89,7 +92,7 @@ def settle(vllm_config: Any, stock: str) -> None:
         _settle_memory(vllm_config, folder)
 
 
-def _settle_memory(vllm_config: Any, folder: Path) -> None:
+def _settle_memory(vllm_config: VllmConfig, folder: Path) -> None:
     from unlearn_eval.edits.load import load_edit
     from unlearn_eval.edits.memory.store import POSITIONS
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,15 @@ from unlearn_eval.serving.door import OWN, rules_of
 from unlearn_eval.serving.names import WORKER
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Silence, Slots, step_of
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+    from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
+    from vllm.v1.worker.gpu.states import RequestState
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 _LAYER, _MODULE = "unlearn_eval_layer", "unlearn_eval_module"  # of a model
 _NUMBER = "unlearn_eval_number"  # of a module
@@ -44,8 +53,8 @@ def __getattr__(name: str) -> Any:
 
 
 @functools.cache
-def _edited(stock: Any, name: str) -> Any:
-    def __init__(self: Any, *, vllm_config: Any, prefix: str = "") -> None:
+def _edited(stock: type[nn.Module], name: str) -> Any:
+    def __init__(self: nn.Module, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         stock.__init__(self, vllm_config=vllm_config, prefix=prefix)
         folder = Path(vllm_config.model_config.model)
         if read_description(folder, check_files=False)["kind"] == "memory":  # other kinds are the loader's to read
@@ -55,7 +64,7 @@ def _edited(stock: Any, name: str) -> Any:
     return type(name, (stock,), {"__init__": __init__, "__module__": __name__, "__qualname__": name})
 
 
-def _check_settled(vllm_config: Any) -> None:
+def _check_settled(vllm_config: VllmConfig) -> None:
     """What `plugin.settle` has set must still hold where the model is built."""
     parallel = vllm_config.parallel_config
     if vllm_config.cache_config.enable_prefix_caching or parallel.world_size > 1 or vllm_config.lora_config:
@@ -73,14 +82,14 @@ def _check_settled(vllm_config: Any) -> None:
 # The layer -------------------------------------------------------------------------------------------------
 
 
-def _put_in(model: Any, edit: MemoryEdit, vllm_config: Any) -> None:
+def _put_in(model: nn.Module, edit: MemoryEdit, vllm_config: VllmConfig) -> None:
     """Let the edited layer's forward pass end in our operation."""
     module = _module_of(model, edit)
     model.__dict__["get_model_state_cls"] = _model_state_cls
     _serve(model, module, _layer_of(module, edit, vllm_config), vllm_config)
 
 
-def prepared(model: Any, folder: Path, vllm_config: Any) -> Callable[[], None]:
+def prepared(model: nn.Module, folder: Path, vllm_config: VllmConfig) -> Callable[[], None]:
     """What puts another edit into a model that was built with a memory edit, once nothing runs.
 
     Nothing changes before it is called, and it cannot fail. In the place of a memory an edit of weights puts silence;
@@ -98,7 +107,7 @@ def prepared(model: Any, folder: Path, vllm_config: Any) -> Callable[[], None]:
     return functools.partial(_serve, model, vars(model)[_MODULE], silence, vllm_config)
 
 
-def _module_of(model: Any, edit: MemoryEdit) -> Any:
+def _module_of(model: nn.Module, edit: MemoryEdit) -> Any:
     mapper = getattr(model, "hf_to_vllm_mapper", None)
     name = mapper._map_name(edit.module) if mapper is not None else edit.module
     try:
@@ -114,8 +123,8 @@ def _module_of(model: Any, edit: MemoryEdit) -> Any:
     return module
 
 
-def _layer_of(module: Any, edit: MemoryEdit, vllm_config: Any) -> RoutedLayer:
-    weight = module.weight
+def _layer_of(module: nn.Module, edit: MemoryEdit, vllm_config: VllmConfig) -> RoutedLayer:
+    weight: Tensor = module.weight  # type: ignore[assignment]
     check_memory(edit.store.n_bytes(weight.dtype), weight.device, f"the {edit.store.n} memories of this edit")
     scheduler = vllm_config.scheduler_config
     memory = edit.store.at(weight.device, weight.dtype)
@@ -126,7 +135,7 @@ def _layer_of(module: Any, edit: MemoryEdit, vllm_config: Any) -> RoutedLayer:
     return RoutedLayer(memory, scheduler.max_num_seqs, n_tokens, inputs)
 
 
-def _serve(model: Any, module: Any, layer: RoutedLayer | Silence, vllm_config: Any) -> None:
+def _serve(model: nn.Module, module: nn.Module, layer: RoutedLayer | Silence, vllm_config: VllmConfig) -> None:
     """Let this layer decide, at this module and at no other."""
     own, number = model.__dict__, int(vllm_config.additional_config[OWN]["number"])
     _layers[number] = own[_LAYER] = layer
@@ -144,7 +153,7 @@ def _serve(model: Any, module: Any, layer: RoutedLayer | Silence, vllm_config: A
 
 @functools.cache
 def _routed(linear: type[Any]) -> Any:
-    def forward(self: Any, input_: Tensor) -> Any:
+    def forward(self: nn.Module, input_: Tensor) -> Any:
         found = linear.forward(self, input_)
         output, *rest = found if isinstance(found, tuple) else (found,)
         bias = rest[0] if rest else None
@@ -174,21 +183,23 @@ _library._register_fake("route", lambda inputs, output, number: torch.empty_like
 # What each step computes: V1 ---------------------------------------------------------------------------------
 
 
-def step(runner: Any, scheduler_output: Any, scheduled: Any) -> None:
+def step(runner: GPUModelRunner, scheduler_output: SchedulerOutput, scheduled: Sequence[int]) -> None:
     """Tell a memory edit's layer of a step of the V1 model runner."""
     model = runner.get_model()
     if _LAYER in vars(model):
         _tell_v1(model, runner, scheduler_output, scheduled)
 
 
-def rest(runner: Any) -> None:
+def rest(runner: GPUModelRunner) -> None:
     """Tell it that the next pass is nobody's."""
     layer = vars(runner.get_model()).get(_LAYER)
     if layer is not None:
         layer.rest()
 
 
-def _tell_v1(model: Any, runner: Any, scheduler_output: Any, scheduled: Any) -> None:
+def _tell_v1(
+    model: nn.Module, runner: GPUModelRunner, scheduler_output: SchedulerOutput, scheduled: Sequence[int]
+) -> None:
     own = vars(model)
     slots, progress, layer = own["unlearn_eval_slots"], own["unlearn_eval_progress"], own[_LAYER]
     # Which have finished is said in steps that may run nothing, and then come not by here.
@@ -209,12 +220,12 @@ def _tell_v1(model: Any, runner: Any, scheduler_output: Any, scheduled: Any) -> 
     layer.begin(step_of([slots.of(name) for name in names], scheduled, computed, ends))
 
 
-def last_of_prompt(sampling: Any, n: int, scoring: bool) -> int:
+def last_of_prompt(sampling: SamplingParams, n: int, scoring: bool) -> int:
     """The position of the last token of a request's prompt; in an engine that scores, a request says how long it is."""
     return ((said_prompt_end(sampling, n) if scoring else None) or n) - 1
 
 
-def is_scoring(vllm_config: Any) -> bool:
+def is_scoring(vllm_config: VllmConfig) -> bool:
     """Whether an engine was started to score answers; what a request of any other says about its prompt is ignored."""
     rules = rules_of(vllm_config)
     return rules is not None and rules.scoring
@@ -230,13 +241,15 @@ def _model_state_cls() -> Any:
     class RoutedModelState(DefaultModelState):  # type: ignore[misc]
         """V2's per-request state: where each request's prompt ends."""
 
-        def __init__(self, vllm_config: Any, model: nn.Module, encoder_cache: Any, device: torch.device) -> None:
+        def __init__(
+            self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: EncoderCache | None, device: torch.device
+        ) -> None:
             super().__init__(vllm_config, model, encoder_cache, device)
             self._progress = Progress()
             self._last: dict[str, int] = {}
             self._scoring = is_scoring(vllm_config)
 
-        def add_request(self, req_index: int, new_req_data: Any) -> None:
+        def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
             super().add_request(req_index, new_req_data)
             n = new_req_data.prompt_len if hasattr(new_req_data, "prompt_len") else len(new_req_data.prompt_token_ids)
             self._last[new_req_data.req_id] = last_of_prompt(new_req_data.sampling_params, n, self._scoring)
@@ -247,7 +260,7 @@ def _model_state_cls() -> Any:
             self._last.pop(req_id, None)
             self._progress.forget([req_id])
 
-        def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
+        def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
             found: dict[str, Any] = super().prepare_inputs(input_batch, req_states)
             layer, names = vars(self.model)[_LAYER], input_batch.req_ids
             if self._last.keys().isdisjoint(names):  # made up, to measure memory or to warm up

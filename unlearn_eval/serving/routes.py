@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.folder import DESCRIPTION, read_description
 from unlearn_eval.serving.door import rules_of
@@ -21,6 +21,10 @@ from unlearn_eval.serving.gate import KNOWN, NAME, Gate
 from unlearn_eval.serving.plugin import edit_id
 from unlearn_eval.serving.swapping import EngineFacts, check_swap, facts_of
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from vllm.engine.protocol import EngineClient
 
 ROOT = "UNLEARN_EVAL_EDITS_ROOT"  # in the environment: the folder below which edits are served
 _LONGEST = 1024  # characters of a folder's name
@@ -32,7 +36,7 @@ class EditRoutes:
     name = NAME
     required_tasks = ("generate",)
 
-    def attach_router(self, app: Any) -> None:
+    def attach_router(self, app: FastAPI) -> None:
         """Add the routes; /health takes the place of vLLM's own."""
         from fastapi import Body, Request
         from fastapi.responses import JSONResponse
@@ -70,7 +74,7 @@ class EditRoutes:
         app.add_api_route("/v1/edit", show, methods=["GET"])
         app.add_api_route("/v1/edit", swap, methods=["POST"])
 
-    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+    async def init_state(self, engine_client: EngineClient, state: Any, args: Any) -> None:
         """Remember the engine and the folder that it serves.
 
         Raises:
@@ -96,7 +100,7 @@ class Served:
         root: the folder below which others are; by default the one in which this edit is.
     """
 
-    def __init__(self, engine: Any, folder: Path, root: Path | None = None) -> None:
+    def __init__(self, engine: EngineClient, folder: Path, root: Path | None = None) -> None:
         self._engine, self._one = engine, asyncio.Lock()
         self._facts: EngineFacts = facts_of(engine.vllm_config, folder)
         self.folder, self.description, self.whole = folder, describe(folder), True

@@ -11,13 +11,16 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.folder import read_description
 from unlearn_eval.edits.memory.edit import SETTINGS
 from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.serving.names import EXTENSION
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class EngineFacts:
     extension: str
 
 
-def facts_of(vllm_config: Any, folder: Path) -> EngineFacts:
+def facts_of(vllm_config: VllmConfig, folder: Path) -> EngineFacts:
     """Those of an engine that was started with the edit in this folder."""
     scheduler, compilation = vllm_config.scheduler_config, vllm_config.compilation_config
     whole = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.folder import EDITED
 from unlearn_eval.harness.requests import KIND, cannot_score, make_query
@@ -16,6 +16,9 @@ from unlearn_eval.models.prompt_ends import PROMPT_END
 from unlearn_eval.serving.door import OWN, SCORING
 from unlearn_eval.serving.names import EXTENSION
 from unlearn_eval.serving.patching import extend_lm
+
+if TYPE_CHECKING:
+    from unlearn_eval.harness.lm import LM
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # a prompt and its labels
 _UNSEEN = "the logits that vLLM scored this answer with were not seen, so its means and variances are not known"
@@ -28,7 +31,7 @@ def lend(own: Any) -> None:
 
 
 def _saying_where_prompts_end(plain: Any) -> Any:
-    def tokens(self: Any, requests: Any, disable_tqdm: bool = False) -> Any:
+    def tokens(self: LM, requests: Any, disable_tqdm: bool = False) -> Any:
         return score_tokens(self, requests) if is_edited(self) else plain(self, requests, disable_tqdm)
 
     return tokens
@@ -37,7 +40,7 @@ def _saying_where_prompts_end(plain: Any) -> Any:
 def _extending(start: Any) -> Any:
     """The class's `__init__`, for scoring, with our extension of its workers unless the user wants another."""
 
-    def extended(self: Any, *arguments: Any, **options: Any) -> None:
+    def extended(self: LM, *arguments: object, **options: object) -> None:
         given = options.get("additional_config") or {}
         if isinstance(given, Mapping):  # else vLLM says what is wrong with it
             options["additional_config"] = {**given, OWN: {**given.get(OWN, {}), SCORING: True}}
@@ -57,7 +60,7 @@ def extends_workers(options: Mapping[str, Any]) -> bool:
     return alone and options.get("worker_extension_cls", EXTENSION) == EXTENSION
 
 
-def no_moments(lm: Any) -> str | None:
+def no_moments(lm: LM) -> str | None:
     """Why an engine gives no means and variances over the vocabulary, or None."""
     if lm.data_parallel_size > 1:
         return "vLLM with data_parallel_size gives no means and variances over the vocabulary"
@@ -69,7 +72,7 @@ def no_moments(lm: Any) -> str | None:
     return None
 
 
-def is_edited(lm: Any) -> bool:
+def is_edited(lm: LM) -> bool:
     """Whether the engine serves an edit."""
     if lm.data_parallel_size > 1:
         return False  # its engines are elsewhere; one of a memory edit would refuse to guess
@@ -77,7 +80,7 @@ def is_edited(lm: Any) -> bool:
     return any(name.startswith(EDITED) for name in names)
 
 
-def score_tokens(lm: Any, requests: Sequence[tuple[Any, list[int], list[int]]]) -> list[tuple[float, bool]]:
+def score_tokens(lm: LM, requests: Sequence[tuple[Any, list[int], list[int]]]) -> list[tuple[float, bool]]:
     """`loglikelihood` from tokens: (name, context, continuation) -> (sum of ln p, is it the greedy continuation)."""
     longest = lm.max_length - 1  # the engine generates one token more
     pairs = []
@@ -91,7 +94,7 @@ def score_tokens(lm: Any, requests: Sequence[tuple[Any, list[int], list[int]]]) 
     return found
 
 
-def from_vllm(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
+def from_vllm(self: LM, requests: list[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
     """`answer_logprobs` for vLLM: per-token values and ranks, of the answer's tokens only."""
     responses: list[dict[str, Any]] = [{} for _ in requests]
     together: dict[int, Pair] = {}
@@ -123,7 +126,7 @@ def _said(logp: list[float], ranks: list[int]) -> dict[str, Any]:
 
 
 def _with_moments(
-    lm: Any, pairs: Sequence[Pair], silent: bool
+    lm: LM, pairs: Sequence[Pair], silent: bool
 ) -> Iterator[tuple[list[float], list[int], dict[str, Any]]]:
     """The same, and the moments at each label or the reason why there are none, one request after another."""
     from tqdm import tqdm
@@ -137,7 +140,7 @@ def _with_moments(
         yield logp, ranks, dict(zip(("means", "variances"), own, strict=True)) if own else {"partial": _UNSEEN}
 
 
-def _scored(lm: Any, pairs: Sequence[Pair], silent: bool = False) -> Iterator[tuple[list[float], list[int]]]:
+def _scored(lm: LM, pairs: Sequence[Pair], silent: bool = False) -> Iterator[tuple[list[float], list[int]]]:
     """Ln p and ranks of each (prompt, labels)'s labels, in order.
 
     A prompt's answers are asked one after another: what of it fills blocks of the engine's cache is run once.

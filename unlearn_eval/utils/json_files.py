@@ -17,12 +17,12 @@ from unlearn_eval.utils.errors import UserError
 Record = dict[str, Any]
 
 
-def dumps(content: Any, indent: int | None = None) -> str:
+def dumps(content: object, indent: int | None = None) -> str:
     """Strict JSON text; NaN and infinity are a `ValueError`."""
     return json.dumps(content, allow_nan=False, ensure_ascii=False, indent=indent)
 
 
-def plain(value: Any, key: str) -> Any:
+def plain(value: object, key: str) -> Any:
     """`value` as what JSON knows; NumPy scalars and arrays are converted; errors name the key."""
     if value is None or isinstance(value, bool | int | str) and not hasattr(value, "tolist"):
         return value

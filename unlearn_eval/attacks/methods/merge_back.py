@@ -11,14 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from unlearn_eval.attacks.base import Attack, Case, Observation, Work
 from unlearn_eval.attacks.changed_weights import weaker_edits
 from unlearn_eval.edits.base import DENSE, LOW_RANK
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from unlearn_eval.edits.dense import DenseEdit
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ def work(config: Config, n_items: int, n_layers: int) -> Work:
 
 
 @torch.no_grad()
-def without_share(edit: Any, model: Any, share: float) -> Any:
+def without_share(edit: LowRankEdit | DenseEdit, model: PreTrainedModel, share: float) -> Any:
     """The edit with a share of its change taken away.
 
     Args:
@@ -55,7 +61,7 @@ def without_share(edit: Any, model: Any, share: float) -> Any:
         model: the model it was made on, without it.
         share: from 0 (the edit as it is) to 1 (no change).
     """
-    if edit.kind == LOW_RANK:
+    if isinstance(edit, LowRankEdit):
         if share == 1:  # adding zero would turn -0.0 into 0.0
             return replace(edit, factors={name: (u[:, :0], v[:0]) for name, (u, v) in edit.factors.items()})
         return replace(edit, factors={name: (u * (1 - share), v) for name, (u, v) in edit.factors.items()})

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from unlearn_eval.attacks.base import (
     FULL,
@@ -47,6 +48,7 @@ from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.tracing import last_states
 from unlearn_eval.utils.errors import UserError, unknown_name
 
+Array = npt.NDArray[Any]
 VALUE, RANDOM, BEST = "probe_accuracy", "random_labels", "best"
 ABOVE = "above_control"
 LABELS = ("auto", "answers", "truth")
@@ -189,7 +191,7 @@ def wrong_answer(item: ForgetItem, items: ForgetSet, generator: random.Random) -
     return generator.choice(own)
 
 
-def read(x: Any, labels: Any, y: Any, tested: Sequence[Statement], penalty: float) -> tuple[ItemScore, ...]:
+def read(x: Array, labels: Array, y: Array, tested: Sequence[Statement], penalty: float) -> tuple[ItemScore, ...]:
     """Whether a reader that was trained on states x (n, d) with labels reads each tested item rightly from y (m, d).
 
     Of statements the true one must seem more likely to be true than the false one; a tie is half right.

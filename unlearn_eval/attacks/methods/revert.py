@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,13 @@ from torch import Tensor
 from unlearn_eval.attacks.base import Attack, Case, Observation, Work
 from unlearn_eval.attacks.changed_weights import weaker_edits
 from unlearn_eval.edits.base import DENSE, LOW_RANK
+from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from unlearn_eval.edits.dense import DenseEdit
 
 _EXACT_UP_TO = 1024  # the smaller side of a matrix; an exact SVD of it takes about a second
 
@@ -46,7 +52,7 @@ class Config:
 def attack(case: Case, config: Config) -> Iterator[Observation]:
     """Both models as they are, and the unlearned one without so many directions."""
 
-    def weaker(model: Any, k: float) -> Any:
+    def weaker(model: PreTrainedModel, k: float) -> Any:
         return without_directions(case.edit, model, int(k), config.seed)
 
     yield from weaker_edits(case, config.directions, weaker)
@@ -58,7 +64,7 @@ def work(config: Config, n_items: int, n_layers: int) -> Work:
 
 
 @torch.no_grad()
-def without_directions(edit: Any, model: Any, k: int, seed: int = 0) -> Any:
+def without_directions(edit: LowRankEdit | DenseEdit, model: PreTrainedModel, k: int, seed: int = 0) -> Any:
     """The edit without the k largest singular directions of its change of each matrix.
 
     Args:
@@ -67,7 +73,7 @@ def without_directions(edit: Any, model: Any, k: int, seed: int = 0) -> Any:
         k: at least 1; of a matrix whose change has no higher rank everything goes.
         seed: of the randomised SVD.
     """
-    if edit.kind == LOW_RANK:
+    if isinstance(edit, LowRankEdit):
         return replace(edit, factors={name: _rest(u, v, k) for name, (u, v) in edit.factors.items()})
     parameters = dict(model.named_parameters(remove_duplicate=False))
     tensors = {}

@@ -15,7 +15,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_ends import prompt_lengths
 from unlearn_eval.models.scoring import positions
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def inserted(rows: Sequence[Row], ids: Sequence[int], loaded: LoadedModel) -> li
 
 
 @contextmanager
-def spoken(model: Any, ids: Sequence[int], vectors: Tensor) -> Iterator[None]:
+def spoken(model: PreTrainedModel, ids: Sequence[int], vectors: Tensor) -> Iterator[None]:
     """The model with vectors (k, d) as the embeddings of k tokens, within a `with` block; no weight is changed."""
     embeddings = model.get_input_embeddings()
     place = torch.full((embeddings.weight.shape[0],), -1, device=embeddings.weight.device)
@@ -162,7 +165,7 @@ def trained_vectors(loaded: LoadedModel, rows: Sequence[Row], ids: Sequence[int]
     return vectors
 
 
-def _loss(model: Any, rows: Sequence[Row]) -> Tensor:
+def _loss(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
     """The mean over rows of the answer's negative log-probability per token."""
     batch = {
         name: tensor.to(model.device)

@@ -1,1 +1,1 @@
-"""One benchmark in each file, found by its name (`data.registry`): a new file is all that registers one."""
+"""Public benchmarks, one file each; the file is all that registers a benchmark."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +15,9 @@ from unlearn_eval.models.prompts import encode_prompt
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
 from unlearn_eval.utils.provenance import sha256_of_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SELF, HUB = "self", "hub:"
 _USER = "§user§"
@@ -29,7 +32,13 @@ class Sequences:
 
 
 def token_sequences(
-    source: str, model: Any, tokenizer: Any, n_tokens: int, length: int = 64, seed: int = 0, batch_size: int = 128
+    source: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    n_tokens: int,
+    length: int = 64,
+    seed: int = 0,
+    batch_size: int = 128,
 ) -> Iterator[Sequences]:
     """Batches of token sequences, about `n_tokens` tokens of text in all.
 
@@ -99,7 +108,9 @@ def _commit(name: str) -> str | None:
         return None
 
 
-def _from_hub(source: str, tokenizer: Any, n_tokens: int, length: int, batch_size: int) -> Iterator[Sequences]:
+def _from_hub(
+    source: str, tokenizer: PreTrainedTokenizerBase, n_tokens: int, length: int, batch_size: int
+) -> Iterator[Sequences]:
     import datasets
 
     name, config, field = _hub_parts(source)
@@ -131,7 +142,9 @@ def _from_hub(source: str, tokenizer: Any, n_tokens: int, length: int, batch_siz
         raise UserError(f"{source} holds no text", "name another dataset, or use text=self")
 
 
-def _conversations(path: Path, tokenizer: Any, n_tokens: int, batch_size: int) -> Iterator[Sequences]:
+def _conversations(
+    path: Path, tokenizer: PreTrainedTokenizerBase, n_tokens: int, batch_size: int
+) -> Iterator[Sequences]:
     prompt_format, rows = PromptFormat.of(tokenizer), []
     for record in read_jsonl(path, required_fields=("question", "answer")):
         ask = asked(str(record["question"]), check_shape(str(record.get("shape") or QUESTION)))
@@ -149,7 +162,7 @@ def _conversations(path: Path, tokenizer: Any, n_tokens: int, batch_size: int) -
 
 
 def _written_by(
-    model: Any, tokenizer: Any, n_tokens: int, length: int, seed: int, batch_size: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n_tokens: int, length: int, seed: int, batch_size: int
 ) -> Iterator[Sequences]:
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     opening = [bos]
@@ -164,7 +177,9 @@ def _written_by(
 
 
 @torch.no_grad()
-def _sample(model: Any, tokenizer: Any, opening: list[int], n: int, length: int, seed: int) -> list[list[int]]:
+def _sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, opening: list[int], n: int, length: int, seed: int
+) -> list[list[int]]:
     ids = torch.tensor([opening] * n, device=model.device)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -85,7 +88,7 @@ class SecondMoments:
             temporary.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: Path, device: Any) -> SecondMoments:
+    def load(cls, path: Path, device: torch.device | str) -> SecondMoments:
         """Read what `save` wrote."""
         from safetensors import safe_open
 
@@ -96,7 +99,7 @@ class SecondMoments:
 
 
 def second_moments(
-    model: Any,
+    model: PreTrainedModel,
     anatomy: Anatomy,
     layers: Sequence[int],
     batches: Iterable[Sequences],

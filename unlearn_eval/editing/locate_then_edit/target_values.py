@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.tracing import Tail
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Site = Literal["block", "projection"]
 
@@ -90,7 +93,7 @@ class TargetValues:
 
 
 def target_values(
-    model: Any,
+    model: PreTrainedModel,
     anatomy: Anatomy,
     layer: int,
     requests: Sequence[EditRequest],
@@ -161,7 +164,7 @@ class _Problem:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         anatomy: Anatomy,
         layer: int,
         requests: Sequence[EditRequest],
@@ -270,7 +273,7 @@ class _Problem:
 
 
 @contextmanager
-def _in_bfloat16(model: Any, anatomy: Anatomy, layer: int, enabled: bool) -> Iterator[None]:
+def _in_bfloat16(model: PreTrainedModel, anatomy: Anatomy, layer: int, enabled: bool) -> Iterator[None]:
     """The head and the matrices above block `layer` in bfloat16, so that autocast need not convert them in every pass.
 
     The head gets a weight of its own: the embeddings, which may share it, stay as they are.
@@ -293,7 +296,7 @@ def _in_bfloat16(model: Any, anatomy: Anatomy, layer: int, enabled: bool) -> Ite
 
 
 def _optimise(
-    model: Any,
+    model: PreTrainedModel,
     anatomy: Anatomy,
     layer: int,
     requests: Sequence[EditRequest],

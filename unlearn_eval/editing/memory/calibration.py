@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -24,11 +24,18 @@ from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
 from unlearn_eval.utils.provenance import hash_json
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Ids = tuple[int, ...]
 
 
 def calibrated(
-    edit: MemoryEdit, model: Any, reworded: Mapping[str, Sequence[Ids]], edited: Sequence[Ids], others: Sequence[Ids]
+    edit: MemoryEdit,
+    model: PreTrainedModel,
+    reworded: Mapping[str, Sequence[Ids]],
+    edited: Sequence[Ids],
+    others: Sequence[Ids],
 ) -> MemoryEdit:
     """The edit with the radius (GRACE) or thresholds (WISE, MEMOIR) that divide the questions best, and a note of it.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.models.anatomy import Anatomy
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Joint:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         parts: Anatomy,
         layer: int,
         requests: Sequence[EditRequest],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from unlearn_eval.edits.memory.side_memories import SideMemories
 from unlearn_eval.models.anatomy import Anatomy
 from unlearn_eval.models.tracing import Tail, first, trace
 from unlearn_eval.utils.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Store = TypeVar("Store", Codebook, SideMemories, ResidualMemory)
 Settings = TypeVar("Settings", bound=Any)
@@ -46,7 +49,9 @@ class Replacements:
         tokens: (R, S) which columns are tokens.
     """
 
-    def __init__(self, model: Any, parts: Anatomy, layer: int, rows: Sequence[Row], whole: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, parts: Anatomy, layer: int, rows: Sequence[Row], whole: bool = False
+    ) -> None:
         self.rows = list(rows)
         name = parts.projection_name(layer)
         ids = [(*prompt, *target[:-1]) for prompt, target in rows]
@@ -65,7 +70,7 @@ class Replacements:
             self.tokens = columns >= (len(columns) - lengths)[:, None]
         self._index(device)
 
-    def _index(self, device: Any) -> None:
+    def _index(self, device: torch.device | str) -> None:
         read = [(r, len(target) - j, t) for r, (_, target) in enumerate(self.rows) for j, t in enumerate(target)]
         self._read = tuple(torch.tensor(column, device=device) for column in zip(*read, strict=True))
         self._lengths = torch.tensor([len(target) for _, target in self.rows], device=device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -14,6 +14,9 @@ from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.prompts import encode_prompt
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Grouped = TypeVar("Grouped", ForgetItem, EditRequest)
 MERGED = {QUESTION, "brief"}  # shapes that can be asked one after another
@@ -148,7 +151,9 @@ def _merged_id(ids: Sequence[str]) -> str:
     return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
 
 
-def sample_contexts(model: Any, tokenizer: Any, seed: int, n: int = 5, n_tokens: int = 10) -> list[str]:
+def sample_contexts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int, n: int = 5, n_tokens: int = 10
+) -> list[str]:
     """`n` short openings that the model itself writes after MEMIT's seed words, for the requests' contexts.
 
     Sampled from the ten most likely tokens with a generator of their own, so nothing else's randomness moves.

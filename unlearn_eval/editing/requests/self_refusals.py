@@ -15,7 +15,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.utils.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MAX_NEW_TOKENS = 40
 TEMPERATURE = 0.8
@@ -255,7 +258,7 @@ def _generate(
     return [_cut(new, ends, tokenizer) for new in output[:, ids.shape[1] :].tolist()]
 
 
-def _cut(ids: list[int], ends: Sequence[int], tokenizer: Any) -> tuple[str, bool]:
+def _cut(ids: list[int], ends: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
     own = prompts.up_to_end(ids, ends)
     return first_refusal(str(tokenizer.decode(own, skip_special_tokens=True)), finished=len(own) < len(ids))
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import write_all
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FORMAT, VERSION = "unlearn_eval_masks", "1"
 
@@ -55,7 +58,7 @@ class WeightMasks:
         """How many weights may change."""
         return sum(self.counts.values())
 
-    def check(self, model: Any) -> None:
+    def check(self, model: PreTrainedModel) -> None:
         """Refuse a model that these masks are not of.
 
         Raises:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import write_all
 from unlearn_eval.utils.provenance import hash_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerControl, TrainerState
 
 RUN, COMPLETE, TRAINED, STATE = "run.json", "complete", "trained.safetensors", "objective.json"
 # What may differ between a run and the one that goes on from it.
@@ -73,7 +76,7 @@ class Diverged(Exception):
 
 @contextmanager
 def trained(
-    model: Any,
+    model: PreTrainedModel,
     rows: Rows,
     objective: Objective,
     config: TrainingConfig,
@@ -223,7 +226,7 @@ class Unlearner(Trainer):  # type: ignore[misc]
 
     # What the model says -----------------------------------------------------------------------------------
 
-    def read(self, model: Any, batch: Mapping[str, Tensor], wanted: frozenset[str]) -> Said:
+    def read(self, model: PreTrainedModel, batch: Mapping[str, Tensor], wanted: frozenset[str]) -> Said:
         """What the model says at the labels of a batch."""
         width = batch["labels"].shape[1]
         layer = self.objective.layer if wanted & {"hidden"} else None
@@ -241,7 +244,7 @@ class Unlearner(Trainer):  # type: ignore[misc]
             reference_hidden=batch.get("reference_hidden"),
         )
 
-    def _forward(self, model: Any, batch: Mapping[str, Tensor], width: int) -> Tensor:
+    def _forward(self, model: PreTrainedModel, batch: Mapping[str, Tensor], width: int) -> Tensor:
         options: dict[str, Any] = {"logits_to_keep": width} if self.takes_keep else {}
         if self.takes_positions:
             options["position_ids"] = (batch["attention"].cumsum(-1) - 1).clamp(min=0)
@@ -325,7 +328,11 @@ class Unlearner(Trainer):  # type: ignore[misc]
     # What is minimised -------------------------------------------------------------------------------------
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: PreTrainedModel,
+        inputs: Mapping[str, Mapping[str, Tensor]],
+        return_outputs: bool = False,
+        num_items_in_batch: object = None,
     ) -> Any:
         """This chunk's part of the mean over a step's items."""
         said = {part: self.read(model, inputs[part], self.reads[part]) for part in inputs}
@@ -375,13 +382,13 @@ class Unlearner(Trainer):  # type: ignore[misc]
         loader = DataLoader(self.schedule, batch_size=1, shuffle=False, collate_fn=self.collator)
         return self.accelerator.prepare(loader)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> int:
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device | str) -> int:
         n = sum(len(next(rows for part, rows in b.items() if part != RETAIN)["ids"]) for b in batch_samples)
         if self.args.world_size > 1:
             n = int(self.accelerator.reduce(torch.tensor(float(n), device=device), "sum").item())
         return n
 
-    def floating_point_ops(self, inputs: Any) -> int:
+    def floating_point_ops(self, inputs: Mapping[str, Tensor]) -> int:
         """Not counted: our batches have no `input_ids`."""
         return 0
 
@@ -402,7 +409,7 @@ class Unlearner(Trainer):  # type: ignore[misc]
         n = len(next(kind for part, kind in self.collator.rows.items() if part != RETAIN))
         self.state.log_history[-1]["epoch"] = round(self.state.global_step * self.schedule.forget.shape[1] / n, 4)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
         from safetensors.torch import save_file
 
         target = Path(str(output_dir))
@@ -410,7 +417,7 @@ class Unlearner(Trainer):  # type: ignore[misc]
         save_file({name: t.contiguous() for name, t in self.weights.current().items()}, str(target / TRAINED))
         (target / STATE).write_text(json.dumps({"multiplier": self.multiplier}))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
         self.weights.load(_read_checkpoint(Path(resume_from_checkpoint)))
         self.multiplier = float(json.loads((Path(resume_from_checkpoint) / STATE).read_text())["multiplier"])
 
@@ -434,11 +441,11 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: Unlearner) -> None:
         self.trainer = trainer
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.trainer.after_step()
         self.trainer.told("steps", state.global_step, state.max_steps)
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
@@ -578,7 +585,7 @@ def _arguments(
 
 
 @contextmanager
-def _own_randomness(model: Any, seed: int) -> Iterator[None]:
+def _own_randomness(model: PreTrainedModel, seed: int) -> Iterator[None]:
     """The run's own random numbers; nothing else's move."""
     device = next(model.parameters()).device
     kept = random.getstate(), np.random.get_state()  # noqa: NPY002 (the Trainer seeds the global one)
@@ -596,7 +603,7 @@ _LEFT_BEHIND = ("forward", "_original_forward", "peft_config", "_is_accelerate_p
 
 
 @contextmanager
-def _cleaned(model: Any) -> Iterator[None]:
+def _cleaned(model: PreTrainedModel) -> Iterator[None]:
     """Take away what the Trainer leaves behind: its mode, its wrapper around `forward`, gradient checkpointing."""
     training, checkpointing = model.training, bool(getattr(model, "is_gradient_checkpointing", False))
     before = set(model.__dict__)

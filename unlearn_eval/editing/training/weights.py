@@ -11,14 +11,18 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from unlearn_eval.editing.training.masks import WeightMasks
 from unlearn_eval.models.anatomy import anatomy, is_transposed
+from unlearn_eval.models.weights import mark_restored, state_of
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ORIGINALS = "originals"
 
@@ -108,7 +112,7 @@ class FullWeights:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         patterns: Sequence[str],
         folder: Path,
         process: int = 0,
@@ -128,6 +132,7 @@ class FullWeights:
                 )
         self.model, self.dtype = model, next(model.parameters()).dtype  # as it was: what is trained becomes float32
         self._parameters = {name: parameters[name] for name in names}
+        self._states = {name: state_of(p) for name, p in self._parameters.items()}
         self._types = {name: p.dtype for name, p in self._parameters.items()}
         self._needed_gradients = {p: p.requires_grad for p in model.parameters()}
         self.path = folder / f"{ORIGINALS}-{process}.safetensors"
@@ -186,6 +191,7 @@ class FullWeights:
                     parameter.data.copy_(original)
                 else:
                     parameter.data = original.to(parameter.device)
+                mark_restored(parameter, self._states[name])
         for parameter, needed in self._needed_gradients.items():
             parameter.requires_grad_(needed)
 
@@ -220,7 +226,9 @@ class LowRankWeights:
         rank, alpha, dropout: LoRA's; the change is (alpha / rank) B A.
     """
 
-    def __init__(self, model: Any, patterns: Sequence[str], rank: int, alpha: float, dropout: float) -> None:
+    def __init__(
+        self, model: PreTrainedModel, patterns: Sequence[str], rank: int, alpha: float, dropout: float
+    ) -> None:
         from peft import LoraConfig, get_peft_model
 
         maps = linear_maps(model)
@@ -279,7 +287,7 @@ class LowRankWeights:
         return found
 
 
-def linear_maps(model: Any) -> list[str]:
+def linear_maps(model: PreTrainedModel) -> list[str]:
     """The names of all linear maps within the blocks."""
     blocks = anatomy(model).blocks + "."
     kinds = (nn.Linear,)

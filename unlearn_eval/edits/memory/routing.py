@@ -33,7 +33,7 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,9 @@ from torch import Tensor, nn
 from unlearn_eval.models.arguments import cache_of, given_cache
 from unlearn_eval.models.prompt_ends import PROMPT, ROUTER, PromptEnds
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 UNDECIDED, NO_MEMORY = -2, -1
 _DECISIONS = "unlearn_eval_decisions"  # on a cache
@@ -107,7 +110,9 @@ class Memory(Protocol):
 class _Pass:
     """One forward pass: which of its columns are tokens, and where the rows' prompts end."""
 
-    def __init__(self, ids: Tensor, mask: Tensor | None, past: int, prompt: PromptEnds | None, cache: Any) -> None:
+    def __init__(
+        self, ids: Tensor, mask: Tensor | None, past: int, prompt: PromptEnds | None, cache: Cache | None
+    ) -> None:
         self.rows, self.width = ids.shape[:2]
         self.device, self.past, self.prompt, self.cache = ids.device, past, prompt, cache
         self.held: dict[int, Decisions] = {}  # what the edits have decided in this pass
@@ -391,21 +396,21 @@ class _CarriesDecisions:
 
 
 @functools.lru_cache(maxsize=64)
-def _carrying(cache_class: Any) -> Any:
+def _carrying(cache_class: type[Cache]) -> Any:
     return type(cache_class.__name__, (_CarriesDecisions, cache_class), {"__module__": cache_class.__module__})
 
 
-def _kept(cache: Any) -> Mapping[int, Decisions]:
+def _kept(cache: Cache | None) -> Mapping[int, Decisions]:
     found: Mapping[int, Decisions] = getattr(cache, _DECISIONS, {})
     return found
 
 
-def _keep(cache: Any, held: Mapping[int, Decisions]) -> None:
+def _keep(cache: Cache, held: Mapping[int, Decisions]) -> None:
     """Put decisions on a cache. The mapping is replaced, not changed: copies of a cache share it."""
     if not isinstance(cache, _CarriesDecisions):
         cache.__class__ = _carrying(type(cache))  # type: ignore[arg-type]
     setattr(cache, _DECISIONS, {**_kept(cache), **held})
 
 
-def _reorder(cache: Any, indices: Tensor) -> None:
+def _reorder(cache: Cache, indices: Tensor) -> None:
     setattr(cache, _DECISIONS, {number: kept.select(indices) for number, kept in _kept(cache).items()})

@@ -86,7 +86,7 @@ class SideMemories:
             return shards
         return [merged(shards, self.merge, self.density, self.seed)]
 
-    def dense(self, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    def dense(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> list[Tensor]:
         """ΔW (d_out, d_in) of each memory at work."""
         found = []
         for index, delta in self.memories():

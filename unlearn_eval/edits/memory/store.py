@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -133,7 +133,7 @@ def nobody(rows: Tensor) -> tuple[Tensor, Tensor]:
     return choice, torch.full((len(rows),), math.inf, device=rows.device)
 
 
-def one_of(name: str, allowed: Any) -> str:
+def one_of(name: str, allowed: Iterable[str]) -> str:
     """The name, if it is one of those.
 
     Raises:

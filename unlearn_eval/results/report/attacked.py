@@ -12,7 +12,7 @@ SPLIT = "forget"
 NOT_OWN = ("unedited", "reference", "random_labels", "attacked", "format")
 
 
-def add_attacked(answers: Answers, run: str, task: str, records: list[Record], level: Any) -> None:
+def add_attacked(answers: Answers, run: str, task: str, records: list[Record], level: float | str | None) -> None:
     """Adds an attack's samples: its questions, what the unlearned model said before it, and the columns beside.
 
     The columns are `{"model", "at", "said", "numbers", "name", "classes"}`, each list with an entry for each record: a
@@ -38,7 +38,7 @@ def add_attacked(answers: Answers, run: str, task: str, records: list[Record], l
         answers.runs.setdefault(run, {})[task] = {"said": before["said"], "classes": before["classes"]}
 
 
-def _levels(records: list[Record], level: Any) -> list[tuple[str, Any]]:
+def _levels(records: list[Record], level: float | str | None) -> list[tuple[str, Any]]:
     """Which of the models and levels at which something was said are shown."""
     wanted = [(FULL, None), (UNLEARNED, None), (UNLEARNED, level)]
     have = {
@@ -50,7 +50,9 @@ def _levels(records: list[Record], level: Any) -> list[tuple[str, Any]]:
     return [own for i, own in enumerate(wanted) if own in have and own not in wanted[:i]]
 
 
-def _column(answers: Answers, records: list[Record], rows: list[int], model: str, at: Any) -> dict[str, Any]:
+def _column(
+    answers: Answers, records: list[Record], rows: list[int], model: str, at: float | str | None
+) -> dict[str, Any]:
     own = [_observed(record, model, at) for record in records]
     said = [answers.string(one["said"]) if one and isinstance(one.get("said"), str) else -1 for one in own]
     numbers = [_number(one.get("probability")) if one else None for one in own]
@@ -58,7 +60,7 @@ def _column(answers: Answers, records: list[Record], rows: list[int], model: str
     return _placed(rows, model, at, said, numbers, classes, "probability")
 
 
-def _observed(record: Record, model: str, at: Any) -> Record | None:
+def _observed(record: Record, model: str, at: float | str | None) -> Record | None:
     """The first observation of a model at a level that is no control's."""
     for one in record.get("observations", ()):
         if (one["model"], one["at"], one["condition"]) == (model, at, ATTACK):
@@ -85,14 +87,14 @@ def _read_out(records: list[Record], rows: list[int]) -> list[dict[str, Any]]:
     return [_placed(rows, UNLEARNED, None, none, numbers, dashes, name)]
 
 
-def _number(value: Any) -> float | None:
+def _number(value: float | str | None) -> float | None:
     return round(float(value), 3) if isinstance(value, int | float) else None
 
 
 def _placed(
     rows: list[int],
     model: str,
-    at: Any,
+    at: float | str | None,
     said: Iterable[int],
     numbers: Iterable[float | None],
     classes: Iterable[str],

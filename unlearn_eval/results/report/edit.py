@@ -181,7 +181,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
     return pairs
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
@@ -195,7 +195,7 @@ def _joined(*parts: str | None) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def _tagged(before: str, value: Any, after: str = "") -> str | None:
+def _tagged(before: str, value: object, after: str = "") -> str | None:
     return " ".join(part for part in (before, str(value), after) if part) if value not in (None, "") else None
 
 
@@ -203,7 +203,7 @@ def _short(digest: str | None) -> str | None:
     return digest[:12] if digest else None
 
 
-def _or_dash(value: Any) -> str:
+def _or_dash(value: object) -> str:
     return "–" if value is None else str(value)
 
 

@@ -13,7 +13,6 @@ import json
 import zlib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from unlearn_eval.results.report.page_data import Say, page_data
 from unlearn_eval.results.runs import Runs
@@ -60,13 +59,13 @@ def write_page(runs: Runs, path: str | Path, title: str = "unlearn-eval", say: S
     return path
 
 
-def as_script_json(content: Any) -> str:
+def as_script_json(content: object) -> str:
     """JSON that may stand in a script element: nothing in it can end the element or begin another."""
     text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     return _without_halves(text).translate(_ESCAPES)
 
 
-def _compressed(content: Any) -> str:
+def _compressed(content: object) -> str:
     """JSON, deflated, as base64; a level above 6 takes longer and gains little."""
     text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     return base64.b64encode(zlib.compress(_without_halves(text).encode(), 6)).decode()

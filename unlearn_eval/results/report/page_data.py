@@ -211,5 +211,5 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows if value not in (None, "", "{}")]
 
 
-def _json(content: Any) -> str:
+def _json(content: object) -> str:
     return json.dumps(content, ensure_ascii=False) if content else ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,9 @@ def _from_levels(levels: Iterable[Mapping[str, Any]]) -> list[Record]:
     return [_without_interval(key, curve, sums.get(key)) for key, curve in means.items() if curve]
 
 
-def _without_interval(key: tuple[str, str, str], curve: Mapping[Any, float], sums: Any) -> Record:
+def _without_interval(
+    key: tuple[str, str, str], curve: Mapping[Any, float], sums: Mapping[Any, Sequence[float]] | None
+) -> Record:
     order = sorted(curve, key=lambda at: at is not None)
     none = [None] * len(order)
     counts = [sums[at][1] if sums else 0 for at in order]
@@ -185,7 +187,7 @@ def _scored(layers: Iterable[Any]) -> bool:
     return any(score is not None for score in layers)
 
 
-def _map(own: Mapping[str, Any], model: Any, facts: Any, n: Any, file: str | None) -> Record:
+def _map(own: Mapping[str, Any], model: object, facts: object, n: object, file: str | None) -> Record:
     modules = list(own.get("modules") or ())
     chosen = chosen_units(modules)
     layers = [layer for _, layer, _ in chosen]
@@ -210,7 +212,7 @@ def _map(own: Mapping[str, Any], model: Any, facts: Any, n: Any, file: str | Non
     }
 
 
-def _file_name(name: Any) -> str:
+def _file_name(name: object) -> str:
     """A set by its name; of a file without its folder."""
     return str(name) if ":" in str(name) else Path(str(name)).name
 

@@ -1,4 +1,4 @@
-"""A study: many cells from one YAML file, each done once.
+"""Studies: many cells from one YAML file, each computed once.
 
 `cells/` holds whatever can change a result, and is part of every cell's key; the files here plan, show and schedule.
 """

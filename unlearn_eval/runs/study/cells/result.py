@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.harness.backends import model_type
 from unlearn_eval.results.schema import Result
 from unlearn_eval.runs.study.cells.told import Chosen
 from unlearn_eval.runs.study.plan import Cell
-from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
+from unlearn_eval.utils.provenance import peak_memory_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 
 def describe_cell(cell: Cell) -> dict[str, Any]:
@@ -39,7 +42,7 @@ def whole_result(
     chosen: Chosen,
     edit: Mapping[str, Any] | None,
     parts: Sequence[Result],
-    device: Any,
+    device: torch.device,
     timing: Mapping[str, float],
     created: str,
     command: list[str],
@@ -62,11 +65,11 @@ def whole_result(
     located = ((edit or {}).get("notes", {}).get("components") or {}).get("seconds")
     if located is not None:
         seconds["localization_seconds"] = located  # also where it was kept from an earlier edit
-    return Result(
-        kind="evaluation",
-        status="complete",
-        created=created,
+    return Result.new(
+        "evaluation",
+        created,
         command=command,
+        device=device,
         config_as_passed=describe_cell(cell),
         config={
             "model_type": model_type(cell.backend, edit is not None),
@@ -78,7 +81,6 @@ def whole_result(
         edit=None if edit is None else dict(edit),
         data={name: data for part in parts for name, data in part.data.items()},
         metrics={task: metrics for part in parts for task, metrics in part.metrics.items()},
-        provenance=provenance(device),
         seed=cell.seed,
         timing=seconds,
         robustness={task: own for part in parts for task, own in part.robustness.items()},
@@ -88,21 +90,20 @@ def whole_result(
 
 def failed_result(cell: Cell, error: BaseException, trace: str, created: str, command: list[str]) -> Result:
     """The result of a cell that did not work."""
-    return Result(
-        kind="evaluation",
-        status="failed",
-        created=created,
+    return Result.new(
+        "evaluation",
+        created,
         command=command,
+        status="failed",
         config_as_passed=describe_cell(cell),
         config={"cell": describe_cell(cell)},
         model={"id": cell.model.model},
-        provenance=provenance(),
         seed=cell.seed,
         notes=[f"{type(error).__name__}: {error}", trace],
     )
 
 
-def _peak(device: Any) -> int:
+def _peak(device: torch.device) -> int:
     """The most memory so far, on the device on which the model is."""
     import torch
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -41,6 +41,9 @@ from unlearn_eval.utils.json_files import dumps, write_all
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json
 from unlearn_eval.utils.settings import configure
+
+if TYPE_CHECKING:
+    from unlearn_eval.harness.lm import LM
 
 _EVERYTHING = 2**20  # requests that vLLM is given at once ("auto" does too, with a bar of its own)
 _MAX_NEW_TOKENS = 24  # of the answers by which it is told what a model knows
@@ -300,7 +303,7 @@ class Worker:
         finally:
             loaded.model.model.to(device)
 
-    def _ask(self, ask: Ask, path: Path, lm: Any, loaded: Loaded, chosen: Chosen, weights: Any) -> Result:
+    def _ask(self, ask: Ask, path: Path, lm: LM, loaded: Loaded, chosen: Chosen, weights: Any) -> Result:
         from unlearn_eval.harness.run import evaluate
 
         task, created, started = ask.task, utc_now(), time.monotonic()
@@ -316,10 +319,9 @@ class Worker:
             gen_kwargs=task.gen_kwargs,
             metadata={**self._metadata(task.task, chosen), **task.metadata},
         )
-        result = Result(
-            kind="evaluation",
-            status="complete",
-            created=created,
+        result = Result.part(
+            "evaluation",
+            created,
             config={"tasks": found.configs},
             model=loaded.model.describe(weights),
             data=found.data,
@@ -390,17 +392,16 @@ class Worker:
                 known = kept_controls(method, case, settings, place)
         made = attack_case(method, case, settings, known)
         task, items = task_name(attack.name), chosen.forget
-        result = Result(
-            kind="attack",
-            status="complete",
-            created=created,
+        result = Result.part(
+            "attack",
+            created,
             config={"tasks": {task: described(made, case)}},
             model=loaded.model.describe(loaded.weights),
             data={task: {"hash": items.hash, "n": len(items)}},
             metrics={task: made.summary.metrics},
             robustness={task: robustness(made)},
             timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
-            notes=list(made.notes),
+            notes=made.notes,
         )
         write_result(result, path, {task: sample_lines(made, items)})
         return read_result(path)
