@@ -22,7 +22,6 @@ from unlearn_eval.editing.locate_then_edit.corpus import Sequences, source_key, 
 from unlearn_eval.editing.locate_then_edit.run import Editing
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments, cache_name, second_moments
 from unlearn_eval.editors.closed_form import memit
-from unlearn_eval.models import prompts
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
@@ -308,8 +307,8 @@ def test_datasets(bos, tmp_path, monkeypatch):
     source = f"hub:{dataset_folder(tmp_path, texts)}"
     ids = [tokenizer.encode(text)[1:] for text in texts]
     if not bos:
-        encode = prompts.encode_prompt
-        monkeypatch.setattr(prompts, "encode_prompt", lambda *a: encode(*a)[1:])
+        encode = corpus.encode_prompt
+        monkeypatch.setattr(corpus, "encode_prompt", lambda *a: encode(*a)[1:])
     n_tokens = len(ids[0]) + len(ids[1]) + 20
     batches = list(token_sequences(source, None, tokenizer, n_tokens, length=8, batch_size=3))
     assert all(len(batch.rows) == 3 for batch in batches[:-1])

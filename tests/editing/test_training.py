@@ -437,7 +437,7 @@ def test_a_diverging_run_keeps_the_last_good_state(value, lora_rank):
     config = npo.Config(**{**FAST, "micro_batch_size": 4, "steps": 8, "checkpoint_steps": 2, "lora_rank": lora_rank})
     edit, _ = failing(at=6, value=value)  # the loss after 5 updates; checkpoints are after 2 and 4
     with pytest.warns(UserWarning, match="not finite after 5 steps: stopped, and kept the state after 4"):
-        found = edit(model, None, FORGET, config, retain=KEPT)
+        found = edit.edit(model, None, FORGET, config, retain=KEPT)
     assert found.info.notes["training"] | {"diverged_after_step": 5, "kept_step": 4} == found.info.notes["training"]
     assert len(found.texts["training.jsonl"].splitlines()) == 4
     assert all(torch.isfinite(tensor).all() for tensor in tensors_of(found).values())
@@ -484,7 +484,7 @@ def test_too_large_a_batch_is_halved_until_it_fits():
     edit, calls = failing(at=lambda rows: 0 if rows > 2 else math.inf, error=too_many)
     config = npo.Config(**{**FAST, "batch_size": 7, "micro_batch_size": 7})
     with pytest.warns(UserWarning, match="memory does not suffice for 3 rows .* beginning again with 1"):
-        found = edit(model, None, FORGET, config, retain=KEPT)
+        found = edit.edit(model, None, FORGET, config, retain=KEPT)
     assert max(calls["rows"]) == 7
     assert found.info.notes["training"]["rows_per_forward_pass"] == 1
     assert_same(found, train(npo.EDITOR, model, config), rtol=1e-6, atol=1e-8)
@@ -495,11 +495,11 @@ def test_too_large_a_batch_is_halved_until_it_fits():
         pytest.warns(UserWarning, match="beginning again"),
         pytest.raises(UserError, match=f"suffice for 1 rows of up to {longest} tokens.*\nhint: .*checkpointing"),
     ):
-        edit(model, None, FORGET, config, retain=KEPT)
+        edit.edit(model, None, FORGET, config, retain=KEPT)
     assert_untouched(model, before)
     edit, _ = failing(at=1, error=RuntimeError("something else"))
     with pytest.raises(RuntimeError, match="something else"):
-        edit(model, None, FORGET, config, retain=KEPT)
+        edit.edit(model, None, FORGET, config, retain=KEPT)
     assert_untouched(model, before)
 
 

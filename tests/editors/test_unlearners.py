@@ -25,6 +25,7 @@ from unlearn_eval.editors.gradient import altpo, ft_m, gradient_difference, kl, 
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.runs.edit import make_edit
 from unlearn_eval.runs.finetune import FINETUNE
@@ -279,15 +280,14 @@ def test_rmu_on_long_training_moves_hidden_states_to_the_direction(knowing):
 def test_alternates():
     model = tiny_model("llama")
     config = altpo.Config(alternates=3, seed=1)
-    written = altpo.write_alternates(model, TOKENIZER, FORGET[:3], config, False, lambda *_: None)
+    plain = PromptFormat(TOKENIZER, chat=False)
+    written = altpo.write_alternates(model, plain, FORGET[:3], config, lambda *_: None)
     again = altpo.write_alternates(
-        model, TOKENIZER, FORGET[:3], dataclasses.replace(config, generation_batch_size=2), False, lambda *_: None
+        model, plain, FORGET[:3], dataclasses.replace(config, generation_batch_size=2), lambda *_: None
     )
     assert [len(texts) <= 3 for texts in written] == [True] * 3
     assert again == written  # neither order nor batches matter
-    other = altpo.write_alternates(
-        model, TOKENIZER, FORGET[:3], dataclasses.replace(config, seed=2), False, lambda *_: None
-    )
+    other = altpo.write_alternates(model, plain, FORGET[:3], dataclasses.replace(config, seed=2), lambda *_: None)
     assert other != written
     edit = run("altpo", model)
     lines = [json.loads(line) for line in edit.texts["alternates.jsonl"].splitlines()]
