@@ -3,6 +3,8 @@
     python scripts/make_reference.py            writes them
     python scripts/make_reference.py --check    lists the stale ones; exits with 1 if any
 
+And study.schema.json, from which editors of text complete study files.
+
 Everything here is read from where it is said once: typer's options, docstrings of dataclasses, tables of presets. Tasks
 are built on the few invented records of the tests, so that no benchmark has to be there.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import os
 import re
 import sys
@@ -304,7 +307,7 @@ def _fields(kind: type[Any], defaults: Any = None) -> str:
     said = attributes(kind)
     rows = []
     for own in dataclasses.fields(kind):
-        if own.name == "path":
+        if own.name in ("path", "place"):  # where something was read from
             continue
         row: tuple[str, ...] = (f"`{own.name}`", str(own.type))
         if defaults is not None:
@@ -360,7 +363,7 @@ def results() -> str:
 def studies() -> str:
     """The keys of a study file."""
     from unlearn_eval.editing.recipe import Recipe
-    from unlearn_eval.runs.study import spec
+    from unlearn_eval.runs.study import file, spec
 
     study = spec.study_of({"forget": "facts", "tasks": ["unlearn_facts"]}, Path("study.yaml"))
     (part,) = study.parts
@@ -375,7 +378,7 @@ def studies() -> str:
         return _fields(kind, given | {first: "needed", **({"name": f"as `{first}`"} if "name" in given else {})})
 
     recipe = {own.name: code(getattr(Recipe(), own.name)) for own in dataclasses.fields(Recipe)}
-    shipped = ", ".join(f"`{name}`" for name in spec.RECIPES)
+    shipped = ", ".join(f"`{name}`" for name in file.RECIPES)
     return "\n\n".join(
         [
             "# Study files",
@@ -383,10 +386,14 @@ def studies() -> str:
             "`unlearn-eval run FILE.yaml`; `KEY=VALUE` on the command line is set over the file's, `PART.KEY=VALUE` "
             "over one part's, `parts=[A,B]` picks parts. Wherever a list stands, one entry may stand by itself. "
             "Examples: [studies/](../../studies).",
+            f"Editors with a YAML language server complete keys and names from [{SCHEMA}]({SCHEMA}): make "
+            f"`# yaml-language-server: $schema=PATH/{SCHEMA}` the first line of your file. A mistake is reported with "
+            "its place in the file, as in `editors[2].settings`, before anything is run.",
             "## The whole study",
             _fields(spec.Study, whole),
-            "Beside these, `description`, `backend` (`hf`), `dtype` (of all models) and `include_path` (a folder of "
-            "tasks of your own, for all tasks).",
+            "Beside these, "
+            + ", ".join(f"`{key}` ({text.rstrip('.')})" for key, text in _of_files_alone(file.StudyFile).items())
+            + ".",
             "## Axes",
             "At the top for all parts, or under `parts: {NAME: {...}}`.",
             _fields(spec.Part, axes),
@@ -396,6 +403,7 @@ def studies() -> str:
             "## An entry of `editors`",
             "A name by itself, or the path of a file, is `editor`.",
             entry(spec.EditorSpec, "editor"),
+            f"Beside these, `components`: {attributes(file.EditorEntry)['components']}",
             "## An entry of `recipes`",
             f"One of {shipped}, or a table with a `name` and any of these.",
             _fields(Recipe, {name: value for name, value in recipe.items() if name not in ("seed", "chat")}
@@ -403,11 +411,74 @@ def studies() -> str:
             "## An entry of `tasks`",
             "A name or a pattern by itself is `task`.",
             entry(spec.TaskSpec, "task"),
+            "## An entry of `attacks`",
+            "A name by itself is `attack`.",
+            entry(spec.AttackSpec, "attack"),
             "## `finetune`",
             "A set by itself is `on`.",
             entry(spec.Finetune, "on"),
         ]
     )  # fmt: skip
+
+
+def _of_files_alone(kind: type[Any]) -> dict[str, str]:
+    """What a study file may say that becomes part of its entries."""
+    return {name: text for name, text in attributes(kind).items() if name in kind.model_fields and name != "parts"}
+
+
+SCHEMA = "study.schema.json"
+
+
+def study_schema() -> str:
+    """The JSON schema of study files, with what our docstrings say of the keys and the names that we know."""
+    from unlearn_eval.editing.recipe import Recipe
+    from unlearn_eval.runs.study import file, spec
+
+    schema = file.StudyFile.model_json_schema()
+    means: dict[str, tuple[type[Any], ...]] = {
+        "StudyFile": (spec.Part, spec.Study),
+        "Axes": (spec.Part,),
+        "ModelEntry": (spec.ModelSpec,),
+        "EditorEntry": (spec.EditorSpec,),
+        "RecipeEntry": (Recipe,),
+        "TaskEntry": (spec.TaskSpec,),
+        "AttackEntry": (spec.AttackSpec,),
+        "FinetuneEntry": (spec.Finetune,),
+    }
+    names = _known_names()
+    for title, own in {"StudyFile": schema, **schema["$defs"]}.items():
+        kind = getattr(file, title)
+        table = own["anyOf"][-1] if "anyOf" in own else own
+        said = {key: text for kind in (*means[title], kind) for key, text in attributes(kind).items()}
+        table["description"] = first_sentence(kind.__doc__)
+        for key, value in table["properties"].items():
+            value.pop("title", None)
+            if key in said:
+                value["description"] = said[key]
+        if title in names:
+            own["anyOf"][0] = names[title]
+            if kind.first != "name":
+                table["properties"][kind.first] = names[title] | {"description": said[kind.first]}
+        table.pop("title")
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1)
+
+
+def _known_names() -> dict[str, dict[str, Any]]:
+    """Model of an entry -> the names that may stand there: all of them, or those that can be listed."""
+    from unlearn_eval.attacks.base import attack_names
+    from unlearn_eval.editing.editor import editor_names
+    from unlearn_eval.harness.run import task_names
+    from unlearn_eval.runs.study.file import RECIPES
+
+    def others_too(known: list[str]) -> dict[str, Any]:
+        return {"anyOf": [{"enum": known}, {"type": "string"}]}
+
+    return {
+        "EditorEntry": others_too(editor_names()),
+        "TaskEntry": others_too(task_names()),
+        "AttackEntry": {"enum": attack_names()},
+        "RecipeEntry": {"enum": list(RECIPES)},  # others are tables
+    }
 
 
 def _field_default(own: Any) -> str:
@@ -543,11 +614,16 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
+def files() -> dict[str, Callable[[], str]]:
+    """Every file that is written here, and what makes it."""
+    return {f"{name}.md": page for name, page in PAGES.items()} | {SCHEMA: study_schema}
+
+
 def stale(folder: Path = FOLDER) -> list[str]:
     """The pages that are not as the code has them."""
     found = []
-    for name, page in PAGES.items():
-        path = Path(os.path.normpath(folder / f"{name}.md"))
+    for name, page in files().items():
+        path = Path(os.path.normpath(folder / name))
         if not path.is_file() or path.read_text(encoding="utf-8") != page() + "\n":
             found.append(
                 f"{path.relative_to(folder.parents[1])} is not what the code says: python scripts/make_reference.py"
@@ -562,8 +638,8 @@ def main() -> int:
         print("\n".join(found), end="\n" if found else "")
         return 1 if found else 0
     FOLDER.mkdir(exist_ok=True)
-    for name, page in PAGES.items():
-        (FOLDER / f"{name}.md").write_text(page() + "\n", encoding="utf-8")
+    for name, page in files().items():
+        (FOLDER / name).write_text(page() + "\n", encoding="utf-8")
     return 0
 
 

@@ -265,5 +265,5 @@ def test_a_study_asks_tasks_of_ones_own_folder(model, file, tmp_path):
     (result,) = (tmp_path / "out").glob("runs/*/result.json")
     assert json.loads(result.read_text())["metrics"]["my_task"]["exact_match"]["n"] == 1
     for wrong in ({"include_path": str(tmp_path / "nowhere")}, {"include_path": 3}):
-        with pytest.raises(UserError, match="no folder|not a text"):
+        with pytest.raises(UserError, match="no folder|include_path is 3\nhint: give a text"):
             plan(study_of(content | wrong, tmp_path / "s.yaml"), {})

@@ -6,12 +6,14 @@ import hashlib
 import json
 import string
 import unicodedata
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer
 
+from unlearn_eval.attacks.run import AttackConfig, _format_for
 from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.data.shapes import SHAPES, Prompt, asked
 from unlearn_eval.edits.base import EditInfo, applied
@@ -271,6 +273,14 @@ def test_an_edit_keeps_its_format():
     assert not PromptFormat.of_edit(unknown, without_template(tokenizer)).chat
     with pytest.raises(UserError, match="gpt2 has no chat template"):
         PromptFormat.of_edit(EditInfo("memit", {}, requests=record), without_template(tokenizer), "gpt2")
+
+
+def test_an_attack_asks_as_the_edit_was_made_unless_told_otherwise():
+    own = LoadedModel(None, TOKENIZERS["bos"], "tiny", None, "tiny")
+    edit = SimpleNamespace(info=EditInfo("memit", {}, requests={"chat": False, "system": "Be brief."}))
+    config = AttackConfig("relearn", "an/edit")
+    assert _format_for(config, edit, own) == PromptFormat(own.tokenizer, False, "Be brief.")
+    assert _format_for(dataclasses.replace(config, chat=True), edit, own) == PromptFormat(own.tokenizer, True)
 
 
 def test_another_model_is_asked_alike():

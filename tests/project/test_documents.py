@@ -136,6 +136,8 @@ def test_the_reference_is_what_the_code_says(tmp_path):
     page.write_text(page.read_text().replace("`48`", "`47`"))
     reference.PAGES = {"studies": reference.studies, "results": reference.results}
     assert ["studies" in line for line in reference.stale(tmp_path / "docs" / "reference")] == [True]
+    (tmp_path / "docs" / "reference" / "study.schema.json").write_text("{}")
+    assert "study.schema.json is not" in reference.stale(tmp_path / "docs" / "reference")[1]
 
 
 def test_every_setting_of_the_reference_is_explained():

@@ -82,6 +82,8 @@ SHIPPED = ["smoke", "demo", "four_editors", "editing_as_unlearning", "mechanisti
 def test_shipped_studies_can_be_planned(name, model, tmp_path, monkeypatch):
     write_tofu_and_pistol(tmp_path)
     monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tmp_path))
+    (tmp_path / "here" / name).mkdir(parents=True)  # as `unlearn-eval demo` leaves one
+    monkeypatch.chdir(tmp_path / "here")
     path = study_file(name)
     small = {
         "editing_as_unlearning": ["factual.sizes=[2]"],

@@ -5,10 +5,11 @@ import json
 import os
 import random
 import re
+import sys
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -25,8 +26,9 @@ from unlearn_eval.models.prompt_ends import prompt_lengths, said_prompt_end
 from unlearn_eval.serving import door, gate, moments
 from unlearn_eval.serving import engine as engines
 from unlearn_eval.serving.gate import KNOWN, Gate
+from unlearn_eval.serving.names import EXTENSION
 from unlearn_eval.serving.patches import layout_of, patched
-from unlearn_eval.serving.plugin import EXTENSION, edit_id
+from unlearn_eval.serving.plugin import edit_id
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Slots, step_of
 from unlearn_eval.serving.routes import EditRoutes, Served, inside
 from unlearn_eval.serving.start import server_environment
@@ -712,18 +714,24 @@ def test_the_environment_of_a_server_names_the_edits_root(tmp_path):
         ("text", "text"),
     ],
 )
-def test_lm_evals_engines_are_started_to_score(given, expected):
+def test_lm_evals_engines_are_started_to_score(given, expected, monkeypatch):
     started = {}
 
     class Model:
         model = SimpleNamespace(collective_rpc=lambda name: None)
 
-        def __init__(self, **options):
+        def __init__(self, pretrained=None, **options):
             started.update(options)
 
-        def _loglikelihood_tokens(self, *arguments):
+        def _loglikelihood_tokens(self, requests, disable_tqdm=False):
             """Never called."""
 
+        def _model_generate(self, requests, generate=False):
+            """Never called."""
+
+    place = ModuleType("lm_eval.models.vllm_causallms")  # which is not imported without vLLM
+    place.VLLM = Model
+    monkeypatch.setitem(sys.modules, place.__name__, place)
     lend(Model)
     Model(**({} if given is None else {"additional_config": given}))
     assert started["additional_config"] == expected

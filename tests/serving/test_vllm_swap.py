@@ -25,7 +25,8 @@ from vllm_engines import (  # noqa: F401
 from unlearn_eval import load_edit
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.low_rank import LowRankEdit
-from unlearn_eval.serving.plugin import EXTENSION, edit_id
+from unlearn_eval.serving.names import EXTENSION
+from unlearn_eval.serving.plugin import edit_id
 from unlearn_eval.serving.swapping import EngineFacts, check_swap, facts_of, is_memory
 
 pytestmark = pytest.mark.vllm

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.patching import OneOf, Patches, Place, replaced, wrap
+from unlearn_eval.utils.patching import OneOf, Patches, Place, replaced, warn_of_misfit, wrap
 
 
 @pytest.fixture
@@ -103,6 +103,21 @@ def test_wrapping_twice_wraps_once_and_keeps_signatures(other):
     assert other.Engine.build("ab") == other.Engine().build("ab") == ["a", "b", "!"]
     assert list(inspect.signature(other.Engine.build).parameters) == ["paths", "deep"]
     assert Place("other_package:Engine.build", takes="paths").misfit() is None
+
+
+def test_a_patch_that_only_saves_time_is_left_out_with_a_line(other, capsys):
+    patches = Patches("other_package", tested=("1.0",))
+
+    @patches.add("quicker", "ask is quicker", Place("other_package:ask", takes="question"))
+    def quicker(n):
+        return n + 1
+
+    assert warn_of_misfit(quicker, 1) == 2
+    assert capsys.readouterr().err == ""
+    other.ask = lambda text: text
+    assert warn_of_misfit(quicker, 1) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("unlearn-eval: slower than it could be: cannot apply the patch 'quicker'")
 
 
 def test_a_replacement_ends_with_its_block(other):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from unlearn_eval.models import weights
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils import provenance as module
 from unlearn_eval.utils.errors import UserError
@@ -79,7 +80,7 @@ def test_tied_weights_count_once_and_untied_ones_twice():
     tied, untied = tiny(tied=True), tiny(tied=False)
     with torch.no_grad():
         untied.load_state_dict(tied.state_dict())
-    assert len(module._distinct(untied.state_dict())) == len(module._distinct(tied.state_dict())) + 1
+    assert len(weights._distinct(untied.state_dict())) == len(weights._distinct(tied.state_dict())) + 1
     assert hash_weights(tied).exact != hash_weights(untied).exact
 
 

@@ -24,6 +24,7 @@ from unlearn_eval.cli.options import (
     ChatOption,
     DeviceOption,
     DtypeOption,
+    FieldsOption,
     ForgetOption,
     IdsOption,
     LimitOption,
@@ -128,6 +129,7 @@ def edit(
     ] = None,
     ids: IdsOption = None,
     limit: LimitOption = None,
+    fields: FieldsOption = None,
     chat: ChatOption = None,
     contexts: Annotated[int, typer.Option(help="Sampled openings before each question.")] = RECIPE.n_contexts,
     preset: Annotated[bool, typer.Option(help="Use the model's published settings.")] = RECIPE.preset,
@@ -152,7 +154,7 @@ def edit(
     editor = editor or (_editor_of(state) if state else DEFAULT_EDITOR)
     method = get_editor(editor)
     recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
-    forget_set = forget_set_of(forget, ids, limit, seed)
+    forget_set = forget_set_of(forget, ids, limit, seed, fields)
     options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
     checked_settings(method, options)
     retain_set = None if retain is None else forget_set_of(retain, None, None, seed)
@@ -185,6 +187,7 @@ def finetune(
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of training, NAME=VALUE.")] = None,
     as_: Annotated[str, typer.Option("--as", help="checkpoint (an ordinary model) or edit.")] = "checkpoint",
     limit: LimitOption = None,
+    fields: FieldsOption = None,
     chat: ChatOption = None,
     dtype: DtypeOption = "float32",
     seed: SeedOption = RECIPE.seed,
@@ -198,7 +201,7 @@ def finetune(
 
     if as_ not in ("checkpoint", "edit"):
         raise unknown_name("form", as_, ("checkpoint", "edit"))
-    data = forget_set_of(on, None, limit, seed)
+    data = forget_set_of(on, None, limit, seed, fields)
     left_out = None if without is None else forget_set_of(without, None, None, seed)
     chosen = finetuning.preset_of(data, preset)
     split = left_out_of(data.name)
@@ -238,6 +241,7 @@ def targets(
     target: TargetOption = "self",
     ids: IdsOption = None,
     limit: LimitOption = None,
+    fields: FieldsOption = None,
     chat: ChatOption = None,
     dtype: DtypeOption = "float32",
     seed: SeedOption = RECIPE.seed,
@@ -250,7 +254,7 @@ def targets(
     from unlearn_eval.harness.run import quiet
     from unlearn_eval.models.load import load_model
 
-    forget_set = forget_set_of(forget, ids, limit, seed)
+    forget_set = forget_set_of(forget, ids, limit, seed, fields)
     with quiet():
         loaded = load_model(model, dtype=dtype, device=device)
         prompt_format = loaded.prompt_format(chat)

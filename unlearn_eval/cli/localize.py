@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from unlearn_eval.cli.options import FieldsOption
+
 
 def localize(
     name: Annotated[str, typer.Argument(help="The method; `unlearn-eval ls localizations`.")],
@@ -26,6 +28,7 @@ def localize(
     figures: Annotated[str | None, typer.Option(help="A folder for SVG and PDF; needs matplotlib.")] = None,
     ids: Annotated[str | None, typer.Option(help="Only these items, separated by commas.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")] = None,
+    fields: FieldsOption = None,
     chat: Annotated[bool, typer.Option(help="Ask through the chat template.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")] = 64,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
@@ -46,7 +49,7 @@ def localize(
     get_localizer(name)
     wanted = locate.LocalizationSpec.of(name, budget, dict(pair(text) for text in set_ or []))
     wanted.check()
-    facts = forget_set_of(forget, ids, limit, seed)
+    facts = forget_set_of(forget, ids, limit, seed, fields)
     others = None if retain is None else forget_set_of(retain, None, None, seed)
     with quiet():
         say(f"loading {model}")

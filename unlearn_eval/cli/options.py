@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from unlearn_eval.utils.errors import UserError
+
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file, or 'default'.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
@@ -22,11 +24,27 @@ ChatOption = Annotated[bool | None, typer.Option(help="Ask through the chat temp
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")]
 
 
-def forget_set_of(name: str, ids: str | None, limit: int | None, seed: int) -> Any:
+FieldsOption = Annotated[
+    str | None, typer.Option("--fields", help="Names in the file: question=prompt,answer=ground_truth.")
+]
+
+
+def forget_set_of(name: str, ids: str | None, limit: int | None, seed: int, fields: str | None = None) -> Any:
     """The forget set that the options of a command name."""
     from unlearn_eval.data.forget_sets import load_forget_set
 
-    chosen = load_forget_set(name)
+    chosen = load_forget_set(name, _named(fields) if fields else None)
     if ids:
         chosen = chosen.select(part.strip() for part in ids.split(","))
     return chosen if limit is None else chosen.sample(limit, seed)
+
+
+def _named(text: str) -> dict[str, str]:
+    """Field -> its name in a file, of `--fields`."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if wrong := [part for part, equals, name in pairs if not equals or not name.strip()]:
+        raise UserError(
+            f"--fields takes FIELD=NAME,..., not '{wrong[0]}'",
+            "for example --fields question=prompt,answer=ground_truth",
+        )
+    return {field.strip(): name.strip() for field, _, name in pairs}

@@ -43,10 +43,11 @@ def run(
     with quiet(), within_a_study():
         planned = plan(wanted, remembered)
         states, results = states_of(planned, store)
-        costs = _costs(planned, store, wanted.device)
+        there = list(store.results())
+        costs = _costs(planned, there, wanted.device)
         target = data if dry_run else console
         target.print(plan_table(planned, states, costs))
-        for line in plan_lines(planned, states, costs, made_otherwise(planned, store, states)):
+        for line in plan_lines(planned, states, costs, made_otherwise(planned, there, states)):
             target.print(line, soft_wrap=True, highlight=False)
         if dry_run:
             return
@@ -96,15 +97,15 @@ def _tell_failed(board: Any, command: str) -> None:
         print(f"hint: what failed is run again by\n  {command}", file=sys.stderr)
 
 
-def _costs(planned: Any, store: Any, device: str | None) -> dict[str, Any]:
+def _costs(planned: Any, there: Any, device: str | None) -> dict[str, Any]:
     """The estimate for each cell."""
     import torch
 
-    from unlearn_eval.data.forget_sets import load_forget_set
+    from unlearn_eval.runs.study.cells.told import forget_set
     from unlearn_eval.runs.study.costs import Costs, shared_by
 
-    costs = Costs(store.results(), device != "cpu" and torch.cuda.is_available())
-    sizes = {cell.forget: len(load_forget_set(cell.forget)) for cell in planned.cells if cell.size is None}
+    costs = Costs(there, device != "cpu" and torch.cuda.is_available())
+    sizes = {name: len(forget_set(name)) for name in {cell.forget for cell in planned.cells}}
     first = shared_by(planned.cells)
     return {cell.key: costs.of(cell, cell.size or sizes[cell.forget], first[cell.key]) for cell in planned.cells}
 

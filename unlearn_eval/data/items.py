@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from unlearn_eval.data.shapes import QUESTION, check_shape
@@ -74,7 +75,7 @@ class ForgetSet:
     def __iter__(self) -> Iterator[ForgetItem]:
         return iter(self.items)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 of the items."""
         content = json.dumps([item.record for item in self.items], sort_keys=True, ensure_ascii=False)

@@ -18,13 +18,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from unlearn_eval.edits.records import BaseRef, Costs, RequestSummary, SelfCheck
 from unlearn_eval.models.weights import mark_restored, state_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 KINDS = LOW_RANK, DENSE, MEMORY = "low_rank", "dense", "memory"  # of edits, as `edit.json` names them
 
@@ -111,7 +114,12 @@ class Edit(Protocol):
     def apply(self, model: nn.Module) -> Restorable:
         """Change the model; the result undoes it."""
 
-    def save(self, folder: str | Path, tokenizer: Any = None, model_config: Any = None) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        model_config: PretrainedConfig | None = None,
+    ) -> Path:
         """Write the folder, whole or not at all."""
 
 

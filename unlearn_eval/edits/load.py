@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -17,6 +17,9 @@ from unlearn_eval.edits.records import BaseRef
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.weights import known_weights
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 AnyEdit = LowRankEdit | DenseEdit | MemoryEdit
 READERS: Mapping[str, Callable[..., AnyEdit]] = {
@@ -59,7 +62,7 @@ def check_base(info: EditInfo, model: nn.Module | LoadedModel, name: str = "this
         )
 
 
-def describe_base(model: Any, name: str = "", revision: str | None = None) -> BaseRef:
+def describe_base(model: PreTrainedModel | LoadedModel, name: str = "", revision: str | None = None) -> BaseRef:
     """The `base` entry of an edit; a `LoadedModel` has a name and a revision of its own."""
     if isinstance(model, LoadedModel):
         described = {

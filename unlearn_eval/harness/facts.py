@@ -97,13 +97,13 @@ class FactsTask(UnlearningTask):
             "rouge": m.rouge(document["answer"], generated["question"])["rougeL_recall"],
             "cloze_probability": answer_only(answers["cloze"]),
             "accuracy": float(m.contains_answer(generated["question"], accepted)),
-            "refusal_rate": float(m.is_refusal(generated["question"], question, accepted)),
+            "refusal_rate": float(m.is_refusal(generated["question"], question, accepted, document["wrong_answers"])),
             "fluency": m.ngram_entropy(generated["question"]),
         }
         if "paraphrase" in generated:
             said, asked = generated["paraphrase"], document["paraphrases"][0]
             scores["paraphrase_accuracy"] = float(m.contains_answer(said, accepted))
-            scores["paraphrase_refusal_rate"] = float(m.is_refusal(said, asked, accepted))
+            scores["paraphrase_refusal_rate"] = float(m.is_refusal(said, asked, accepted, document["wrong_answers"]))
         merge_scores(scores, self.alignment.scores(document))
         merge_scores(scores, self.alignment.scores(document, "paraphrase", "paraphrase_"))
         return scores

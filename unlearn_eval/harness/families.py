@@ -105,7 +105,7 @@ def generated_scores(document: Document, question: str, said: str) -> Scores:
         "rouge1": rouge["rouge1_recall"],
         "rouge": rouge["rougeL_recall"],
         "rouge_f1": rouge["rougeL_f1"],
-        "refusal_rate": float(m.is_refusal(said, question, accepted)),
+        "refusal_rate": float(m.is_refusal(said, question, accepted, document.get("wrong_answers", ()))),
         "fluency": m.ngram_entropy(said),
         **({REASONS: {"accuracy": ECHO}} if echoes else {}),
     }

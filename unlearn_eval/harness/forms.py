@@ -170,7 +170,8 @@ class FormsTask(FactsInForms):
             if m.contains_answer(probe.read, probe.accepted):
                 reasons[form] = ECHO
             else:
-                found.setdefault(form, []).append(float(m.leaks_answer(generated[name], probe.read, probe.accepted)))
+                leaked = m.leaks_answer(generated[name], probe.read, probe.accepted, wrong=document["wrong_answers"])
+                found.setdefault(form, []).append(float(leaked))
         reasons |= {form: made for form, make in FORMS.items() if isinstance(made := make(document), str)}
         for form in (form for form in SCORED_FORMS if form in self.forms):
             if not answers:

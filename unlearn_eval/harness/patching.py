@@ -98,7 +98,7 @@ def read_states_together() -> None:
 def _reading_together(generate: Any) -> Any:
     from unlearn_eval.models.load import read_together
 
-    def generating(self: Any, *arguments: Any, **options: Any) -> Any:
+    def generating(self: Any, *arguments: object, **options: object) -> Any:
         read_together(self.model)
         return generate(self, *arguments, **options)
 
@@ -187,7 +187,7 @@ def within_a_study() -> Iterator[None]:
 
     show = tqdm.std.tqdm.__init__
 
-    def silent(self: Any, *arguments: Any, **options: Any) -> None:
+    def silent(self: Any, *arguments: object, **options: object) -> None:
         show(self, *arguments, **{**options, "disable": True})
 
     with replaced(tqdm.std.tqdm, "__init__", silent), without_machine():

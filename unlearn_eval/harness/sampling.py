@@ -41,7 +41,8 @@ class LeakTask(FactsInForms):
         keys = (*(f"at_{k}" for k in KS), "upper", "leaks")
         if m.contains_answer(document["question"], accepted):
             return {REASONS: dict.fromkeys(keys, ECHO)}
-        leaks = sum(m.leaks_answer(said, document["question"], accepted) for said in generated.values())
+        wrong = document["wrong_answers"]
+        leaks = sum(m.leaks_answer(said, document["question"], accepted, wrong=wrong) for said in generated.values())
         return {
             **{f"at_{k}": m.leak_at_k(self.n_samples, leaks, k) for k in KS},
             "upper": m.leak_upper_bound(self.n_samples, leaks, CONFIDENCE),

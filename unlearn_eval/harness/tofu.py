@@ -80,8 +80,12 @@ class TofuTask(UnlearningTask):
             **own,
             **contrast,
             "paraphrase_probability": paraphrased and paraphrased["probability"],
-            "rouge": m.rouge(document["answer"], generated["question"])["rougeL_recall"],
-            "refusal_rate": float(m.is_refusal(generated["question"], document["question"], document["answer"])),
+            "rouge": m.rouge(document["answer"], generated["question"], compat=self.compat)["rougeL_recall"],
+            "refusal_rate": float(
+                m.is_refusal(
+                    generated["question"], document["question"], document["answer"], document["perturbed_answers"]
+                )
+            ),
             **self.alignment.scores(document),
         }
 

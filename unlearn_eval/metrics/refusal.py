@@ -215,7 +215,8 @@ def goes_on(text: str, question: str, wrong: Iterable[str] = ()) -> bool:
     """
     if _NEXT_TURN.search(text):
         return True
-    if any(contains_answer(text, answer) and not contains_answer(question, answer) for answer in wrong):
+    guesses = [answer for answer in wrong if content_words(answer)]  # "No" begins many a refusal
+    if any(contains_answer(text, answer) and not contains_answer(question, answer) for answer in guesses):
         return True
     known = frozenset(normalise(question).split()) | date_words(question)
     if any(content_words(guess) - known - _GUESS_FILLERS for guess in _guesses(text)):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,12 @@ from unlearn_eval.models.default_model import DEFAULT_MODEL, fetch_default_model
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import WeightsHash, known_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -209,7 +215,7 @@ def load_model(name: str, dtype: str = "auto", device: str | None = "cpu", revis
     return LoadedModel(model, tokenizer, name, commit, path, model_source(path), tuple(notes))
 
 
-def read_together(model: Any) -> None:
+def read_together(model: PreTrainedModel) -> None:
     """Let a model's head read states that lie together in memory; up to rounding the numbers are the same.
 
     Of a part of each row's states (the last ones, when text is generated, or an answer's, when it is trained) PyTorch
@@ -220,7 +226,7 @@ def read_together(model: Any) -> None:
         head.register_forward_pre_hook(_together)
 
 
-def _together(head: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _together(head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(own.contiguous() for own in arguments)
 
 
@@ -264,7 +270,7 @@ def _load_checkpoint(path: str, dtype: str, revision: str | None) -> tuple[Any, 
     return model, tokenizer, [f"{len(extra)} weights were not used, first '{extra[0]}'"] if extra else []
 
 
-def _or_user_error(name: str, load: Any, *arguments: Any) -> Any:
+def _or_user_error(name: str, load: Callable[..., Any], *arguments: Any) -> Any:
     """`load(*arguments)`; what transformers says of a missing or unreadable model, in two lines."""
     try:
         return load(*arguments)
@@ -287,7 +293,7 @@ def _or_user_error(name: str, load: Any, *arguments: Any) -> Any:
         raise UserError(f"the model '{name}' cannot be loaded: {reason}", hint) from error
 
 
-def _pad_token(tokenizer: Any) -> list[str]:
+def _pad_token(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Gives a tokenizer without a pad token one, so that questions can be batched; says so."""
     if tokenizer.pad_token_id is not None:
         return []
@@ -297,7 +303,7 @@ def _pad_token(tokenizer: Any) -> list[str]:
     return [f"the tokenizer has no pad token: '{tokenizer.pad_token}' is used"]
 
 
-def _one_bos(tokenizer: Any, config: Any) -> list[str]:
+def _one_bos(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> list[str]:
     """Makes a Gemma tokenizer read from GGUF add exactly one BOS, without which Gemma talks nonsense."""
     bos = tokenizer.bos_token_id
     if bos is None or not str(config.model_type).startswith("gemma"):

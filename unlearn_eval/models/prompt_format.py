@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unlearn_eval.data.shapes import QUESTION, Asked, Prompt, asked
+from unlearn_eval.data.spans import find_subject
 from unlearn_eval.models.prompts import (
     PLAIN_DELIMITER,
     PLAIN_QUESTION,
@@ -226,12 +227,11 @@ class PromptFormat:
             subject: The subject as it stands in the question.
             ids: Ids of the prompt.
         """
-        start = text.rfind(question)
-        if not subject or start < 0 or subject not in question:
+        start, span = text.rfind(question), _span_of(question, subject)
+        if start < 0 or span is None:
             return None
-        start += question.rindex(subject)
-        first = self._token_at(text, start, list(ids), first=True)
-        return first, self._token_at(text, start + len(subject) - 1, list(ids)) + 1
+        first = self._token_at(text, start + span[0], list(ids), first=True)
+        return first, self._token_at(text, start + span[1] - 1, list(ids)) + 1
 
     def _token_at(self, text: str, character: int, ids: list[int], first: bool = False) -> int:
         """The index of the token that holds a character; of several that share it the last, or the first."""
@@ -253,15 +253,25 @@ def as_shown(question: str, shape: str, text: str) -> str:
     return question if shape == QUESTION and question in text else question.strip()
 
 
+def _span_of(question: str, subject: str) -> tuple[int, int] | None:
+    """Where the subject stands last in a question: as whole words, and only without these within another word."""
+    span = find_subject(question, subject)
+    if span is None and subject and subject in question:
+        start = question.rindex(subject)
+        return start, start + len(subject)
+    return span
+
+
 def _content_end(question: str, subject: str | None) -> int:
     """Where, in the question, the subject's last occurrence ends, or its last word."""
     if subject:
-        if subject not in question:
+        span = _span_of(question, subject)
+        if span is None:
             raise UserError(
                 f"the subject {subject!r} does not stand in the question {question!r}",
                 "write the subject exactly as in the question, or leave it out",
             )
-        return question.rindex(subject) + len(subject)
+        return span[1]
     end = len(question)
     while end and (question[end - 1] in string.punctuation or unicodedata.category(question[end - 1])[0] in "PZC"):
         end -= 1  # punctuation, spaces and control characters of every script

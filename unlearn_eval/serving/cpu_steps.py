@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from unlearn_eval.serving.patching import PATCHES, quicken_steps
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -27,27 +29,31 @@ def quicken(model: nn.Module) -> list[str]:
     Returns:
         The names of the classes, each once, whose modules are quicker now.
     """
+    PATCHES["cpu-steps"].check()
     from vllm.lora.layers import BaseLayerWithLoRA
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
     from vllm.model_executor.layers.layernorm import RMSNorm
     from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
+    classes: dict[Any, Any] = {}
+    methods: dict[Any, Any] = {}
     quicker = set()
     for module in model.modules():
         kind: Any = type(module)
         if isinstance(module, BaseLayerWithLoRA):
             kind = type(wrapper := getattr(module, "punica_wrapper", None))
             if kind is PunicaWrapperCPU:
-                wrapper.__class__ = grouped_class()
+                classes[wrapper] = grouped_class()
                 quicker.add(kind.__name__)
         elif kind is RMSNorm and module.has_weight and module.variance_size_override is None and _is_native(module):
-            module._forward_method = MethodType(_normed, module)
+            methods[module] = MethodType(_normed, module)
             quicker.add(kind.__name__)
         elif isinstance(module, RotaryEmbedding) and _is_native(module):
             own, steps = RotaryEmbedding, ("forward_native", "forward_cuda")
             if all(getattr(kind, step) is getattr(own, step) for step in steps):
-                module._forward_method = module.forward_cuda  # which calls the kernel that CPUs have too
+                methods[module] = module.forward_cuda  # which calls the kernel that CPUs have too
                 quicker.add(kind.__name__)
+    quicken_steps(classes, methods)
     return sorted(quicker)
 
 

@@ -7,13 +7,12 @@ says may raise: an error within a step ends the engine.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.models.prompt_ends import PROMPT_END, is_prompt_end
-from unlearn_eval.utils.errors import UserError
+from unlearn_eval.serving.patching import check_requests
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -96,38 +95,36 @@ def install() -> None:
     Raises:
         UserError: this vLLM checks requests elsewhere, so that nothing may be served.
     """
-    try:
+    check_requests(_checking_requests, _checking_beams)
+
+
+def _check(found: tuple[str, str] | None) -> None:
+    if found is not None:
         from vllm.exceptions import VLLMValidationError
-        from vllm.v1.engine.input_processor import InputProcessor
 
-        process, watermark = InputProcessor.process_inputs, InputProcessor.resolve_watermarking
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"this vLLM does not check requests where an edit's are to be refused ({error})", "install vllm 0.32"
-        ) from error
-    if hasattr(process, "unlearn_eval"):
-        return
+        raise VLLMValidationError(found[0], parameter=found[1])
 
-    def check(found: tuple[str, str] | None) -> None:
-        if found is not None:
-            raise VLLMValidationError(found[0], parameter=found[1])
 
-    @functools.wraps(process)
+def _checking_requests(process: Any) -> Any:
     def checked(self: Any, request_id: str, prompt: Any, params: Any, *arguments: object, **options: object) -> Any:
         rules = rules_of(self.vllm_config)
         if rules is None:
             return process(self, request_id, prompt, params, *arguments, **options)
-        check(refusal(params, rules))
+        _check(refusal(params, rules))
         request = process(self, request_id, prompt, params, *arguments, **options)
-        check(prompt_refusal(request, rules))
+        _check(prompt_refusal(request, rules))
         return request
 
-    @functools.wraps(watermark)
-    def checked_beams(self: Any, params: Any) -> Any:  # the one check of vLLM's that beam search comes by as a whole
+    return checked
+
+
+def _checking_beams(watermark: Any) -> Any:
+    """The one check of vLLM's that beam search comes by as a whole."""
+
+    def checked(self: Any, params: Any) -> Any:
         rules = rules_of(self.vllm_config)
         if rules is not None:
-            check(refusal(params, rules))
+            _check(refusal(params, rules))
         return watermark(self, params)
 
-    checked.unlearn_eval = True  # type: ignore[attr-defined]
-    InputProcessor.process_inputs, InputProcessor.resolve_watermarking = checked, checked_beams
+    return checked

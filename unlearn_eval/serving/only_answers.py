@@ -8,26 +8,27 @@ what stands before that is left out, as the engine itself leaves out what it rea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from unlearn_eval.models.prompt_ends import said_prompt_end
+from unlearn_eval.serving.patching import score_answers_only
+from unlearn_eval.utils.patching import warn_of_misfit
 
 if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner
+
+
+def install(runner: Runner) -> None:
+    """Let a V1 model runner leave out what nobody asks for; V2's is left as it is."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-_NAME = "_get_prompt_logprobs_dict"
+    if isinstance(runner, GPUModelRunner):
+        warn_of_misfit(score_answers_only, runner, _only_answers)
 
 
-def install(runner: GPUModelRunner) -> None:
-    """Let a runner leave out what nobody asks for; one that is built otherwise stays as it is."""
-    wanted = ("requests", "num_prompt_logprobs", "input_batch", "query_start_loc")
-    if _NAME in vars(runner) or not all(hasattr(runner, name) for name in (_NAME, *wanted)):
-        return
-    own = getattr(runner, _NAME)
-
+def _only_answers(own: Any) -> Any:
     def only_answers(self: Any, hidden_states: Any, num_scheduled_tokens: Mapping[str, int]) -> Any:
         if not self.num_prompt_logprobs:  # as in most steps
             return own(hidden_states, num_scheduled_tokens)
@@ -55,7 +56,7 @@ def install(runner: GPUModelRunner) -> None:
                 request.num_computed_tokens -= left_out
                 starts[row] -= left_out
 
-    setattr(runner, _NAME, MethodType(only_answers, runner))
+    return only_answers
 
 
 def _unknown(request: Any, n: int) -> Any:

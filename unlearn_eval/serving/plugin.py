@@ -7,40 +7,36 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.folder import DESCRIPTION, EDITED, read_description
 from unlearn_eval.serving import door
 from unlearn_eval.serving.door import MEMORY, OWN, SCORING
+from unlearn_eval.serving.names import EXTENSION, LOAD_FORMAT, MODELS, WORKER
+from unlearn_eval.serving.patching import PATCHES, register_edited
 from unlearn_eval.utils.errors import UserError
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
 
-LOAD_FORMAT = "unlearn_eval"
-MODELS = "unlearn_eval.serving.routed_model"
-EXTENSION = "unlearn_eval.serving.worker.WorkerExtension"
 LOWEST, BELOW = (0, 32), (0, 34)
-BASE = "base"  # in model_loader_extra_config: another place of the base model than edit.json names
 _numbers = itertools.count(1)
 
 
 def register() -> None:
-    """Make the architectures known; harmless when repeated."""
-    from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER, register_model_loader
-    from vllm.model_executor.models import ModelRegistry
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
-    from vllm.model_executor.models.registry import _TEXT_GENERATION_MODELS
+    """Make the architectures known; harmless when repeated.
 
-    from unlearn_eval.serving.loader import EditedModelLoader
+    In a vLLM that is built otherwise they stay unknown, so that it refuses edits; it serves other models as before.
+    """
+    try:
+        PATCHES["edited-architectures"].check()
+        from unlearn_eval.serving.loader import EditedModelLoader
 
-    if LOAD_FORMAT not in _LOAD_FORMAT_TO_MODEL_LOADER:
-        register_model_loader(LOAD_FORMAT)(EditedModelLoader)
-    for name in _TEXT_GENERATION_MODELS:
-        if EDITED + name not in ModelRegistry.models:  # else another plug-in's: `settle` refuses it
-            ModelRegistry.register_model(EDITED + name, f"{MODELS}:{EDITED}{name}")
-        MODELS_CONFIG_MAP[EDITED + name] = _config_of(name)
+        register_edited(EDITED, MODELS, LOAD_FORMAT, EditedModelLoader, _config_of)
+    except UserError as error:
+        print(f"unlearn-eval: edited models cannot be served: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def _config_of(stock: str) -> Any:
@@ -115,6 +111,12 @@ def _settle_memory(vllm_config: VllmConfig, folder: Path) -> None:
     for feature, wanted in refused.items():
         if wanted:
             raise UserError(f"{name} cannot be served with {feature}: its answers would be wrong", "leave it out")
+    if parallel.worker_cls not in ("auto", WORKER):
+        raise UserError(
+            f"{name} needs a worker that tells it of each step, and worker_cls={parallel.worker_cls} is another",
+            "leave out worker_cls",
+        )
+    parallel.worker_cls = WORKER
     # Blocks that hold an edited answer's keys and values would be reused where another decision holds.
     vllm_config.cache_config.enable_prefix_caching = False
     if POSITIONS[getattr(load_edit(folder).store, "positions")].before:  # noqa: B009 (not of the protocol)

@@ -2,7 +2,8 @@
 
 `EditedLlamaForCausalLM` and all others are made when they are asked for. The layer's forward pass ends in one opaque
 operation, so that compilers see nothing of it, and another edit can take its place (`prepared`). What a step computes
-is told to it by the model runner: V2's has a place for that (`get_model_state_cls`), V1's step is watched.
+is told to it by the model runner: V2's has a place for that (`get_model_state_cls`), and V1's steps are watched by the
+worker (`routed_worker`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.memory.edit import MemoryEdit, check_memory
 from unlearn_eval.models.prompt_ends import said_prompt_end
 from unlearn_eval.serving.door import OWN, rules_of
+from unlearn_eval.serving.names import WORKER
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Silence, Slots, step_of
 from unlearn_eval.utils.errors import UserError
 
@@ -70,6 +72,11 @@ def _check_settled(vllm_config: VllmConfig) -> None:
             "a memory edit is to be served with prefix caching, in parallel, or with LoRA",
             "leave these out: its answers would be wrong",
         )
+    if parallel.worker_cls != WORKER:
+        raise UserError(
+            f"a memory edit is to be served by the worker {parallel.worker_cls}, which tells it of no step",
+            "leave out worker_cls",
+        )
 
 
 # The layer -------------------------------------------------------------------------------------------------
@@ -80,7 +87,6 @@ def _put_in(model: nn.Module, edit: MemoryEdit, vllm_config: VllmConfig) -> None
     module = _module_of(model, edit)
     model.__dict__["get_model_state_cls"] = _model_state_cls
     _serve(model, module, _layer_of(module, edit, vllm_config), vllm_config)
-    _watch_v1()
 
 
 def prepared(model: nn.Module, folder: Path, vllm_config: VllmConfig) -> Callable[[], None]:
@@ -177,33 +183,18 @@ _library._register_fake("route", lambda inputs, output, number: torch.empty_like
 # What each step computes: V1 ---------------------------------------------------------------------------------
 
 
-def _watch_v1() -> None:
-    """Tell the layer of each step of the V1 model runner; its other passes are nobody's."""
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+def step(runner: GPUModelRunner, scheduler_output: SchedulerOutput, scheduled: Sequence[int]) -> None:
+    """Tell a memory edit's layer of a step of the V1 model runner."""
+    model = runner.get_model()
+    if _LAYER in vars(model):
+        _tell_v1(model, runner, scheduler_output, scheduled)
 
-    prepare, dummy = GPUModelRunner._prepare_inputs, GPUModelRunner._dummy_run
-    if hasattr(prepare, "unlearn_eval"):
-        return
 
-    @functools.wraps(prepare)
-    def prepare_and_tell(
-        self: GPUModelRunner, scheduler_output: SchedulerOutput, num_scheduled_tokens: Sequence[int]
-    ) -> Any:
-        found = prepare(self, scheduler_output, num_scheduled_tokens)
-        model = self.get_model()
-        if _LAYER in vars(model):
-            _tell_v1(model, self, scheduler_output, num_scheduled_tokens)
-        return found
-
-    @functools.wraps(dummy)
-    def dummy_and_rest(self: GPUModelRunner, *arguments: object, **options: object) -> Any:
-        layer = vars(self.get_model()).get(_LAYER)
-        if layer is not None:
-            layer.rest()
-        return dummy(self, *arguments, **options)
-
-    prepare_and_tell.unlearn_eval = True  # type: ignore[attr-defined]
-    GPUModelRunner._prepare_inputs, GPUModelRunner._dummy_run = prepare_and_tell, dummy_and_rest
+def rest(runner: GPUModelRunner) -> None:
+    """Tell it that the next pass is nobody's."""
+    layer = vars(runner.get_model()).get(_LAYER)
+    if layer is not None:
+        layer.rest()
 
 
 def _tell_v1(

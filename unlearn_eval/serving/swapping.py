@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from unlearn_eval.edits.folder import read_description
 from unlearn_eval.edits.memory.edit import SETTINGS
 from unlearn_eval.edits.memory.store import POSITIONS
-from unlearn_eval.serving.plugin import EXTENSION
+from unlearn_eval.serving.names import EXTENSION
 from unlearn_eval.utils.errors import UserError
 
 if TYPE_CHECKING:

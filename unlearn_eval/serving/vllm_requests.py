@@ -14,7 +14,8 @@ from unlearn_eval.edits.folder import EDITED
 from unlearn_eval.harness.requests import KIND, cannot_score, make_query
 from unlearn_eval.models.prompt_ends import PROMPT_END
 from unlearn_eval.serving.door import OWN, SCORING
-from unlearn_eval.serving.plugin import EXTENSION
+from unlearn_eval.serving.names import EXTENSION
+from unlearn_eval.serving.patching import extend_lm
 
 if TYPE_CHECKING:
     from unlearn_eval.harness.lm import LM
@@ -26,25 +27,19 @@ _AT_ONCE = 1024  # requests whose log-probabilities are held before only the nee
 
 def lend(own: Any) -> None:
     """Give lm-eval's `vllm` class the request kind, and log-likelihoods that say where each prompt ends."""
-    if KIND not in vars(own):
-        setattr(own, KIND, from_vllm)
-        own.__init__ = _extending(own.__init__)
-    plain = own._loglikelihood_tokens
-    if hasattr(plain, "says_where_prompts_end"):
-        return
+    extend_lm(own, KIND, from_vllm, _extending, _saying_where_prompts_end)
 
-    @functools.wraps(plain)
+
+def _saying_where_prompts_end(plain: Any) -> Any:
     def tokens(self: LM, requests: Any, disable_tqdm: bool = False) -> Any:
         return score_tokens(self, requests) if is_edited(self) else plain(self, requests, disable_tqdm)
 
-    tokens.says_where_prompts_end = True  # type: ignore[attr-defined]
-    own._loglikelihood_tokens = tokens
+    return tokens
 
 
 def _extending(start: Any) -> Any:
     """The class's `__init__`, for scoring, with our extension of its workers unless the user wants another."""
 
-    @functools.wraps(start)
     def extended(self: LM, *arguments: object, **options: object) -> None:
         given = options.get("additional_config") or {}
         if isinstance(given, Mapping):  # else vLLM says what is wrong with it

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.patching import warn_of_misfit
 
 if TYPE_CHECKING:
     from vllm.v1.worker.worker_base import WorkerBase as Worker
@@ -49,7 +50,7 @@ class WorkerExtension:
 
         from unlearn_eval.serving.cpu_steps import quicken
 
-        return quicken(self.get_model()) if current_platform.is_cpu() else []
+        return (warn_of_misfit(quicken, self.get_model()) or []) if current_platform.is_cpu() else []
 
     def unlearn_eval_only_answers(self: Worker) -> None:
         """Compute logits of prompts only from where each request says that its prompt ends (see `only_answers`)."""
@@ -60,23 +61,16 @@ class WorkerExtension:
     def unlearn_eval_watch(self: Worker, ids: Sequence[int]) -> None:
         """Note the moments of the next request, which has these tokens and runs alone."""
         from unlearn_eval.serving.moments import Watch
+        from unlearn_eval.serving.patching import watch_logits
 
         model, watch = self.get_model(), Watch(ids)
-        own = model.compute_logits
-
-        def compute_logits(*arguments: object, **options: object) -> Any:
-            logits = own(*arguments, **options)
-            if logits is not None:  # of the process that has them
-                watch.see(logits)
-            return logits
-
-        vars(model).update(compute_logits=compute_logits, unlearn_eval_watch=watch)
+        vars(model)["unlearn_eval_watch"] = watch, watch_logits(model, watch.see)
 
     def unlearn_eval_moments(
         self: Worker, labels: Sequence[int], logp: Sequence[float]
     ) -> tuple[list[float], list[float]] | None:
         """Means and variances at the labels of the request that was watched (see `Watch.moments`); the watch ends."""
-        own = vars(self.get_model())
-        del own["compute_logits"]
-        found: tuple[list[float], list[float]] | None = own.pop("unlearn_eval_watch").moments(labels, logp)
+        watch, undo = vars(self.get_model()).pop("unlearn_eval_watch")
+        undo()
+        found: tuple[list[float], list[float]] | None = watch.moments(labels, logp)
         return found

@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -243,6 +244,15 @@ def wrap(owner: Any, name: str, around: Callable[[Any], Any]) -> None:
     setattr(replacement, _MARK, around.__qualname__)
     static = isinstance(inspect.getattr_static(owner, name), staticmethod)
     setattr(owner, name, staticmethod(replacement) if static else replacement)
+
+
+def warn_of_misfit(apply: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+    """Apply a patch that only saves time; where it does not fit, one line on stderr says so, and None comes back."""
+    try:
+        return apply(*args, **kwargs)
+    except UserError as error:
+        print(f"unlearn-eval: slower than it could be: {' '.join(str(error).split())}", file=sys.stderr)
+        return None
 
 
 @contextmanager

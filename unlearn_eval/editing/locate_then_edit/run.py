@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.tracing import first, trace
 from unlearn_eval.models.weights import known_weights
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # (layer, K (d_in, n), R (d_out, n), K_p (d_in, m) or None) -> U (d_out, n), V (n, d_in); all float64
 Update = Callable[[int, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -233,19 +236,19 @@ def _spread(
     return factors, all_keys
 
 
-def add_in_place(model: Any, parts: Anatomy, layer: int, u: Tensor, v: Tensor) -> None:
+def add_in_place(model: PreTrainedModel, parts: Anatomy, layer: int, u: Tensor, v: Tensor) -> None:
     """W ← W + U V."""
     weight = parts.weight(model, layer)
     with torch.no_grad():
         weight.copy_(weight.double() + u @ v)
 
 
-def narrow(tensor: Tensor, model: Any) -> Tensor:
+def narrow(tensor: Tensor, model: PreTrainedModel) -> Tensor:
     """A result in the model's own type, or float32 if that is wider."""
     return tensor.to(torch.promote_types(model.dtype, torch.float32))
 
 
-def weight_norm(model: Any, name: str) -> float:
+def weight_norm(model: PreTrainedModel, name: str) -> float:
     """The Frobenius norm of a module's weight."""
     return float(torch.linalg.vector_norm(model.get_submodule(name).weight.float()))
 
@@ -266,7 +269,11 @@ def _before_norm(norm: nn.Module, outputs: Tensor, residuals: Tensor) -> Tensor:
 
 @torch.no_grad()
 def read(
-    model: Any, inputs: str, outputs: str, rows: Sequence[tuple[Sequence[int], int]], rows_per_batch: int = 64
+    model: PreTrainedModel,
+    inputs: str,
+    outputs: str,
+    rows: Sequence[tuple[Sequence[int], int]],
+    rows_per_batch: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """What module `inputs` is given and module `outputs` gives at the look-up token of each row: (R, d_in), (R, d).
 
@@ -292,7 +299,12 @@ def read(
 
 
 def read_keys_and_values(
-    model: Any, parts: Anatomy, layer: int, top: int, requests: Sequence[EditRequest], rows_per_batch: int = 64
+    model: PreTrainedModel,
+    parts: Anatomy,
+    layer: int,
+    top: int,
+    requests: Sequence[EditRequest],
+    rows_per_batch: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """Each request's key at `layer` (n, d_in), averaged over its prompts, and its plain value at `top` (n, d)."""
     rows = [row for request in requests for row in request.rows]
@@ -309,6 +321,6 @@ def read_keys_and_values(
     return torch.stack(keys), torch.stack(values)
 
 
-def read_outputs(model: Any, name: str, requests: Sequence[EditRequest]) -> Tensor:
+def read_outputs(model: PreTrainedModel, name: str, requests: Sequence[EditRequest]) -> Tensor:
     """What a module gives at each request's look-up token in its plain prompt, (n, d)."""
     return read(model, name, name, [request.rows[0] for request in requests])[1]

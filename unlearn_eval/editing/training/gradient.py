@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.training.data import RETAIN as RETAIN_ROWS
 from unlearn_eval.editing.training.data import Row
 from unlearn_eval.editing.training.settings import RETAIN_TERMS, Dual, Objective, Said, TrainingConfig
-from unlearn_eval.editing.training.weights import LowRankWeights
+from unlearn_eval.editing.training.weights import FullWeights, LowRankWeights
 from unlearn_eval.edits.base import DENSE, LOW_RANK, EditInfo, applied
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.low_rank import LowRankEdit, concatenate
@@ -31,6 +31,10 @@ from unlearn_eval.models.weights import known_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.json_files import dumps
 from unlearn_eval.utils.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CURVE = "training.jsonl"
 PLACES = ("folder", "masks")  # settings that are paths of this machine
@@ -123,10 +127,10 @@ def editor(method: Method, config: type[GradientConfig] = GradientConfig, paper:
 
 def train_edit(
     method: Method,
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[EditRequest],
-    config: Any,
+    config: GradientConfig,
     state: TrainedEdit | None = None,
     progress: Progress = no_progress,
     retain: Sequence[EditRequest] = (),
@@ -176,7 +180,7 @@ def _kind_made(config: GradientConfig) -> str:
 
 
 def _rows(
-    method: Method, requests: Sequence[EditRequest], retain: Sequence[EditRequest], config: Any
+    method: Method, requests: Sequence[EditRequest], retain: Sequence[EditRequest], config: GradientConfig
 ) -> dict[str, list[Row]]:
     """The rows of every kind that the objective reads."""
     rows: dict[str, list[Row]] = {}
@@ -198,7 +202,7 @@ def _rows(
     return rows
 
 
-def _objective(method: Method, model: Any, config: Any, n: int) -> Objective:
+def _objective(method: Method, model: PreTrainedModel, config: GradientConfig, n: int) -> Objective:
     def forget(said: Mapping[str, Said]) -> Tensor:
         return method.forget_loss(said, config)
 
@@ -218,7 +222,7 @@ def _objective(method: Method, model: Any, config: Any, n: int) -> Objective:
     )
 
 
-def _edit_of(weights: Any, info: EditInfo) -> TrainedEdit:
+def _edit_of(weights: FullWeights | LowRankWeights, info: EditInfo) -> TrainedEdit:
     """What training has changed, while it is in the model."""
     if isinstance(weights, LowRankWeights):
         factors = weights.factors()
@@ -226,11 +230,11 @@ def _edit_of(weights: Any, info: EditInfo) -> TrainedEdit:
         base = weights.model.get_base_model()
         transposed = any(is_transposed(base.get_submodule(name).base_layer) for name in factors)
         return LowRankEdit(factors, replace(info, notes=info.notes | {"weight_norms": norms}), transposed)
-    tensors, norms = weights.changes()
-    return DenseEdit(tensors, replace(info, notes=info.notes | {"changes": norms}))
+    tensors, changes = weights.changes()
+    return DenseEdit(tensors, replace(info, notes=info.notes | {"changes": changes}))
 
 
-def weight_norm(model: Any, name: str) -> float:
+def weight_norm(model: PeftModel, name: str) -> float:
     """‖W‖ of a map that has LoRA factors beside it."""
     return float(model.get_base_model().get_submodule(name).base_layer.weight.detach().double().norm())
 
@@ -250,19 +254,19 @@ def _joined(made: TrainedEdit, state: TrainedEdit | None, texts: Mapping[str, st
     return replace(made, tensors={**state.tensors, **made.tensors}, info=info, texts=whole)
 
 
-def _check_state(method: Method, config: Any, state: TrainedEdit) -> None:
+def _check_state(method: Method, config: GradientConfig, state: TrainedEdit) -> None:
     check_state(state, method.name)
     if state.kind != _kind_made(config):
         before, now = ("LoRA factors", "weights") if state.kind == LOW_RANK else ("weights", "LoRA factors")
         raise UserError(f"the edit to go on from changed {before}, this one would change {now}", "set lora_rank alike")
 
 
-def _nothing(method: Method, config: Any) -> TrainedEdit:
+def _nothing(method: Method, config: GradientConfig) -> TrainedEdit:
     info = EditInfo(method.name, {name: value for name, value in asdict(config).items() if name not in PLACES})
     return LowRankEdit({}, info) if config.lora_rank else DenseEdit({}, info)
 
 
-def block_at_depth(model: Any, depth: float) -> int:
+def block_at_depth(model: PreTrainedModel, depth: float) -> int:
     """The block at a relative depth, e.g. 7/32."""
     return int(min(anatomy(model).n_layers - 1, max(0, round(depth * anatomy(model).n_layers))))
 

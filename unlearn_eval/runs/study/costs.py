@@ -16,6 +16,7 @@ import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -53,17 +54,17 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class _Record:
-    """What a cell took."""
+class _Rates:
+    """What cells of the same kind took, on average, and the most memory."""
 
-    cell: Mapping[str, Any]
-    n_items: int
-    n_documents: int
-    editing_seconds: float
-    evaluation_seconds: float
-    attack_seconds: float
-    localization_seconds: float
+    seconds_per_document: float
+    seconds_per_item: float
+    seconds_per_located_item: float
     memory_bytes: int
+
+
+_Kind = tuple[str, str | None, str]  # model, editor, attacks
+_OF_A_MODEL = "of a model, whatever was done to it"
 
 
 class Costs:
@@ -75,9 +76,14 @@ class Costs:
     """
 
     def __init__(self, results: Iterable[Result], on_gpu: bool) -> None:
-        self.records = [
-            _record(result) for result in results if result.status == "complete" and "cell" in result.config
-        ]
+        kinds: dict[_Kind, list[Result]] = {}
+        for result in results:
+            if result.status == "complete" and "cell" in result.config:
+                cell = result.config["cell"]
+                attacks = _attacks((own["attack"], own.get("settings", {})) for own in cell.get("attacks", ()))
+                kinds.setdefault((cell["model"], cell["editor"], attacks), []).append(result)
+                kinds.setdefault((cell["model"], None, _OF_A_MODEL), []).append(result)
+        self._recorded = {kind: _rates(same) for kind, same in kinds.items()}
         self.rate = PER_GPU if on_gpu else PER_CORE * (os.cpu_count() or 1)
         self._sizes: dict[ModelSpec, int | None] = {}
 
@@ -89,13 +95,13 @@ class Costs:
             n_items: how many it forgets.
             first: keys of what it shares with later cells and has to make itself (see `shared_by`).
         """
-        same = [own for own in self.records if own.cell["model"] == cell.model.name]
+        kind: _Kind = (cell.model.name, None, _OF_A_MODEL)
         if cell.editor is not None:
-            same = [own for own in same if own.cell["editor"] == cell.editor.name]
-            same = [own for own in same if _attacks(own.cell.get("attacks", ())) == _attacks_of(cell)]
+            attacks = _attacks((own.attack.attack, own.attack.settings) for own in cell.tries)
+            kind = (cell.model.name, cell.editor.name, attacks)
         n_documents = sum(ask.n_documents or 0 for ask in cell.asks)
-        if same:
-            return _as_recorded(cell, same, n_items, n_documents, first)
+        if kind in self._recorded:
+            return _as_recorded(cell, self._recorded[kind], n_items, n_documents, first)
         if cell.model not in self._sizes:
             self._sizes[cell.model] = n_parameters(cell.model)
         size = self._sizes[cell.model]
@@ -157,6 +163,7 @@ def passes_of(located: Located, model: ModelSpec) -> float:
     return get_localizer(wanted.method).passes(wanted.config(), n_layers_of(model))
 
 
+@cache
 def tokens_of(name: str) -> float:
     """About how many tokens a question of a set has with its answer, by their letters."""
     items = forget_set(name).items
@@ -173,23 +180,33 @@ def _attack_copies(own: Try) -> float:
     return training + (own.attack.reference is not None)
 
 
-def _as_recorded(cell: Cell, same: Sequence[_Record], n_items: int, n_documents: int, first: Sequence[str]) -> Cost:
+def _as_recorded(cell: Cell, rates: _Rates, n_items: int, n_documents: int, first: Sequence[str]) -> Cost:
     """From what cells of the same model, method and attacks took."""
-    seconds = mean(own.evaluation_seconds / max(1, own.n_documents) for own in same) * n_documents
+    seconds = rates.seconds_per_document * n_documents
     if cell.editor is not None:
-        seconds += mean((own.editing_seconds + own.attack_seconds) / own.n_items for own in same) * n_items
+        seconds += rates.seconds_per_item * n_items
     if cell.located is not None and cell.located.key in first:
-        seconds += mean(own.localization_seconds / own.n_items for own in same) * n_items
-    return Cost(seconds, max(own.memory_bytes for own in same), RECORDED)
+        seconds += rates.seconds_per_located_item * n_items
+    return Cost(seconds, rates.memory_bytes, RECORDED)
 
 
-def _attacks(recorded: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def _rates(same: Sequence[Result]) -> _Rates:
+    """What results of the same kind say."""
+    asked, edited, located = [], [], []
+    for result in same:
+        n_items = max(1, len(result.config["cell"].get("ids", ())))
+        n_documents = max(1, sum(int(data.get("n_documents") or 0) for data in result.data.values()))
+        attack_seconds = result.timing.get("attack_seconds", 0.0)
+        asked.append((result.timing.get("evaluation_seconds", 0.0) - attack_seconds) / n_documents)
+        edited.append((result.timing.get("editing_seconds", 0.0) + attack_seconds) / n_items)
+        located.append(result.timing.get("localization_seconds", 0.0) / n_items)
+    most = max(int(result.config.get("peak_memory_bytes", 0)) for result in same)
+    return _Rates(mean(asked), mean(edited), mean(located), most)
+
+
+def _attacks(attacks: Iterable[tuple[str, Mapping[str, str]]]) -> str:
     """Names and settings, to compare."""
-    return [(own["attack"], json.dumps(own.get("settings", {}), sort_keys=True)) for own in recorded]
-
-
-def _attacks_of(cell: Cell) -> list[tuple[str, str]]:
-    return [(own.attack.attack, json.dumps(dict(own.attack.settings), sort_keys=True)) for own in cell.tries]
+    return json.dumps([[name, dict(settings)] for name, settings in attacks], sort_keys=True)
 
 
 def _training(cell: Cell, n_items: int) -> tuple[float, bool]:
@@ -204,20 +221,6 @@ def _training(cell: Cell, n_items: int) -> tuple[float, bool]:
     if epochs and config.steps:
         epochs = config.steps * min(config.batch_size, n_items) / n_items
     return epochs, bool("lora_rank" in settings and config.lora_rank)
-
-
-def _record(result: Result) -> _Record:
-    cell = result.config["cell"]
-    return _Record(
-        cell,
-        max(1, len(cell.get("ids", ()))),
-        sum(int(data.get("n_documents") or 0) for data in result.data.values()),
-        result.timing.get("editing_seconds", 0.0),
-        result.timing.get("evaluation_seconds", 0.0) - result.timing.get("attack_seconds", 0.0),
-        result.timing.get("attack_seconds", 0.0),
-        result.timing.get("localization_seconds", 0.0),
-        int(result.config.get("peak_memory_bytes", 0)),
-    )
 
 
 def n_parameters(spec: ModelSpec) -> int | None:

@@ -106,13 +106,19 @@ class Identities:
         commit = _hub_commit(spec)
         return f"hub:{spec.model}@{commit}", commit
 
-    def settings(self, value: object) -> Any:
-        """Settings with what is in the files and folders that they name, in place of their paths."""
+    def settings(self, value: object, bare: bool = True) -> Any:
+        """Settings with what is in the files and folders that they name, in place of their paths.
+
+        Args:
+            value: settings, or the value of one.
+            bare: whether a text without a folder or an ending may be a file. Of defaults it is a name, whatever lies
+                in the current folder.
+        """
         if isinstance(value, Mapping):
-            return {str(key): self.settings(own) for key, own in value.items()}
+            return {str(key): self.settings(own, bare) for key, own in value.items()}
         if isinstance(value, list | tuple):
-            return [self.settings(own) for own in value]
-        if isinstance(value, str) and 0 < len(value) < 1000:
+            return [self.settings(own, bare) for own in value]
+        if isinstance(value, str) and 0 < len(value) < 1000 and (bare or "/" in value or "." in value):
             path = Path(value).expanduser()
             if path.is_file():
                 return {"file": self._file(path)}

@@ -234,7 +234,7 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
             **common,
             "selection": {**common["selection"], "kept": cell.kept} if depends_on_set(task.task) else None,
             "edit": cell.edit_key,
-            "task": planner.identities.settings({**asdict(task), "include_path": None}),
+            "task": planner.identities.settings({**asdict(task), "include_path": None}) | {"task": task.task},
             "own_tasks": None if task.include_path is None else planner.identities.folder(task.include_path),
             "told": planner.identities.settings(plain),
             "data": data,
@@ -262,6 +262,7 @@ def _code_of(cell: Cell, room: str) -> dict[str, str]:
 def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
     assert cell.editor is not None and cell.recipe is not None  # noqa: PT018
     recipe = {key: value for key, value in asdict(cell.recipe.recipe).items() if key not in ("seed", "chat")}
+    config = config_of(cell.editor, cell.recipe.recipe, cell.forget)
     says_others = cell.editor.settings.get("text") == OTHERS
     uses_kept = says_others or keeps_what_is_known(cell.known, cell.retain, cell.forget)
     return hash_json(
@@ -269,9 +270,9 @@ def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
             **common,
             **_code_of(cell, "localization"),
             "editor": editor_file(cell.editor.editor) or cell.editor.editor,
-            "config": planner.identities.settings(asdict(config_of(cell.editor, cell.recipe.recipe, cell.forget))),
+            "config": planner.identities.settings(asdict(config), bare=False),
             "settings": planner.identities.settings(dict(cell.editor.settings)),
-            "recipe": planner.identities.settings(recipe),
+            "recipe": planner.identities.settings(recipe) if _names_file(cell.recipe.recipe) else recipe,
             **({"kept": cell.kept} if uses_kept else {}),
             "retain": None if cell.retain is None else forget_set(cell.retain).hash,
         }
@@ -297,6 +298,10 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
     from unlearn_eval.editing.requests.build import check_merge
     from unlearn_eval.runs.edit import check_recipe
 
+    try:
+        config_of(editor, recipe.recipe, part.forget[0])
+    except UserError as error:
+        raise UserError(f"{editor.place or editor.name}: {error.message}", error.hint) from error
     if editor.settings.get("text") == OTHERS and not part.known:
         raise UserError(
             f"{editor.name} has text: {OTHERS}, which is what the model says when it is asked what it knows",
@@ -305,7 +310,7 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
     method = get_editor(editor.editor)
     check_recipe(method, recipe.recipe, None, "keep the recipe from it with recipes: [plain]")
     target = Path(recipe.recipe.target).expanduser()
-    if target.suffix in (".jsonl", ".json") and not target.is_file():
+    if _names_file(recipe.recipe) and not target.is_file():
         raise UserError(f"the recipe '{recipe.name}' has no file {target}", "write it with `unlearn-eval targets`")
     for forget in part.forget:
         config = config_of(editor, recipe.recipe, forget)
@@ -324,8 +329,13 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
     return part.retain if keeps else None
 
 
+def _names_file(recipe: Recipe) -> bool:
+    """Whether the targets of a recipe are in a file; any other text is a name or a sentence, whatever lies here."""
+    return recipe.target.endswith((".jsonl", ".json"))
+
+
 def _recipes(editor: EditorSpec, recipes: tuple[RecipeSpec, ...]) -> list[RecipeSpec]:
-    from unlearn_eval.runs.study.spec import RECIPES
+    from unlearn_eval.runs.study.file import RECIPES
 
     for name in editor.recipes or ():
         if name not in RECIPES and name not in {recipe.name for recipe in recipes}:

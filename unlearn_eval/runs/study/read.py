@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,18 +46,25 @@ _Loader.add_implicit_resolver(
 
 
 def study_file(name: str) -> Path:
-    """The file that `name` stands for: a path, or the name of a study that is shipped.
+    """The file that `name` stands for: a study that is shipped, else a path.
+
+    A shipped study's name means that study, whatever lies in the current folder; a file of the same name is `./NAME`.
 
     Raises:
-        UserError: there is none; the nearest names are given.
+        UserError: there is none; the nearest names are given. Or it is a folder.
     """
-    path = Path(name).expanduser()
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return path
     shipped = {own.stem: own for own in STUDIES_FOLDER.glob("*.yaml")}
-    if name not in shipped:
-        raise unknown_name("study", name, [*shipped, "a .yaml file"])
-    return shipped[name]
+    if name in shipped:
+        return shipped[name]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise UserError(
+            f"{name} is a folder, and not a study file",
+            f"give a .yaml file, or the name of a shipped study: {', '.join(sorted(shipped))}",
+        )
+    if path.suffix in (".yaml", ".yml") or "/" in name or os.sep in name or path.is_file():
+        return path
+    raise unknown_name("study", name, [*shipped, "a .yaml file"])
 
 
 def read_study(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -46,22 +46,22 @@ class Options:
 
 def states_of(plan: Plan, store: Store) -> tuple[dict[str, str], dict[str, Result]]:
     """By key: `done`, `failed` or `to do`; and the results that are there."""
-    results = {cell.key: found for cell in plan.cells if (found := store.result(cell.name, cell.key)) is not None}
+    results = store.results_of(cell.key for cell in plan.cells)
     states = {"complete": "done", "failed": "failed"}
     return {
         cell.key: states[results[cell.key].status] if cell.key in results else "to do" for cell in plan.cells
     }, results
 
 
-def made_otherwise(plan: Plan, store: Store, states: dict[str, str]) -> list[str]:
-    """Warnings about results in the folder that look like what is to be done, and are not used."""
+def made_otherwise(plan: Plan, results: Iterable[Result], states: Mapping[str, str]) -> list[str]:
+    """Warnings about results of the folder that look like what is to be done, and are not used."""
     from unlearn_eval.runs.study.cells.result import describe_cell
 
     def looks(cell: dict[str, Any]) -> str:
         return hash_json({key: value for key, value in cell.items() if key in _LOOKS})
 
     there: dict[str, set[Any]] = {}
-    for result in store.results():
+    for result in results:
         if result.status == "complete" and "cell" in result.config:
             there.setdefault(looks(result.config["cell"]), set()).add(result.config["cell"].get("code"))
     wanted = [(looks(describe_cell(cell)), cell.code) for cell in plan.cells if states[cell.key] == "to do"]
@@ -79,7 +79,8 @@ def left_to_do(plan: Plan, store: Store, states: dict[str, str], retry_failed: b
     """The cells to run, in the plan's order; those that were begun twice and never ended come last."""
     wanted = ("to do", "failed") if retry_failed else ("to do",)
     left = [cell for cell in plan.cells if states[cell.key] in wanted]
-    return sorted(left, key=lambda cell: store.attempts(cell.name, cell.key) >= 2)
+    folders = store.run_folders()
+    return sorted(left, key=lambda cell: store.attempts(cell.name, cell.key, folders) >= 2)
 
 
 def run_study(

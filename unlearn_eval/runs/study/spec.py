@@ -1,26 +1,28 @@
-"""What a study is made of, checked: every name known, every value of its kind, before anything is loaded."""
+"""What a study is made of: what its file says, with every name and every default filled in."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from unlearn_eval.editing.from_file import editor_label
 from unlearn_eval.editing.recipe import Recipe
-from unlearn_eval.harness.backends import check_backend
-from unlearn_eval.models.load import DTYPES
-from unlearn_eval.utils.errors import UserError, unknown_name
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "self": {"target": "self"},
-    "merge": {"merge": "text"},
-    "self+merge": {"target": "self", "merge": "text"},
-}
+from unlearn_eval.runs.study.file import (
+    AttackEntry,
+    Axes,
+    EditorEntry,
+    FinetuneEntry,
+    ModelEntry,
+    StudyFile,
+    TaskEntry,
+)
+from unlearn_eval.runs.study.mistakes import place, user_error
+from unlearn_eval.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,14 @@ class EditorSpec:
         settings: as text, over its presets; `text: others` takes second moments of what the model says to the items
             of the set that are neither forgotten nor kept (of studies with `known: true`).
         recipes: the names of the recipes that it is run with; None is all.
+        place: where it stands in the file, for messages.
     """
 
     name: str
     editor: str
     settings: Mapping[str, str] = field(default_factory=dict)
     recipes: tuple[str, ...] | None = None
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -182,217 +186,97 @@ class Study:
     show: tuple[str, ...] = ()
 
 
-_WHOLE = {"name", "description", "batch_size", "device", "keep_edits", "show", "parts"}
-_PART = {f.name for f in dataclasses.fields(Part)} - {"name"} | {"dtype", "include_path"}
+Spec = TypeVar("Spec", ModelSpec, EditorSpec, RecipeSpec, AttackSpec)
 
 
 def study_of(content: Mapping[str, Any], path: Path) -> Study:
     """The study that a file's content describes.
 
     Raises:
-        UserError: an unknown key, name or kind of value; or what is missing.
+        UserError: an unknown key, name or kind of value, with its place in the file; or what is missing.
     """
-    _known_keys(content, _WHOLE | _PART, f"key of {path.name}")
-    shared = {key: value for key, value in content.items() if key in _PART}
-    given = content.get("parts") or {"": {}}
-    for name, own in given.items():
-        _known_keys(own, _PART, f"key of the part '{name}'")
-    whole = Study(
-        name=_slug(_text(content.get("name", path.stem), "name")),
-        parts=tuple(_part(str(name), {**shared, **own}) for name, own in given.items()),
-        batch_size=_whole(content.get("batch_size", 16), "batch_size"),
-        device=None if content.get("device") is None else _text(content["device"], "device"),
-        keep_edits=_bool(content.get("keep_edits", True), "keep_edits"),
-        show=tuple(_text(name, "show") for name in _list(content.get("show") or [])),
+    try:
+        file = StudyFile.model_validate(content)
+    except ValidationError as error:
+        raise user_error(error, content, path.name, StudyFile) from error
+    return Study(
+        name=_slug(file.name or path.stem),
+        parts=tuple(
+            _part(name, file.of_part(name), _editor_places(name, file, content)) for name in file.parts or ("",)
+        ),
+        batch_size=file.batch_size,
+        device=file.device,
+        keep_edits=file.keep_edits,
+        show=file.show,
     )
-    return whole
 
 
-def _part(name: str, own: Mapping[str, Any]) -> Part:
-    for key in ("forget", "tasks"):
-        if not own.get(key):
+def _editor_places(part: str, file: StudyFile, content: Mapping[str, Any]) -> list[str]:
+    """Where the editors of a part stand in the file."""
+    own = ("parts", part) if part and file.parts and "editors" in file.parts[part].model_fields_set else ()
+    return [place((*own, "editors", i), content) for i in range(len(file.of_part(part).editors))]
+
+
+def _part(name: str, axes: Axes, places: Sequence[str]) -> Part:
+    for key, example in (("forget", "facts"), ("tasks", "unlearn_facts")):
+        if not getattr(axes, key):
             where = f" of the part '{name}'" if name else ""
-            raise UserError(
-                f"the study{where} has no {key}", f"give it {key}: [{'facts' if key == 'forget' else ''}...]"
-            )
-    dtype = _text(own.get("dtype", "float32"), "dtype")
-    recipes = _distinct([_recipe(entry) for entry in _list(own.get("recipes", "plain"))], "recipe")
-    editors = _distinct([spec for entry in _list(own.get("editors", [])) for spec in _editors(entry)], "editor")
+            raise UserError(f"the study{where} has no {key}", f"give it {key}: [{example}]")
     return Part(
         name=name,
-        models=_distinct([_model(entry, dtype) for entry in _list(own.get("models", "default"))], "model"),
-        editors=editors,
-        recipes=recipes,
-        forget=tuple(dict.fromkeys(_text(entry, "forget") for entry in _list(own["forget"]))),
-        sizes=tuple(dict.fromkeys(_size(entry) for entry in _list(own.get("sizes", "all")))),
-        seeds=tuple(dict.fromkeys(_whole(entry, "seeds", 0) for entry in _list(own.get("seeds", 0)))),
-        tasks=tuple(_task(entry, own.get("include_path")) for entry in _list(own["tasks"])),
-        retain=None if own.get("retain") is None else _text(own["retain"], "retain"),
-        finetune=None if own.get("finetune") is None else _finetune(own["finetune"]),
-        known=_bool(own.get("known", False), "known"),
-        kept=None if own.get("kept", 48) is None else _whole(own.get("kept", 48), "kept", 0),
-        chat=None if own.get("chat") is None else _bool(own["chat"], "chat"),
-        backends=tuple(dict.fromkeys(check_backend(str(entry)) for entry in _list(own.get("backends", "hf")))),
-        attacks=_distinct([_attack(entry) for entry in _list(own.get("attacks") or [])], "attack"),
+        models=_distinct([_model(entry, axes.dtype) for entry in axes.models], "model"),
+        editors=_distinct(
+            [spec for entry, at in zip(axes.editors, places, strict=True) for spec in _editors(entry, at)], "editor"
+        ),
+        recipes=_distinct([RecipeSpec(_slug(entry.name), entry.recipe()) for entry in axes.recipes], "recipe"),
+        forget=tuple(dict.fromkeys(axes.forget)),
+        sizes=tuple(dict.fromkeys(axes.sizes)),
+        seeds=tuple(dict.fromkeys(axes.seeds)),
+        tasks=tuple(_task(entry, axes.include_path) for entry in axes.tasks),
+        retain=axes.retain,
+        finetune=None if axes.finetune is None else _finetune(axes.finetune),
+        known=axes.known,
+        kept=axes.kept,
+        chat=axes.chat,
+        backends=tuple(dict.fromkeys(axes.backends)),
+        attacks=_distinct([_attack(entry) for entry in axes.attacks], "attack"),
     )
 
 
-def _model(entry: Any, dtype: str) -> ModelSpec:
-    table = _table(entry, "model", ("name", "model", "dtype", "revision"))
-    model = _text(table["model"], "model")
-    name = _text(table.get("name", Path(model).name if "/" in model else model), "name of a model")
-    found = ModelSpec(_slug(name), model, _text(table.get("dtype", dtype), "dtype"), table.get("revision"))
-    if found.dtype not in DTYPES:
-        raise unknown_name("dtype", found.dtype, DTYPES)
-    return found
+def _model(entry: ModelEntry, dtype: str) -> ModelSpec:
+    name = entry.name or (Path(entry.model).name if "/" in entry.model else entry.model)
+    return ModelSpec(_slug(name), entry.model, entry.dtype or dtype, entry.revision)
 
 
-def _finetune(entry: Any) -> Finetune:
-    table = _table(entry, "on", ("on", "preset", "settings"))
-    return Finetune(
-        _text(table["on"], "finetune"), table.get("preset"), settings_as_text(table.get("settings"), "finetune")
-    )
+def _finetune(entry: FinetuneEntry) -> Finetune:
+    return Finetune(entry.on, entry.preset, entry.settings)
 
 
-def _editors(entry: Any) -> list[EditorSpec]:
+def _editors(entry: EditorEntry, at: str) -> Iterator[EditorSpec]:
     """An editor, once for each of its `components` if it has some: where it trains or edits, with the same settings."""
-    if not isinstance(entry, dict) or "components" not in entry:
-        return [_editor(entry)]
-    plain = _editor({key: value for key, value in entry.items() if key != "components"})
-    found: list[EditorSpec] = []
-    for where in _list(entry["components"]):
-        text = _text(where, f"components of {plain.name}")
+    plain = _slug(entry.name or editor_label(entry.editor))
+    if not entry.components:
+        yield EditorSpec(plain, entry.editor, entry.settings, entry.recipes, at)
+    names = set()
+    for text in entry.components:
         short = Path(text).stem if text.endswith(".json") else text.partition("(")[0] or text
-        name = _slug(f"{plain.name}-{short}")
-        if name in [spec.name for spec in found]:  # the same method with other settings
-            name = _slug(f"{plain.name}-{text}")
-        found.append(replace(plain, name=name, settings={**plain.settings, "components": text}))
-    return found
+        name = _slug(f"{plain}-{short}")
+        if name in names:  # the same method with other settings
+            name = _slug(f"{plain}-{text}")
+        names.add(name)
+        yield EditorSpec(name, entry.editor, {**entry.settings, "components": text}, entry.recipes, at)
 
 
-def _editor(entry: Any) -> EditorSpec:
-    table = _table(entry, "editor", ("name", "editor", "settings", "recipes"))
-    editor = _text(table["editor"], "editor")
-    recipes = table.get("recipes")
-    return EditorSpec(
-        _slug(_text(table.get("name", editor_label(editor)), "name of an editor")),
-        editor,
-        settings_as_text(table.get("settings"), editor),
-        None if recipes is None else tuple(_text(name, "recipes") for name in _list(recipes)),
-    )
+def _attack(entry: AttackEntry) -> AttackSpec:
+    name = _slug(entry.name or entry.attack)
+    return AttackSpec(name, entry.attack, entry.settings, entry.retain, entry.reference, entry.max_new_tokens)
 
 
-def _recipe(entry: Any) -> RecipeSpec:
-    if isinstance(entry, str):
-        if entry not in RECIPES:
-            raise unknown_name("recipe", entry, RECIPES)
-        return RecipeSpec(entry, Recipe(**RECIPES[entry]))
-    fields = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("seed", "chat")]
-    if not isinstance(entry, dict) or "name" not in entry:
-        raise UserError(f"the recipe {entry!r} has no name", "write {name: NAME, target: ..., merge: ...}")
-    _known_keys(entry, {"name", *fields}, f"setting of the recipe '{entry['name']}'")
-    own = {key: value for key, value in entry.items() if key != "name"}
-    defaults = Recipe()
-    for key, value in own.items():
-        if type(value) is not type(getattr(defaults, key)):
-            raise UserError(
-                f"the recipe '{entry['name']}' has {key}: {value!r}", f"its default is {getattr(defaults, key)!r}"
-            )
-    return RecipeSpec(_slug(str(entry["name"])), replace(defaults, **own))
+def _task(entry: TaskEntry, include_path: str | None) -> TaskSpec:
+    return TaskSpec(**{"include_path": include_path} | entry.given)
 
 
-def _attack(entry: Any) -> AttackSpec:
-    table = _table(entry, "attack", tuple(f.name for f in dataclasses.fields(AttackSpec)))
-    attack = _text(table["attack"], "attack")
-    retain, reference = (
-        None if table.get(key) is None else _text(table[key], f"{key} of {attack}") for key in ("retain", "reference")
-    )
-    name = _slug(_text(table.get("name", attack), "name of an attack"))
-    length = _whole(table.get("max_new_tokens", 24), f"max_new_tokens of {attack}")
-    return AttackSpec(name, attack, settings_as_text(table.get("settings"), attack), retain, reference, length)
-
-
-def _task(entry: Any, include_path: Any) -> TaskSpec:
-    table = {"include_path": include_path} | _table(entry, "task", tuple(f.name for f in dataclasses.fields(TaskSpec)))
-    if table["include_path"] is not None:
-        _text(table["include_path"], "include_path")
-    for key in ("gen_kwargs", "metadata"):
-        if not isinstance(table.get(key, {}), dict):
-            raise UserError(f"the {key} of {table['task']} is {table[key]!r}", f"write {key}: {{NAME: VALUE}}")
-    limit = table.get("limit")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0):
-        raise UserError(f"the limit of {table['task']} is {limit!r}", "give a number above 0")
-    return TaskSpec(**{**table, "task": _text(table["task"], "task")})
-
-
-def settings_as_text(settings: Any, what: str) -> dict[str, str]:
-    """Settings as `--set` takes them."""
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise UserError(f"the settings of {what} are {settings!r}", "write settings: {NAME: VALUE}")
-    return dict(_flat(settings))
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found = []
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, bool):
-            found.append((f"{prefix}{name}", str(value).lower()))
-        else:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            found.append((f"{prefix}{name}", text))
-    return found
-
-
-# Kinds of values -------------------------------------------------------------------------------------------
-
-
-def _table(entry: Any, first: str, allowed: Sequence[str]) -> dict[str, Any]:
-    """An entry as a table; a bare text is its `first` key."""
-    if isinstance(entry, str):
-        return {first: entry}
-    if not isinstance(entry, dict) or first not in entry:
-        raise UserError(f"{entry!r} names no {first}", f"write a name, or {{{first}: NAME, ...}}")
-    _known_keys(entry, allowed, f"key of the {first} '{entry[first]}'")
-    return entry
-
-
-def _known_keys(table: Mapping[str, Any], allowed: Any, what: str) -> None:
-    for key in table:
-        if key not in allowed:
-            raise unknown_name(what, str(key), allowed)
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{what} is {value!r}, not a text", f"give {what} a name")
-    return value.strip()
-
-
-def _bool(value: Any, what: str) -> bool:
-    if not isinstance(value, bool):
-        raise UserError(f"{what} is {value!r}", "write true or false")
-    return value
-
-
-def _whole(value: Any, what: str, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{what} is {value!r}", f"give a whole number of at least {least}")
-    return value
-
-
-def _size(value: Any) -> int | None:
-    return None if value == "all" else _whole(value, "sizes")
-
-
-def _distinct(specs: list[Any], what: str) -> tuple[Any, ...]:
+def _distinct(specs: Sequence[Spec], what: str) -> tuple[Spec, ...]:
     names = [spec.name for spec in specs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"the {what} '{twice[0]}' stands in the study twice", "give one of them another name: NAME")

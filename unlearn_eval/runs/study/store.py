@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from unlearn_eval.results.schema import Result
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, write_all
 
+_LETTERS = 12  # of a key, in a folder's name
 STUDY, RESULT, ATTEMPTS, FILES = "study.json", "result.json", "attempts.json", "files.json"
 
 
@@ -59,12 +60,25 @@ class Store:
     def run_folder(self, name: str, key: str) -> Path:
         """The folder of a cell: the one that has its key, whatever it was called then."""
         return next(
-            iter(sorted((self.folder / "runs").glob(f"*-{key[:12]}"))), self.folder / "runs" / f"{name}-{key[:12]}"
+            iter(sorted((self.folder / "runs").glob(f"*-{key[:_LETTERS]}"))),
+            self.folder / "runs" / f"{name}-{key[:_LETTERS]}",
         )
+
+    def run_folders(self) -> dict[str, Path]:
+        """The folders of all cells that were begun, by the start of their keys, as `run_folder` finds them."""
+        paths = sorted((self.folder / "runs").glob("*-*"), reverse=True)
+        return {path.name.rpartition("-")[2]: path for path in paths}
 
     def result(self, name: str, key: str) -> Result | None:
         """The result of a cell, or None if there is none that is whole."""
         return read_if_whole(self.run_folder(name, key) / RESULT)
+
+    def results_of(self, keys: Iterable[str]) -> dict[str, Result]:
+        """The results that there are of many cells, by key."""
+        folders = self.run_folders()
+        found = {key: folders.get(key[:_LETTERS]) for key in keys}
+        read = {key: read_if_whole(folder / RESULT) for key, folder in found.items() if folder is not None}
+        return {key: result for key, result in read.items() if result is not None}
 
     def results(self) -> Iterator[Result]:
         """Every whole result of the folder, of whichever plan."""
@@ -97,10 +111,12 @@ class Store:
         path = (folder / ATTEMPTS).relative_to(self.folder).as_posix()
         self.write(path, {"attempts": self.attempts(name, key) + 1})
 
-    def attempts(self, name: str, key: str) -> int:
-        """How often a cell was begun."""
-        path = (self.run_folder(name, key) / ATTEMPTS).relative_to(self.folder).as_posix()
-        return int(self.read(path).get("attempts", 0))
+    def attempts(self, name: str, key: str, folders: Mapping[str, Path] | None = None) -> int:
+        """How often a cell was begun; of many cells, give `run_folders()`."""
+        folder = self.run_folder(name, key) if folders is None else folders.get(key[:_LETTERS])
+        if folder is None:
+            return 0
+        return int(self.read((folder / ATTEMPTS).relative_to(self.folder).as_posix()).get("attempts", 0))
 
 
 def read_if_whole(path: Path) -> Result | None:

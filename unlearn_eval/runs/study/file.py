@@ -1,0 +1,295 @@
+"""What may stand in a study file, as pydantic models: its keys, the kinds of their values, and what may be left out.
+
+`spec.py` makes of it what is run, `mistakes.py` says in two lines what does not fit, and the JSON schema from which
+editors complete (`docs/reference/study.schema.json`) is made of the same models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from unlearn_eval.editing import recipe
+from unlearn_eval.harness.backends import BACKENDS, check_backend
+from unlearn_eval.models.load import DTYPES
+from unlearn_eval.utils.errors import unknown_name
+
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "plain": {},
+    "self": {"target": "self"},
+    "merge": {"merge": "text"},
+    "self+merge": {"target": "self", "merge": "text"},
+}
+
+# Kinds of values -------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _AloneToo:
+    """In the schema: a list, or one entry by itself."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        many = handler(schema)
+        return {"anyOf": [many["items"], many]}
+
+
+def _listed(value: object) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
+
+
+def _dtype(name: str) -> str:
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
+    return name
+
+
+def _size(value: object) -> int | None:
+    if value == "all":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise expected("all, or a whole number of at least 1")
+    return value
+
+
+def _limit(value: object) -> Any:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+        raise expected("a number above 0")
+    return value
+
+
+def _as_text(value: object) -> Any:
+    """Settings as `--set` takes them."""
+    return dict(_flat(value)) if isinstance(value, Mapping) else {} if value is None else value
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, bool):
+            found.append((f"{prefix}{name}", str(value).lower()))
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            found.append((f"{prefix}{name}", text))
+    return found
+
+
+def expected(what: str) -> PydanticCustomError:
+    """The error for a value that is not of its kind, which pydantic has no name for."""
+    return PydanticCustomError("expected", "{what}", {"what": what})
+
+
+Many = Annotated[tuple[T, ...], BeforeValidator(_listed), _AloneToo()]
+Some = Annotated[tuple[T, ...], Field(min_length=1), BeforeValidator(_listed), _AloneToo()]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Whole = Annotated[int, Field(ge=0)]
+Counted = Annotated[int, Field(ge=1)]
+Size = Annotated[
+    int | None,
+    BeforeValidator(_size),
+    WithJsonSchema({"anyOf": [{"const": "all"}, {"type": "integer", "minimum": 1}]}),
+]
+Limit = Annotated[
+    int | float | None,
+    BeforeValidator(_limit),
+    WithJsonSchema({"type": ["number", "null"], "exclusiveMinimum": 0}),
+]
+Dtype = Annotated[Text, AfterValidator(_dtype), WithJsonSchema({"enum": list(DTYPES)})]
+Backend = Annotated[Text, AfterValidator(check_backend), WithJsonSchema({"enum": list(BACKENDS)})]
+Merge = Annotated[Text, WithJsonSchema({"enum": list(recipe.MERGES)})]
+Settings = Annotated[dict[str, str], BeforeValidator(_as_text), WithJsonSchema({"type": ["object", "null"]})]
+
+
+# Entries ---------------------------------------------------------------------------------------------------
+
+
+class Table(BaseModel):
+    """Keys and values of their kinds, and no others."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the file says, without what it leaves out."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+
+
+class Entry(Table):
+    """A table of which one key may stand by itself, as a text."""
+
+    first: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def alone(cls, value: object) -> Any:
+        """A text as the table for which it stands."""
+        return {cls.first: value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """In the schema: the table, or the text."""
+        return {"anyOf": [{"type": "string"}, handler(schema)]}
+
+
+class ModelEntry(Entry):
+    """A base model."""
+
+    first: ClassVar[str] = "model"
+    model: Text
+    name: Text | None = None
+    dtype: Dtype | None = None
+    revision: Text | None = None
+
+
+class EditorEntry(Entry):
+    """A method with its settings.
+
+    Attributes:
+        components: localizations, files or patterns of modules: one editor for each, with the same settings.
+    """
+
+    first: ClassVar[str] = "editor"
+    editor: Text
+    name: Text | None = None
+    settings: Settings = {}
+    components: Many[Text] = ()
+    recipes: Many[Text] | None = None
+
+
+class RecipeEntry(Entry):
+    """How a set becomes requests, with a name; or the name of one that is shipped."""
+
+    first: ClassVar[str] = "name"
+    name: Text
+    target: Text = recipe.Recipe.target
+    merge: Merge = recipe.Recipe.merge
+    merge_size: int = recipe.Recipe.merge_size
+    per_step: int = recipe.Recipe.per_step
+    n_contexts: int = recipe.Recipe.n_contexts
+    preset: bool = recipe.Recipe.preset
+
+    @model_validator(mode="before")
+    @classmethod
+    def alone(cls, value: object) -> Any:
+        """A name as the recipe that is shipped."""
+        if isinstance(value, str) and value not in RECIPES:
+            raise unknown_name("recipe", value, RECIPES)
+        return {"name": value, **RECIPES[value]} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def makes_sense(self) -> RecipeEntry:
+        """Refuse what the recipe itself refuses."""
+        self.recipe()
+        return self
+
+    def recipe(self) -> recipe.Recipe:
+        """What the entry stands for."""
+        return recipe.Recipe(**{name: value for name, value in self.given.items() if name != "name"})
+
+
+class TaskEntry(Entry):
+    """A task with its settings."""
+
+    first: ClassVar[str] = "task"
+    task: Text
+    limit: Limit = None
+    num_fewshot: Whole | None = None
+    system_instruction: str | None = None
+    gen_kwargs: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+    include_path: Text | None = None
+
+
+class AttackEntry(Entry):
+    """An attack on every edit, with its settings."""
+
+    first: ClassVar[str] = "attack"
+    attack: Text
+    name: Text | None = None
+    settings: Settings = {}
+    retain: Text | None = None
+    reference: Text | None = None
+    max_new_tokens: Counted = 24
+
+
+class FinetuneEntry(Entry):
+    """What the models are taught first."""
+
+    first: ClassVar[str] = "on"
+    on: Text
+    preset: Text | None = None
+    settings: Settings = {}
+
+
+# The file --------------------------------------------------------------------------------------------------
+
+
+class Axes(Table):
+    """One product of axes: for the whole study, or for a part.
+
+    Attributes:
+        dtype: in which models are loaded that name none themselves.
+        include_path: a folder of tasks of your own, for all tasks.
+    """
+
+    models: Some[ModelEntry] = (ModelEntry(model="default"),)
+    editors: Many[EditorEntry] = ()
+    recipes: Some[RecipeEntry] = (RecipeEntry(name="plain"),)
+    forget: Many[Text] = ()
+    sizes: Some[Size] = (None,)
+    seeds: Some[Whole] = (0,)
+    tasks: Many[TaskEntry] = ()
+    retain: Text | None = None
+    finetune: FinetuneEntry | None = None
+    known: bool = False
+    kept: Whole | None = 48
+    chat: bool | None = None
+    attacks: Many[AttackEntry] = ()
+    backends: Some[Backend] = ("hf",)
+    dtype: Dtype = "float32"
+    include_path: Text | None = None
+
+
+def _named(value: object) -> Any:
+    """Parts by the texts of their names, which YAML may read as numbers."""
+    return {str(name): part for name, part in value.items()} if isinstance(value, dict) else value
+
+
+class StudyFile(Axes):
+    """A study file.
+
+    Attributes:
+        description: for people; nothing depends on it.
+        parts: by name: axes that hold for this part, over those of the whole study.
+    """
+
+    name: Text | None = None
+    description: str | None = None
+    batch_size: Counted = 16
+    device: Text | None = None
+    keep_edits: bool = True
+    show: Many[Text] = ()
+    parts: Annotated[dict[str, Axes] | None, BeforeValidator(_named)] = None
+
+    def of_part(self, name: str) -> Axes:
+        """A part's axes over those of the whole study; the empty name is a study without parts."""
+        own = {} if self.parts is None or not self.parts else self.parts[name].given
+        shared = {key: value for key, value in self.given.items() if key in Axes.model_fields}
+        return Axes.model_construct(**(shared | own))
