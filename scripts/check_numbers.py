@@ -287,11 +287,14 @@ def _unsourced(prose: str, plain: Sequence[str]) -> list[str]:
     ]
 
 
-# In guides and concepts: headings, versions, an address, ranks that vLLM allows, and arithmetic that needs no run.
+# In guides and concepts: headings, versions, an address, statuses and limits of a server, ranks that vLLM allows, and
+# arithmetic that needs no run.
 GUIDES_PLAIN = (
     r"## \d\. ",
     r"vLLM 0\.32 and 0\.33",
     r"127\.0\.0\.1",
+    r"version 0\.\d\b",
+    r"at most 8 MiB, or 16 KiB",  # limits, not measurements
     r"8, 16, 32, 64, 128, 256, 320, 512",
     r"its 680 labelled answers",  # checked in the README
     r"never 0\b",
@@ -304,6 +307,7 @@ GUIDES_PLAIN = (
     r"so a 0 or a 1 has one",
     r"exact test for 0/1 scores",
     r"below 0\.05 by chance",
+    r"\b4(00|03|04|13|15)\b",  # HTTP: statuses of refused requests
 )
 
 

@@ -141,7 +141,7 @@ def test_the_page_quotes_what_the_code_says(cause, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_no_number_is_told_as_the_page_says(capsys):
-    cli._tell_training({"diverged_after_step": 3, "kept_step": 2, "steps": 3}, {})
+    cli._tell_training({"diverged_after_step": 3, "kept_step": 2, "steps": 3})
     assert says("diverged", capsys.readouterr().err.strip())
 
 
