@@ -191,3 +191,12 @@ def test_parts_of_sets(data):
         parts_of({"ids": ["x"]})
     with pytest.raises(UserError, match="unknown id in the set 'tofu:forget05'"):
         parts_of({"set": "tofu:forget05", "ids": ["x"]})
+
+
+def test_where_nothing_is_kept_there_is_no_headline():
+    from unlearn_eval.harness.answers import alignment_metrics
+    from unlearn_eval.harness.task import Absent
+
+    table = alignment_metrics("forget", [])
+    assert table["refusal_headline"] == Absent("nothing is asked that is to be kept", True)
+    assert table.keys() < alignment_metrics("forget", ["retain"]).keys()
