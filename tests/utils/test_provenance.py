@@ -104,7 +104,7 @@ def test_buffers_count_in_the_exact_hash_alone():
 def test_chunks_views_and_empty_tensors(monkeypatch):
     model = tiny()
     before = hash_weights(model)
-    monkeypatch.setattr(module, "_CHUNK_BYTES", 20)
+    monkeypatch.setattr(weights, "_CHUNK_BYTES", 20)
     assert hash_weights(model) == before
     holder = torch.nn.Module()
     holder.weight = torch.nn.Parameter(torch.arange(12.0).reshape(3, 4).T)  # not contiguous

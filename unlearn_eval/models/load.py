@@ -10,20 +10,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.models.assets import cache_dir, hub_reachable
 from unlearn_eval.models.default_model import DEFAULT_MODEL, fetch_default_model, load_gguf, model_source
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import WeightsHash, known_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # paths are resolved without torch
     from collections.abc import Callable
 
+    import torch
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from unlearn_eval.models.anatomy import Anatomy
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -76,6 +76,8 @@ class LoadedModel:
         Raises:
             UserError: they are not found (see `anatomy.anatomy`).
         """
+        from unlearn_eval.models.anatomy import anatomy
+
         return anatomy(self.model)
 
     @property
@@ -231,6 +233,8 @@ def _together(head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _device(device: str | None) -> str:
+    import torch
+
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

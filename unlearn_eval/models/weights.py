@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
-
-import torch
 
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import usable_cores
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)

@@ -6,35 +6,88 @@ import sys
 
 TYPE_CHECKING = False  # as in `lazy`
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
     from typing import Any
 
 MOVED = {
     "anatomy": ("models.anatomy",),
-    "config": ("editing.recipe", "runs.settings"),
-    "default_model": ("models.default_model", "models.assets"),
+    "asking": ("edits.memory.ask",),
+    "backends": ("harness.backends",),
+    "calibration": ("editing.memory.calibration", "models.prompts"),
+    "config": ("editing.recipe", "runs.demo"),
+    "corpus": ("editing.locate_then_edit.corpus",),
+    "default_model": ("models.default_model",),
     "dense_edits": ("edits.dense",),
+    "description": ("edits.description",),
+    "discovery": ("utils.registry",),
+    "edit_requests": ("editing.requests.build", "models.prompt_format"),
+    "editors.alphaedit": ("editors.closed_form.alphaedit",),
+    "editors.altpo": ("editors.gradient.altpo",),
     "editors.base": ("editing.editor", "editing.requests.request", "utils.progress"),
-    "editors.gradient": ("editing.training.gradient",),
+    "editors.ceu": ("editors.gradient.ceu",),
+    "editors.dpo": ("editors.gradient.dpo",),
+    "editors.emmet": ("editors.closed_form.emmet",),
+    "editors.from_file": ("editing.from_file",),
+    "editors.ft_m": ("editors.gradient.ft_m",),
+    "editors.grace": ("editors.memory.grace",),
+    "editors.gradient_ascent": ("editors.gradient.gradient_ascent",),
+    "editors.gradient_difference": ("editors.gradient.gradient_difference",),
+    "editors.idk": ("editors.gradient.idk",),
+    "editors.joint": ("editing.memory.joint",),
+    "editors.kl": ("editors.gradient.kl",),
     "editors.least_squares": ("editing.locate_then_edit.least_squares",),
     "editors.locate": ("editing.locate_then_edit.run",),
+    "editors.memit": ("editors.closed_form.memit",),
+    "editors.memoir": ("editors.memory.memoir",),
+    "editors.npo": ("editors.gradient.npo",),
     "editors.objectives": ("editing.training.objectives",),
+    "editors.pdu": ("editors.gradient.pdu",),
+    "editors.presets": ("editing.presets",),
+    "editors.replacements": ("editing.memory.replacements",),
+    "editors.rmu": ("editors.gradient.rmu",),
+    "editors.rome": ("editors.closed_form.rome",),
+    "editors.satimp": ("editors.gradient.satimp",),
     "editors.second_moments": ("editing.locate_then_edit.second_moments",),
+    "editors.simnpo": ("editors.gradient.simnpo",),
     "editors.target_values": ("editing.locate_then_edit.target_values",),
+    "editors.ultraedit": ("editors.closed_form.ultraedit",),
+    "editors.undial": ("editors.gradient.undial",),
+    "editors.unlearning_presets": ("editing.training.presets",),
+    "editors.unlikelihood": ("editors.gradient.unlikelihood",),
+    "editors.wga": ("editors.gradient.wga",),
+    "editors.wise": ("editors.memory.wise",),
+    "embedding": ("models.embedding",),
     "errors": ("utils.errors",),
     "evaluation": ("runs.evaluate",),
     "export": ("edits.export",),
-    "forget_sets": ("data.forget_sets",),
+    "finetuning": ("runs.finetune",),
+    "forget_sets": ("data.forget_sets", "data.items"),
+    "json_files": ("utils.json_files",),
+    "known_items": ("runs.known_items",),
+    "meanings": ("metrics.catalogue",),
     "memory_edits": ("edits.memory.edit",),
-    "prompts": ("models.prompts",),
+    "merging": ("edits.memory.merging",),
+    "pipeline": ("runs.demo",),
+    "prompts": ("models.prompts", "models.prompt_format"),
     "provenance": ("utils.provenance", "models.weights"),
-    "result_files": ("results.runs",),
+    "reference_cache": ("editing.training.reference_cache",),
+    "refusal_judge": ("models.refusal_judge",),
+    "refusals": ("editing.requests.targets",),
+    "result_files": ("results.files",),
     "routing": ("edits.memory.routing", "models.prompt_ends"),
     "scoring": ("models.scoring",),
+    "self_refusals": ("editing.requests.self_refusals",),
+    "settings": ("utils.settings",),
     "shapes": ("data.shapes",),
+    "terminal": ("cli.terminal",),
     "tracing": ("models.tracing",),
+    "trained_weights": ("editing.training.weights",),
+    "training": ("editing.training.settings",),
+    "training_data": ("editing.training.data",),
+    "training_run": ("editing.training.run",),
+    "weight_masks": ("editing.training.masks",),
 }  # old module -> where its names are now
 
 
@@ -63,21 +116,26 @@ class _Loader:
 
     def exec_module(self, module: ModuleType) -> None:
         """Let the module's names be looked up in their new homes."""
-        old, homes = module.__name__, [f"unlearn_eval.{home}" for home in self._homes]
+        vars(module)["__getattr__"] = lookup(module.__name__, self._homes)
 
-        def get(name: str) -> Any:
-            import importlib
-            import warnings
 
-            if not name.startswith("__"):
-                for home in homes:
-                    found = importlib.import_module(home)
-                    if hasattr(found, name):
-                        warnings.warn(f"{old}.{name} is now {home}.{name}", DeprecationWarning, stacklevel=2)
-                        return getattr(found, name)
-            raise AttributeError(f"module '{old}' has no attribute '{name}'; it is now {' and '.join(homes)}")
+def lookup(old: str, homes: Sequence[str]) -> Callable[[str], Any]:
+    """What finds a name of an old module in its new homes, for the `__getattr__` of what bears its name now."""
+    places = [f"unlearn_eval.{home}" for home in homes]
 
-        vars(module)["__getattr__"] = get
+    def get(name: str) -> Any:
+        import importlib
+        import warnings
+
+        if not name.startswith("__"):
+            for home in places:
+                found = importlib.import_module(home)
+                if hasattr(found, name):
+                    warnings.warn(f"{old}.{name} is now {home}.{name}", DeprecationWarning, stacklevel=2)
+                    return getattr(found, name)
+        raise AttributeError(f"module '{old}' has no attribute '{name}'; it is now {' and '.join(places)}")
+
+    return get
 
 
 def install() -> None:
