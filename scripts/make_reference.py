@@ -320,8 +320,7 @@ def results() -> str:
     """The schema of result files and of an edit's `edit.json`."""
     from unlearn_eval.edits.base import EditInfo
     from unlearn_eval.edits.folder import SCHEMA_VERSION as EDIT_VERSION
-    from unlearn_eval.metrics.metric import Metric
-    from unlearn_eval.results.schema import SCHEMA_VERSION, STATUSES, Result
+    from unlearn_eval.results.schema import SCHEMA_VERSION, STATUSES, Metric, Result
 
     return "\n\n".join(
         [

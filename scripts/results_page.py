@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.metrics.catalogue import interval
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.results.runs import NO_EDIT, Run, read_runs
+from unlearn_eval.results.schema import Metric
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

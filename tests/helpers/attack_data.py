@@ -2,8 +2,8 @@
 
 from report_data import TASK, WORDS, metric, records, result
 
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.results.files import write_result
+from unlearn_eval.results.schema import Metric
 
 RELEARN, PROBE, UDS = "attack_relearn", "attack_probe", "attack_uds"
 STEPS, LAYERS = (None, 5, 10, 20), 12

@@ -2,9 +2,8 @@
 
 import random
 
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.results.files import write_result
-from unlearn_eval.results.schema import Result
+from unlearn_eval.results.schema import Metric, Result
 
 TASK = "unlearn_facts"
 METHODS = ("memit", "alphaedit", "emmet", "rome", "grace", "wise", "npo", "rmu", "ultraedit", "memoir")

@@ -9,8 +9,8 @@ import zlib
 import report_data
 from report_data import TASK, records
 
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.results.files import write_result
+from unlearn_eval.results.schema import Metric
 
 NASTY = "</script><script>alert(1)</script><!--\u2028\u2029 \" onmouseover=alert(2) ' & <img src=x onerror=alert(3)>"
 

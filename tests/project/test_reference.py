@@ -8,9 +8,8 @@ from lm_eval_runs import evaluate, hf, report, values
 from scipy.stats import ks_2samp
 
 from unlearn_eval.harness.reference import read_reference
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.results.files import write_result
-from unlearn_eval.results.schema import Result, utc_now
+from unlearn_eval.results.schema import Metric, Result, utc_now
 from unlearn_eval.utils.errors import UserError
 
 SHORT = {"gen_kwargs": {"max_gen_toks": 2}}

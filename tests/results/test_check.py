@@ -13,9 +13,9 @@ from report_data import TASK, result
 from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.report.requirements import OPERATORS, check_result, parse_requirement
+from unlearn_eval.results.schema import Metric
 from unlearn_eval.utils.errors import UserError
 
 METRICS = {

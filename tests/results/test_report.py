@@ -22,7 +22,6 @@ from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
 from unlearn_eval.metrics import catalogue as meanings
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.results.comparison import compare
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.report.answers import Said, answer_class, texts
@@ -31,6 +30,7 @@ from unlearn_eval.results.report.page import as_script_json, build_page
 from unlearn_eval.results.report.page_data import page_data
 from unlearn_eval.results.report.serve import server
 from unlearn_eval.results.runs import NO_EDIT, read_runs
+from unlearn_eval.results.schema import Metric
 from unlearn_eval.utils.errors import UserError
 
 DEMO = Path(__file__).parents[2] / "results" / "demo"

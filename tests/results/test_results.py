@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from unlearn_eval import metrics
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.results import schema as results
 from unlearn_eval.results.comparison import compare
 from unlearn_eval.results.files import read_result, read_samples, write_result
-from unlearn_eval.results.schema import Result, utc_now
+from unlearn_eval.results.schema import Metric, Result, utc_now
 from unlearn_eval.utils import json_files
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl

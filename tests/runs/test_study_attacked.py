@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from unlearn_eval.attacks.base import Attack, Work, attack_names, get_attack
 from unlearn_eval.cli import app as cli
 from unlearn_eval.localization.base import Localizer, get_localizer, localizer_names
-from unlearn_eval.metrics.metric import Metric
-from unlearn_eval.results.schema import Result
+from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.runs.study.costs import Costs, attack_tokens, shared_by
 from unlearn_eval.runs.study.over_seeds import Spread, over_seeds, spread
 from unlearn_eval.runs.study.plan import plan

@@ -11,8 +11,8 @@ from unlearn_eval.attacks.folds import clusters
 from unlearn_eval.attacks.summary import RESAMPLES, Summary
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.metrics import bootstrap
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.metrics.robustness import LEAST_DROP, depth_score
+from unlearn_eval.results.schema import Metric
 
 SHARE = "share"
 

@@ -18,7 +18,6 @@ from unlearn_eval.attacks.base import FULL, NO_REFERENCE, REFERENCE, UNDER_ATTAC
 from unlearn_eval.attacks.folds import clusters
 from unlearn_eval.data.forget_sets import ForgetSet
 from unlearn_eval.metrics import bootstrap, contains_answer
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.metrics.robustness import (
     Score,
     above_chance,
@@ -29,6 +28,7 @@ from unlearn_eval.metrics.robustness import (
     symmetric_quantization,
     symmetric_relearning,
 )
+from unlearn_eval.results.schema import Metric
 
 RESAMPLES = 500
 NO_LEVEL = "any level"  # in the place of the headline's where nothing was measured

@@ -17,8 +17,8 @@ from unlearn_eval.harness.patching import quiet as quiet
 from unlearn_eval.harness.patching import register_models as register_models
 from unlearn_eval.harness.patching import within_a_study as within_a_study
 from unlearn_eval.harness.patching import without_machine as without_machine
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.models.prompt_format import PromptFormat
+from unlearn_eval.results.schema import Metric
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.provenance import hash_json
 

@@ -7,9 +7,9 @@ tasks' own pages have the definitions in full.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from unlearn_eval.metrics import summary_interval
-from unlearn_eval.metrics.metric import Metric
 
 UNIT = (0.0, 1.0)
 
@@ -164,7 +164,23 @@ def meaning(metric: str) -> Meaning:
     return Meaning(" ".join(part for part in (found.text, form, SPLITS.get(split or "", "")) if part), found.bounds)
 
 
-def interval(name: str, metric: Metric) -> tuple[float, float] | None:
+class Summary(Protocol):
+    """A metric of a result: its value, the value's standard error, and the items that it rests on."""
+
+    @property
+    def value(self) -> float | None:
+        """The number, if there is one."""
+
+    @property
+    def stderr(self) -> float | None:
+        """Its standard error, if it has one."""
+
+    @property
+    def n(self) -> int:
+        """How many items there are."""
+
+
+def interval(name: str, metric: Summary) -> tuple[float, float] | None:
     """The 95 % interval of a metric, or None where there is no value or no standard error."""
     return summary_interval(metric.value, metric.stderr, metric.n, meaning(name).bounds)
 

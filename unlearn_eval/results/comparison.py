@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.results.files import samples_of
-from unlearn_eval.results.schema import Result
+from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import Record
 

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.metrics.metric import Metric
-from unlearn_eval.results.schema import FIELDS, MEASURED, OPTIONAL, SCHEMA_VERSION, Result
+from unlearn_eval.results.schema import FIELDS, MEASURED, OPTIONAL, SCHEMA_VERSION, Metric, Result
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.json_files import Record, dumps, parse, plain, read_jsonl, read_text, write_all
 from unlearn_eval.utils.provenance import redact, sha256_of_file

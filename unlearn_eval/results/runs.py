@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.results.files import read_result, result_from
-from unlearn_eval.results.schema import SCHEMA_VERSION, Result
+from unlearn_eval.results.schema import SCHEMA_VERSION, Metric, Result
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import parse, read_text
 

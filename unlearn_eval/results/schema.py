@@ -7,6 +7,7 @@ that is half written, of another version, or parted from its samples is an error
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,43 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 
 __all__ = ["SCHEMA_VERSION", "STATUSES", "Metric", "Result", "utc_now"]
 
 SCHEMA_VERSION = 1
 STATUSES = ("complete", "partial", "failed")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a result.
+
+    Attributes:
+        value: the number, or None with a `reason`.
+        stderr: its standard error, or None if it has none.
+        n: the items that it rests on.
+        n_unscored: the items that were asked and could not be scored.
+        reason: why there is no value; None if there is one.
+        higher_is_better: None if neither direction is.
+    """
+
+    value: float | None
+    stderr: float | None = None
+    n: int = 0
+    n_unscored: int = 0
+    reason: str | None = None
+    higher_is_better: bool | None = None
+
+    def __post_init__(self) -> None:
+        if (self.value is None) != bool(self.reason):
+            raise ValueError(f"a metric has a value or a reason, not both or neither: {self}")
+        if self.value is None and self.stderr is not None:
+            raise ValueError(f"a metric without a value has no standard error: {self}")
+        if not all(number is None or math.isfinite(number) for number in (self.value, self.stderr)):
+            raise ValueError(f"a metric's value is finite, or None with a reason: {self}")
+        if (self.stderr or 0) < 0 or self.n < 0 or self.n_unscored < 0:
+            raise ValueError(f"standard error and counts are not negative: {self}")
 
 
 class Contents(TypedDict, total=False):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.metrics.catalogue import axes, headline, interval, meaning
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.results.runs import NO_EDIT, Run, Runs
+from unlearn_eval.results.schema import Metric
 from unlearn_eval.utils.errors import UserError
 
 try:

@@ -7,8 +7,8 @@ import io
 import re
 from collections.abc import Callable, Sequence
 
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.results.comparison import Comparison
+from unlearn_eval.results.schema import Metric
 
 COLUMNS = (
     "task metric direction before before_stderr after after_stderr change change_stderr change_low change_high "

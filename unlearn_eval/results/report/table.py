@@ -9,9 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.results.comparison import Comparison
-from unlearn_eval.results.schema import Result
+from unlearn_eval.results.schema import Metric, Result
 
 DIRECTIONS = {True: "↑", False: "↓", None: " "}
 

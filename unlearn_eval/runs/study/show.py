@@ -14,9 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from unlearn_eval.metrics.metric import Metric
 from unlearn_eval.results.report.table import DIRECTIONS, reasons, value_text
-from unlearn_eval.results.schema import Result
+from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.runs.study.costs import Cost
 from unlearn_eval.runs.study.over_seeds import SECONDS, Column, Spread, over_seeds, value_of
 from unlearn_eval.runs.study.plan import Cell, Plan
