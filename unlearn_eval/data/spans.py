@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from unlearn_eval.metrics.text import SPACELESS
+from unlearn_eval.utils.scripts import SPACELESS
 
 # Typographic forms that a person takes for the same: apostrophes, quotation marks, hyphens, spaces.
 _SAME = str.maketrans(

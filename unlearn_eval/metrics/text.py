@@ -11,17 +11,12 @@ from functools import cache
 from typing import Any
 
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.scripts import SPACELESS
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _EDGES = " \t\r\n.,;:!?\"'()[]{}\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)")
-# Scripts that do not set spaces between words, or (Hangul) join particles to them: Thai and Lao, Tibetan, Myanmar,
-# Hangul Jamo, Khmer, Kana, Han, Yi, Hangul, and Han beyond the basic plane.
-SPACELESS = (
-    r"\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff"
-    r"\ua000-\ua4cf\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
-)
 _NO_WORD_SPACES = re.compile(f"[{SPACELESS}]")
 _SCRIPT_CHANGE = re.compile(f"(?<=[{SPACELESS}])(?=[^{SPACELESS} ])|(?<=[^{SPACELESS} ])(?=[{SPACELESS}])")
 _WORD_CHARACTER = rf"[^\W{SPACELESS}]"  # what makes a longer word of a Latin word or a number beside it
