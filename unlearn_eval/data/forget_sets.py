@@ -69,4 +69,5 @@ def facts() -> ForgetSet:
 
 def set_names() -> list[str]:
     """The names that `load_forget_set` knows; EDGE stands for any edge of PISTOL, PERSON for one of RWKU, ..."""
-    return [name for own in benchmarks() for name in own.sets]
+    names = [name for own in benchmarks() for name in own.sets]
+    return sorted(names, key=lambda name: ":" in name)  # first what is shipped whole
