@@ -60,9 +60,9 @@ LIMIT = 8  # documents of each task, or of each split
 
 def write_model(folder: Path) -> None:
     """A small Llama with random weights, the data of TOFU in small, and two tasks as lm-eval's own are."""
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
-    from conftest import write_tofu  # type: ignore[import-not-found]
+    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     from tiny_models import tiny_model, tiny_tokenizer  # type: ignore[import-not-found]
+    from tofu_files import write_tofu  # type: ignore[import-not-found]
 
     folder.mkdir(parents=True, exist_ok=True)
     tiny_model("llama").save_pretrained(folder / "model")
