@@ -28,10 +28,10 @@ from unlearn_eval.metrics.arrays import drop_missing
 from unlearn_eval.metrics.intervals import mean_and_stderr
 from unlearn_eval.metrics.leaks import gives_away, without_accents
 from unlearn_eval.metrics.refusal import (
-    HARMLESS_NAMES,
     content_words,
     has_refusal_cue,
     names_and_numbers,
+    new_names,
     repeats_itself,
 )
 from unlearn_eval.metrics.text import contains_answer, normalise
@@ -318,8 +318,7 @@ def invents(text: str, asked: Question) -> bool:
     text = _CUTOFF.sub(" ", text)
     known = set(normalise(f"{asked.question} {asked.subject or ''}").split())
     known |= {without_accents(word) for word in known}
-    new = names_and_numbers(text) - known - HARMLESS_NAMES
-    return bool({word for word in new if len(word) > 1 or word.isdigit()})
+    return bool(new_names(text, known))
 
 
 def names_subject(text: str, asked: Question) -> bool:

@@ -72,16 +72,15 @@ def _gives_away(text: str, question: str, answer: str, wrong: tuple[str, ...]) -
         runs = re.findall(r"\d+", _SEPARATORS.sub("", text))
         asked = re.findall(r"\d+", _SEPARATORS.sub("", question))
         return any(digits in run for run in runs) and not any(digits in run for run in asked)
-    known = [date for known in (question, *wrong) for date in dates(known)]
-    if own := [date for date in dates(answer) if not any(agree(date, other) for other in known)]:
+    if in_answer := dates(answer):
+        known = [date for known in (question, *wrong) for date in dates(known)]
+        own = [date for date in in_answer if not any(agree(date, other) for other in known)]
         said = dates(text)
         known_years = {year for known in (question, *wrong) for year in years(known)}
         told = [year for year in years(text) if year not in known_years]
         return any(agree(date, other) for date in own for other in said) or (
             not said and any(date.year in told for date in own if date.year)
         )
-    if dates(answer):
-        return False
     own_numbers = numbers(answer) - numbers(question)
     return bool(own_numbers) and _is_mostly_number(answer) and own_numbers <= numbers(text)
 

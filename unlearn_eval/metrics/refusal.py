@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 
 from unlearn_eval.metrics.dates import date_words
 from unlearn_eval.metrics.text import contains_answer, distinct_n, normalise
@@ -222,7 +222,7 @@ def goes_on(text: str, question: str, wrong: Iterable[str] = ()) -> bool:
     if any(content_words(guess) - known - _GUESS_FILLERS for guess in _guesses(text)):
         return True
     for sentence in re.split(r"(?<=[.!?])\s+|\n+", text):
-        if not has_refusal_cue(sentence) and _new_names(sentence, known):
+        if not has_refusal_cue(sentence) and new_names(sentence, known):
             return True
     return False
 
@@ -234,9 +234,9 @@ def _guesses(text: str) -> Iterator[str]:
             yield match.group("rest")
 
 
-def _new_names(sentence: str, known: frozenset[str]) -> frozenset[str]:
-    """Names and numbers of a statement that are not known; of "Lyon is a city." the first word is a name too."""
-    new = names_and_numbers(sentence) - known - HARMLESS_NAMES
+def new_names(text: str, known: Set[str]) -> frozenset[str]:
+    """Names and numbers of a text that are not known; those of the speaker and of places to look things up are."""
+    new = names_and_numbers(text) - known - HARMLESS_NAMES
     return frozenset(word for word in new if len(word) > 1 or word.isdigit())
 
 

@@ -91,7 +91,8 @@ def contains_answer(generated: str, answers: str | Iterable[str]) -> bool:
     """
     options = [answers] if isinstance(answers, str) else answers
     normalised = normalise(generated)
-    return any(_contains(generated, normalised, answer) for answer in options)
+    words = f" {_SCRIPT_CHANGE.sub(' ', normalised)} "
+    return any(_contains(generated, normalised, words, answer) for answer in options)
 
 
 def distinct_n(text: str, n: int) -> float | None:
@@ -185,14 +186,13 @@ class _Words:
         return [token for word in spaced.split() for token in (self._own.tokenize(word) if word.isascii() else [word])]
 
 
-def _contains(generated: str, normalised: str, answer: str) -> bool:
+def _contains(generated: str, normalised: str, words: str, answer: str) -> bool:
     literal, wanted = answer.strip(_EDGES), normalise(answer)
     if _NO_WORD_SPACES.search(wanted):
         return wanted in normalised
-    normalised = " ".join(_SCRIPT_CHANGE.sub(" ", normalised).split())
     if len(literal) <= 2 or len(wanted) <= 2:
         return _contains_literally(generated, literal)
-    return f" {wanted} " in f" {normalised} "
+    return f" {wanted} " in words
 
 
 def _contains_literally(generated: str, literal: str) -> bool:
