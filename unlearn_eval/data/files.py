@@ -43,12 +43,7 @@ def read_forget_set(place: str | Path, fields: Mapping[str, str] | None = None) 
     """
     rows = _from_hub(str(place)) if str(place).startswith(HUB) else read_rows(place, fields=fields, known=KNOWN)
     rows = [row._replace(record=_as_ours(row)) for row in rows]
-    for row in rows:
-        if missing := [name for name in NEEDED if name not in row.record]:
-            raise UserError(
-                f"{row.where} lacks the field '{missing[0]}'",
-                f"its fields: {', '.join(row.record) or 'none'}; rename them, or give --fields {missing[0]}=NAME",
-            )
+    tables.check_fields(rows, NEEDED, "; rename them, or give --fields {}=NAME")
     return ForgetSet(str(place), tuple(_item(row, key) for row, key in zip(rows, _ids(rows), strict=True)))
 
 

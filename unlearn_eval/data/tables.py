@@ -71,14 +71,18 @@ def read_rows(
     if not rows:
         raise UserError(f"'{path}' is empty: it has no records", "the program that wrote it was cut off")
     rows = [row._replace(record=_renamed(row, names, fields or {})) for row in rows]
+    check_fields(rows, wanted)
+    return rows
+
+
+def check_fields(rows: Sequence[Row], wanted: Sequence[str], cure: str = "") -> None:
+    """Refuse records that lack a field; `cure` ends the hint, with the field's name for `{}`."""
     for row in rows:
         if missing := [name for name in wanted if name not in row.record]:
             raise UserError(
                 f"{row.where} lacks the field '{missing[0]}'",
-                f"its fields: {', '.join(map(str, row.record)) or 'none'}; rename them, or give "
-                f"--fields {missing[0]}=NAME",
+                f"its fields: {', '.join(map(str, row.record)) or 'none'}{cure.format(missing[0])}",
             )
-    return rows
 
 
 def as_list(value: object, split: bool) -> list[Any]:
