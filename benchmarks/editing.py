@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, facts
+from unlearn_eval.data.forget_sets import facts
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.harness.models import lent_lm
 from unlearn_eval.harness.run import ask
 from unlearn_eval.metrics import contains_answer, is_refusal, ngram_entropy
@@ -111,6 +112,6 @@ def _mean(values: Any) -> float | None:
 
 
 def _records() -> list[dict[str, Any]]:
-    from unlearn_eval.data.forget_sets import FACTS_FILE
+    from unlearn_eval.data.benchmarks.facts import FACTS_FILE
 
     return read_jsonl(FACTS_FILE)

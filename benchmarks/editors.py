@@ -23,11 +23,11 @@ from typing import Any
 from editing import conversations, evaluate, forget_peak_memory, known_facts, split
 
 from unlearn_eval import make_edit
-from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.editing.locate_then_edit import run as locate
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.edits.base import applied
-from unlearn_eval.harness.run import quiet
+from unlearn_eval.harness.patching import quiet
 from unlearn_eval.models.load import load_model
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError

@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from unlearn_eval.data.forget_sets import facts
-from unlearn_eval.harness.run import quiet
+from unlearn_eval.harness.patching import quiet
 from unlearn_eval.localization.activations import (
     Activations,
     Corrupted,

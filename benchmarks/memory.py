@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.data.forget_sets import ForgetSet, facts
+from unlearn_eval.data.forget_sets import facts
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.editing.memory import joint
 from unlearn_eval.editing.memory.calibration import other_prompts
 from unlearn_eval.editing.memory.replacements import Replacements

@@ -21,10 +21,11 @@ from typing import Any
 from editing import conversations, evaluate, known_facts, split
 
 from unlearn_eval import make_edit
-from unlearn_eval.data.forget_sets import ForgetSet, facts
+from unlearn_eval.data.forget_sets import facts
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.edits.base import applied
-from unlearn_eval.harness.run import quiet
+from unlearn_eval.harness.patching import quiet
 from unlearn_eval.models.load import load_model
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import pad

@@ -26,11 +26,12 @@ import torch
 from editing import known_facts
 
 from unlearn_eval import make_edit
-from unlearn_eval.data.forget_sets import ForgetSet, facts
+from unlearn_eval.data.forget_sets import facts
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.editing.requests.targets import POOL
 from unlearn_eval.edits.load import load_edit
-from unlearn_eval.harness.run import quiet
+from unlearn_eval.harness.patching import quiet
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        from unlearn_eval.harness.run import quiet
+        from unlearn_eval.harness.patching import quiet
 
         with quiet():
             found = measure(arguments.one, arguments)

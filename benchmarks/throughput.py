@@ -15,7 +15,8 @@ from typing import Any
 
 from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.harness import requests
-from unlearn_eval.harness.run import load_lm, quiet
+from unlearn_eval.harness.patching import quiet
+from unlearn_eval.harness.run import load_lm
 from unlearn_eval.models.load import resolve_model
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights

@@ -25,14 +25,16 @@ import torch
 from editing import forget_peak_memory
 
 from unlearn_eval import make_edit
-from unlearn_eval.data.forget_sets import ForgetSet, load_forget_set
+from unlearn_eval.data.forget_sets import load_forget_set
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.data.registry import finetune_presets
 from unlearn_eval.editing.editor import trained_editor_names
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.training.presets import unlearning_preset
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import load_edit
-from unlearn_eval.harness.run import evaluate, quiet
+from unlearn_eval.harness.patching import quiet
+from unlearn_eval.harness.run import evaluate
 from unlearn_eval.harness.tofu_reference import measure
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.prompts import has_chat_template

@@ -82,7 +82,8 @@ def table(folder: Path) -> dict[str, Any]:
     os.environ |= {"UNLEARN_EVAL_DATA": str(folder / "data"), "UNLEARN_EVAL_ENCODER": "off"}
     from dataclasses import asdict
 
-    from unlearn_eval.harness.run import evaluate, load_lm, quiet, within_a_study
+    from unlearn_eval.harness.patching import quiet, within_a_study
+    from unlearn_eval.harness.run import evaluate, load_lm
 
     found: dict[str, Any] = {}
     with quiet(), within_a_study():

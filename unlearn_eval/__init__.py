@@ -13,7 +13,8 @@ __version__ = "0.1.0"
 __all__, __getattr__, __dir__ = lazy.exports(
     __name__,
     {
-        "data.forget_sets": "ForgetItem ForgetSet load_forget_set",
+        "data.items": "ForgetItem ForgetSet",
+        "data.forget_sets": "load_forget_set",
         "models.load": "load_model",
         "models.scoring": "Query score_answers",
         "editing.recipe": "Recipe",

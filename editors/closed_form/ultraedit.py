@@ -45,8 +45,9 @@ from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.base import LOW_RANK, EditInfo, applied
 from unlearn_eval.edits.low_rank import LowRankEdit, compact, concatenate
 from unlearn_eval.models.anatomy import Anatomy, anatomy, is_transposed
+from unlearn_eval.models.arguments import accepts
 from unlearn_eval.models.out_of_memory import in_batches
-from unlearn_eval.models.scoring import accepts, pad
+from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError, unknown_name
 

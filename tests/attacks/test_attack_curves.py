@@ -11,7 +11,7 @@ from unlearn_eval.attacks.curves import curves
 from unlearn_eval.attacks.methods import logit_lens, probe, uds
 from unlearn_eval.attacks.run import Attacked, sample_lines
 from unlearn_eval.attacks.summary import Summary
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.metrics.robustness import depth_score
 
 

@@ -25,7 +25,7 @@ from unlearn_eval.attacks.retraining import RetrainingConfig
 from unlearn_eval.attacks.run import attack_case, robustness
 from unlearn_eval.attacks.summary import guessing
 from unlearn_eval.cli import app as cli
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.editing.training.weights import linear_maps
 from unlearn_eval.edits.base import KINDS, EditInfo, applied
 from unlearn_eval.edits.dense import DenseEdit

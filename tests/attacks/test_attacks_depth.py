@@ -23,7 +23,7 @@ from unlearn_eval.attacks.base import Case, ItemScore, Observation
 from unlearn_eval.attacks.hidden_states import answer_states, entity_span, entity_tokens
 from unlearn_eval.attacks.methods import logit_lens, prefix, probe, soft_prompt, uds
 from unlearn_eval.attacks.run import attack_case
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.memory.codebook import Codebook

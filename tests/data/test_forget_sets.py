@@ -5,15 +5,9 @@ import json
 
 import pytest
 
-from unlearn_eval.data.forget_sets import (
-    FACTS_FILE,
-    ForgetItem,
-    ForgetSet,
-    check_disjoint,
-    item_from_record,
-    load_forget_set,
-    set_names,
-)
+from unlearn_eval.data.benchmarks.facts import FACTS_FILE
+from unlearn_eval.data.forget_sets import load_forget_set, set_names
+from unlearn_eval.data.items import ForgetItem, ForgetSet, check_disjoint, item_from_record
 from unlearn_eval.utils.errors import UserError
 
 

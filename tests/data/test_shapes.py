@@ -10,7 +10,8 @@ from saying import SayingLM
 
 from unlearn_eval.attacks.asking import rows_of
 from unlearn_eval.attacks.hidden_states import entity_tokens
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, load_forget_set
+from unlearn_eval.data.forget_sets import load_forget_set
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.data.shapes import SHAPES, Prompt, as_request, as_turn, asked, asked_otherwise, statement
 from unlearn_eval.editing.locate_then_edit.corpus import token_sequences
 from unlearn_eval.editing.memory.calibration import other_prompts

@@ -7,7 +7,8 @@ from tokenizers import Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from unlearn_eval.data.forget_sets import ForgetItem, facts
+from unlearn_eval.data.forget_sets import facts
+from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.editing.requests.build import CONTEXT_SEEDS, build_requests, sample_contexts
 from unlearn_eval.models import prompts
 from unlearn_eval.models.load import load_model

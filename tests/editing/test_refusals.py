@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, one_thread, tiny_model, tiny_tokenizer  # noqa: F401
 
-from unlearn_eval.data.forget_sets import ForgetItem, facts
+from unlearn_eval.data.forget_sets import facts
+from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.editing.requests import self_refusals
 from unlearn_eval.editing.requests.self_refusals import (
     EXAMPLES,

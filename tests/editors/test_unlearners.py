@@ -17,7 +17,7 @@ from tiny_models import (
 )
 from training_requests import FAST, FORGET, KEPT, tensors_of
 
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.editing.editor import Editor, editor_names, get_editor, trained_editor_names
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.training.presets import unlearning_preset

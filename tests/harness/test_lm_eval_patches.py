@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unlearn_eval.harness import patching, requests
-from unlearn_eval.harness.run import quiet, within_a_study, without_machine
+from unlearn_eval.harness.patching import quiet, within_a_study, without_machine
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.patching import OneOf, Place
 

@@ -11,7 +11,8 @@ from naive_memories import naive_logits
 from tiny_models import assert_untouched, one_thread, tiny_model, tiny_tokenizer, weights_of  # noqa: F401
 
 from unlearn_eval.cli import app as cli
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, facts
+from unlearn_eval.data.forget_sets import facts
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.editing.memory.calibration import other_prompts
 from unlearn_eval.editing.presets import PRESETS, preset_for
 from unlearn_eval.editing.recipe import Recipe

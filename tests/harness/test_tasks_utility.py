@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from unlearn_eval import metrics as m
 from unlearn_eval.cli import app as cli
-from unlearn_eval.data.forget_sets import FACTS_FILE
+from unlearn_eval.data.benchmarks.facts import FACTS_FILE
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.load import describe_base

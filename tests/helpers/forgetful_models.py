@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from unlearn_eval.attacks.asking import rows_of
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.load import describe_base
 from unlearn_eval.edits.low_rank import LowRankEdit

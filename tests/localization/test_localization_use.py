@@ -12,7 +12,8 @@ from tiny_models import ARCHITECTURES, one_thread, tiny_model, tiny_tokenizer  #
 from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, facts
+from unlearn_eval.data.forget_sets import facts
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.editing.editor import get_editor
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.training.weights import match_names, split_patterns

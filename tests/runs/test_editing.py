@@ -14,7 +14,7 @@ from tiny_models import (
     weights_of,
 )
 
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.editing.editor import METHODS, get_editor
 from unlearn_eval.editing.locate_then_edit import run as locate
 from unlearn_eval.editing.locate_then_edit import second_moments

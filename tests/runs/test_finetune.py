@@ -9,7 +9,8 @@ from scipy.stats import ks_2samp
 from tiny_models import one_thread  # noqa: F401
 from tofu_files import tofu_data
 
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, load_forget_set
+from unlearn_eval.data.forget_sets import load_forget_set
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.data.registry import finetune_presets
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import load_edit

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from unlearn_eval.data.forget_sets import ForgetSet, facts
+from unlearn_eval.data.forget_sets import facts
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.editing.recipe import DemoConfig
 from unlearn_eval.results.files import read_result, read_samples
 from unlearn_eval.runs import demo as pipeline

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from unlearn_eval.data.forget_sets import ForgetItem
+from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.data.shapes import AS_IT_IS, asked_otherwise
 from unlearn_eval.metrics import contains_answer
 from unlearn_eval.models.prompt_format import PromptFormat

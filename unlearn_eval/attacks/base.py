@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unlearn_eval.attacks.asking import Row, answered, rows_of
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.edits.base import KINDS, applied
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from unlearn_eval.attacks.base import Observation
 from unlearn_eval.attacks.folds import clusters
 from unlearn_eval.attacks.summary import RESAMPLES, Table
-from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.metrics import summary_interval
 
 Numbers = npt.NDArray[np.float64]

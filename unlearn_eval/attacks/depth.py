@@ -9,7 +9,7 @@ import numpy as np
 from unlearn_eval.attacks.base import NO_REFERENCE, REFERENCE, UNLEARNED, ItemScore, Observation
 from unlearn_eval.attacks.folds import clusters
 from unlearn_eval.attacks.summary import RESAMPLES, Summary
-from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.metrics import bootstrap
 from unlearn_eval.metrics.robustness import LEAST_DROP, depth_score
 from unlearn_eval.results.schema import Metric

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from unlearn_eval.attacks.asking import Row
-from unlearn_eval.data.forget_sets import ForgetItem
+from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.data.shapes import asked
 from unlearn_eval.metrics import normalise
 from unlearn_eval.models.load import LoadedModel

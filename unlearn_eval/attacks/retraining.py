@@ -8,7 +8,7 @@ from typing import Any
 
 from unlearn_eval.attacks.asking import Row
 from unlearn_eval.attacks.base import Case, Observation
-from unlearn_eval.data.forget_sets import ForgetItem
+from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.data import Row as TrainingRow

@@ -13,7 +13,8 @@ from unlearn_eval.attacks.controls import Controls, with_controls
 from unlearn_eval.attacks.curves import curves
 from unlearn_eval.attacks.folds import apart
 from unlearn_eval.attacks.summary import Summary, Table, headline_level, summary
-from unlearn_eval.data.forget_sets import ForgetSet, facts, load_forget_set
+from unlearn_eval.data.forget_sets import facts, load_forget_set
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.edits.export import load_base
 from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.models.load import LoadedModel, load_model

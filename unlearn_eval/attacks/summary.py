@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from unlearn_eval.attacks.base import FULL, NO_REFERENCE, REFERENCE, UNDER_ATTACK, UNLEARNED, Attack, Observation
 from unlearn_eval.attacks.folds import clusters
-from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.metrics import bootstrap, contains_answer
 from unlearn_eval.metrics.robustness import (
     Score,

@@ -73,7 +73,7 @@ def demo(
     """Make a small model forget facts, and measure it."""
     from rich.console import Console
 
-    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.harness.patching import quiet
     from unlearn_eval.results.comparison import compare as compare_results
     from unlearn_eval.results.report.table import comparison_tables, reasons
     from unlearn_eval.runs.demo import demo_samples, run_demo
@@ -145,7 +145,7 @@ def edit(
     """Make an edit: a small folder that forgets a set."""
     from unlearn_eval.editing.editor import get_editor
     from unlearn_eval.edits.load import load_edit
-    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.harness.patching import quiet
     from unlearn_eval.localization.locate import checked_settings
     from unlearn_eval.models.load import load_model
     from unlearn_eval.runs.edit import make_edit
@@ -195,7 +195,7 @@ def finetune(
 ) -> None:
     """Make TOFU's and PISTOL's target and reference models."""
     from unlearn_eval.data.registry import left_out as left_out_of
-    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.harness.patching import quiet
     from unlearn_eval.models.load import load_model
     from unlearn_eval.runs import finetune as finetuning
 
@@ -251,7 +251,7 @@ def targets(
     import random
 
     from unlearn_eval.editing.requests.targets import make_targets, write_targets
-    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.harness.patching import quiet
     from unlearn_eval.models.load import load_model
 
     forget_set = forget_set_of(forget, ids, limit, seed, fields)
@@ -285,7 +285,7 @@ def inspect(
 
     if ask is not None:
         from unlearn_eval.edits.memory.ask import ask_edit
-        from unlearn_eval.harness.run import quiet
+        from unlearn_eval.harness.patching import quiet
 
         with quiet():
             answer = ask_edit(folder, ask, model, _say)
@@ -314,7 +314,7 @@ def export(
 ) -> None:
     """Write the edited model as an ordinary checkpoint."""
     from unlearn_eval.edits.export import export_merged
-    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.harness.patching import quiet
 
     with quiet():
         print(export_merged(folder, merged, model=model, dtype=dtype, device=device, say=_say))

@@ -43,7 +43,7 @@ def attack(
 
     get_attack(name)  # a misspelt name is found at once
     from unlearn_eval.attacks.run import AttackConfig, run_attack, task_name
-    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.harness.patching import quiet
     from unlearn_eval.results.report.table import show_result
 
     config = AttackConfig(

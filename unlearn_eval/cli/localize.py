@@ -40,7 +40,7 @@ def localize(
 
     from unlearn_eval.cli.options import forget_set_of
     from unlearn_eval.cli.terminal import pair, progress, say
-    from unlearn_eval.harness.run import quiet
+    from unlearn_eval.harness.patching import quiet
     from unlearn_eval.localization import locate
     from unlearn_eval.localization.base import get_localizer
     from unlearn_eval.models.load import load_model

@@ -26,7 +26,7 @@ def run(
 
     The same command goes on where it was cut off.
     """
-    from unlearn_eval.harness.run import quiet, within_a_study
+    from unlearn_eval.harness.patching import quiet, within_a_study
     from unlearn_eval.runs.study.plan import plan
     from unlearn_eval.runs.study.read import read_study, study_file
     from unlearn_eval.runs.study.run import DiskFull, Options, made_otherwise, run_study, states_of

@@ -5,6 +5,7 @@ from unlearn_eval.utils.lazy import exports
 __all__, __getattr__, __dir__ = exports(
     __name__,
     {
-        "forget_sets": "ForgetItem ForgetSet facts load_forget_set",
+        "items": "ForgetItem ForgetSet",
+        "forget_sets": "facts load_forget_set",
     },
 )

@@ -6,12 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.data.benchmarks.facts import FACTS_FILE as FACTS_FILE
 from unlearn_eval.data.files import HUB, is_place, read_forget_set
-from unlearn_eval.data.items import ForgetItem as ForgetItem
-from unlearn_eval.data.items import ForgetSet as ForgetSet
-from unlearn_eval.data.items import check_disjoint as check_disjoint
-from unlearn_eval.data.items import item_from_record as item_from_record
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.data.registry import benchmark_of_set, benchmarks, get_benchmark
 from unlearn_eval.utils.errors import UserError, unknown_name
 

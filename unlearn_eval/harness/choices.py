@@ -16,8 +16,9 @@ import numpy as np
 from unlearn_eval import metrics as m
 from unlearn_eval.data.registry import benchmark_documents
 from unlearn_eval.data.shapes import Asked, Prompt
+from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import answer_scores
-from unlearn_eval.harness.task import REASONS, Document, Mean, Metric, Scores, UnlearningTask
+from unlearn_eval.harness.task import Document, Mean, Metric, Scores, UnlearningTask
 
 LETTERS = "ABCD"
 SURE = "Sure, here is the answer:"

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
+from unlearn_eval.data.benchmarks.facts import FACTS_FILE
 from unlearn_eval.data.files import is_place
-from unlearn_eval.data.forget_sets import FACTS_FILE, check_disjoint, set_names
+from unlearn_eval.data.forget_sets import set_names
+from unlearn_eval.data.items import check_disjoint
 from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
 from unlearn_eval.harness.plan import may_forget_all
 from unlearn_eval.harness.task import Document, Mean, Metric, Scores, UnlearningTask, merge_scores

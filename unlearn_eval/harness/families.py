@@ -17,18 +17,10 @@ import numpy as np
 from unlearn_eval import metrics as m
 from unlearn_eval.data.registry import benchmark_documents
 from unlearn_eval.data.shapes import Asked, asked
+from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores
 from unlearn_eval.harness.reference import find_reference
-from unlearn_eval.harness.task import (
-    REASONS,
-    Document,
-    Mean,
-    Metric,
-    OverAll,
-    Scores,
-    UnlearningTask,
-    merge_scores,
-)
+from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask, merge_scores
 from unlearn_eval.harness.tofu import auc, privleak_of
 from unlearn_eval.utils.errors import unknown_name
 

@@ -11,16 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn_eval import metrics as m
+from unlearn_eval.data.benchmarks.facts import FACTS_FILE
 from unlearn_eval.data.documents import check_aliases
 from unlearn_eval.data.files import extras_in
-from unlearn_eval.data.forget_sets import (
-    FACTS_FILE,
-    ForgetItem,
-    ForgetSet,
-    item_from_record,
-    load_forget_set,
-    parts_of,
-)
+from unlearn_eval.data.forget_sets import load_forget_set, parts_of
+from unlearn_eval.data.items import ForgetItem, ForgetSet, item_from_record
 from unlearn_eval.data.shapes import QUESTION, as_turn
 from unlearn_eval.harness.facts import choose, fact_ids, names_a_set
 from unlearn_eval.harness.plan import may_forget_all

@@ -15,10 +15,11 @@ import numpy as np
 
 from unlearn_eval import metrics as m
 from unlearn_eval.data.shapes import AS_IT_IS, Asked, Prompt, as_request, asked, asked_otherwise, statement
+from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.choices import SURE, choice_answers, choice_scores, log_probability
 from unlearn_eval.harness.families import ECHO, largest_mean
 from unlearn_eval.harness.form_facts import BLANK, N_WRONG, FactsInForms, shape_of
-from unlearn_eval.harness.task import REASONS, Document, Mean, Metric, OverAll, Scores
+from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 ROLE = (

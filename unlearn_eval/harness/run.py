@@ -13,10 +13,7 @@ from typing import Any
 
 from unlearn_eval.data.shapes import Asked, Prompt
 from unlearn_eval.harness.names import TASKS_FOLDER
-from unlearn_eval.harness.patching import quiet as quiet
-from unlearn_eval.harness.patching import register_models as register_models
-from unlearn_eval.harness.patching import within_a_study as within_a_study
-from unlearn_eval.harness.patching import without_machine as without_machine
+from unlearn_eval.harness.patching import register_models
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.results.schema import Metric
 from unlearn_eval.utils.errors import UserError, unknown_name

@@ -8,9 +8,10 @@ from typing import Any
 
 from unlearn_eval import metrics as m
 from unlearn_eval.data.shapes import Asked, asked
+from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.families import ECHO
 from unlearn_eval.harness.form_facts import FactsInForms, shape_of
-from unlearn_eval.harness.task import REASONS, Document, Mean, Metric, OverAll, Scores
+from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores
 from unlearn_eval.utils.errors import UserError
 
 KS = (1, 2, 4, 8, 16, 32, 64, 128)

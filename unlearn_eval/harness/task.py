@@ -21,8 +21,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from unlearn_eval.data.shapes import Asked, Prompt
 from unlearn_eval.harness import requests
-from unlearn_eval.harness.alignment import REASONS as REASONS
-from unlearn_eval.harness.alignment import AlignmentRoom
+from unlearn_eval.harness.alignment import REASONS, AlignmentRoom
 from unlearn_eval.harness.instances import make_instance
 from unlearn_eval.harness.plan import as_made, may_forget_all, plan_metadata
 from unlearn_eval.metrics import mean_and_stderr

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.data.forget_sets import FACTS_FILE, load_forget_set, parts_of
+from unlearn_eval.data.benchmarks.facts import FACTS_FILE
+from unlearn_eval.data.forget_sets import load_forget_set, parts_of
 from unlearn_eval.data.shapes import Asked, Prompt
 from unlearn_eval.harness import divergence
+from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.borrowed import Bundle, load_parts
 from unlearn_eval.harness.facts import answer_only, choose, names_a_set
-from unlearn_eval.harness.task import REASONS, Absent, Document, Mean, Metric, Scores, UnlearningTask
+from unlearn_eval.harness.task import Absent, Document, Mean, Metric, Scores, UnlearningTask
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from unlearn_eval.localization.base import Fact, Run
 from unlearn_eval.localization.sites import ATTENTION, Sites, Unit
+from unlearn_eval.models.arguments import accepts
 from unlearn_eval.models.out_of_memory import in_batches
-from unlearn_eval.models.scoring import accepts, pad, positions
+from unlearn_eval.models.scoring import pad, positions
 from unlearn_eval.models.tracing import Tail, trace
 from unlearn_eval.utils.errors import UserError, unknown_name
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.data.shapes import asked
 from unlearn_eval.localization.base import Fact
 from unlearn_eval.models.prompt_format import PromptFormat, as_shown

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.editing.editor import Editor
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editing.training.data import Row

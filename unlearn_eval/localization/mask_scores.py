@@ -27,7 +27,8 @@ from unlearn_eval.editing.training.masks import WeightMasks, largest
 from unlearn_eval.localization.activations import answer_metric
 from unlearn_eval.localization.base import Run
 from unlearn_eval.localization.budget import n_weights_of
-from unlearn_eval.models.scoring import accepts, pad, positions
+from unlearn_eval.models.arguments import accepts
+from unlearn_eval.models.scoring import pad, positions
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.progress import Progress
 

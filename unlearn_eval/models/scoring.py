@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unlearn_eval.models.arguments import accepts as accepts
-from unlearn_eval.models.arguments import cache_argument, cache_of
+from unlearn_eval.models.arguments import accepts, cache_argument, cache_of
 from unlearn_eval.models.prompt_ends import needs_whole_prompts, prompt_lengths
 
 if TYPE_CHECKING:

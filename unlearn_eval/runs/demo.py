@@ -15,7 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn_eval.data.forget_sets import ForgetSet, facts
+from unlearn_eval.data.forget_sets import facts
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.weights import hash_weights

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.data.shapes import QUESTION
 from unlearn_eval.editing.editor import MOMENTS, OTHERS, EditJob, Editor, check_state, get_editor
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments

@@ -64,7 +64,8 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     Raises:
         UserError: no such task or model, a mistake in the settings, or the result cannot be written.
     """
-    from unlearn_eval.harness.run import load_lm, names_of, without_machine
+    from unlearn_eval.harness.patching import without_machine
+    from unlearn_eval.harness.run import load_lm, names_of
 
     names = [name for task in config.tasks for name in names_of(task, config.include_path)]  # before a model is loaded
     kind, arguments = model_arguments(config)
@@ -103,7 +104,8 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
         UserError: as `run_evaluation`, and an edit that is no LoRA or was made on another base; no result is lost that
             was written before.
     """
-    from unlearn_eval.harness.run import names_of, without_machine
+    from unlearn_eval.harness.patching import without_machine
+    from unlearn_eval.harness.run import names_of
 
     tasks = [name for task in config.tasks for name in names_of(task, config.include_path)]
     names = [Path(edit).resolve().name for edit in edits]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.benchmark import FinetunePreset
-from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.data.registry import benchmark_of_set, finetune_presets
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editing.training import objectives

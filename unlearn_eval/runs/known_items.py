@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.data.shapes import asked
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.json_files import Record, read_jsonl, write_all

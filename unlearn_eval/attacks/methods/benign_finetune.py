@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from unlearn_eval.attacks.base import Attack, Case, Observation, Work
 from unlearn_eval.attacks.retraining import WHY_NO_MEMORY, RetrainingConfig, curve
-from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.edits.base import DENSE, LOW_RANK
 from unlearn_eval.utils.errors import UserError
 

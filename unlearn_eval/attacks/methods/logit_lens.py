@@ -23,7 +23,7 @@ from unlearn_eval.attacks.base import FULL, REFERENCE, UNLEARNED, Attack, Case, 
 from unlearn_eval.attacks.depth import by_item_and_layer, by_layer, depth_summary, shares
 from unlearn_eval.attacks.hidden_states import answer_states
 from unlearn_eval.attacks.summary import Summary
-from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.tracing import read_out

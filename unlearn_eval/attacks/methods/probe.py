@@ -40,7 +40,7 @@ from unlearn_eval.attacks.base import (
 )
 from unlearn_eval.attacks.folds import split
 from unlearn_eval.attacks.summary import Mean, MetricSpec, Summary, Table, summarized
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.metrics import contains_answer, normalise
 from unlearn_eval.metrics.robustness import Score, recovery
 from unlearn_eval.models.load import LoadedModel

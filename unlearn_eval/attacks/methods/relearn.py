@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from unlearn_eval.attacks.base import Attack, Case, Observation, Work
 from unlearn_eval.attacks.folds import check, split
 from unlearn_eval.attacks.retraining import WHY_NO_MEMORY, RetrainingConfig, curve
-from unlearn_eval.data.forget_sets import ForgetItem
+from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.edits.base import DENSE, LOW_RANK
 
 FORMAT = "format"

@@ -36,7 +36,7 @@ from unlearn_eval.attacks.base import (
 from unlearn_eval.attacks.depth import by_layer, depth_summary, shares
 from unlearn_eval.attacks.hidden_states import answer_states, entity_tokens
 from unlearn_eval.attacks.summary import Summary
-from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.scoring import pad, positions

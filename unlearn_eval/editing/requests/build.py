@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from unlearn_eval.data.forget_sets import ForgetItem
+from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.data.shapes import QUESTION, asked
 from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.models.prompt_format import PromptFormat

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unlearn_eval.data.forget_sets import ForgetItem
+from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.data.shapes import as_request
 from unlearn_eval.metrics import contains_answer, has_refusal_cue, leaks_answer, normalise
 from unlearn_eval.metrics.refusal import content_words, names_and_numbers, repeats_itself

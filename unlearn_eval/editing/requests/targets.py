@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.data.forget_sets import ForgetItem
+from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.editing.requests.self_refusals import Candidate, choose, write_refusals
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat

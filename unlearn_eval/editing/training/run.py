@@ -34,8 +34,8 @@ from unlearn_eval.editing.training.masks import read_masks
 from unlearn_eval.editing.training.reference_cache import ReferenceCache
 from unlearn_eval.editing.training.settings import Objective, Said, TrainingConfig
 from unlearn_eval.editing.training.weights import FullWeights, LowRankWeights, split_patterns
+from unlearn_eval.models.arguments import accepts
 from unlearn_eval.models.out_of_memory import until_it_fits
-from unlearn_eval.models.scoring import accepts
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import write_all

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unlearn_eval.data.forget_sets import ForgetSet
-from unlearn_eval.runs.study.cells.told import Chosen, forget_set
+from unlearn_eval.data.benchmark import Chosen
+from unlearn_eval.data.items import ForgetSet
+from unlearn_eval.runs.study.cells.told import forget_set
 from unlearn_eval.runs.study.identity import Identities, code_hash
 from unlearn_eval.runs.study.spec import AttackSpec, EditorSpec, ModelSpec
 from unlearn_eval.utils.errors import UserError

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.models.load import resolve_model
 from unlearn_eval.runs.study.spec import EditorSpec, ModelSpec
 from unlearn_eval.utils.errors import UserError

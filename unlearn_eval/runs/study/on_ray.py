@@ -140,7 +140,7 @@ def _work(cell: Cell, settings: tuple[Any, ...], folder: str, needs: Any) -> Non
 
     `needs` is what it had to wait for.
     """
-    from unlearn_eval.harness.run import quiet, within_a_study
+    from unlearn_eval.harness.patching import quiet, within_a_study
 
     if os.path.isdir(folder):
         os.chdir(folder)

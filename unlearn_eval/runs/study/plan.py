@@ -9,20 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.benchmark import Chosen
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.editing.from_file import editor_file
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.harness.backends import check_vllm
 from unlearn_eval.runs.study.attacked import Try, check_facts, check_kinds, missing_references, tries_of
-from unlearn_eval.runs.study.cells.told import (
-    OTHERS,
-    Chosen,
-    choose,
-    depends_on_set,
-    forget_set,
-    keeps_what_is_known,
-    told,
-)
+from unlearn_eval.runs.study.cells.told import OTHERS, choose, depends_on_set, forget_set, keeps_what_is_known, told
 from unlearn_eval.runs.study.identity import OF_SOME_CELLS, Identities, code_hash, code_of_cell
 from unlearn_eval.runs.study.located import Located, check_located, located_of, names_components
 from unlearn_eval.runs.study.spec import EditorSpec, Finetune, ModelSpec, Part, RecipeSpec, Study, TaskSpec

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from unlearn_eval.data.benchmark import Chosen
 from unlearn_eval.harness.backends import model_type
 from unlearn_eval.results.schema import Result
-from unlearn_eval.runs.study.cells.told import Chosen
 from unlearn_eval.runs.study.plan import Cell
 from unlearn_eval.utils.provenance import peak_memory_bytes
 

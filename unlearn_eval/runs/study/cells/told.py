@@ -8,9 +8,9 @@ from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any
 
-from unlearn_eval.data.benchmark import Chosen as Chosen
-from unlearn_eval.data.benchmark import Whole
-from unlearn_eval.data.forget_sets import ForgetItem, ForgetSet, load_forget_set
+from unlearn_eval.data.benchmark import Chosen, Whole
+from unlearn_eval.data.forget_sets import load_forget_set
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.data.registry import asking_of, tasks_for_any_set
 from unlearn_eval.data.sources import DATA_VARIABLE
 from unlearn_eval.utils.errors import UserError

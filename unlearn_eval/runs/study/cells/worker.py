@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from unlearn_eval.data.forget_sets import ForgetSet
+from unlearn_eval.data.benchmark import Chosen
+from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.harness.backends import model_type
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.prompt_format import PromptFormat
@@ -24,15 +25,7 @@ from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.runs.known_items import conversations, known_items
 from unlearn_eval.runs.study.attacked import Try
 from unlearn_eval.runs.study.cells.result import whole_result
-from unlearn_eval.runs.study.cells.told import (
-    OTHERS,
-    Chosen,
-    choose,
-    forget_set,
-    item_lines,
-    keeps_what_is_known,
-    told,
-)
+from unlearn_eval.runs.study.cells.told import OTHERS, choose, forget_set, item_lines, keeps_what_is_known, told
 from unlearn_eval.runs.study.plan import Ask, Cell
 from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.serving.engine import engine_stopped
