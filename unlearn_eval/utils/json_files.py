@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any
 from unlearn_eval.utils.errors import UserError
 
 Record = dict[str, Any]
+_MAY_BE_VAST = re.compile(r"\d[eE]\+?\d{3}|\d{200}")  # other numbers are finite, and `json` reads them faster alone
+_MAY_BE_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def dumps(content: object, indent: int | None = None) -> str:
@@ -130,8 +134,17 @@ def parse(text: str, path: Path, hint: str, line: int | None = None) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
+    def finite(number: str) -> float:
+        value = float(number)
+        if not math.isfinite(value):
+            raise ValueError(f"{number[:20]} is more than a number may be")
+        return value
+
     try:
-        return json.loads(text, parse_constant=refuse)
+        content = json.loads(text, parse_constant=refuse, parse_float=finite if _MAY_BE_VAST.search(text) else None)
+        if _MAY_BE_HALF.search(text) and (half := _HALF.search(json.dumps(content, ensure_ascii=False))):
+            raise ValueError(f"{half[0].encode('unicode_escape').decode()} is half a character")
+        return content
     except json.JSONDecodeError as error:
         byte = len(text[: error.pos].encode())
         place = f"line {line or error.lineno}, column {error.colno}" + ("" if line else f", byte {byte}")
