@@ -17,6 +17,7 @@ from torch import Tensor
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, editor
 from unlearn_eval.editing.training.settings import Said
+from unlearn_eval.utils.settings import Positive
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Config(GradientConfig):
         importance: β₂.
     """
 
-    epochs: float = 5.0
+    epochs: Positive = 5.0
     forget_weight: float = 0.1
     saturation: float = 5.0
     importance: float = 1.0

@@ -15,6 +15,7 @@ from torch import Tensor
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, editor
 from unlearn_eval.editing.training.settings import Said
+from unlearn_eval.utils.settings import Positive
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Config(GradientConfig):
         power: α; 0 is gradient ascent.
     """
 
-    epochs: float = 5.0
+    epochs: Positive = 5.0
     power: float = 1.0
 
 

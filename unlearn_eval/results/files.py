@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.json_files import Record, dumps, parse, placed_records, plain, read_text, write_all
 from unlearn_eval.utils.provenance import redact, sha256_of_file
 from unlearn_eval.utils.schemas import validated
+from unlearn_eval.utils.terminal import say
 
 
 def write_result(
@@ -80,7 +80,7 @@ def _saved_elsewhere(files: Mapping[str, str], path: Path, error: OSError) -> Us
         folder = Path(tempfile.mkdtemp(prefix="unlearn-eval-"))
         write_all(files, folder)
     except OSError as second:
-        print(files[path.name], file=sys.stderr, flush=True)
+        say(files[path.name])
         lost = f" ({len(files) - 1} files of samples are lost)" if len(files) > 1 else ""
         return UserError(
             f"{failed}; nor could a copy be saved in the temporary folder: {second.strerror or second}",

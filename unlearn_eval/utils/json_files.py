@@ -9,7 +9,8 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,34 @@ def write_all(files: Mapping[str, str | bytes], folder: Path) -> None:
                 stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
-        for name in files:
-            os.replace(temporary[name], folder / name)
+        with held(folder):
+            for name in files:
+                os.replace(temporary[name], folder / name)
         _sync_folder(folder)
     finally:
         for left in temporary.values():
             left.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from moving files into a folder within a `with` block, where the system can do that.
+
+    Of two runs with one output the files of one are then there, and not some of each.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        with suppress(OSError):  # some network drives have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Schemas of files that may come from strangers: kinds of values, and what does not fit, in two lines.
 
-A schema is a pydantic model: each kind of file has one, and it is read through `validated` before anything else sees it.
+A schema is a pydantic model. Each kind of file has one, and is read through `validated` before anything else sees it.
 """
 
 from __future__ import annotations
