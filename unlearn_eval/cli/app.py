@@ -548,7 +548,7 @@ _TOO_LITTLE = ("out of memory", "can't allocate memory")
 def _drop_output() -> None:
     """Throw away what could not be written to standard output, which the interpreter would try again at its end."""
     if sys.stdout is sys.__stdout__:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _fail(text: str) -> NoReturn:

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from unlearn_eval.cli.options import AnyBaseOption
-from unlearn_eval.cli.terminal import pair, progress, say
+from unlearn_eval.cli.terminal import pair, progress
+from unlearn_eval.utils.terminal import say
 
 
 def attack(

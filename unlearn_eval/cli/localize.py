@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from unlearn_eval.cli.options import FieldsOption
-from unlearn_eval.utils.terminal import new_console, put
+from unlearn_eval.utils.terminal import new_console, put, say
 
 
 def localize(
@@ -37,7 +37,7 @@ def localize(
 ) -> None:
     """Find where in a model facts are; for edit --components."""
     from unlearn_eval.cli.options import forget_set_of
-    from unlearn_eval.cli.terminal import pair, progress, say
+    from unlearn_eval.cli.terminal import pair, progress
     from unlearn_eval.harness.patching import quiet
     from unlearn_eval.localization import locate
     from unlearn_eval.localization.base import get_localizer

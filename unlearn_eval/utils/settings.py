@@ -12,7 +12,6 @@ import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -97,7 +96,6 @@ def _value(text: str, kind: type) -> Any:
     return kind(value)
 
 
-@cache
 def _hints(owner: type[Any]) -> Mapping[str, Any]:
     try:
         return typing.get_type_hints(owner, include_extras=True)

@@ -13,7 +13,7 @@ from unlearn_eval.utils.errors import UserError
 
 
 def programs(study: Study) -> list[Path]:
-    """The files and folders of code that a study names: editors, and folders of tasks, whose YAML may call functions."""
+    """The code that a study names: files of editors, and folders of tasks, whose YAML may call functions."""
     editors = (spec.editor for part in study.parts for spec in part.editors if is_editor_file(spec.editor))
     folders = (task.include_path for part in study.parts for task in part.tasks if task.include_path)
     return [Path(name).expanduser() for name in dict.fromkeys([*editors, *folders])]
