@@ -94,7 +94,7 @@ class WiseSettings(_Memory):
     seed: Whole
     pool: Literal["mean", "max", "last"]
     shape: Annotated[list[Size], Field(min_length=2, max_length=2)]
-    prompts: list[list[Ids]]
+    prompts: list[list[Annotated[Ids, Field(min_length=1)]]]
 
 
 class MemoirSettings(_Memory):

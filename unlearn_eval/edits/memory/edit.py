@@ -134,7 +134,15 @@ def read_inputs(model: Any, module: str, prompts: Sequence[Sequence[int]], rows_
     """What a module reads at each token of each prompt, (T, d_in); the pass ends there.
 
     An opening that all prompts share (a chat template's system message) is run once.
+
+    Raises:
+        UserError: a prompt has a token that the model does not know.
     """
+    known = model.get_input_embeddings().num_embeddings
+    if any(max(ids, default=0) >= known for ids in prompts):
+        raise UserError(
+            "a prompt of the edit has tokens that this model does not know", "give the model it was made on"
+        )
     shared = _shared_opening(prompts) if len(prompts) > 1 and keeps_plain_cache(model) else 0
     opening, cache = None, None
     if shared:

@@ -257,8 +257,9 @@ def read_side_memories(settings: Mapping[str, Any], tensors: Mapping[str, Tensor
         if index.shape != delta.shape or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < d_out * d_in):
             raise ValueError("indices do not fit the matrix")
     n_at_work = n if settings["mode"] == "retrieve" else min(n, 1)
-    if len(tensors["thresholds"]) != n_at_work or len(settings["prompts"]) not in (0, n):
-        raise ValueError(f"{n} shards need {n_at_work} thresholds, and prompts for each or none")
+    n_prompts, n_owners = (list(map(len, settings[name])) for name in ("prompts", "owners"))
+    if len(tensors["thresholds"]) != n_at_work or n_prompts not in ([], n_owners):
+        raise ValueError(f"{n} shards need {n_at_work} thresholds, and a prompt for each owner or none at all")
     return SideMemories(
         indices,
         deltas,
