@@ -1,7 +1,8 @@
-"""Nothing is lost: places are looked at before anything is computed, and what cannot be written there is saved elsewhere."""
+"""Nothing is lost: places are looked at before anything is computed; what cannot be written is saved elsewhere."""
 
 import errno
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -51,7 +52,7 @@ def test_an_output_is_looked_at_before_a_model_is_loaded(command, wrong, no_mode
         refuse = OSError(errno.EROFS, os.strerror(errno.EROFS))
         monkeypatch.setattr(folders.tempfile, "TemporaryFile", lambda **options: (_ for _ in ()).throw(refuse))
     else:
-        monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: os.terminal_size((0, 0)) and _Usage())
+        monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: _Usage())
     done = run_here([*COMMANDS[command], "--output", str(output)])
     assert (done.code, done.traceback) == (1, "")
     assert "--output" in done.err.rpartition("hint: ")[2]
@@ -96,7 +97,7 @@ def test_what_cannot_be_written_at_the_end_is_saved_elsewhere(tmp_path, monkeypa
 
 
 def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    write_run(tmp_path / "results", "base", records(4, __import__("random").Random(0)))
+    write_run(tmp_path / "results", "base", records(4, random.Random(0)))
     page = tmp_path / "report.html"
     page.write_text("the old page")
     runs = read_runs(tmp_path / "results")

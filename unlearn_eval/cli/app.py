@@ -153,8 +153,8 @@ def edit(
     from unlearn_eval.runs.edit import make_edit
     from unlearn_eval.utils.folders import check_output, check_place
 
-    check_place(Path(output), "edit", DESCRIPTION)
     check_output(output, "edit")
+    check_place(Path(output), "edit", DESCRIPTION)
     state = load_edit(continue_) if continue_ else None
     editor = editor or (_editor_of(state) if state else DEFAULT_EDITOR)
     method = get_editor(editor)

@@ -86,8 +86,8 @@ def check_place(output: str, form: str) -> None:
         form: "checkpoint" or "edit".
     """
     what, marker = ("edit", DESCRIPTION) if form == "edit" else ("fine-tuned model", ABOUT)
-    folders.check_place(Path(output), what, marker)
     folders.check_output(output, what)
+    folders.check_place(Path(output), what, marker)
 
 
 def check_settings(options: Mapping[str, str]) -> None:
