@@ -168,7 +168,7 @@ def sound_localization() -> dict[str, Any]:
         "n_layers": 4,
         "budget": {"given": "1", "n_weights": 384},
         "ranking": [{"kind": "mlp", "layer": 1, "score": 0.5}, {"kind": "mlp", "layer": 0, "score": None}],
-        "tables": {"effects": {"mlp": {"roles": ["subject"], "values": [[0.1], [0.2], [0.3], [0.4]]}}},
+        "tables": {"effects": {"roles": ["subject"], "mlp": [[0.1], [0.2], [None], [0.4]]}, "probe_accuracy": {}},
         "settings": {"samples": 3},
         "seed": 0,
         "model": {"id": "tiny", "architecture": "LlamaForCausalLM", "weights": "a" * 64},
