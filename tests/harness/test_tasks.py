@@ -133,7 +133,9 @@ def test_privacy_is_the_plain_loop(tiny, tokenizer, tofu, chat, batch_size, side
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize(("chat", "batch_size", "side"), [(False, 16, "left"), (True, 3, "right")])
+@pytest.mark.parametrize(("chat", "batch_size", "side"), [
+    (False, 16, "left"), pytest.param(True, 3, "right", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_the_real_model_is_the_plain_loop(real_model, tofu, chat, batch_size, side):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -424,6 +426,7 @@ def python(code, cwd, **more):
     )
 
 
+@pytest.mark.slow  # lm-eval reads ten thousand files for it
 def test_the_plain_lm_eval_command_lists_our_tasks(tmp_path):
     found = python(["-m", "lm_eval", "ls", "tasks"], tmp_path)
     assert found.returncode == 0, found.stderr[-2000:]
