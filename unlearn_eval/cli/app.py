@@ -146,9 +146,8 @@ def edit(
     from unlearn_eval.editing.editor import get_editor
     from unlearn_eval.edits.load import load_edit
     from unlearn_eval.harness.patching import quiet
-    from unlearn_eval.localization.locate import checked_settings
     from unlearn_eval.models.load import load_model
-    from unlearn_eval.runs.edit import make_edit
+    from unlearn_eval.runs.edit import make_edit, model_check
 
     state = load_edit(continue_) if continue_ else None
     editor = editor or (_editor_of(state) if state else DEFAULT_EDITOR)
@@ -156,12 +155,12 @@ def edit(
     recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
     forget_set = forget_set_of(forget, ids, limit, seed, fields)
     options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
-    checked_settings(method, options)
+    fits = model_check(method, options)
     retain_set = None if retain is None else forget_set_of(retain, None, None, seed)
     training = _training_folder(method, output, options)
     with quiet():
         _say(f"loading {model}")
-        loaded = load_model(model, dtype=dtype, device=device)
+        loaded = load_model(model, dtype=dtype, device=device, check=fits)
         _say(f"{editor} on {len(forget_set)} items of {forget_set.name}")
         made = make_edit(loaded, forget_set, editor, options, recipe, state, _progress(), retain_set)
         if not _is_first_process():

@@ -43,6 +43,7 @@ def localize(
     from unlearn_eval.harness.patching import quiet
     from unlearn_eval.localization import locate
     from unlearn_eval.localization.base import get_localizer
+    from unlearn_eval.localization.sites import sites
     from unlearn_eval.models.load import load_model
     from unlearn_eval.results.report.localization import component_tables, write_component_figures
 
@@ -53,7 +54,7 @@ def localize(
     others = None if retain is None else forget_set_of(retain, None, None, seed)
     with quiet():
         say(f"loading {model}")
-        loaded = load_model(model, dtype=dtype, device=device)
+        loaded = load_model(model, dtype=dtype, device=device, check=sites)
         say(f"{name} on {len(facts)} items of {facts.name}")
         prompt_format = loaded.prompt_format(chat)
         found = locate.localize(loaded, facts, wanted, seed, others, prompt_format, batch_size, progress())

@@ -13,7 +13,7 @@ from typing import Any
 
 from unlearn_eval.data.shapes import Asked, Prompt
 from unlearn_eval.harness.names import TASKS_FOLDER
-from unlearn_eval.harness.patching import register_models
+from unlearn_eval.harness.patching import keep_responses_apart, register_models
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.results.schema import Metric
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -208,9 +208,14 @@ def evaluate(
     """Evaluate a loaded model on tasks, with lm-eval's `simple_evaluate` underneath.
 
     Raises:
-        UserError: an unknown task, or what the task itself refuses.
+        UserError: an unknown task, what the task itself refuses, or a chat template that the model does not have.
     """
+    import lm_eval.api.model
     from lm_eval import simple_evaluate
+
+    keep_responses_apart(lm_eval.api.model)
+    if apply_chat_template and (tokenizer := getattr(lm, "tokenizer", None)) is not None:
+        PromptFormat.of(tokenizer, True, str(getattr(lm, "pretrained", "the model")))
 
     manager = _small_manager(tasks, metadata or {}, include_path) or task_manager(include_path, metadata)
     names = match_tasks(tasks, manager)
