@@ -16,8 +16,12 @@ import contextlib
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.folder import DESCRIPTION, read_description
+from unlearn_eval.edits.load import check_base
 from unlearn_eval.harness import patching
 from unlearn_eval.models.prompt_format import PromptFormat, open_unlearning_labels
 from unlearn_eval.models.prompts import Labels
@@ -52,6 +56,7 @@ def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False
 
     if self.backend != "causal":  # an encoder-decoder reads prompt and answer apart
         return from_loglikelihood(self, requests, disable_tqdm)
+    _check_adapter(self)
     for request in requests:
         request.answered_by = weakref.ref(self)
     responses: list[dict[str, Any]] = [{} for _ in requests]
@@ -84,6 +89,17 @@ def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False
         own = {key: value for key, value in vars(score).items() if value is not None}
         responses[owner].update(own)
     return responses
+
+
+def _check_adapter(lm: Any) -> None:
+    """Refuse an edit that lm-eval's own class reads as an adapter (`peft=DIR`) on another base than it was made on.
+
+    Raises:
+        UserError: naming both.
+    """
+    folder = getattr(lm, "peft", None)
+    if isinstance(folder, str) and (Path(folder) / DESCRIPTION).is_file():
+        check_base(EditInfo(**read_description(folder, check_files=False)["info"]), lm.model, str(lm.pretrained))
 
 
 def answered_by(requests: Sequence[Any]) -> Any:

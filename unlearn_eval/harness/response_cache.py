@@ -52,7 +52,7 @@ def identity(lm: Any) -> str:
 
 
 def _weights(model: Any) -> list[str | None] | None:
-    """Hashes of the weights, adapters and memories of a model of PyTorch; None of others, and where weights are away."""
+    """Hashes of the weights, adapters and memories of a model of PyTorch; None of others, and of offloaded weights."""
     import torch
 
     if not isinstance(model, torch.nn.Module):

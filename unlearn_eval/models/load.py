@@ -221,7 +221,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
-    device = _device(device)
+    device = device_named(device)
     path = resolve_model(name)
     notes: list[str]
     if path.lower().endswith(".gguf") and Path(path).is_file():
@@ -263,7 +263,12 @@ def _together(head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(own.contiguous() for own in arguments)
 
 
-def _device(device: str | None) -> str:
+def device_named(device: str | None) -> str:
+    """A device by its name; without one a GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such device.
+    """
     import torch
 
     if device is None:

@@ -19,6 +19,7 @@ from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.serving.engine import engine_here, engine_stopped
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.settings import check_batch_size
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class EvalConfig:
     include_path: str | None = None
     use_cache: str | None = None
     seed: int = 1234
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size, auto=True)
+        if self.limit is not None and not self.limit > 0:
+            raise UserError(f"cannot take {self.limit:g} documents of a task", "give --limit a number above 0")
 
 
 def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | None:
