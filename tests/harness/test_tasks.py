@@ -303,22 +303,6 @@ def test_edited_refuses_what_it_cannot_do(tiny, tiny_folder, tmp_path):
         EditedLM(str(tiny_folder("llama", 1)), str(tmp_path / "edit"), device="cpu")
 
 
-def test_a_response_cache_of_another_model_is_refused(tiny, tiny_folder, tokenizer, tofu, tmp_path):
-    small_edit(tiny("llama"), tmp_path / "one")
-    small_edit(tiny("llama"), tmp_path / "two", scale=-0.3)
-    lm = lambda name: EditedLM(
-        str(tiny_folder("llama")), str(tmp_path / name), device="cpu", batch_size=16, dtype="float32"
-    )
-    run = lambda model, cache: values(evaluate(model, use_cache=str(tmp_path / cache), limit=4, **SHORT))
-    first = run(lm("one"), "own")
-    same_values(run(lm("one"), "own"), first, 0)  # its own cache is taken
-    with pytest.raises(UserError, match="another model's answers"):
-        run(lm("two"), "own")
-    run(hf(tiny("llama"), tokenizer), "of_hf")
-    with pytest.raises(UserError, match="another model's answers"):
-        run(lm("one"), "of_hf")
-
-
 # lm-eval's options -----------------------------------------------------------------------------------------
 
 
