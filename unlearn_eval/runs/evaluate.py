@@ -119,7 +119,7 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
     kind, arguments = model_arguments(replace(config, backend="vllm"))
     if kind != "vllm":
         raise UserError(f"the model type '{kind}' cannot share an engine between edits", "give a base model")
-    from unlearn_eval.serving.patches import check_checkpoint
+    from unlearn_eval.serving.checkpoint_stream import check_checkpoint
     from unlearn_eval.serving.together import Engine, read_adapter
 
     adapters = [read_adapter(edit) for edit in edits]
