@@ -35,7 +35,9 @@ FIELDS = {
 }
 FURTHER = {"gradients": "mia_gradnorm", "reference": "mia_reference"}  # attacks that are asked for -> their scores
 NEEDS_TRANSFORMERS = "this attack needs a model of Transformers in this process: use --model hf or edited, not vllm"
-LIKELIHOOD = ("correct_nll", "uniform_nll")  # in which a model shows that it is collapsed
+# In which a model shows that it is collapsed: losses of the truth ratio's right answer, of the better worded one, and
+# of a uniform choice.
+LIKELIHOOD = ("correct_nll", "right_nll", "uniform_nll")
 RESAMPLES = 1000
 
 
@@ -87,6 +89,7 @@ class TofuTask(UnlearningTask):
             **own,
             **contrast,
             "correct_nll": (paraphrased or own)["mean_nll"],
+            "right_nll": _least(own["mean_nll"], (paraphrased or own)["mean_nll"]),
             "uniform_nll": n_vocabulary and math.log(n_vocabulary),
             "paraphrase_probability": paraphrased and paraphrased["probability"],
             "rouge": m.rouge(document["answer"], generated["question"], compat=self.compat)["rougeL_recall"],
@@ -115,8 +118,7 @@ class TofuTask(UnlearningTask):
             ("forget_quality_ks", "statistic", False),
         ):
             function = partial(_forget_quality, reference=reference, part=part, floored=self.compat is not None)
-            beside = (*LIKELIHOOD, *UTILITY_PARTS)
-            table[name] = OverAll(("forget",), ("log_truth_ratio",), function, direction, beside)
+            table[name] = OverAll(("forget",), ("log_truth_ratio",), function, direction, LIKELIHOOD)
         for split in UTILITY_SPLITS:
             for key in UTILITY_PARTS:
                 table[f"{split}_{key}"] = Mean(split, key, True)
@@ -274,8 +276,15 @@ def _forget_quality(items: list[Scores], reference: RetainReference | None, part
 def _collapsed(forget: list[Scores], items: list[Scores], reference: RetainReference) -> str | None:
     """The reason why a model is collapsed, or None."""
     uniform = next((item["uniform_nll"] for item in forget if item["uniform_nll"]), None)
-    utility = m.model_utility(_utility_means(_utility_columns(items)))
-    return m.collapsed([item["correct_nll"] for item in forget], uniform, reference.correct_nlls.values(), utility)
+    own, retained = (
+        [item["right_nll"] for item in part] for part in (forget, [i for i in items if i["split"] == "retain"])
+    )
+    return m.collapsed(own, uniform, reference.correct_nlls.values(), retained)
+
+
+def _least(*losses: float | None) -> float | None:
+    """The smallest of the losses that are known."""
+    return min((loss for loss in losses if loss is not None), default=None)
 
 
 def _utility_columns(items: list[Scores]) -> dict[tuple[str, str], FloatArray]:
