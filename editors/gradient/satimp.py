@@ -17,7 +17,6 @@ from torch import Tensor
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, editor
 from unlearn_eval.editing.training.settings import Said
-from unlearn_eval.utils.settings import Positive
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,7 @@ class Config(GradientConfig):
         importance: β₂.
     """
 
-    epochs: Positive = 5.0
-    forget_weight: float = 0.1
+    retain_weight: float = 0.1
     saturation: float = 5.0
     importance: float = 1.0
 

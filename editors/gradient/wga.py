@@ -15,7 +15,6 @@ from torch import Tensor
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, editor
 from unlearn_eval.editing.training.settings import Said
-from unlearn_eval.utils.settings import Positive
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,6 @@ class Config(GradientConfig):
         power: α; 0 is gradient ascent.
     """
 
-    epochs: Positive = 5.0
     power: float = 1.0
 
 

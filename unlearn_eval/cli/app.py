@@ -42,6 +42,7 @@ from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.edits.records import SelfCheck
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.folders import check_output, check_place
 from unlearn_eval.utils.terminal import new_console, put, say
 
 if TYPE_CHECKING:
@@ -148,10 +149,8 @@ def edit(
     from unlearn_eval.edits.folder import DESCRIPTION
     from unlearn_eval.edits.load import load_edit
     from unlearn_eval.harness.patching import quiet
-    from unlearn_eval.localization.locate import checked_settings
     from unlearn_eval.models.load import load_model
-    from unlearn_eval.runs.edit import make_edit
-    from unlearn_eval.utils.folders import check_output, check_place
+    from unlearn_eval.runs.edit import make_edit, model_check
 
     check_output(output, "edit")
     check_place(Path(output), "edit", DESCRIPTION)
@@ -161,12 +160,12 @@ def edit(
     recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
     forget_set = forget_set_of(forget, ids, limit, seed, fields)
     options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
-    checked_settings(method, options)
+    fits = model_check(method, options)
     retain_set = None if retain is None else forget_set_of(retain, None, None, seed)
     training = _training_folder(method, output, options)
     with quiet():
         say(f"loading {model}")
-        loaded = load_model(model, dtype=dtype, device=device)
+        loaded = load_model(model, dtype=dtype, device=device, check=fits)
         say(f"{editor} on {len(forget_set)} items of {forget_set.name}")
         made = make_edit(loaded, forget_set, editor, options, recipe, state, _progress(), retain_set)
         if not _is_first_process():
@@ -258,7 +257,6 @@ def targets(
     from unlearn_eval.editing.requests.targets import make_targets, write_targets
     from unlearn_eval.harness.patching import quiet
     from unlearn_eval.models.load import load_model
-    from unlearn_eval.utils.folders import check_output
 
     check_output(output, "file of targets")
     forget_set = forget_set_of(forget, ids, limit, seed, fields)
