@@ -396,7 +396,7 @@ class BenchmarkTask(UnlearningTask):
                 merge_scores(own, generated_scores(document, text, generated[f"{name}generated"]))
             if f"{name}answer" in answers:
                 wrong = [answers[key] for key in answers if key.startswith(f"{name}wrong_")]
-                merge_scores(own, scored(document, answers[f"{name}answer"], wrong, self.compat))
+                merge_scores(own, scored(document, answers[f"{name}answer"], wrong, self._scoring_compat))
             views.append(own)
         first, *others = views
         first["group"] = document["group"]
