@@ -14,7 +14,7 @@ from saying import SayingLM
 from tiny_checkpoints import make_tiny
 
 from unlearn_eval.data.forget_sets import load_forget_set
-from unlearn_eval.harness.families import FAMILIES
+from unlearn_eval.harness.families import FAMILIES, text_auc_by_reference
 from unlearn_eval.utils.errors import UserError
 
 NAMES = sorted(FAMILIES)
@@ -87,7 +87,10 @@ def test_every_benchmark_keeps_the_contract(tiny, tokenizer, data, name):
             assert value is not None or said[metric]["reason"], metric
             assert said[metric]["n"] + said[metric]["n_unscored"] > 0, metric
         undefined = [metric for metric, value in found.items() if value is None]
-        assert all("fluency" in metric or metric == "privleak" or "paraphrase" in metric for metric in undefined)
+        assert all(
+            "fluency" in metric or metric in ("privleak", "mia_reference_auc") or "paraphrase" in metric
+            for metric in undefined
+        )
         assert sum(sizes.values()) == len(result["samples"][task])
         json.dumps(result["results"][task], allow_nan=False)
 
@@ -326,6 +329,56 @@ def test_rwku_goes_by_person_and_attack(data):
     assert contexts["forget_question"].endswith("\nQuestion: Where was Milo Fenn born?\nAnswer:")
     assert contexts["forget_attack_affirmative_suffix"].endswith("(affirmative suffix) Where was Milo Fenn born?")
     assert "Question: (incontext" not in contexts["forget_attack_incontext_learning"]
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "compat", "change", "value"),
+    [
+        ("rwku", "forget_question_rouge", None, str.lower, 0),  # RWKU's counts case
+        ("rwku", "forget_question_rouge", None, lambda text: f"{text}. It is.", 1),
+        ("rwku", "forget_question_rouge", None, lambda text: f"{text}, it is.", 0),
+        ("pistol", "forget_rouge1", None, str.lower, 1),
+        ("muse_news", "forget_verbatim_rouge_f1", None, lambda text: text.replace("wrote", "writing"), 1 - 1 / 17),
+        ("muse_news", "forget_verbatim_rouge_f1", "muse", lambda text: text.replace("novel", "novels"), None),
+        ("muse_news", "forget_verbatim_rouge_f1", "openunlearning", lambda text: text.replace("novel", "novels"), 1),
+    ],
+)
+def test_overlap_is_measured_as_the_benchmark_s_authors_do(data, name, metric, compat, change, value):
+    _, found = run(Saying(lambda doc: change(doc["answer"])), name, {"compat": compat} if compat else {})
+    if value in (0, 1):
+        assert found[metric] == value
+    else:  # one word of each text is another one, since nothing is stemmed
+        assert 0.85 < found[metric] < 1
+
+
+def test_muse_s_six_attacks_and_their_reference(tiny, tokenizer, data, tmp_path):
+    """Of texts by their losses, as the plain loop has them; the reference is the retain-only model's result."""
+    from sklearn.metrics import roc_auc_score
+
+    names = ("mia_loss", "mia_zlib", "mia_lower", "mia_min_k_plus_plus")
+    result, found = run(hf(tiny("llama"), tokenizer), "muse_news", **SHORT)
+    losses, lower = {}, {}
+    for sample in result["samples"]["unlearn_muse_news"]:
+        if (document := sample["doc"])["shape"] == "bare":
+            for values_of, text in ((losses, document["answer"]), (lower, document["answer"].lower())):
+                ids = tokenizer.encode(text)
+                values_of[document["id"]] = np.mean(token_scores(tiny("llama"), ids[:1], ids[1:])["token_nll"])
+            close(sample["mia_loss_auc"]["mia_loss"], losses[document["id"]])
+            close(sample["mia_lower_auc"]["mia_lower"], losses[document["id"]] / lower[document["id"]])
+    truth = [key.startswith("holdout") for key in losses]
+    close(found["mia_loss_auc"], roc_auc_score(truth, list(losses.values())))
+    assert all(0 <= found[f"{name}_auc"] <= 1 for name in names)
+    assert found["mia_reference_auc"] is None
+    theirs = {key: value - key.startswith("forget") for key, value in losses.items()}  # it knows the members better
+    log = lambda split: {
+        "value_by_index": {key.rpartition("/")[2]: {"score": v} for key, v in theirs.items() if key.startswith(split)}
+    }
+    path = tmp_path / "MUSE_EVAL.json"
+    path.write_text(json.dumps({"mia_loss": {"agg_value": 0.5, "forget": log("forget"), "holdout": log("holdout")}}))
+    items = [{"split": key.partition("/")[0], "id": key, "mia_loss": value} for key, value in losses.items()]
+    assert text_auc_by_reference(items, {"retain_reference": str(path)})[0] == 0.0
+    path.write_text(json.dumps({"mia_loss": {"agg_value": 0.5}}))
+    assert "has no losses of these texts" in text_auc_by_reference(items, {"retain_reference": str(path)})[2]
 
 
 def test_sports_prefers_one_of_the_sports(tiny, tokenizer, data):

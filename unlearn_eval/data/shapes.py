@@ -168,5 +168,5 @@ def cut(text: str, stops: Sequence[str]) -> str:
         text = text.partition(stop)[0]
         if stop.startswith("\n") and (line := stop.strip()):
             found = re.search(rf"^[ \t]*{re.escape(line)}", text, re.MULTILINE)
-            text = text[: found.start()].rstrip("\n") if found else text
+            text = text[: found.start()] if found else text
     return text

@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,13 @@ class RetainReference:
         log_truth_ratios: id of a forget item -> ln of its raw truth ratio.
         aucs: names of membership inference metrics -> their values.
         path: where this was read.
+        losses: id of a text -> its mean loss per token.
     """
 
     log_truth_ratios: dict[str, float]
     aucs: dict[str, float]
     path: str
+    losses: dict[str, float] = field(default_factory=dict)
 
 
 def find_reference(metadata: Mapping[str, Any]) -> RetainReference | None:
@@ -93,29 +95,29 @@ def _from_result(path: Path) -> RetainReference:
     result = read_result(path)
     ratios: dict[str, float] = {}
     aucs: dict[str, float] = {}
+    losses: dict[str, float] = {}
     for task, metrics in result.metrics.items():
         aucs |= {n: m.value for n, m in metrics.items() if n.endswith("_auc") and m.value is not None}
         if task in result.samples:
-            ratios |= _ratios_of(read_samples(path, task))
-    return RetainReference(ratios, aucs, str(path))
+            samples = read_samples(path, task)
+            ratios |= _found(samples, "forget_quality", "log_truth_ratio")
+            losses |= _found(samples, "mia_loss_auc", "mia_loss")
+    return RetainReference(ratios, aucs, str(path), losses)
 
 
 def _from_samples(path: Path) -> dict[str, float]:
     from unlearn_eval.utils.json_files import read_jsonl
 
-    ratios = _ratios_of(read_jsonl(path))
+    ratios = _found(read_jsonl(path), "forget_quality", "log_truth_ratio")
     if not ratios:
         raise UserError(f"{path} holds no truth ratios of forget items", "name the samples of unlearn_tofu")
     return ratios
 
 
-def _ratios_of(samples: list[dict[str, Any]]) -> dict[str, float]:
-    found = (sample.get("forget_quality") for sample in samples)
-    return {
-        str(item["id"]): float(item["log_truth_ratio"])
-        for item in found
-        if isinstance(item, dict) and item.get("log_truth_ratio") is not None
-    }
+def _found(samples: list[dict[str, Any]], metric: str, key: str) -> dict[str, float]:
+    """Id of a document -> what it contributes to a metric, where that is known."""
+    found = (sample.get(metric) for sample in samples)
+    return {str(item["id"]): float(item[key]) for item in found if isinstance(item, dict) and item.get(key) is not None}
 
 
 def _from_open_unlearning(content: Mapping[str, Any], path: Path) -> RetainReference:
@@ -132,8 +134,15 @@ def _from_open_unlearning(content: Mapping[str, Any], path: Path) -> RetainRefer
             for name in ATTACKS
             if content.get(name, {}).get("agg_value") is not None
         }
+        texts = content.get("mia_loss", {})
+        losses = {  # MUSE's texts are called so here
+            f"{split}_texts/{i}": float(item["score"])
+            for split in ("forget", "holdout")
+            for i, item in texts.get(split, {}).get("value_by_index", {}).items()
+            if item["score"] is not None
+        }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not as OpenUnlearning writes it: {type(error).__name__}: {error}", "name its TOFU_EVAL.json"
         ) from error
-    return RetainReference(ratios, aucs, str(path))
+    return RetainReference(ratios, aucs, str(path), losses)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, zip_longest
 from typing import Any, Protocol
@@ -33,6 +33,19 @@ from unlearn_eval.utils.errors import UserError
 Document = dict[str, Any]
 Scores = dict[str, Any]
 PLAIN = PromptFormat(None, chat=False)  # lm-eval renders and encodes: only the seam with an answer is ours
+
+
+@dataclass(frozen=True)
+class Released:
+    """What an evaluator's released code does in its own way, for `compat`.
+
+    Attributes:
+        stops: Shape of a question -> the texts at which its answer is cut; of other shapes it is not cut.
+        rouge: Options of `metrics.rouge`.
+    """
+
+    stops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rouge: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,8 +175,7 @@ class UnlearningTask(ConfigurableTask):
 
     splits: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = {}  # metadata that neither the YAML nor the run need to give
-    # Evaluators that `compat` may name -> shape -> the texts at which their code cuts an answer; for none it does not.
-    released_stops: Mapping[str, Mapping[str, tuple[str, ...]]] = {requests.OPEN_UNLEARNING: {}}
+    released: Mapping[str, Released] = {requests.OPEN_UNLEARNING: Released()}  # by the names that `compat` takes
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         requests.install()
@@ -232,8 +244,8 @@ class UnlearningTask(ConfigurableTask):
     def compat(self) -> str | None:
         """The evaluator whose conventions are to be reproduced, or None for ours."""
         value = (self.config.metadata or {}).get("compat")
-        if value and value not in self.released_stops:
-            allowed = ", ".join(self.released_stops)
+        if value and value not in self.released:
+            allowed = ", ".join(self.released)
             raise UserError(f"unknown compat '{value}' in --metadata", f"allowed: {allowed}, or leave it out")
         return str(value) if value else None
 
@@ -320,7 +332,7 @@ class UnlearningTask(ConfigurableTask):
     def _stops(self, doc: Document, block: str, prompt_format: PromptFormat, asked: Asked) -> tuple[str, ...]:
         """The texts at which an answer is over: by the prompt's pattern, or those of the evaluator in `compat`."""
         if self.compat:
-            return self.released_stops[self.compat].get(str(doc.get("shape") or QUESTION), ())
+            return self.released[self.compat].stops.get(str(doc.get("shape") or QUESTION), ())
         before = block.rpartition(doc["question"])[0] if doc["question"] else ""
         return prompt_format.stops(asked, before, self._between)
 

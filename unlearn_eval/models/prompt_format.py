@@ -167,7 +167,7 @@ class PromptFormat:
         plain = self.reads_plain(ask)
         starts = (*(ask.starts if plain else ()), *(line_starts(before) if between or not plain else ()))
         between = between or (BETWEEN_TURNS if ask.turns and not plain else "")
-        return (*(f"\n{start}" for start in dict.fromkeys(starts)), *([between] if between and not plain else []))
+        return (*([between] if between and not plain else []), *(f"\n{start}" for start in dict.fromkeys(starts)))
 
     # Ids ---------------------------------------------------------------------------------------------------
 
