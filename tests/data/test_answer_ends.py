@@ -22,6 +22,8 @@ SPORT = "Fact: Ada Brook plays the sport of chess\nFact: Milo Fenn plays the spo
         (asked("Where?"), " Larkhill\n\nQuestion: Who sings?\nAnswer: Milo Fenn", " Larkhill\n"),
         (asked("Where?"), " Larkhill\nQuestion: Who sings?", " Larkhill"),
         (asked("Where?"), " Larkhill\n  Question: Who sings?", " Larkhill\n"),
+        (asked("Where?"), " Larkhill\n\nQuestion 2: Who sings?", " Larkhill\n\n"),
+        (asked("Where?"), " Larkhill\n**Question:** Who sings?", " Larkhill\n"),
         (asked("Where?"), " Question: Where?\nAnswer: Larkhill", ""),
         (asked("Where?"), "\n\nQuestion: Where?", "\n"),
         (asked("Where?"), " In Larkhill.\n\nIt lies by the sea.", " In Larkhill.\n\nIt lies by the sea."),

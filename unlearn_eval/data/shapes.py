@@ -157,8 +157,9 @@ def repeated_label(text: str) -> tuple[str, ...]:
 def cut(text: str, stops: Sequence[str]) -> str:
     """A generated text up to the first of its stops.
 
-    A stop that begins with a line break ends the text at each line that begins with its words, after spaces or not,
-    and at the first line too: a model that answers nothing may start the next example at once.
+    A stop that begins with a line break ends the text at each line that begins with its words: after spaces or marks
+    of a heading or not, with a number or not if it is a label ("Question 2:"), and at the first line too, since a
+    model that answers nothing may start the next example at once.
 
     Args:
         text: what a model has generated.
@@ -167,6 +168,7 @@ def cut(text: str, stops: Sequence[str]) -> str:
     for stop in filter(None, stops):
         text = text.partition(stop)[0]
         if stop.startswith("\n") and (line := stop.strip()):
-            found = re.search(rf"^[ \t]*{re.escape(line)}", text, re.MULTILINE)
+            label = re.escape(line.removesuffix(":")) + (r"[ \t]*\d*[ \t*]*:" if line.endswith(":") else "")
+            found = re.search(rf"^[ \t*#]*{label}", text, re.MULTILINE)
             text = text[: found.start()] if found else text
     return text

@@ -45,6 +45,12 @@ class Source:
     alternatives: tuple[str, ...] = ()
 
 
+def is_there(source: Source) -> bool:
+    """Whether the data folder holds a source."""
+    root = os.environ.get(DATA_VARIABLE)
+    return bool(root) and bool(_places(Path(str(root)).expanduser(), source))
+
+
 def load_source(source: Source, required: Sequence[str], revision: str | None = None) -> list[dict[str, Any]]:
     """The records of one file, in their order.
 
@@ -52,19 +58,20 @@ def load_source(source: Source, required: Sequence[str], revision: str | None = 
         UserError: it is neither in the data folder nor on the hub, is malformed, or lacks a field.
     """
     root = os.environ.get(DATA_VARIABLE)
-    if root and (source.shipped is None or _places(Path(root).expanduser(), source)):
-        records = _from_folder(Path(root).expanduser(), source, required)
-        if source.size not in (None, len(records)) and os.environ.get("RANK", "0") == "0":
-            _say(f"{source.folder}/{source.file} in {root} has {len(records)} records; the published one {source.size}")
-        return records
-    if source.shipped is not None:
+    if root and (source.shipped is None or is_there(source)):
+        records, place = _from_folder(Path(root).expanduser(), source, required), root
+    elif source.shipped is not None:
         return _records(source.shipped, required)
-    if source.hub is None:
+    elif source.hub is None:
         raise UserError(
             f"no {source.folder} data: {DATA_VARIABLE} is not set, and it is not read from the hub",
             f"put {source.folder}/{source.file}.json into a folder and name that folder there. {source.obtain}".strip(),
         )
-    return from_hub(source.hub, source.config, required, revision, source.split)
+    else:
+        records, place = from_hub(source.hub, source.config, required, revision, source.split), source.hub
+    if source.size not in (None, len(records)) and os.environ.get("RANK", "0") == "0":
+        _say(f"{source.folder}/{source.file} in {place} has {len(records)} records; the published one {source.size}")
+    return records
 
 
 def _from_folder(root: Path, source: Source, required: Sequence[str]) -> list[dict[str, Any]]:
@@ -111,6 +118,8 @@ def _places(root: Path, source: Source) -> list[Path]:
 
 def _folders(root: Path, names: set[str]) -> Iterator[Path]:
     """The folders in `root` of these names, first those that are written so."""
+    if not root.is_dir():
+        return iter(())
     wanted = {name.casefold().replace("-", "_") for name in names}
     own = [path for path in root.iterdir() if path.name.casefold().replace("-", "_") in wanted and path.is_dir()]
     return iter(sorted(own, key=lambda path: (path.name not in names, path.name)))
