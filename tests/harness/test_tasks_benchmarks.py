@@ -14,7 +14,7 @@ from saying import SayingLM
 from tiny_checkpoints import make_tiny
 
 from unlearn_eval.data.forget_sets import load_forget_set
-from unlearn_eval.harness.families import FAMILIES, text_auc_by_reference
+from unlearn_eval.harness.families import FAMILIES
 from unlearn_eval.utils.errors import UserError
 
 NAMES = sorted(FAMILIES)
@@ -87,10 +87,7 @@ def test_every_benchmark_keeps_the_contract(tiny, tokenizer, data, name):
             assert value is not None or said[metric]["reason"], metric
             assert said[metric]["n"] + said[metric]["n_unscored"] > 0, metric
         undefined = [metric for metric, value in found.items() if value is None]
-        assert all(
-            "fluency" in metric or metric in ("privleak", "mia_reference_auc") or "paraphrase" in metric
-            for metric in undefined
-        )
+        assert all("fluency" in metric or metric == "privleak" or "paraphrase" in metric for metric in undefined)
         assert sum(sizes.values()) == len(result["samples"][task])
         json.dumps(result["results"][task], allow_nan=False)
 
@@ -351,12 +348,13 @@ def test_overlap_is_measured_as_the_benchmark_s_authors_do(data, name, metric, c
         assert 0.85 < found[metric] < 1
 
 
-def test_muse_s_six_attacks_and_their_reference(tiny, tokenizer, data, tmp_path):
-    """Of texts by their losses, as the plain loop has them; the reference is the retain-only model's result."""
+def test_muse_s_attacks_on_texts(tiny, tiny_folder, tokenizer, data):
+    """By loss, by loss in lower case, ... as the plain loop has them; norms and a reference model where asked for."""
     from sklearn.metrics import roc_auc_score
 
-    names = ("mia_loss", "mia_zlib", "mia_lower", "mia_min_k_plus_plus")
-    result, found = run(hf(tiny("llama"), tokenizer), "muse_news", **SHORT)
+    lm, folder = hf(tiny("llama"), tokenizer), str(tiny_folder("llama", 1))
+    metadata = {"gradnorm": 2, "reference_model": folder}
+    result, found = run(lm, "muse_news", metadata, **SHORT)
     losses, lower = {}, {}
     for sample in result["samples"]["unlearn_muse_news"]:
         if (document := sample["doc"])["shape"] == "bare":
@@ -367,18 +365,9 @@ def test_muse_s_six_attacks_and_their_reference(tiny, tokenizer, data, tmp_path)
             close(sample["mia_lower_auc"]["mia_lower"], losses[document["id"]] / lower[document["id"]])
     truth = [key.startswith("holdout") for key in losses]
     close(found["mia_loss_auc"], roc_auc_score(truth, list(losses.values())))
-    assert all(0 <= found[f"{name}_auc"] <= 1 for name in names)
-    assert found["mia_reference_auc"] is None
-    theirs = {key: value - key.startswith("forget") for key, value in losses.items()}  # it knows the members better
-    log = lambda split: {
-        "value_by_index": {key.rpartition("/")[2]: {"score": v} for key, v in theirs.items() if key.startswith(split)}
-    }
-    path = tmp_path / "MUSE_EVAL.json"
-    path.write_text(json.dumps({"mia_loss": {"agg_value": 0.5, "forget": log("forget"), "holdout": log("holdout")}}))
-    items = [{"split": key.partition("/")[0], "id": key, "mia_loss": value} for key, value in losses.items()]
-    assert text_auc_by_reference(items, {"retain_reference": str(path)})[0] == 0.0
-    path.write_text(json.dumps({"mia_loss": {"agg_value": 0.5}}))
-    assert "has no losses of these texts" in text_auc_by_reference(items, {"retain_reference": str(path)})[2]
+    names = ("zlib", "min_k", "min_k_plus_plus", "gradnorm", "reference")
+    assert all(0 <= found[f"mia_{name}_auc"] <= 1 for name in names)
+    assert not {"mia_gradnorm_auc", "mia_reference_auc"} & run(lm, "muse_news", **SHORT)[1].keys()
 
 
 def test_sports_prefers_one_of_the_sports(tiny, tokenizer, data):

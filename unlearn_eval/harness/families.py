@@ -19,10 +19,10 @@ from unlearn_eval.data.registry import benchmark_documents
 from unlearn_eval.data.shapes import Asked, asked
 from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores
-from unlearn_eval.harness.reference import ABSENT, find_reference
+from unlearn_eval.harness.reference import find_reference
 from unlearn_eval.harness.requests import OPEN_UNLEARNING
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Released, Scores, UnlearningTask, merge_scores
-from unlearn_eval.harness.tofu import auc, membership_scores, privleak_of
+from unlearn_eval.harness.tofu import FURTHER, attacks_of, auc, further_scores, membership_scores, privleak_of
 from unlearn_eval.utils.errors import unknown_name
 
 SetMetric = tuple[float | None, float | None, str | None]
@@ -112,7 +112,7 @@ def generated_scores(document: Document, question: str, said: str, rouge_options
 def own_tokens(response: Scores) -> Scores:
     """A response without its end token: within a sentence it may go on after the answer."""
     n = response.get("n_answer")
-    lists = ("token_nll", "hits", "ranks")
+    lists = ("token_nll", "reference_token_nll", "hits", "ranks")
     return {key: value[:n] if key in lists else value for key, value in response.items()}
 
 
@@ -240,21 +240,6 @@ def text_auc(items: list[Scores], metadata: Mapping[str, Any], key: str) -> SetM
     return auc(items, key, TEXTS)
 
 
-def text_auc_by_reference(items: list[Scores], metadata: Mapping[str, Any]) -> SetMetric:
-    """AUC of the texts' losses less those of the retain-only model."""
-    reference = find_reference(metadata)
-    if reference is None:
-        return None, None, ABSENT
-    if not any(item["id"] in reference.losses for item in items):
-        return (
-            None,
-            None,
-            f"{reference.path} has no losses of these texts (name a result of the task, with its samples)",
-        )
-    known = [item for item in items if item["id"] in reference.losses and item["mia_loss"] is not None]
-    return auc([{**item, "less": item["mia_loss"] - reference.losses[item["id"]]} for item in known], "less", TEXTS)
-
-
 def muse_privleak(items: list[Scores], metadata: Mapping[str, Any]) -> SetMetric:
     """The AUC's relative distance from that of the retain-only model, in percent."""
     return privleak_of(items, find_reference(metadata), "min_k", TEXTS)
@@ -289,7 +274,6 @@ _MUSE = Family(
             f"{key}_auc": Overall(partial(text_auc, key=key), (key,), TEXTS, None)
             for key in ("mia_min_k_plus_plus", "mia_loss", "mia_zlib", "mia_lower")
         },
-        "mia_reference_auc": Overall(text_auc_by_reference, ("mia_loss",), TEXTS, None),
         "privleak": Overall(muse_privleak, ("min_k",), TEXTS, None),
     },
     rouge={"stem": False},
@@ -403,6 +387,11 @@ class BenchmarkTask(UnlearningTask):
         legacy = any(key.startswith("legacy_") for own in self.family.columns.values() for key in own)
         return legacy and name == "answer"
 
+    def attacked_with(self, document: Document, name: str) -> dict[str, Any]:
+        """The attacks on texts that the run's metadata ask for (see `tofu.attacks_of`)."""
+        texts = document["shape"] == "bare" and name == "answer"
+        return attacks_of(self.config.metadata or {}) if texts else {}
+
     def _needs(self, document: Document, paraphrased: bool) -> set[str]:
         """What must be asked of a document's question, or of its paraphrases."""
         keys = self.keys_of[document["split"]]
@@ -447,6 +436,8 @@ class BenchmarkTask(UnlearningTask):
             if f"{name}answer" in answers:
                 wrong = [answers[key] for key in answers if key.startswith(f"{name}wrong_")]
                 merge_scores(own, scored(document, answers[f"{name}answer"], wrong, self._scoring_compat))
+            if (wanted := self.attacked_with(document, f"{name}answer")) and f"{name}answer" in answers:
+                merge_scores(own, further_scores(own_tokens(answers[f"{name}answer"]), wanted))
             if f"{name}lower" in answers:
                 own["mia_lower"] = lower_score(*(own_tokens(answers[f"{name}{key}"]) for key in ("answer", "lower")))
             views.append(own)
@@ -470,7 +461,11 @@ class BenchmarkTask(UnlearningTask):
                 table[f"{name}_{key}"] = Mean(tuple(parts), key, direction(name, key))
             for split in parts if parts != [name] else ():
                 table |= {f"{split}_{key}": Mean(split, key, direction(split, key)) for key in keys}
-        for name, own in self.family.overall.items():
+        further = [
+            FURTHER[key] for key in attacks_of(self.config.metadata or {}) if set(TEXTS) <= set(self.split_sizes)
+        ]
+        asked = {f"{key}_auc": Overall(partial(text_auc, key=key), (key,), TEXTS, None) for key in further}
+        for name, own in (self.family.overall | asked).items():
             splits = tuple(split for split in self.split_sizes if _among(split, own.splits))
             function = partial(own.function, metadata=self.config.metadata or {})
             table[name] = OverAll(splits, own.keys, function, own.higher_is_better)
