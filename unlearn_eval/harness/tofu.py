@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.data.benchmarks.tofu import HUB_ID
-from unlearn_eval.data.sources import load_split
+from unlearn_eval.data.benchmarks.tofu import records_of
 from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
 from unlearn_eval.harness.reference import ABSENT, RetainReference, find_reference
@@ -150,7 +149,7 @@ class TofuPrivacyTask(UnlearningTask):
         """The true answer."""
         return {"answer": (document["question"], document["answer"])}
 
-    def attacked_with(self, name: str) -> dict[str, Any]:
+    def attacked_with(self, document: Document, name: str) -> dict[str, Any]:
         """What the run's metadata ask for: norms of gradients (`gradnorm`), another model (`reference_model`)."""
         return attacks_of(self.config.metadata or {})
 
@@ -232,7 +231,7 @@ def _forget_split(metadata: Mapping[str, Any]) -> str:
 
 def documents_of(split: str, name: str, fields: tuple[str, ...] = ()) -> list[Document]:
     """The documents of one split, with what `fields` names beside question and answer."""
-    records = load_split("tofu", name, HUB_ID, ("question", "answer", *fields))
+    records = records_of(name, ("question", "answer", *fields))
     documents = []
     for i, record in enumerate(records):
         wrong = record["perturbed_answer"] if "perturbed_answer" in fields else []
