@@ -131,6 +131,7 @@ class Joint:
         self.said = [False] * len(self.requests)
         self.steps = [0] * len(self.requests)
         self._done: dict[int, bool] = {}
+        self._best: tuple[Any, ...] = ()
         self._adam = AdamRows(delta, schedule.rate, epsilon=1e-12)
 
     def _add(self, rows: Sequence[Row], parts: Sequence[int]) -> list[int]:
@@ -182,11 +183,22 @@ class Joint:
                 failed += [i for i in part if not self._done[i]]
             progress(self.name, round_ + 1, plan.steps)
             # What was done may be undone by the steps of the rest, so a request is left out for a few rounds only.
-            left = failed if failed and (round_ + 1) % CHECK_EVERY else self._check(everyone)
+            left = failed if failed and (round_ + 1) % CHECK_EVERY else self._check_all()
             if not left:
                 break
-        self._check(everyone)
+        self._check_all()
+        if not torch.equal(self.delta, self._best[1]):  # the last steps may have undone what was said before
+            self.delta.copy_(self._best[1])
+            self._check(everyone)
         return self.delta
+
+    def _check_all(self) -> list[int]:
+        """The requests that are not done; the change by which most are said, with the least loss, is remembered."""
+        left = self._check(list(range(len(self.requests))))
+        score = (sum(self.said), -sum(self.nll))
+        if not self._best or score > self._best[0]:
+            self._best = (score, self.delta.clone())
+        return left
 
     def loss(self, delta: Tensor, requests: list[int], contexts: bool) -> tuple[Tensor, dict[int, Any]]:
         """The loss of some requests, and of each one: its own loss, whether it is said, and whether it is done."""
