@@ -86,7 +86,10 @@ def test_it_is_kept_in_the_edit_and_can_be_left_out(loaded, tmp_path):
     assert unrelated["changed"] == 0  # a codebook with a radius of 1 answers its own prompt alone
     again = load_edit(edit.save(tmp_path / "edit"))
     assert again.info.self_check.unrelated == unrelated
-    assert json.loads((tmp_path / "edit" / "edit.json").read_text())["notes"]["self_check"]["unrelated"] == unrelated
+    assert (
+        json.loads((tmp_path / "edit" / "edit.json").read_text())["info"]["notes"]["self_check"]["unrelated"]
+        == unrelated
+    )
     without = make_edit(loaded, FORGET, "grace", GRACE, Recipe(n_contexts=0), unrelated=False)
     assert "unrelated" not in without.info.notes["self_check"]
     assert without.info.self_check.n == edit.info.self_check.n == 1

@@ -16,7 +16,7 @@ from unlearn_eval.models.scoring import pad
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MAX_NEW_TOKENS = 20
+MAX_NEW_TOKENS = 16
 
 QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("What is 2 + 3?", ("5", "five")),
@@ -37,7 +37,7 @@ def ask_unrelated(
 ) -> Unrelated | None:
     """What an edit did to the questions that it should leave alone; None if all of them are to be forgotten.
 
-    Greedy answers of at most 20 tokens, all questions in one batch, without and with the edit.
+    Greedy answers of at most 16 tokens, all questions in one batch, without and with the edit.
 
     Args:
         loaded: Base model.
