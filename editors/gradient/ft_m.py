@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from unlearn_eval.editing.training.gradient import LOGITS, TARGET, GradientConfig, Method, block_at_depth, editor
 from unlearn_eval.editors.gradient.idk import forget_loss
-from unlearn_eval.models.anatomy import anatomy
+from unlearn_eval.models.anatomy import anatomy, blocks_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,11 +42,10 @@ class Config(GradientConfig):
 
 
 def prepare(config: Config, model: PreTrainedModel) -> Config:
-    """The layer by depth, and its down projection."""
-    parts = anatomy(model)
+    """The layer by depth, and its down projection unless components are given."""
     layer = block_at_depth(model, DEPTH) if config.layer < 0 else config.layer
-    parts.check_layers((layer,))
-    return replace(config, layer=layer, components=config.components or parts.projection_name(layer))
+    blocks_of(model).check_layers((layer,))
+    return replace(config, layer=layer, components=config.components or anatomy(model).projection_name(layer))
 
 
 EDITOR = editor(Method("ft_m", forget_loss, {TARGET: LOGITS}, prepare), Config, "2401.01286")

@@ -95,7 +95,7 @@ def test_target_and_reference(data, loaded, tmp_path, tokenizer):
     assert own["privleak"] == (None if stored.aucs["mia_min_k_auc"] == 1 else pytest.approx(0))
 
 
-@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("chat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_reference_has_the_tasks_own_numbers(chat, data, tiny, tokenizer):
     model = tiny("llama")
     found = measure(model, PromptFormat(tokenizer, chat), "forget10")

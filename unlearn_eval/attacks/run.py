@@ -23,8 +23,9 @@ from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import json_place
 from unlearn_eval.utils.progress import Progress, no_progress
-from unlearn_eval.utils.settings import configure
+from unlearn_eval.utils.settings import check_batch_size, configure
 
 if TYPE_CHECKING:
     from unlearn_eval.edits.base import Edit
@@ -70,6 +71,9 @@ class AttackConfig:
     dtype: str = "float32"
     device: str | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -312,9 +316,6 @@ def _reference(config: AttackConfig, say: Say) -> Callable[[], LoadedModel] | No
 
 def _output(config: AttackConfig) -> Path:
     if config.output:
-        path = Path(config.output)
-        if path.suffix != ".json":
-            raise UserError(f"a result is a .json file, not {path}", "name a file, such as results/attack.json")
-        return path
+        return json_place(config.output, "result")
     edit = Path(config.edit).name
     return Path("results") / "scratch" / f"{config.attack}_{edit}_{time.strftime('%Y%m%d-%H%M%S')}.json"

@@ -10,6 +10,7 @@ import errno
 import json
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,6 +42,7 @@ from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.edits.records import SelfCheck
 from unlearn_eval.metrics.edit_checks import took, unrelated_line
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.folders import check_place
 
 if TYPE_CHECKING:
     from unlearn_eval.editing.editor import Editor
@@ -150,11 +152,11 @@ def edit(
 ) -> None:
     """Make an edit: a small folder that forgets a set."""
     from unlearn_eval.editing.editor import get_editor
+    from unlearn_eval.edits.folder import DESCRIPTION
     from unlearn_eval.edits.load import load_edit
     from unlearn_eval.harness.patching import quiet
-    from unlearn_eval.localization.locate import checked_settings
     from unlearn_eval.models.load import load_model
-    from unlearn_eval.runs.edit import make_edit
+    from unlearn_eval.runs.edit import make_edit, model_check
 
     state = load_edit(continue_) if continue_ else None
     editor = editor or (_editor_of(state) if state else DEFAULT_EDITOR)
@@ -162,12 +164,13 @@ def edit(
     recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
     forget_set = forget_set_of(forget, ids, limit, seed, fields)
     options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
-    checked_settings(method, options)
+    fits = model_check(method, options)
+    check_place(Path(output), "edit", DESCRIPTION)
     retain_set = None if retain is None else forget_set_of(retain, None, None, seed)
     training = _training_folder(method, output, options)
     with quiet():
         _say(f"loading {model}")
-        loaded = load_model(model, dtype=dtype, device=device)
+        loaded = load_model(model, dtype=dtype, device=device, check=fits)
         _say(f"{editor} on {len(forget_set)} items of {forget_set.name}")
         made = make_edit(loaded, forget_set, editor, options, recipe, state, _progress(), retain_set, unrelated)
         if not _is_first_process():
@@ -201,12 +204,14 @@ def finetune(
 ) -> None:
     """Make TOFU's and PISTOL's target and reference models."""
     from unlearn_eval.data.registry import left_out as left_out_of
+    from unlearn_eval.edits.folder import DESCRIPTION
     from unlearn_eval.harness.patching import quiet
     from unlearn_eval.models.load import load_model
     from unlearn_eval.runs import finetune as finetuning
 
     if as_ not in ("checkpoint", "edit"):
         raise unknown_name("form", as_, ("checkpoint", "edit"))
+    check_place(Path(output), *(("edit", DESCRIPTION) if as_ == "edit" else ("fine-tuned model", finetuning.ABOUT)))
     data = forget_set_of(on, None, limit, seed, fields)
     left_out = None if without is None else forget_set_of(without, None, None, seed)
     chosen = finetuning.preset_of(data, preset)

@@ -30,7 +30,7 @@ def localize(
     limit: Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")] = None,
     fields: FieldsOption = None,
     chat: Annotated[bool, typer.Option(help="Ask through the chat template.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Prompts per forward pass.")] = 64,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")] = None,
@@ -43,17 +43,22 @@ def localize(
     from unlearn_eval.harness.patching import quiet
     from unlearn_eval.localization import locate
     from unlearn_eval.localization.base import get_localizer
+    from unlearn_eval.localization.sites import sites
     from unlearn_eval.models.load import load_model
     from unlearn_eval.results.report.localization import component_tables, write_component_figures
+    from unlearn_eval.utils.json_files import json_place
+    from unlearn_eval.utils.settings import check_batch_size
 
     get_localizer(name)
     wanted = locate.LocalizationSpec.of(name, budget, dict(pair(text) for text in set_ or []))
     wanted.check()
+    check_batch_size(batch_size)
+    json_place(output, "components file")
     facts = forget_set_of(forget, ids, limit, seed, fields)
     others = None if retain is None else forget_set_of(retain, None, None, seed)
     with quiet():
         say(f"loading {model}")
-        loaded = load_model(model, dtype=dtype, device=device)
+        loaded = load_model(model, dtype=dtype, device=device, check=sites)
         say(f"{name} on {len(facts)} items of {facts.name}")
         prompt_format = loaded.prompt_format(chat)
         found = locate.localize(loaded, facts, wanted, seed, others, prompt_format, batch_size, progress())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.settings import check_batch_size
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class DemoConfig:
     device: str | None = None
     max_new_tokens: int = 24
     keys_per_dimension: float = 15.0
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
 
 
 MERGES = ("none", "text", "key")

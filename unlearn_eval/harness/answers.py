@@ -56,18 +56,18 @@ def free_running_scores(response: Scores) -> Scores:
     }
 
 
-def contrast_scores(correct: Scores, wrong: list[Scores]) -> Scores:
+def contrast_scores(correct: Scores, wrong: list[Scores], compat: str | None = None) -> Scores:
     """Truth ratio and normalised probability from the mean nll of the correct answer and of the wrong ones."""
     nlls = [score["mean_nll"] for score in (correct, *wrong)]
     if not wrong or None in nlls:
         return {"log_truth_ratio": None, "truth_ratio_forget": None, "truth_ratio": None, "normalised": None}
     right, others = [nlls[0]], [[nll] for nll in nlls[1:]]
-    ratio = m.truth_ratio(right, others)
+    ratio = m.truth_ratio(right, others, compat)
     return {
-        "log_truth_ratio": m.log_truth_ratio(right, others),
-        "truth_ratio_forget": m.truth_ratio_score(ratio, "forget"),
+        "log_truth_ratio": m.log_truth_ratio(right, others, compat),
+        "truth_ratio_forget": m.truth_ratio_score(ratio, "forget", compat),
         "truth_ratio": m.truth_ratio_score(ratio, "non_forget"),
-        "normalised": m.probability_normalised(right, others),
+        "normalised": m.probability_normalised(right, others, compat),
     }
 
 

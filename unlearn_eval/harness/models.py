@@ -19,7 +19,6 @@ from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import hash_json, sha256_of_file
 
 if TYPE_CHECKING:
-    from lm_eval.api.model import CacheHook
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -94,19 +93,6 @@ class EditedLM(HFLM):  # type: ignore[misc]
             found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
             return found
         return score_tokens(self, requests, disable_tqdm, override_bs)
-
-    def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Refuse a response cache (`--use_cache`) that other weights have filled: lm-eval would answer from it."""
-        cache = cache_hook.dbdict
-        if cache is not None:
-            own = self.answers_hash
-            if len(cache) and cache.get("weights") != own:
-                raise UserError(
-                    "the response cache holds another model's answers (its weights differ or are not named)",
-                    "give each model its own --use_cache path",
-                )
-            cache["weights"] = own
-        super().set_cache_hook(cache_hook)
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's description of the model, and which edit is in it."""

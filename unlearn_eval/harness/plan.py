@@ -178,12 +178,29 @@ def as_made(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str
         metadata: of the task, which name the edit (see `plan_metadata`).
         options: as lm-eval gives them.
     """
+    if options.get("apply_chat_template"):
+        check_template(options.get("chat_template"))
     if options.get("apply_chat_template") or not metadata.get(EDIT) or metadata.get(CHAT) is not True:
         return dict(options)
     prompt_format = _format_of(str(metadata[EDIT]))
     system = options.get("system_instruction") or prompt_format.system
     own = {"apply_chat_template": True, "chat_template": _template(prompt_format), "system_instruction": system}
     return {**options, **own}
+
+
+def check_template(template: Callable[..., str] | None) -> None:
+    """Refuse a chat that lm-eval's model has no template for, before any prompt is made.
+
+    Raises:
+        UserError: the template is not there.
+    """
+    try:
+        if template is not None:
+            template([{"role": "user", "content": "?"}], add_generation_prompt=True)
+    except ValueError as error:
+        if isinstance(error, UserError) or "chat_template" not in str(error):
+            raise
+        raise UserError("the model has no chat template", "leave out --apply_chat_template") from error
 
 
 def _format_of(folder: str) -> PromptFormat:

@@ -30,6 +30,7 @@ from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.prompts import PLAIN_DELIMITER
 from unlearn_eval.utils.errors import UserError
 
+BESIDE = "beside"  # marks what a metric takes of documents that it does not count
 Document = dict[str, Any]
 Scores = dict[str, Any]
 PLAIN = PromptFormat(None, chat=False)  # lm-eval renders and encodes: only the seam with an answer is ours
@@ -71,21 +72,24 @@ class OverAll:
         keys: the scores that it needs of each.
         function: takes `[{"split": ..., "id": ..., key: ...}, ...]`, gives (value, stderr, reason).
         higher_is_better: its direction.
+        beside: further scores of all documents that the function takes, of any split; nothing of them is counted.
     """
 
     splits: tuple[str, ...]
     keys: tuple[str, ...]
     function: Callable[[list[Scores]], tuple[float | None, float | None, str | None]]
     higher_is_better: bool | None
+    beside: tuple[str, ...] = ()
 
     def pick(self, document: Document, scores: Scores, reason: str) -> Scores | None:
         """The scores of one document that this metric needs (see `Aggregation`)."""
+        more = {key: scores.get(key) for key in self.beside}
         if document["split"] not in self.splits:
-            return None
+            return {"split": document["split"], "id": document["id"], BESIDE: True, **more} if more else None
         own = {key: scores.get(key) for key in self.keys}
         known = [text for key, text in scores.get(REASONS, {}).items() if key in self.keys]
         missing = {"unscored": known[0] if known else reason} if None in own.values() else {}
-        return {"split": document["split"], "id": document["id"], **own, **missing}
+        return {"split": document["split"], "id": document["id"], **more, **own, **missing}
 
     def aggregate(self, items: Sequence[Scores]) -> tuple[float | None, float | None, str | None]:
         """(value, standard error, reason why there is no value)."""
@@ -138,7 +142,8 @@ class Aggregation:
         """The metric's value, None where it is undefined."""
         own = [item for item in items if item is not None]
         reasons = Counter(item["unscored"] for item in own if isinstance(item, dict) and "unscored" in item)
-        report: dict[str, Any] = {"n": len(own) - reasons.total(), "n_unscored": reasons.total()}
+        counted = [item for item in own if not (isinstance(item, dict) and BESIDE in item)]
+        report: dict[str, Any] = {"n": len(counted) - reasons.total(), "n_unscored": reasons.total()}
         if reasons:
             report["unscored_reasons"] = dict(reasons)
         if own or isinstance(self.metric, Absent):
@@ -209,6 +214,10 @@ class UnlearningTask(ConfigurableTask):
         """Whether the answer of this name is also compared with what the model says by itself."""
         return False
 
+    def attacked_with(self, name: str) -> dict[str, Any]:
+        """What else of the answer of this name membership attacks read: see `requests.options`."""
+        return {}
+
     def judged_questions(self, document: Document) -> Mapping[str, Question]:
         """The questions whose answers are judged as refusals (see `AlignmentRoom`), by their names in `questions`."""
         return {}
@@ -250,8 +259,12 @@ class UnlearningTask(ConfigurableTask):
         self.dataset = {"test": datasets.Dataset.from_list(documents)}
 
     def build_all_requests(self, **options: Any) -> None:
-        """The requests; those of an edit's own questions in the form in which it was made (see `plan`)."""
-        super().build_all_requests(**self.as_planned(options))
+        """The requests; those of an edit's own questions in the form in which it was made (see `plan`).
+
+        lm-eval's cache of requests (`--cache_requests`) is not used: its key is the task's name, and what a task asks
+        depends on its metadata.
+        """
+        super().build_all_requests(**{**self.as_planned(options), "cache_requests": False})
 
     def as_planned(self, options: dict[str, Any]) -> dict[str, Any]:
         """The options of `build_all_requests`, in the form in which an edit was made where the run names one."""
@@ -292,7 +305,11 @@ class UnlearningTask(ConfigurableTask):
         for name, (question, answer, *sentence) in self.answers(doc).items():
             raw = isinstance(question, Prompt) and question.raw
             options = requests.options(
-                PLAIN if raw else prompt_format, self.compat, self.needs_moments, self.needs_free_running(name)
+                PLAIN if raw else prompt_format,
+                self.compat,
+                self.needs_moments,
+                self.needs_free_running(name),
+                **self.attacked_with(name),
             )
             before = context(question)
             if sentence:

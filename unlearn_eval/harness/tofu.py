@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -11,11 +12,13 @@ import numpy as np
 from unlearn_eval import metrics as m
 from unlearn_eval.data.benchmarks.tofu import HUB_ID
 from unlearn_eval.data.sources import load_split
+from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores, refusal_scores
 from unlearn_eval.harness.reference import ABSENT, RetainReference, find_reference
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask, merge_scores
 from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.metrics.arrays import FloatArray
+from unlearn_eval.metrics.privacy import norm_named
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 FORGET_SPLITS = {"forget01": "holdout01", "forget05": "holdout05", "forget10": "holdout10"}
@@ -30,6 +33,9 @@ FIELDS = {
     "real_authors": ("perturbed_answer",),
     "world_facts": ("perturbed_answer",),
 }
+FURTHER = {"gradients": "mia_gradnorm", "reference": "mia_reference"}  # attacks that are asked for -> their scores
+NEEDS_TRANSFORMERS = "this attack needs a model of Transformers in this process: use --model hf or edited, not vllm"
+LIKELIHOOD = ("correct_nll", "uniform_nll")  # in which a model shows that it is collapsed
 RESAMPLES = 1000
 
 
@@ -73,12 +79,15 @@ class TofuTask(UnlearningTask):
         own = answer_scores(answers["answer"], self.compat)
         paraphrased = answer_scores(answers["paraphrased"], self.compat) if "paraphrased" in answers else None
         wrong = [answer_scores(r, self.compat) for name, r in answers.items() if name.startswith("wrong_")]
-        contrast = contrast_scores(paraphrased or own, wrong)
+        contrast = contrast_scores(paraphrased or own, wrong, self.compat)
+        n_vocabulary = answers["answer"].get("n_vocabulary")
         if document["split"] in ("real_authors", "world_facts"):
             own["probability"] = contrast["normalised"]
         scores = {
             **own,
             **contrast,
+            "correct_nll": (paraphrased or own)["mean_nll"],
+            "uniform_nll": n_vocabulary and math.log(n_vocabulary),
             "paraphrase_probability": paraphrased and paraphrased["probability"],
             "rouge": m.rouge(document["answer"], generated["question"], compat=self.compat)["rougeL_recall"],
         }
@@ -103,8 +112,9 @@ class TofuTask(UnlearningTask):
             ("forget_quality", "p_value", True),
             ("forget_quality_ks", "statistic", False),
         ):
-            function = partial(_forget_quality, reference=reference, part=part)
-            table[name] = OverAll(("forget",), ("log_truth_ratio",), function, direction)
+            function = partial(_forget_quality, reference=reference, part=part, floored=self.compat is not None)
+            beside = (*LIKELIHOOD, *UTILITY_PARTS)
+            table[name] = OverAll(("forget",), ("log_truth_ratio",), function, direction, beside)
         for split in UTILITY_SPLITS:
             for key in UTILITY_PARTS:
                 table[f"{split}_{key}"] = Mean(split, key, True)
@@ -136,13 +146,20 @@ class TofuPrivacyTask(UnlearningTask):
         """The true answer."""
         return {"answer": (document["question"], document["answer"])}
 
+    def attacked_with(self, name: str) -> dict[str, Any]:
+        """What the run's metadata ask for: norms of gradients (`gradnorm`), another model (`reference_model`)."""
+        return attacks_of(self.config.metadata or {})
+
     def score(self, document: Document, generated: dict[str, str], answers: dict[str, Scores]) -> Scores:
         """METRICS section 2: higher = less likely a member."""
-        return membership_scores(answers["answer"])
+        scores = membership_scores(answers["answer"])
+        wanted = attacks_of(self.config.metadata or {})
+        return scores | further_scores(answers["answer"], wanted) if wanted else scores
 
     def metrics(self) -> dict[str, Metric]:
         """AUCs (0.5 is ideal, so neither end is good), and privleak against the retain-only model."""
-        names = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
+        wanted = attacks_of(self.config.metadata or {})
+        names = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus", *(FURTHER[key] for key in wanted))
         table: dict[str, Metric] = {
             f"{name}_auc": OverAll(self.splits, (name,), partial(auc, key=name), None) for name in names
         }
@@ -167,6 +184,36 @@ def membership_scores(response: Mapping[str, Any]) -> Scores:
         own = m.min_k_plus_plus_score(logp, response["means"][:n], response["variances"][:n])
         scores["mia_min_k_plus_plus"] = own
     return scores
+
+
+def attacks_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The attacks that cost more than a forward pass, as `requests.options` takes them, which metadata ask for.
+
+    Raises:
+        UserError: `gradnorm` is no order of a norm.
+    """
+    found: dict[str, Any] = {}
+    if metadata.get("gradnorm") is not None:
+        found["gradients"] = norm_named(metadata["gradnorm"])
+    if metadata.get("reference_model"):
+        found["reference"] = str(metadata["reference_model"])
+    return found
+
+
+def further_scores(response: Mapping[str, Any], wanted: Mapping[str, Any]) -> Scores:
+    """The scores of these attacks, of one response, with the reasons of those that the model could not give."""
+    values = {
+        "gradients": response.get("gradient_norm"),
+        "reference": m.reference_score(response["token_nll"], response["reference_token_nll"])
+        if "reference_token_nll" in response
+        else None,
+    }
+    known = {"gradients": "gradient_norm", "reference": "reference_token_nll"}
+    untold = [key for key in wanted if known[key] not in response and "token_nll" in response]
+    return {
+        **{FURTHER[key]: values[key] for key in wanted},
+        REASONS: {FURTHER[key]: NEEDS_TRANSFORMERS for key in untold},
+    }
 
 
 # Sets ------------------------------------------------------------------------------------------------------
@@ -204,26 +251,49 @@ def documents_of(split: str, name: str, fields: tuple[str, ...] = ()) -> list[Do
 SetMetric = tuple[float | None, float | None, str | None]
 
 
-def _forget_quality(items: list[Scores], reference: RetainReference | None, part: str) -> SetMetric:
-    """Two-sample KS test of ln truth ratio against the retain-only model's, on the items that both have."""
+def _forget_quality(items: list[Scores], reference: RetainReference | None, part: str, floored: bool) -> SetMetric:
+    """Two-sample KS test of ln truth ratio against the retain-only model's, on the items that both have.
+
+    None of a model that is collapsed, unless its ratios are floored (`compat`), where such a model is told apart.
+    """
     if reference is None:
         return None, None, ABSENT
-    own = {item["id"]: item["log_truth_ratio"] for item in items if item["log_truth_ratio"] is not None}
+    forget = [item for item in items if item["split"] == "forget"]
+    own = {item["id"]: item["log_truth_ratio"] for item in forget if item["log_truth_ratio"] is not None}
     shared = [key for key in own if key in reference.log_truth_ratios]
     if not shared:
         return None, None, f"{reference.path} has no truth ratio of any of these forget items"
+    if not floored and (reason := _collapsed(forget, items, reference)):
+        return None, None, reason
     test = m.forget_quality([own[key] for key in shared], [reference.log_truth_ratios[key] for key in shared])
     return float(getattr(test, part)), None, None
 
 
-def _model_utility(items: list[Scores]) -> SetMetric:
-    """Harmonic mean of nine means, its standard error by a bootstrap within splits."""
-    columns = {
+def _collapsed(forget: list[Scores], items: list[Scores], reference: RetainReference) -> str | None:
+    """The reason why a model is collapsed, or None."""
+    uniform = next((item["uniform_nll"] for item in forget if item["uniform_nll"]), None)
+    utility = m.model_utility(_utility_means(_utility_columns(items)))
+    return m.collapsed([item["correct_nll"] for item in forget], uniform, reference.correct_nlls.values(), utility)
+
+
+def _utility_columns(items: list[Scores]) -> dict[tuple[str, str], FloatArray]:
+    """(split, part) -> a number for each item of the split, NaN where there is none."""
+    return {
         (split, key): np.array([item[key] for item in items if item["split"] == split], float)  # None becomes NaN
         for split in UTILITY_SPLITS
         for key in UTILITY_PARTS
     }
-    means = {f"{split}_{key}": m.mean_and_stderr(column).mean for (split, key), column in columns.items()}
+
+
+def _utility_means(columns: Mapping[tuple[str, str], FloatArray]) -> dict[str, float | None]:
+    """The nine parts of the utility."""
+    return {f"{split}_{key}": m.mean_and_stderr(column).mean for (split, key), column in columns.items()}
+
+
+def _model_utility(items: list[Scores]) -> SetMetric:
+    """Harmonic mean of nine means, its standard error by a bootstrap within splits."""
+    columns = _utility_columns(items)
+    means = _utility_means(columns)
     empty = [name for name, mean in means.items() if mean is None]
     if empty:
         return None, None, f"{', '.join(empty)} could not be computed"

@@ -24,7 +24,7 @@ from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json, provenance
-from unlearn_eval.utils.settings import configure
+from unlearn_eval.utils.settings import check_batch_size, configure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,6 +103,7 @@ def localize(
         UserError: an unknown method or setting, a budget that the method cannot fill, no item that can be used, or a
             model whose parts are not found.
     """
+    check_batch_size(rows)
     method, config = get_localizer(wanted.method), wanted.config()
     model, found = loaded.model, sites(loaded.model)
     budget = None if wanted.budget is None else budget_of(wanted.budget, found)

@@ -27,6 +27,7 @@ from unlearn_eval.metrics.memorization import (
     truth_ratio_score,
 )
 from unlearn_eval.metrics.privacy import (
+    gradnorm_score,
     loss_score,
     membership_auc,
     memorization_score,
@@ -43,6 +44,7 @@ from unlearn_eval.metrics.text import contains_answer, distinct_n, ngram_entropy
 from unlearn_eval.metrics.utility import (
     MODEL_UTILITY_PARTS,
     ForgetQuality,
+    collapsed,
     combined_score,
     forget_quality,
     harmonic_mean,
@@ -56,12 +58,14 @@ __all__ = [
     "MeanAndStderr",
     "PairedComparison",
     "bootstrap",
+    "collapsed",
     "combined_score",
     "contains_answer",
     "distinct_n",
     "exact_memorization",
     "extraction_strength",
     "forget_quality",
+    "gradnorm_score",
     "harmonic_mean",
     "has_refusal_cue",
     "is_refusal",

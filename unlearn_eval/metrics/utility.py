@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from unlearn_eval.metrics.arrays import defined, drop_missing
 from unlearn_eval.utils.errors import UserError
 
@@ -17,6 +19,7 @@ MODEL_UTILITY_PARTS = tuple(
 
 # Near the smallest float (2.2e-308) p loses its digits before it becomes 0.
 _SMALLEST_TRUSTED_P = 1e-300
+_ROUNDING = 1e-3  # by which the loss of a uniform choice, computed in float32, may miss ln V
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,43 @@ def forget_quality(
     else:
         log10_p = _log_tail(model.size, reference.size, statistic) / math.log(10)
     return ForgetQuality(p_value, log10_p, statistic, int(model.size), int(reference.size))
+
+
+def collapsed(
+    nlls: Iterable[float | None],
+    uniform_nll: float | None,
+    reference_nlls: Iterable[float | None] = (),
+    utility: float | None = None,
+) -> str | None:
+    """The reason why a model is collapsed, `collapsed: ...`, or None if it is not.
+
+    A model that has forgotten still writes its language, so its numbers mean what they mean of a model that never
+    knew. A destroyed model's truth ratios are noise, and noise looks like never having known. Two signs are taken, each
+    without a free threshold: to half of the right answers the model gives no more probability than a uniform choice
+    among all tokens, so that no language is left; or its utility is 0. Neither is a sign where the retain-only model
+    does no better than that choice: then the texts are as strange to a sound model.
+
+    Args:
+        nlls: mean losses of the right (paraphrased) answers, in nats per token.
+        uniform_nll: loss of a uniform choice, ln V of a vocabulary of V tokens; None if V is not known.
+        reference_nlls: the same losses of the retain-only model; empty if they are not known.
+        utility: model utility on what is retained; None if it is not known.
+
+    Source: no paper; TOFU (arXiv 2401.06121) reports utility beside forget quality for the same reason.
+    """
+    known, reference = drop_missing(nlls), drop_missing(reference_nlls)
+    if uniform_nll is not None:
+        bound = uniform_nll - _ROUNDING
+        if reference.size and float(np.median(reference)) >= bound:
+            return None
+        if known.size and float(np.median(known)) >= bound:
+            return (
+                f"collapsed: half of the right answers lose {float(np.median(known)):.1f} nats per token or more, "
+                f"a uniform choice among all tokens {uniform_nll:.1f}"
+            )
+    if utility == 0:
+        return "collapsed: the model utility is 0"
+    return None
 
 
 def combined_score(forget_rouge1: float | None, retain_rouge1: float | None) -> float | None:

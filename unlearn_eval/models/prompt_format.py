@@ -65,7 +65,7 @@ class PromptFormat:
         """
         there = has_chat_template(tokenizer)
         if chat and not there:
-            raise UserError(f"{name} has no chat template", "leave out --chat")
+            raise UserError(f"{name} has no chat template", "leave out --chat (of eval: --apply_chat_template)")
         return cls(tokenizer, there if chat is None else chat)
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import usable_cores
+from unlearn_eval.utils.provenance import hash_json, usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +59,25 @@ def known_weights(model: torch.nn.Module) -> WeightsHash:
     if known is None or known[0] != state:
         known = _KNOWN[model] = (state, hash_weights(model))
     return known[1]
+
+
+def hash_adapters(model: torch.nn.Module) -> str | None:
+    """A hash of what PEFT has put beside a model's weights, which `hash_weights` leaves out; None if there is nothing.
+
+    Its settings are part of it: they scale what its tensors add.
+    """
+    found = getattr(model, "peft_config", None)
+    if not found:
+        return None
+    settings = {name: {key: str(own) for key, own in vars(config).items()} for name, config in found.items()}
+    tensors = {name: own for name, own in model.state_dict().items() if ".lora_" in name}
+    active = str(getattr(model, "active_adapter", None))
+    return hash_json([hash_tensors(tensors), settings, active])
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hash of tensors by name, bit for bit."""
+    return _combine([_tensor_digests(name, tensors[name])[0] for name in sorted(tensors)])
 
 
 def state_of(tensor: torch.Tensor) -> int | None:

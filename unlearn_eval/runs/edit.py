@@ -34,8 +34,16 @@ from unlearn_eval.edits.load import READERS, AnyEdit, check_base, describe_base
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.edits.records import RequestSummary, SelfCheck
 from unlearn_eval.localization.components import Components
-from unlearn_eval.localization.locate import checked_settings, resolve, settings_for, source_of
-from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.localization.locate import (
+    check_name,
+    checked_settings,
+    localization_spec,
+    resolve,
+    settings_for,
+    source_of,
+)
+from unlearn_eval.localization.sites import sites
+from unlearn_eval.models.load import Check, LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.runs.unrelated import ask_unrelated
@@ -45,6 +53,7 @@ from unlearn_eval.utils.provenance import hash_json, peak_memory_bytes, provenan
 from unlearn_eval.utils.settings import configure
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -158,6 +167,7 @@ def _check(
         check_merge(forget.items, recipe.merge_size)
     preset, published = _preset(loaded.model, method, forget.name) if recipe.preset else (None, {})
     given = checked_settings(method, options)
+    model_check(method, options)(loaded.model)
     place = options.get("components", "")
     components = resolve(place, loaded, forget, recipe.seed, retain, progress)
     where = {} if components is None else settings_for(method, components)
@@ -168,6 +178,23 @@ def _check(
     _check_previous(previous, method, forget, loaded)
     located = None if components is None else (components, place)
     return _Plan(loaded, forget, retain, method, config, recipe, prompt_format, previous, preset, located, progress)
+
+
+def model_check(method: Editor, options: Mapping[str, str]) -> Check:
+    """A check of an architecture, for `load_model`: whether a method can edit it with these settings, as text."""
+    given = checked_settings(method, options)
+    place = options.get("components", "")
+    located = place and localization_spec(place) is not None
+    config = configure(method.Config, {key: own for key, own in given.items() if not (located and key == "components")})
+
+    def check(model: nn.Module) -> None:
+        if located:
+            sites(model)
+        elif place:
+            check_name(place, model)
+        method.check_model(config, model)
+
+    return check
 
 
 def check_recipe(method: Editor, recipe: Recipe, retain: ForgetSet | None, hint: str = "leave out --merge") -> None:

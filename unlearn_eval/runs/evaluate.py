@@ -19,6 +19,7 @@ from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.serving.engine import engine_here, engine_stopped
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.settings import check_batch_size
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class EvalConfig:
     use_cache: str | None = None
     seed: int = 1234
 
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size, auto=True)
+        if self.limit is not None and not self.limit > 0:
+            raise UserError(f"cannot take {self.limit:g} documents of a task", "give --limit a number above 0")
+
 
 def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | None:
     """Evaluate and write the result; None on a rank that does not write.
@@ -80,12 +86,9 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     with engine_here(arguments) if on_vllm else nullcontext():
         lm = load_lm(kind, arguments, size, config.device)
     weights = _hash(lm)
-    cache = config.use_cache
-    if cache and weights:  # lm-eval's cache does not know whose answers it holds
-        cache = f"{cache}-{getattr(lm, 'answers_hash', weights['weights_hash'])[:16]}"
     loaded = time.monotonic()
     with engine_stopped(lm), without_machine():
-        found = _ask(config, lm, cache, arguments.get("edit"))
+        found = _ask(config, lm, arguments.get("edit"))
     if not found.metrics:
         return None
     timing = {"loading_seconds": round(loaded - started, 2), "evaluation_seconds": round(time.monotonic() - loaded, 2)}
@@ -132,7 +135,7 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
         engine = Engine(arguments["pretrained"], adapters, **options)
     loaded = time.monotonic()
     with engine_stopped(engine.own), without_machine():
-        found = engine.run(lambda lm: _ask(config, lm, None, lm.edit_folder))
+        found = engine.run(lambda lm: _ask(config, lm, lm.edit_folder))
     timing = {"loading_seconds": round(loaded - started, 2), "evaluation_seconds": round(time.monotonic() - loaded, 2)}
     results = []
     for edit, lm, own in zip(edits, engine.views, found, strict=True):
@@ -201,7 +204,7 @@ def plans_of(config: EvalConfig, tasks: Sequence[str], edit: str | None) -> list
     return plans if chat is None else [replace(plan, chat=chat) for plan in plans]
 
 
-def _ask(config: EvalConfig, lm: Any, cache: str | None, edit: str | None) -> Any:
+def _ask(config: EvalConfig, lm: Any, edit: str | None) -> Any:
     from unlearn_eval.harness.run import evaluate
 
     metadata = {**({EDIT: edit} if edit else {}), **config.metadata}
@@ -218,7 +221,7 @@ def _ask(config: EvalConfig, lm: Any, cache: str | None, edit: str | None) -> An
             system_instruction=config.system_instruction,
             gen_kwargs=_parsed(config.gen_kwargs),
             metadata=metadata,
-            use_cache=cache,
+            use_cache=config.use_cache,
             seed=config.seed,
         )
 

@@ -22,6 +22,22 @@ def dumps(content: object, indent: int | None = None) -> str:
     return json.dumps(content, allow_nan=False, ensure_ascii=False, indent=indent)
 
 
+def json_place(text: str, what: str) -> Path:
+    """The path of a JSON file that is to be written, before the work that fills it.
+
+    Args:
+        text: the path.
+        what: it will be, for errors: "result".
+
+    Raises:
+        UserError: it does not end in `.json`, or is a folder.
+    """
+    path = Path(text).expanduser()
+    if path.suffix != ".json" or path.is_dir():
+        raise UserError(f"a {what} is a .json file, not {path}", f"name a file, such as {path.with_suffix('')}.json")
+    return path
+
+
 def plain(value: object, key: str) -> Any:
     """`value` as what JSON knows; NumPy scalars and arrays are converted; errors name the key."""
     if value is None or isinstance(value, bool | int | str) and not hasattr(value, "tolist"):

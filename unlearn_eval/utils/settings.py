@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,24 @@ def configure(config_class: type[Any], options: Mapping[str, str]) -> Any:
     for name, text in options.items():
         config = _set(config, name, name.split("."), text)
     return config
+
+
+def check_batch_size(size: int | str, auto: bool = False) -> None:
+    """Refuse a number of rows per forward pass that is none.
+
+    Args:
+        size: rows per forward pass.
+        auto: whether lm-eval's `auto` and `auto:N` are sizes too.
+
+    Raises:
+        UserError: it is not a whole number above 0.
+    """
+    if auto and re.fullmatch(r"auto(:\d+)?", str(size)):
+        return
+    if isinstance(size, bool) or not re.fullmatch(r"0*[1-9]\d*", str(size)):
+        raise UserError(
+            f"the batch size is {size}", f"give a whole number above 0{', auto, or auto:N' if auto else ''}"
+        )
 
 
 def _set(config: Any, name: str, path: Sequence[str], text: str) -> Any:

@@ -146,7 +146,7 @@ def check(items: ForgetSet, others: ForgetSet | None, config: Config) -> None:
 def _states(case: Case, loaded: LoadedModel, rows: Sequence[Statement]) -> Any:
     """(L, R, d)."""
     ids, ends = [row.ids for row in rows], [row.end for row in rows]
-    return last_states(loaded.model, loaded.anatomy, ids, case.batch_size, ends)[1:].numpy()
+    return last_states(loaded.model, loaded.blocks, ids, case.batch_size, ends)[1:].numpy()
 
 
 def kind_of_labels(items: ForgetSet, others: ForgetSet) -> str:
