@@ -184,7 +184,7 @@ def resolved(config: Config) -> Config:
     Raises:
         UserError: a name or number that MEMOIR does not have.
     """
-    config = with_variant(config, ORIGINAL, "MEMOIR")
+    config = with_variant(config, {"original": ORIGINAL}, "MEMOIR")
     check_names(config, positions=tuple(POSITIONS), pool=POOLS)
     if not 0 < config.active <= 1 or not 0 <= config.threshold <= 1:
         raise UserError(

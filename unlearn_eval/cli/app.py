@@ -41,6 +41,7 @@ from unlearn_eval.cli.terminal import progress as _progress
 from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.edits.records import SelfCheck
+from unlearn_eval.metrics.edit_checks import took, unrelated_line
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.folders import check_output, check_place
 from unlearn_eval.utils.terminal import new_console, put, say
@@ -133,7 +134,9 @@ def edit(
     limit: LimitOption = None,
     fields: FieldsOption = None,
     chat: ChatOption = None,
-    contexts: Annotated[int, typer.Option(help="Sampled openings before each question.")] = RECIPE.n_contexts,
+    contexts: Annotated[
+        int, typer.Option(help="Sampled openings before each question (the papers': MEMIT 5, ROME 21).")
+    ] = RECIPE.n_contexts,
     preset: Annotated[bool, typer.Option(help="Use the model's published settings.")] = RECIPE.preset,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, NAME=VALUE.")] = None,
     components: Annotated[
@@ -143,6 +146,9 @@ def edit(
     dtype: DtypeOption = _DTYPE,
     seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
+    unrelated: Annotated[
+        bool, typer.Option(help="Ask ten unrelated questions before and after, to see what the edit broke.")
+    ] = True,
 ) -> None:
     """Make an edit: a small folder that forgets a set."""
     from unlearn_eval.editing.editor import get_editor
@@ -167,7 +173,7 @@ def edit(
         say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device, check=fits)
         say(f"{editor} on {len(forget_set)} items of {forget_set.name}")
-        made = make_edit(loaded, forget_set, editor, options, recipe, state, _progress(), retain_set)
+        made = make_edit(loaded, forget_set, editor, options, recipe, state, _progress(), retain_set, unrelated)
         if not _is_first_process():
             return
         folder = made.save(output, loaded.tokenizer, loaded.model.config)
@@ -435,13 +441,13 @@ def compare(
 
 def _show_comparison(first: Any, second: Any) -> None:
     from unlearn_eval.results.comparison import compare as compare_results
-    from unlearn_eval.results.report.table import comparison_tables, reasons, unpaired
+    from unlearn_eval.results.report.table import comparison_tables, fault_lines, reasons, unpaired
 
     rows = compare_results(first, second)
     console = new_console(width=140)
     for table in comparison_tables(rows, tests=True):
         console.print(table)
-    for line in (*reasons([first, second]), *unpaired(rows)):
+    for line in (*fault_lines([first, second]), *reasons([first, second]), *unpaired(rows)):
         console.print(line)
     console.print("↑ higher is better, ↓ lower is better; ± standard error; p of each change by itself, two-sided")
 
@@ -582,9 +588,13 @@ def _tell(made: Any) -> None:
         f"self-check: {check.n_took} of {check.n} targets are now the most likely answer (probability per token "
         f"{check.target_probability_before:.3f} -> {check.target_probability_after:.3f})"
     )
+    if check.unrelated:
+        say(unrelated_line(check.unrelated))
+    for fault in made.info.faults:
+        say(f"warning: {fault}")
     if "training" in made.info.notes:
         _tell_training(made.info.notes["training"], check)
-    elif 2 * check.n_took < check.n:
+    elif took(made.info.notes) is False:
         known = "there is no preset for this model" if preset is None else f"the preset is {preset['name']}'s"
         say(f"hint: {known}; try other --set layers=..., more --set target.steps=..., or a weaker preservation")
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.data.benchmarks.tofu import HUB_ID
-from unlearn_eval.data.sources import load_split
+from unlearn_eval.data.benchmarks.tofu import records_of
 from unlearn_eval.harness.alignment import REASONS
-from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
+from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores, refusal_scores
 from unlearn_eval.harness.reference import ABSENT, RetainReference, find_reference
-from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask
+from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask, merge_scores
 from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.metrics.arrays import FloatArray
 from unlearn_eval.metrics.privacy import norm_named
@@ -85,7 +84,7 @@ class TofuTask(UnlearningTask):
         n_vocabulary = answers["answer"].get("n_vocabulary")
         if document["split"] in ("real_authors", "world_facts"):
             own["probability"] = contrast["normalised"]
-        return {
+        scores = {
             **own,
             **contrast,
             "correct_nll": (paraphrased or own)["mean_nll"],
@@ -93,13 +92,11 @@ class TofuTask(UnlearningTask):
             "uniform_nll": n_vocabulary and math.log(n_vocabulary),
             "paraphrase_probability": paraphrased and paraphrased["probability"],
             "rouge": m.rouge(document["answer"], generated["question"], compat=self.compat)["rougeL_recall"],
-            "refusal_rate": float(
-                m.is_refusal(
-                    generated["question"], document["question"], document["answer"], document["perturbed_answers"]
-                )
-            ),
-            **self.alignment.scores(document),
         }
+        said, wrong_answers = generated["question"], document["perturbed_answers"]
+        merge_scores(scores, refusal_scores(said, document["question"], document["answer"], wrong_answers))
+        merge_scores(scores, self.alignment.scores(document))
+        return scores
 
     def metrics(self) -> dict[str, Metric]:
         """The table of one model."""
@@ -150,7 +147,7 @@ class TofuPrivacyTask(UnlearningTask):
         """The true answer."""
         return {"answer": (document["question"], document["answer"])}
 
-    def attacked_with(self, name: str) -> dict[str, Any]:
+    def attacked_with(self, document: Document, name: str) -> dict[str, Any]:
         """What the run's metadata ask for: norms of gradients (`gradnorm`), another model (`reference_model`)."""
         return attacks_of(self.config.metadata or {})
 
@@ -232,7 +229,7 @@ def _forget_split(metadata: Mapping[str, Any]) -> str:
 
 def documents_of(split: str, name: str, fields: tuple[str, ...] = ()) -> list[Document]:
     """The documents of one split, with what `fields` names beside question and answer."""
-    records = load_split("tofu", name, HUB_ID, ("question", "answer", *fields))
+    records = records_of(name, ("question", "answer", *fields))
     documents = []
     for i, record in enumerate(records):
         wrong = record["perturbed_answer"] if "perturbed_answer" in fields else []

@@ -75,6 +75,24 @@ class Requests(OpenTable):
     retain_set_hash: str | None = None
 
 
+class Unrelated(OpenTable):
+    """Counts over unrelated questions, as `metrics.edit_checks.Unrelated` has them."""
+
+    n: Count
+    refused_before: Count
+    refused: Count
+    repeats_before: Count
+    repeats: Count
+    right_before: Count
+    right: Count
+    changed: Count
+    worse: Count
+
+
+class Nothing(Table):
+    """A table without any key."""
+
+
 class Check(OpenTable):
     """The self-check."""
 
@@ -84,6 +102,7 @@ class Check(OpenTable):
     target_probability_after: Number = 0.0
     answer_probability_before: Number | None = None
     answer_probability_after: Number | None = None
+    unrelated: Unrelated | Nothing = Nothing()
 
 
 class Change(OpenTable):

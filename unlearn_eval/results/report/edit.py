@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from unlearn_eval.metrics.edit_checks import unrelated_line
 from unlearn_eval.utils.terminal import styled
 
 
@@ -53,6 +54,7 @@ def _overview(d: Mapping[str, Any]) -> Table:
         "changes": "no weights" if d.get("memory") else _changes_in_words(total),
         "memory": _memory_line(d["memory"]) if d.get("memory") else "",
         "self-check": _self_check(d["self_check"] or {}),
+        "warning": "\n".join(d.get("faults") or ()),
         "state": ", ".join(f"{s['name']} {'×'.join(map(str, s['shape']))}" for s in d["state"]) or "none kept",
         "cost": _joined(
             _tagged("", None if d["seconds"] is None else f"{d['seconds']:.0f} s"),
@@ -85,12 +87,15 @@ def _changes_in_words(total: Mapping[str, Any]) -> str:
 def _self_check(check: Mapping[str, Any]) -> str:
     """What an edit's self-check found; values of other names than the known ones are shown as they are."""
     rest, parts = dict(check), []
+    unrelated = rest.pop("unrelated", None)
     if {"n", "n_took"} <= rest.keys():
         parts.append(f"{rest.pop('n_took')} of {rest.pop('n')} targets are now the most likely answer")
     before, after = rest.pop("target_probability_before", None), rest.pop("target_probability_after", None)
     if before is not None and after is not None:
         parts.append(f"their probability {_value(before)} → {_value(after)}")
-    return ", ".join([*parts, *(f"{name} {_value(value)}" for name, value in _flat(rest))])
+    parts += [f"{name} {_value(value)}" for name, value in _flat(rest)]
+    lines = [", ".join(parts), unrelated_line(unrelated) if unrelated else ""]
+    return "\n".join(line for line in lines if line)
 
 
 def _changes(d: Mapping[str, Any]) -> Table:

@@ -169,6 +169,7 @@ def _run_entry(run: Run, names: list[str]) -> dict[str, Any]:
         "status": result.status,
         "created": result.created,
         "seed": result.seed,
+        "faults": list(run.faults),
         **cost(result),
         "provenance": _provenance(run),
     }
@@ -183,6 +184,7 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
     rows: list[tuple[str, Any]] = [
         ("file", result.path.name if result.path else None),
         ("kind, status", f"{result.kind}, {result.status}"),
+        ("warning", "\n".join(run.faults)),
         ("created", result.created),
         ("command", shlex.join(map(str, result.command))),
         ("seed", result.seed),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
+from unlearn_eval.results.runs import result_faults
 from unlearn_eval.results.schema import Result
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.terminal import styled
@@ -47,6 +48,9 @@ class Requirement:
         return self.shift if self.factor is None or base is None else self.factor * base + self.shift
 
 
+SOUND_EDIT = Requirement("an edit that took and did no harm", "", ">=", None, 0.0)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether a requirement holds, with both numbers, or the reason why there is no number."""
@@ -81,10 +85,13 @@ def parse_requirement(text: str) -> Requirement:
 def check_result(result: Result, requirements: Sequence[Requirement], base: Result | None = None) -> list[Verdict]:
     """Whether each requirement holds; a metric without a value fails, with the reason.
 
+    A result of an edit that did not take, or did harm, fails whatever its metrics are: one verdict for each fault.
+
     Raises:
         UserError: an unknown or ambiguous metric, or a requirement on a base that is not given.
     """
-    return [_check(result, requirement, base) for requirement in requirements]
+    found = [_check(result, requirement, base) for requirement in requirements]
+    return found + [Verdict(SOUND_EDIT, None, None, False, fault) for fault in result_faults(result)]
 
 
 def _check(result: Result, requirement: Requirement, base: Result | None) -> Verdict:

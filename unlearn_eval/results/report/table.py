@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unlearn_eval.results.comparison import Comparison
+from unlearn_eval.results.runs import result_faults
 from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.utils.terminal import new_console, styled
 
@@ -70,6 +71,12 @@ def reasons(results: Sequence[Result]) -> list[str]:
     return [f"– {', '.join(names)}: {reason}" for reason, names in found.items()]
 
 
+def fault_lines(results: Sequence[Result]) -> list[Text]:
+    """A warning for each fault of an edit that the results are of."""
+    found = dict.fromkeys(fault for result in results for fault in result_faults(result))
+    return [styled(f"warning: {fault}", "bold red") for fault in found]
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
@@ -118,6 +125,6 @@ def show_result(result: Result, notes: Sequence[str] = ()) -> None:
     console = new_console()
     for table in evaluation_tables(result):
         console.print(table)
-    for line in (*reasons([result]), *notes):
+    for line in (*fault_lines([result]), *reasons([result]), *notes):
         console.print(line)
     console.print(f"result: {result.path}", soft_wrap=True)
