@@ -71,7 +71,7 @@ def unrelated_damage(before: Sequence[str], after: Sequence[str], accepted: Sequ
     ]
     counts = [sum(pair[i] for pair in pairs) for pairs in (refused, loops, right) for i in (0, 1)]
     changed = sum(normalise(one) != normalise(two) for one, two, _ in rows)
-    return Unrelated(len(rows), *counts, changed=changed, worse=sum(worse))
+    return Unrelated(len(rows), *counts, changed, sum(worse))
 
 
 def edit_faults(notes: Mapping[str, Any] | None) -> tuple[str, ...]:
