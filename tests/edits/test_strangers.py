@@ -112,6 +112,16 @@ def test_tensors_fit_each_other(kind, tensor, shape, sound):
         load_edit(folder)
 
 
+@pytest.mark.parametrize("field", ["editor", "config"])
+def test_what_an_edit_cannot_be_without_is_missed(field, sound):
+    folder = sound("low_rank")
+    info = json.loads((folder / "edit.json").read_text())["info"]
+    del info[field]
+    change(folder / "edit.json", info=info)
+    with pytest.raises(UserError, match=f"lacks the field {field}"):
+        load_edit(folder)
+
+
 def test_another_scale_than_ours_is_refused(sound):
     """PEFT would multiply the change by lora_alpha / r, and we would not."""
     folder = sound("low_rank")

@@ -205,7 +205,7 @@ class EditSaid(Table):
     """What an edit is: `info` of its `edit.json`."""
 
     editor: Annotated[str, Field(min_length=1, max_length=200)]
-    config: Object = {}
+    config: Object
     base: Base = Base()
     requests: Requests = Requests()
     seed: Whole | None = None
@@ -218,6 +218,7 @@ class EditSaid(Table):
 class EditOfResult(EditSaid):
     """The same, in the result of a run with the edit."""
 
+    config: Object = {}
     folder: str | None = None
 
 
