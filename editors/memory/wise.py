@@ -29,9 +29,9 @@ Differs from the paper and the authors' code (zjunlp/EasyEdit@14cea824), unless 
 *   the memory's output stands at the last prompt token and after it (`positions=onward`), so that prompts can be
     cached; in the paper at every token.
 
-The memory learns from `others` when to be silent, by default from the shipped facts. A question of another kind ("What is
-2 + 3?") can still wake it, as the unrelated questions of an edit show; give --set others=FILE with questions of all kinds
-that will be asked.
+The memory learns from `others` when to be silent, by default from the shipped facts. A question of another kind ("What
+is 2 + 3?") can still wake it, as the unrelated questions of an edit show; give --set others=FILE with questions of all
+kinds that will be asked.
 
 Both differ from the code in that a decision is held (`edits/memory/routing.py`), that no activation function is put
 behind the projection before the difference is taken (the paper has none), and that weight decay does not leak.
