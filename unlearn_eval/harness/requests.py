@@ -30,7 +30,8 @@ from unlearn_eval.models.prompts import Labels
 from unlearn_eval.utils.errors import UserError
 
 KIND = "answer_logprobs"
-COMPATIBILITY = (None, "openunlearning")
+OPEN_UNLEARNING = "openunlearning"
+COMPATIBILITY = (None, OPEN_UNLEARNING)
 
 
 def options(
@@ -235,7 +236,7 @@ def make_query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode:
 
     template = lm.chat_template_args if opts["chat"] else {}
     prompt_format = PromptFormat(lm.tokenizer, opts["chat"], template_arguments=template)
-    if opts["compat"] == "openunlearning":
+    if opts["compat"] == OPEN_UNLEARNING:
         prompt_ids, labels = open_unlearning_labels(prompt_format, context, answer, encode)
         return Query(tuple(prompt_ids), labels.ids, lm.tokenizer.pad_token_id), labels
     prompt_ids = encode(context) or [lm.prefix_token_id]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.data.shapes import Asked, Prompt
+from unlearn_eval.data.shapes import Asked, Prompt, cut
 from unlearn_eval.harness.names import TASKS_FOLDER
 from unlearn_eval.harness.patching import keep_responses_apart, register_models
 from unlearn_eval.models.load import DTYPES, device_named
@@ -313,9 +313,11 @@ def ask(lm: Any, questions: Sequence[Asked], prompt_format: PromptFormat, max_ne
     from unlearn_eval.harness.instances import make_instance
 
     requests = []
+    stops = [prompt_format.stops(question) for question in questions]
     for i, question in enumerate(questions):
         limit = question.max_tokens if isinstance(question, Prompt) else None
         length = max_new_tokens if limit is None else min(limit, max_new_tokens)
-        options = {"until": [], "do_sample": False, "max_gen_toks": length}
+        options = {"until": list(stops[i]), "do_sample": False, "max_gen_toks": length}
         requests.append(make_instance("generate_until", {}, (prompt_format.render(question), options), i))
-    return [str(text).strip() for text in lm.generate_until(requests, disable_tqdm=True)]
+    texts = lm.generate_until(requests, disable_tqdm=True)
+    return [cut(str(text), own).strip() for text, own in zip(texts, stops, strict=True)]

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, zip_longest
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ import datasets
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from unlearn_eval.data.shapes import Asked, Prompt
+from unlearn_eval.data.shapes import BETWEEN_TURNS, QUESTION, Asked, Prompt, cut
 from unlearn_eval.harness import requests
 from unlearn_eval.harness.alignment import REASONS, AlignmentRoom
 from unlearn_eval.harness.instances import make_instance
@@ -34,6 +34,19 @@ BESIDE = "beside"  # marks what a metric takes of documents that it does not cou
 Document = dict[str, Any]
 Scores = dict[str, Any]
 PLAIN = PromptFormat(None, chat=False)  # lm-eval renders and encodes: only the seam with an answer is ours
+
+
+@dataclass(frozen=True)
+class Released:
+    """What an evaluator's released code does in its own way, for `compat`.
+
+    Attributes:
+        stops: Shape of a question -> the texts at which its answer is cut; of other shapes it is not cut.
+        rouge: Options of `metrics.rouge`.
+    """
+
+    stops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rouge: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -167,6 +180,7 @@ class UnlearningTask(ConfigurableTask):
 
     splits: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = {}  # metadata that neither the YAML nor the run need to give
+    released: Mapping[str, Released] = {requests.OPEN_UNLEARNING: Released()}  # by the names that `compat` takes
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         requests.install()
@@ -214,7 +228,7 @@ class UnlearningTask(ConfigurableTask):
         """Whether the answer of this name is also compared with what the model says by itself."""
         return False
 
-    def attacked_with(self, name: str) -> dict[str, Any]:
+    def attacked_with(self, document: Document, name: str) -> dict[str, Any]:
         """What else of the answer of this name membership attacks read: see `requests.options`."""
         return {}
 
@@ -231,6 +245,7 @@ class UnlearningTask(ConfigurableTask):
     _format = PLAIN
     data_hash: str | None = None
     _messages: tuple[dict[str, str], ...] = ()
+    _between = ""
 
     # What lm-eval asks -------------------------------------------------------------------------------------
 
@@ -238,11 +253,19 @@ class UnlearningTask(ConfigurableTask):
     def compat(self) -> str | None:
         """The evaluator whose conventions are to be reproduced, or None for ours."""
         value = (self.config.metadata or {}).get("compat")
+        if value and value not in self.released:
+            allowed = ", ".join(self.released)
+            raise UserError(f"unknown compat '{value}' in --metadata", f"allowed: {allowed}, or leave it out")
         return str(value) if value else None
+
+    @property
+    def _scoring_compat(self) -> str | None:
+        """The same where it changes which labels an answer has."""
+        return self.compat if self.compat in requests.COMPATIBILITY else None
 
     def download(self, *_: Any, **__: Any) -> None:
         """Load the documents and interleave the splits, so that `--limit` takes some of each."""
-        requests.options(PLAIN, self.compat)
+        requests.options(PLAIN, self._scoring_compat)
         by_split = self.load_documents(self.config.metadata or {})
         for split, documents in by_split.items():
             if not documents and split != "forget" and may_forget_all(self.config.metadata or {}):
@@ -275,6 +298,7 @@ class UnlearningTask(ConfigurableTask):
         one_turn = num_fewshot > 0 and not options.get("fewshot_as_multiturn")  # examples need their labels there
         self._asks_bare = bool(options.get("apply_chat_template")) and not one_turn
         self._messages = ()
+        self._between = str(self.config.fewshot_delimiter) if num_fewshot > 0 else ""
         if options.get("apply_chat_template") and options.get("chat_template"):
             options["chat_template"] = self._remember(options["chat_template"])
         return super().fewshot_context(doc, num_fewshot, *args, **options)
@@ -297,19 +321,20 @@ class UnlearningTask(ConfigurableTask):
         prompt_format = self._format = PromptFormat(None, bool(kwargs.pop("apply_chat_template", False)))
         template = kwargs.pop("chat_template", None)
         context = partial(self._context, ctx, doc, str(self.doc_to_text(doc)), prompt_format, template)
+        stops = partial(self._stops, doc, str(self.doc_to_text(doc)), prompt_format)
         generation = dict(self.config.generation_kwargs or {})
         asked: list[tuple[str, tuple[Any, ...]]] = [
-            ("generate_until", (context(question), _at_most(generation, question)))
+            ("generate_until", (context(question), _at_most(generation, question, stops(question))))
             for question in self.questions(doc).values()
         ]
         for name, (question, answer, *sentence) in self.answers(doc).items():
             raw = isinstance(question, Prompt) and question.raw
             options = requests.options(
                 PLAIN if raw else prompt_format,
-                self.compat,
+                self._scoring_compat,
                 self.needs_moments,
                 self.needs_free_running(name),
-                **self.attacked_with(name),
+                **self.attacked_with(doc, name),
             )
             before = context(question)
             if sentence:
@@ -321,8 +346,23 @@ class UnlearningTask(ConfigurableTask):
         given = own | kwargs
         return [make_instance(kind, doc, arguments, i, **given) for i, (kind, arguments) in enumerate(asked)]
 
+    def _stops(self, doc: Document, block: str, prompt_format: PromptFormat, asked: Asked) -> tuple[str, ...]:
+        """The texts at which an answer is over: by the prompt's pattern, or those of the evaluator in `compat`."""
+        if self.compat:
+            return self.released[self.compat].stops.get(str(doc.get("shape") or QUESTION), ())
+        before = block.rpartition(doc["question"])[0] if doc["question"] else ""
+        return prompt_format.stops(asked, before, self._between)
+
     def apply_filters(self) -> Any:
-        """Called once when all answers are there: judges them together, each distinct text embedded once."""
+        """Called once when all answers are there: ends them, and judges them, each distinct text embedded once.
+
+        An engine that has stopped at the stops has nothing left to be cut; others, and caches, need not have.
+        """
+        for instance in self.instances:
+            if instance.request_type == "generate_until":
+                until = instance.args[1].get("until") or []
+                stops = [until] if isinstance(until, str) else until
+                instance.resps = [cut(str(text), stops) for text in instance.resps]
         filtered = super().apply_filters()
         answers: dict[tuple[str, str], tuple[str, Question]] = {}
         good: list[tuple[str, str]] = []
@@ -374,7 +414,7 @@ class UnlearningTask(ConfigurableTask):
                 raise UserError(f"the prompt does not show {block!r} as it is", "run without --apply_chat_template")
             if prompt_format.reads_plain(asked):
                 return kept + (asked.plain or "")
-            turns = "".join(_reworded(block, doc, q) + PLAIN_DELIMITER + a + "\n\n" for q, a in asked.turns)
+            turns = "".join(_reworded(block, doc, q) + PLAIN_DELIMITER + a + BETWEEN_TURNS for q, a in asked.turns)
             context = kept + turns + _reworded(block, doc, asked.text)
         return context + (("" if prompt_format.chat else PLAIN_DELIMITER) + asked.opening if asked.opening else "")
 
@@ -430,12 +470,14 @@ def _reworded(context: str, document: Document, question: str) -> str:
     return before + question + after
 
 
-def _at_most(generation: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
-    """The settings of a generation, no longer than the prompt allows."""
+def _at_most(generation: Mapping[str, Any], asked: Asked, stops: Sequence[str]) -> dict[str, Any]:
+    """The settings of a generation, no longer than the prompt allows, which also ends at its stops."""
+    until = generation.get("until") or []
+    own = {**generation, "until": list(dict.fromkeys([*([until] if isinstance(until, str) else until), *stops]))}
     limit = asked.max_tokens if isinstance(asked, Prompt) else None
     if limit is None:
-        return dict(generation)
-    return {**generation, "max_gen_toks": min(limit, int(generation.get("max_gen_toks", limit)))}
+        return own
+    return {**own, "max_gen_toks": min(limit, int(generation.get("max_gen_toks", limit)))}
 
 
 def _hash(documents: Sequence[Document]) -> str:
