@@ -8,7 +8,7 @@ Reads tasks/refusal/answers.jsonl and references.jsonl, embeds every distinct te
 The labels are the author's, not people's: what is measured is agreement with the author.
 
 kinds.jsonl (referrals, terse refusals, other languages) is in two parts: the head is fitted on the one, and measured on
-the other, by language. A language with at least 80 % agreement there (of English with later.jsonl) counts as calibrated.
+the other, by language. A language with 80 % agreement there (of English with later.jsonl) or more counts as calibrated.
 
 Options: --encoder (`multilingual` writes calibration_multilingual.json, a folder gets refusal_calibration.json in it);
 --likelihoods (first computes `base_nll` of English answers anew: under the unedited default model, after a question in

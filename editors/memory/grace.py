@@ -65,6 +65,7 @@ from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.progress import Progress, no_progress
+from unlearn_eval.utils.settings import Positive, Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,14 +101,14 @@ class Config:
 
     layers: tuple[int, ...] = ()
     variant: str = "default"
-    epsilon: float = 1.0
+    epsilon: Positive = 1.0
     positions: str = "onward"
-    steps: int = 50
-    learning_rate: float = 1.0
+    steps: Size = 50
+    learning_rate: Positive = 1.0
     relative_rate: bool = True
     initial: str = "warm"
     stop_loss: float = 0.05
-    tokens_per_batch: int = 512
+    tokens_per_batch: Size = 512
     calibrate: bool = False
     others: str = ""
     seed: int = 0

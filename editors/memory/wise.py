@@ -29,9 +29,9 @@ Differs from the paper and the authors' code (zjunlp/EasyEdit@14cea824), unless 
 *   the memory's output stands at the last prompt token and after it (`positions=onward`), so that prompts can be
     cached; in the paper at every token.
 
-The memory learns from `others` when to be silent, by default from the shipped facts. A question of another kind ("What is
-2 + 3?") can still wake it, as the unrelated questions of an edit show; give --set others=FILE with questions of all kinds
-that will be asked.
+The memory learns from `others` when to be silent, by default from the shipped facts. A question of another kind ("What
+is 2 + 3?") can still wake it, as the unrelated questions of an edit show; give --set others=FILE with questions of all
+kinds that will be asked.
 
 Both differ from the code in that a decision is held (`edits/memory/routing.py`), that no activation function is put
 behind the projection before the difference is taken (the paper has none), and that weight decay does not leak.
@@ -66,6 +66,7 @@ from unlearn_eval.edits.memory.side_memories import MODES, POOLS, SideMemories
 from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.settings import Positive, Share, Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -126,19 +127,19 @@ class Config:
     layers: tuple[int, ...] = ()
     variant: str = "default"
     mode: str = "merge"
-    shards: int = 1
-    mask: float = 0.2
+    shards: Size = 1
+    mask: Share = 0.2
     merge: str = "ties"
-    merge_density: float = 0.53
+    merge_density: Share = 0.53
     positions: str = "onward"
     relative: bool = True
     alpha: float = 0.1
     beta: float = 0.4
     gamma: float = 0.2
-    steps: int = 70
-    learning_rate: float = 0.1
+    steps: Size = 70
+    learning_rate: Positive = 0.1
     one_by_one: bool = False
-    batch: int = 10
+    batch: Size = 10
     contexts: int = 1
     n_others: int = 128
     per_step: int = 64

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from report_data import metric, records, result, write_run
 
-from unlearn_eval.results.files import write_result
-
 from unlearn_eval.editing.editor import editor_names
+from unlearn_eval.results.files import write_result
 
 ROOT = Path(__file__).parents[2]
 

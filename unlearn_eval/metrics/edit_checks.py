@@ -69,9 +69,21 @@ def unrelated_damage(before: Sequence[str], after: Sequence[str], accepted: Sequ
         not (r[0] or s[0]) and (r[1] or s[1] or (c[0] and not c[1]))
         for r, s, c in zip(refused, loops, right, strict=True)
     ]
-    counts = [sum(pair[i] for pair in pairs) for pairs in (refused, loops, right) for i in (0, 1)]
+    (refused_before, refused_after), (stuck_before, stuck_after), (right_before, right_after) = (
+        (sum(one for one, _ in pairs), sum(two for _, two in pairs)) for pairs in (refused, loops, right)
+    )
     changed = sum(normalise(one) != normalise(two) for one, two, _ in rows)
-    return Unrelated(len(rows), *counts, changed=changed, worse=sum(worse))
+    return Unrelated(
+        n=len(rows),
+        refused_before=refused_before,
+        refused=refused_after,
+        repeats_before=stuck_before,
+        repeats=stuck_after,
+        right_before=right_before,
+        right=right_after,
+        changed=changed,
+        worse=sum(worse),
+    )
 
 
 def edit_faults(notes: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from unlearn_eval.metrics.edit_checks import edit_faults, took
 from unlearn_eval.results.files import read_result, result_from
 from unlearn_eval.results.schema import SCHEMA_VERSION, Metric, Result
+from unlearn_eval.results.stored import Localization
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import parse, read_text
+from unlearn_eval.utils.schemas import validated
 
 if TYPE_CHECKING:
     import pandas
@@ -96,6 +98,7 @@ def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None 
         try:
             content = parse(read_text(path, "result file"), path, "")
             if is_localization(content):
+                validated(Localization, content, path, "is not a sound localization", "")
                 localizations.append((path, content))
                 continue
             result, note = _read(content, path, named=path in roots)

@@ -218,7 +218,7 @@ def _check_previous(previous: AnyEdit | None, method: Editor, forget: ForgetSet,
     """Refuse to continue an edit of another model or method, or with items that it holds already."""
     if previous is None:
         return
-    check_base(previous.info, loaded)
+    check_base(previous.info, loaded)  # without --any-base: the new edit would say that it holds
     twice = sorted(set(previous.info.requests.ids) & {item.id for item in forget})
     if twice:
         raise UserError(

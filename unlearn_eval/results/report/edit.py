@@ -7,9 +7,9 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from unlearn_eval.metrics.edit_checks import unrelated_line
+from unlearn_eval.utils.terminal import styled
 
 
 def edit_tables(description: Mapping[str, Any]) -> list[Table]:
@@ -66,7 +66,7 @@ def _overview(d: Mapping[str, Any]) -> Table:
     }
     for name, text in rows.items():
         if text:
-            table.add_row(name, Text(text))
+            table.add_row(name, styled(text))
     return table
 
 
@@ -109,7 +109,7 @@ def _changes(d: Mapping[str, Any]) -> Table:
         shape = "×".join(map(str, row["shape"]))
         table.add_row(
             layer,
-            Text(name),
+            styled(name),
             shape,
             _or_dash(row["rank"]),
             *_sizes(row),
@@ -143,7 +143,7 @@ def _memories(memory: Mapping[str, Any]) -> Table:
     table.add_column("numbers", justify="right", no_wrap=True)
     for row in rows[:ROWS]:
         owners = ", ".join(row["owners"][:3]) + (f" and {len(row['owners']) - 3} more" if row["owners"][3:] else "")
-        table.add_row(str(row["memory"]), Text(owners), _number(row["threshold"]), f"{row['numbers']:,}")
+        table.add_row(str(row["memory"]), styled(owners), _number(row["threshold"]), f"{row['numbers']:,}")
     return table
 
 
@@ -171,12 +171,12 @@ def _target_table(targets: Mapping[str, Any]) -> Table:
     for record in targets["examples"]:
         question = record.get("question") or record.get("prompt") or record.get("id")
         says = next((record[key] for key in ("target", "text", "answer") if record.get(key) is not None), None)
-        table.add_row(Text(_or_dash(record.get("source"))), Text(_or_dash(question)), Text(_or_dash(says)))
+        table.add_row(styled(_or_dash(record.get("source"))), styled(_or_dash(question)), styled(_or_dash(says)))
     return table
 
 
 def _table(title: str) -> Table:
-    return Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(title=styled(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

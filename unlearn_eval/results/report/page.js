@@ -1,7 +1,7 @@
 "use strict";
 // Data becomes text nodes and attributes that we name here; nothing of it is ever read as HTML.
 
-const data = JSON.parse(document.getElementById("summary").textContent);
+const data = bare(JSON.parse(document.getElementById("summary").textContent));
 const $ = (selector, within = document) => within.querySelector(selector);
 const ARROWS = new Map([[true, "↑"], [false, "↓"], [null, ""]]);
 const NO_EDIT = "no edit";
@@ -63,6 +63,13 @@ function seconds(value) {
 
 const plural = (n, one) => `${n} ${one}${n === 1 ? "" : "s"}`;
 const gigabytes = (value) => (value === null ? "–" : `${(value / 1e9).toFixed(2)} GB`);
+
+// A task may be called `constructor`: what is looked up by names from files inherits nothing.
+function bare(value) {
+  if (Array.isArray(value)) { if (typeof value[0] === "object") value.forEach(bare); }
+  else if (value !== null && typeof value === "object") Object.values(Object.setPrototypeOf(value, null)).forEach(bare);
+  return value;
+}
 
 // The data ---------------------------------------------------------------------------------------------------
 
@@ -411,7 +418,7 @@ function unpacked(text) {
 async function decode() {
   const bytes = unpacked($("#answers-data").textContent);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  browser.content = JSON.parse(await new Response(stream).text());
+  browser.content = bare(JSON.parse(await new Response(stream).text()));
   browser.items = new Map(Object.entries(browser.content.questions).map(([task, rows]) => [task, itemsOf(rows)]));
 }
 

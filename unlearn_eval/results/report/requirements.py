@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from unlearn_eval.results.runs import result_faults
 from unlearn_eval.results.schema import Result
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.terminal import styled
 
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 EXAMPLES = "write METRIC<NUMBER, METRIC>NUMBER*base, METRIC>=base-NUMBER or METRIC<=base+NUMBER"
@@ -136,7 +136,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     for column in ("", "required", "value", "bound", ""):
         table.add_column(column, justify="right" if column in ("value", "bound") else "left", overflow="fold")
     for verdict in verdicts:
-        word = Text("holds", "green") if verdict.holds else Text("failed", "bold red")
+        word = styled("holds", "green") if verdict.holds else styled("failed", "bold red")
         numbers = ("–" if number is None else f"{number:.4g}" for number in (verdict.value, verdict.bound))
-        table.add_row(word, Text(verdict.requirement.text), *numbers, Text(verdict.reason))
+        table.add_row(word, styled(verdict.requirement.text), *numbers, styled(verdict.reason))
     return table
