@@ -465,7 +465,7 @@ class BenchmarkTask(UnlearningTask):
             FURTHER[key] for key in attacks_of(self.config.metadata or {}) if set(TEXTS) <= set(self.split_sizes)
         ]
         asked = {f"{key}_auc": Overall(partial(text_auc, key=key), (key,), TEXTS, None) for key in further}
-        for name, own in (self.family.overall | asked).items():
+        for name, own in {**self.family.overall, **asked}.items():
             splits = tuple(split for split in self.split_sizes if _among(split, own.splits))
             function = partial(own.function, metadata=self.config.metadata or {})
             table[name] = OverAll(splits, own.keys, function, own.higher_is_better)
