@@ -216,6 +216,8 @@ PLAIN = (
     r"`` ends with 1 if",
     r"separation of 40 items gives 2e-23, of 400 items 1e-239",
     r"steps of 0\.083",
+    r"What is 2 \+ 3\?",
+    r"gives the answer away is 0 in every language",
     r"one in five \(95 %\)",
     r"so a 0 or a 1 has one",
     r"exact test for 0/1 scores",

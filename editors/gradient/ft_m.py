@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from unlearn_eval.editing.training.gradient import LOGITS, TARGET, GradientConfig, Method, block_at_depth, editor
 from unlearn_eval.editors.gradient.idk import forget_loss
 from unlearn_eval.models.anatomy import anatomy, blocks_of
+from unlearn_eval.utils.settings import Positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,8 +34,8 @@ class Config(GradientConfig):
     """
 
     retain_term: str = "none"
-    epochs: float = 25.0
-    learning_rate: float = 5e-4
+    epochs: Positive = 25.0
+    learning_rate: Positive = 5e-4
     weight_decay: float = 0.0
     warmup_epochs: float = 0.0
     schedule: str = "constant"

@@ -26,31 +26,37 @@ SHORT = {"gen_kwargs": {"max_gen_toks": 1}}
 
 
 @pytest.mark.parametrize(
-    ("nlls", "uniform", "reference", "utility", "says"),
+    ("nlls", "uniform", "reference", "retained", "says"),
     [
-        ([40.0] * 400, UNIFORM, [], None, "lose 40.0 nats per token or more, a uniform choice among all tokens 10.8"),
-        ([40.0] * 400, UNIFORM, [2.0] * 400, 0.6, "lose 40.0 nats"),
-        ([UNIFORM] * 9, UNIFORM, [2.0], None, "lose 10.8 nats"),  # every token is as likely as any other
-        ([UNIFORM - 1e-5], UNIFORM, [], None, "lose 10.8 nats"),  # the same, rounded
-        ([math.inf] * 3, UNIFORM, [2.0], 0.5, "collapsed"),
-        ([1.0, 40.0, 40.0], UNIFORM, [], None, "lose 40.0 nats"),  # half of them and more
-        ([1.0, 1.0, 40.0], UNIFORM, [], None, None),  # less than half: a model may forget some answers thoroughly
-        ([2.5] * 400, UNIFORM, [2.4], 0.6, None),
-        ([9.0] * 400, UNIFORM, [2.0], 0.6, None),  # it has forgotten, and still writes its language
-        ([2.5] * 400, UNIFORM, [2.4], 0.0, "the model utility is 0"),
-        ([2.5], None, [], 0.0, "the model utility is 0"),  # a model that does not say how many tokens it has
-        ([40.0] * 9, None, [], 0.6, None),
-        ([40.0] * 9, UNIFORM, [40.0] * 9, 0.0, None),  # the texts are as strange to the retain-only model
-        ([None, None], UNIFORM, [2.0], 0.3, None),
-        ([None, math.nan, 40.0], UNIFORM, [None, 2.0], None, "lose 40.0 nats"),
-        ([], UNIFORM, [], None, None),
+        (
+            [40.0] * 400,
+            UNIFORM,
+            [],
+            [],
+            "forget lose 40.0 nats per token or more, a uniform choice among all tokens 10.8",
+        ),
+        ([40.0] * 400, UNIFORM, [2.0] * 400, [1.0] * 9, "to forget lose 40.0 nats"),
+        ([UNIFORM] * 9, UNIFORM, [2.0], [], "lose 10.8 nats"),  # every token is as likely as any other
+        ([UNIFORM - 1e-5], UNIFORM, [], [], "lose 10.8 nats"),  # the same, rounded
+        ([math.inf] * 3, UNIFORM, [2.0], [2.0], "collapsed"),
+        ([1.0, 40.0, 40.0], UNIFORM, [], [], "lose 40.0 nats"),  # half of them and more
+        ([1.0, 1.0, 40.0], UNIFORM, [], [], None),  # less than half: a model may forget some answers thoroughly
+        ([2.5] * 400, UNIFORM, [2.4], [1.0], None),
+        ([9.0] * 400, UNIFORM, [2.0], [1.0], None),  # it has forgotten, and still writes its language
+        ([2.5] * 400, UNIFORM, [2.4], [15.0] * 400, "to retain lose 15.0 nats"),  # its utility is gone
+        ([2.5] * 400, UNIFORM, [], [0.1, 15.0, 15.0], "to retain lose 15.0 nats"),
+        ([40.0] * 9, None, [], [40.0], None),  # a model that does not say how many tokens it has
+        ([40.0] * 9, UNIFORM, [40.0] * 9, [40.0], None),  # the texts are as strange to the retain-only model
+        ([None, None], UNIFORM, [2.0], [], None),
+        ([None, math.nan, 40.0], UNIFORM, [None, 2.0], [None], "lose 40.0 nats"),
+        ([], UNIFORM, [], [], None),
     ],
 )
-def test_what_is_collapsed(nlls, uniform, reference, utility, says):
-    found = m.collapsed(nlls, uniform, reference, utility)
+def test_what_is_collapsed(nlls, uniform, reference, retained, says):
+    found = m.collapsed(nlls, uniform, reference, retained)
     assert (found is None) == (says is None)
     if says is not None:
-        assert found.startswith("collapsed: ") or says == "collapsed"
+        assert found.startswith("collapsed: half of the right answers to ")
         assert says in found
 
 
@@ -129,7 +135,7 @@ def test_the_task_says_why_there_is_no_forget_quality(tiny, tokenizer, sound, tm
     named, ratios = sound
     found = evaluate(hf(tiny("llama"), tokenizer), metadata=named, **SHORT)
     losses = [
-        sample["forget_quality"]["correct_nll"]
+        sample["forget_quality"]["right_nll"]
         for sample in found["samples"]["unlearn_tofu"]
         if sample["doc"]["split"] == "forget"
     ]
@@ -138,7 +144,7 @@ def test_the_task_says_why_there_is_no_forget_quality(tiny, tokenizer, sound, tm
     for name in ("forget_quality", "forget_quality_ks"):
         assert values(found)[name] is None
         told = report(found)[name]
-        assert told["reason"].startswith("collapsed: half of the right answers lose")
+        assert told["reason"].startswith("collapsed: half of the right answers to forget lose")
         assert (told["n"], told["n_unscored"]) == (4, 0)
         metrics[name] = Metric(None, reason=told["reason"])
     assert values(found)["forget_truth_ratio"] is not None, "what the model does is still reported"

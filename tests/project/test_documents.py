@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_data import records, write_run
+from report_data import metric, records, result, write_run
 
 from unlearn_eval.editing.editor import editor_names
+from unlearn_eval.results.files import write_result
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,3 +160,14 @@ def test_every_setting_of_the_reference_is_explained():
         for line in page.read_text(encoding="utf-8").splitlines():
             if line.startswith("| `"):
                 assert line.strip("| ").rpartition("|")[2].strip(), f"{page.name}: {line}"
+
+
+def test_the_leaderboard_marks_edits_that_are_no_result(page, tmp_path):
+    for name, n_took in (("good", 20), ("bad", 0)):
+        made = result(name, {"forget_accuracy": metric([0.0, 1.0], False)}, name)
+        made.edit["notes"] = {"self_check": {"n": 20, "n_took": n_took}}
+        write_result(made, tmp_path / f"{name}.json")
+    lines = page.leaderboard(page.runs_of(tmp_path)).splitlines()
+    marked = [line for line in lines if page.FAULTY in line]
+    assert [line.split()[1] for line in marked] == ["bad", "bad,"]
+    assert "0 of 20 targets" in marked[-1]

@@ -146,7 +146,9 @@ def test_a_partial_reference_is_compared_on_the_items_of_both(runs, tiny, tokeni
     content = {key.removeprefix("forget/"): {"score": value} for key, value in list(ratios.items())[:2]}
     content["2"] = {"score": None}
     path = tmp_path / "TOFU_EVAL.json"
-    path.write_text(json.dumps({"forget_truth_ratio": {"value_by_index": content}}))
+    losses = {index: {"avg_loss": 9.0} for index in content}  # random models both: the texts are strange to either
+    held = {"forget_truth_ratio": {"value_by_index": content}, "forget_Q_A_PARA_Prob": {"value_by_index": losses}}
+    path.write_text(json.dumps(held))
     found = values(evaluate(hf(tiny("llama"), tokenizer), metadata={"retain_reference": str(path)}, **SHORT))
     assert found["forget_quality"] == 1
 

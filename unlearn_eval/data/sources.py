@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Any
 
 from unlearn_eval.data.tables import Row, is_saved_to_disk, listed_in, read_rows
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.terminal import say
 
 DATA_VARIABLE = "UNLEARN_EVAL_DATA"
 _NUMBERED = re.compile(r"(\d+)_")
@@ -150,7 +150,7 @@ def _numbered_folders(folder: Path) -> list[Path]:
 @cache
 def _say(line: str) -> None:
     """One line for a terminal, once."""
-    print(line, file=sys.stderr)
+    say(line)
 
 
 def _records(path: Path, required: Sequence[str]) -> list[dict[str, Any]]:

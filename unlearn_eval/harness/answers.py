@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
+from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.task import Absent, Mean, Metric, OverAll, Scores
 from unlearn_eval.metrics.alignment import headline
 
@@ -28,6 +29,15 @@ def answer_scores(response: Scores, compat: str | None = None) -> Scores:
         "mean_reciprocal_rank": m.mean_reciprocal_rank(ranks),
         "top_hit_ratio": m.top_hit_ratio(ranks),
     }
+
+
+def refusal_scores(
+    said: str, question: str, accepted: str | Sequence[str], wrong: Sequence[str] = (), prefix: str = ""
+) -> Scores:
+    """Whether an answer refuses, by its words; None with the reason in a language whose refusals are not read."""
+    key, reason = f"{prefix}refusal_rate", m.not_read(said)
+    scores: Scores = {key: m.refusal_score(said, question, accepted, wrong)}
+    return scores | ({REASONS: {key: reason}} if reason else {})
 
 
 def free_running_scores(response: Scores) -> Scores:

@@ -18,7 +18,7 @@ from unlearn_eval import metrics as m
 from unlearn_eval.data.registry import benchmark_documents
 from unlearn_eval.data.shapes import Asked, asked
 from unlearn_eval.harness.alignment import REASONS
-from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores
+from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores, refusal_scores
 from unlearn_eval.harness.reference import find_reference
 from unlearn_eval.harness.requests import OPEN_UNLEARNING
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Released, Scores, UnlearningTask, merge_scores
@@ -97,16 +97,17 @@ def generated_scores(document: Document, question: str, said: str, rouge_options
     accepted = [document["answer"], *document["aliases"]]
     rouge = m.rouge(document["answer"], said, **rouge_options)
     echoes = m.contains_answer(question, accepted)
-    return {
+    scores = {
         "accuracy": None if echoes else float(m.contains_answer(said, accepted)),
         "exact_match": float(any(m.normalise(said) == m.normalise(text) for text in accepted)),
         "rouge1": rouge["rouge1_recall"],
         "rouge": rouge["rougeL_recall"],
         "rouge_f1": rouge["rougeL_f1"],
-        "refusal_rate": float(m.is_refusal(said, question, accepted, document.get("wrong_answers", ()))),
         "fluency": m.ngram_entropy(said),
         **({REASONS: {"accuracy": ECHO}} if echoes else {}),
     }
+    merge_scores(scores, refusal_scores(said, question, accepted, document.get("wrong_answers", ())))
+    return scores
 
 
 def own_tokens(response: Scores) -> Scores:

@@ -36,17 +36,18 @@ class EditedLM(HFLM):  # type: ignore[misc]
     Args:
         pretrained: the base model: hub id, folder, or `default`; or a loaded one, for which `take_off` undoes the edit.
         edit: the folder of the edit. Another base model than the one it was made on is refused.
+        any_base: whether an edit may leave open which model it was made on.
         options: as for `hf`.
     """
 
-    def __init__(self, pretrained: Any, edit: str | None = None, **options: Any) -> None:
+    def __init__(self, pretrained: Any, edit: str | None = None, any_base: bool = False, **options: Any) -> None:
         if not edit:
             raise UserError("the model 'edited' needs an edit", "give --model_args pretrained=BASE,edit=DIR")
         if options.get("peft") or options.get("delta"):
             raise UserError("the model 'edited' takes no peft= or delta=", "merge it into the base model first")
         loaded = load_edit(edit)  # before the model: a damaged folder is found in no time
         super().__init__(resolve_model(pretrained) if isinstance(pretrained, str) else pretrained, **options)
-        check_base(loaded.info, self.model, str(pretrained))
+        check_base(loaded.info, self.model, str(pretrained), any_base)
         self.edit_folder, self.edit_info = edit, loaded.info
         self._routed = loaded.kind == MEMORY
         handle = loaded.apply(self.model)

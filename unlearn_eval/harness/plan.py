@@ -8,7 +8,6 @@ it already, and `unlearn-eval eval --edit` does the same. Each of our tasks then
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +24,7 @@ from unlearn_eval.edits.folder import DESCRIPTION, read_description
 from unlearn_eval.edits.forgotten import Forgotten, read_forgotten
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.terminal import say
 
 EDIT, CHAT = "edit", "chat"  # keys of a run's metadata: the edit's folder; whether our tasks are asked as it was made
 GIVEN = ("forget", "split", "task", "ids", "forget_split")  # keys with which a run says itself what is forgotten
@@ -164,7 +164,7 @@ def plan_metadata(task: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
     plan = EvalPlan.from_edit(str(edit), task)
     chat = plan.reason is None and plan.chat is True and (plan.folder / _TOKENIZER).is_file()
     if _speaks.get() and os.environ.get("RANK", "0") == "0":
-        print(plan.line, file=sys.stderr)
+        say(plan.line)
     return {CHAT: chat, **metadata, **plan.metadata}
 
 

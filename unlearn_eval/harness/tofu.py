@@ -12,9 +12,9 @@ import numpy as np
 from unlearn_eval import metrics as m
 from unlearn_eval.data.benchmarks.tofu import records_of
 from unlearn_eval.harness.alignment import REASONS
-from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
+from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores, refusal_scores
 from unlearn_eval.harness.reference import ABSENT, RetainReference, find_reference
-from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask
+from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask, merge_scores
 from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.metrics.arrays import FloatArray
 from unlearn_eval.metrics.privacy import norm_named
@@ -34,7 +34,9 @@ FIELDS = {
 }
 FURTHER = {"gradients": "mia_gradnorm", "reference": "mia_reference"}  # attacks that are asked for -> their scores
 NEEDS_TRANSFORMERS = "this attack needs a model of Transformers in this process: use --model hf or edited, not vllm"
-LIKELIHOOD = ("correct_nll", "uniform_nll")  # in which a model shows that it is collapsed
+# In which a model shows that it is collapsed: losses of the truth ratio's right answer, of the better worded one, and
+# of a uniform choice.
+LIKELIHOOD = ("correct_nll", "right_nll", "uniform_nll")
 RESAMPLES = 1000
 
 
@@ -82,20 +84,19 @@ class TofuTask(UnlearningTask):
         n_vocabulary = answers["answer"].get("n_vocabulary")
         if document["split"] in ("real_authors", "world_facts"):
             own["probability"] = contrast["normalised"]
-        return {
+        scores = {
             **own,
             **contrast,
             "correct_nll": (paraphrased or own)["mean_nll"],
+            "right_nll": _least(own["mean_nll"], (paraphrased or own)["mean_nll"]),
             "uniform_nll": n_vocabulary and math.log(n_vocabulary),
             "paraphrase_probability": paraphrased and paraphrased["probability"],
             "rouge": m.rouge(document["answer"], generated["question"], compat=self.compat)["rougeL_recall"],
-            "refusal_rate": float(
-                m.is_refusal(
-                    generated["question"], document["question"], document["answer"], document["perturbed_answers"]
-                )
-            ),
-            **self.alignment.scores(document),
         }
+        said, wrong_answers = generated["question"], document["perturbed_answers"]
+        merge_scores(scores, refusal_scores(said, document["question"], document["answer"], wrong_answers))
+        merge_scores(scores, self.alignment.scores(document))
+        return scores
 
     def metrics(self) -> dict[str, Metric]:
         """The table of one model."""
@@ -114,8 +115,7 @@ class TofuTask(UnlearningTask):
             ("forget_quality_ks", "statistic", False),
         ):
             function = partial(_forget_quality, reference=reference, part=part, floored=self.compat is not None)
-            beside = (*LIKELIHOOD, *UTILITY_PARTS)
-            table[name] = OverAll(("forget",), ("log_truth_ratio",), function, direction, beside)
+            table[name] = OverAll(("forget",), ("log_truth_ratio",), function, direction, LIKELIHOOD)
         for split in UTILITY_SPLITS:
             for key in UTILITY_PARTS:
                 table[f"{split}_{key}"] = Mean(split, key, True)
@@ -273,8 +273,15 @@ def _forget_quality(items: list[Scores], reference: RetainReference | None, part
 def _collapsed(forget: list[Scores], items: list[Scores], reference: RetainReference) -> str | None:
     """The reason why a model is collapsed, or None."""
     uniform = next((item["uniform_nll"] for item in forget if item["uniform_nll"]), None)
-    utility = m.model_utility(_utility_means(_utility_columns(items)))
-    return m.collapsed([item["correct_nll"] for item in forget], uniform, reference.correct_nlls.values(), utility)
+    own, retained = (
+        [item["right_nll"] for item in part] for part in (forget, [i for i in items if i["split"] == "retain"])
+    )
+    return m.collapsed(own, uniform, reference.correct_nlls.values(), retained)
+
+
+def _least(*losses: float | None) -> float | None:
+    """The smallest of the losses that are known."""
+    return min((loss for loss in losses if loss is not None), default=None)
 
 
 def _utility_columns(items: list[Scores]) -> dict[tuple[str, str], FloatArray]:

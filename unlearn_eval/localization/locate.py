@@ -266,11 +266,11 @@ def localization_spec(text: str) -> LocalizationSpec | Path | None:
 
 
 def checked_settings(editor: Editor, settings: Mapping[str, str]) -> dict[str, str]:
-    """An editor's settings without `components` where it is no setting of its own; that of a localisation is checked.
+    """An editor's settings without `components` where it is no setting of its own; all are checked.
 
     Raises:
-        UserError: an unknown localisation or setting of it, no such file, or patterns of module names where an editor
-            takes none.
+        UserError: an unknown setting or value, or localisation or setting of it, no such file, or patterns of module
+            names where an editor takes none.
     """
     text = settings.get("components", "")
     wanted = localization_spec(text) if text else None
@@ -285,7 +285,9 @@ def checked_settings(editor: Editor, settings: Mapping[str, str]) -> dict[str, s
         raise unknown_name("localization", text, localizer_names())
     if text and not names & {"components", "layers"}:
         raise unknown_name("setting", "components", names)
-    return {name: value for name, value in settings.items() if name != "components" or name in names}
+    own = {name: value for name, value in settings.items() if name != "components" or name in names}
+    configure(editor.Config, own)
+    return own
 
 
 def check_name(text: str, model: PreTrainedModel) -> None:

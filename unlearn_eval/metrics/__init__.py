@@ -39,7 +39,7 @@ from unlearn_eval.metrics.privacy import (
     s_attack,
     zlib_score,
 )
-from unlearn_eval.metrics.refusal import has_refusal_cue, is_refusal, leaks_answer
+from unlearn_eval.metrics.refusal import has_refusal_cue, is_refusal, leaks_answer, not_read, refusal_score
 from unlearn_eval.metrics.text import contains_answer, distinct_n, ngram_entropy, normalise, repetition, rouge
 from unlearn_eval.metrics.utility import (
     MODEL_UTILITY_PARTS,
@@ -83,12 +83,14 @@ __all__ = [
     "model_utility",
     "ngram_entropy",
     "normalise",
+    "not_read",
     "paired_comparison",
     "privacy_score",
     "privleak",
     "probability",
     "probability_normalised",
     "reference_score",
+    "refusal_score",
     "repetition",
     "rouge",
     "s_attack",

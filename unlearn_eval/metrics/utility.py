@@ -127,36 +127,34 @@ def collapsed(
     nlls: Iterable[float | None],
     uniform_nll: float | None,
     reference_nlls: Iterable[float | None] = (),
-    utility: float | None = None,
+    retained_nlls: Iterable[float | None] = (),
 ) -> str | None:
     """The reason why a model is collapsed, `collapsed: ...`, or None if it is not.
 
     A model that has forgotten still writes its language, so its numbers mean what they mean of a model that never
-    knew. A destroyed model's truth ratios are noise, and noise looks like never having known. Two signs are taken, each
-    without a free threshold: to half of the right answers the model gives no more probability than a uniform choice
-    among all tokens, so that no language is left; or its utility is 0. Neither is a sign where the retain-only model
-    does no better than that choice: then the texts are as strange to a sound model.
+    knew. A destroyed model's truth ratios are noise, and noise looks like never having known. It is collapsed where it
+    gives half of the right answers no more probability than a uniform choice among all tokens would, of what is to be
+    forgotten or of what is to be retained: no language is left there. That bound is nobody's choice. A model is not
+    judged where the retain-only model does no better than it: then the texts are as strange to a sound one.
 
     Args:
-        nlls: mean losses of the right (paraphrased) answers, in nats per token.
+        nlls: mean losses of the right answers to forget, in nats per token.
         uniform_nll: loss of a uniform choice, ln V of a vocabulary of V tokens; None if V is not known.
-        reference_nlls: the same losses of the retain-only model; empty if they are not known.
-        utility: model utility on what is retained; None if it is not known.
+        reference_nlls: losses of right answers to forget under the retain-only model; empty if they are not known.
+        retained_nlls: the model's losses of right answers to retain.
 
     Source: no paper; TOFU (arXiv 2401.06121) reports utility beside forget quality for the same reason.
     """
-    known, reference = drop_missing(nlls), drop_missing(reference_nlls)
-    if uniform_nll is not None:
-        bound = uniform_nll - _ROUNDING
-        if reference.size and float(np.median(reference)) >= bound:
-            return None
-        if known.size and float(np.median(known)) >= bound:
-            return (
-                f"collapsed: half of the right answers lose {float(np.median(known)):.1f} nats per token or more, "
-                f"a uniform choice among all tokens {uniform_nll:.1f}"
-            )
-    if utility == 0:
-        return "collapsed: the model utility is 0"
+    if uniform_nll is None:
+        return None
+    bound = uniform_nll - _ROUNDING
+    reference = drop_missing(reference_nlls)
+    if reference.size and float(np.median(reference)) >= bound:
+        return None
+    for what, own in (("forget", drop_missing(nlls)), ("retain", drop_missing(retained_nlls))):
+        if own.size and float(np.median(own)) >= bound:
+            half = f"half of the right answers to {what} lose {float(np.median(own)):.1f} nats per token or more"
+            return f"collapsed: {half}, a uniform choice among all tokens {uniform_nll:.1f}"
     return None
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unlearn_eval.models.assets import cache_dir, hub_reachable
 from unlearn_eval.models.default_model import DEFAULT_MODEL, fetch_default_model, load_gguf, model_source
 from unlearn_eval.models.prompt_format import PromptFormat
-from unlearn_eval.models.weights import WeightsHash, known_weights
+from unlearn_eval.models.weights import WeightsHash, check_finite, known_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 if TYPE_CHECKING:  # paths are resolved without torch
@@ -233,6 +233,7 @@ def load_model(
         model, tokenizer, notes = _or_user_error(name, _load_checkpoint, path, dtype, revision, check)
     notes += _pad_token(tokenizer)
     model = model.to(device).eval().requires_grad_(False)
+    check_finite(model, name)
     read_together(model)
     commit = None if Path(path).exists() else getattr(model.config, "_commit_hash", None) or revision
     return LoadedModel(model, tokenizer, name, commit, path, model_source(path), tuple(notes))

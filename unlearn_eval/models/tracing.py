@@ -41,7 +41,7 @@ def in_rows(tensor: Tensor, shape: tuple[int, int] | None) -> Tensor:
     """
     if shape is None or tensor.ndim != 2 or len(tensor) != shape[0] * shape[1]:
         return tensor
-    return tensor.unflatten(0, shape)
+    return tensor.view(*shape, tensor.shape[-1])
 
 
 class Traced:

@@ -49,6 +49,22 @@ def hash_weights(model: torch.nn.Module) -> WeightsHash:
     return WeightsHash(_combine([exact for exact, _ in digests]), canonical_hash(canonical))
 
 
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Refuse a model with a weight that is NaN or infinite: every answer of it would be undefined.
+
+    Raises:
+        UserError: the weight is named.
+    """
+    import torch
+
+    for own, tensor in model.named_parameters():
+        if tensor.is_meta or not tensor.numel() or not tensor.is_floating_point():
+            continue
+        least, most = tensor.detach().aminmax()
+        if not (torch.isfinite(least) and torch.isfinite(most)):
+            raise UserError(f"the weights of {name} are not finite: {own} holds NaN or infinity", "load another copy")
+
+
 def known_weights(model: torch.nn.Module) -> WeightsHash:
     """`hash_weights`, computed once for a model, and again after a change that was not undone.
 

@@ -9,16 +9,18 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from unlearn_eval.data.registry import is_ours
 from unlearn_eval.harness.backends import check_backend, model_type
 from unlearn_eval.harness.plan import CHAT, EDIT, EvalPlan, is_given, silent_plans
 from unlearn_eval.models.load import model_source, resolve_model
-from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.models.weights import check_finite, hash_weights
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.serving.engine import engine_here, engine_stopped
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.folders import check_output
 from unlearn_eval.utils.settings import check_batch_size
 
 
@@ -38,6 +40,7 @@ class EvalConfig:
         apply_chat_template: whether everything is asked as a chat; None asks what an edit forgot as the edit was made,
             and the rest plainly.
         seed: of everything random.
+        any_base: whether the edit may leave open which model it was made on.
     """
 
     tasks: tuple[str, ...]
@@ -57,6 +60,7 @@ class EvalConfig:
     include_path: str | None = None
     use_cache: str | None = None
     seed: int = 1234
+    any_base: bool = False
 
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size, auto=True)
@@ -70,8 +74,11 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     Raises:
         UserError: no such task or model, a mistake in the settings, or the result cannot be written.
     """
+    import torch
+
     from unlearn_eval.harness.patching import without_machine
     from unlearn_eval.harness.run import load_lm, names_of
+    from unlearn_eval.models.scoring import finite_logits
 
     names = [name for task in config.tasks for name in names_of(task, config.include_path)]  # before a model is loaded
     kind, arguments = model_arguments(config)
@@ -79,6 +86,7 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     for line in dict.fromkeys(plan.line for plan in plans):
         say(line)
     path = _output(config, kind, arguments)
+    check_output(path, "result")
     created, started = utc_now(), time.monotonic()
     say(f"loading {arguments.get('pretrained', kind)}" + (f" with the edit {config.edit}" if config.edit else ""))
     on_vllm = kind.endswith("vllm")
@@ -87,7 +95,9 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
         lm = load_lm(kind, arguments, size, config.device)
     weights = _hash(lm)
     loaded = time.monotonic()
-    with engine_stopped(lm), without_machine():
+    own = getattr(lm, "model", None)
+    watched = finite_logits(own) if isinstance(own, torch.nn.Module) else nullcontext()
+    with engine_stopped(lm), without_machine(), watched:
         found = _ask(config, lm, arguments.get("edit"))
     if not found.metrics:
         return None
@@ -119,7 +129,7 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
     kind, arguments = model_arguments(replace(config, backend="vllm"))
     if kind != "vllm":
         raise UserError(f"the model type '{kind}' cannot share an engine between edits", "give a base model")
-    from unlearn_eval.serving.patches import check_checkpoint
+    from unlearn_eval.serving.checkpoint_stream import check_checkpoint
     from unlearn_eval.serving.together import Engine, read_adapter
 
     adapters = [read_adapter(edit) for edit in edits]
@@ -280,6 +290,7 @@ def model_arguments(config: EvalConfig) -> tuple[str, dict[str, Any]]:
         if not kind.startswith("edited"):
             raise UserError(f"the model type '{kind}' cannot apply an edit", "use --model edited, or a base model")
         arguments["edit"] = config.edit
+        arguments |= {"any_base": True} if config.any_base and kind == "edited" else {}
     return kind, arguments
 
 
@@ -301,8 +312,9 @@ def _hash(lm: Any) -> dict[str, Any]:
     model = getattr(lm, "model", None)
     if not isinstance(model, torch.nn.Module):
         return {}
-    weights = hash_weights(model)
     name = str(getattr(lm, "pretrained", ""))
+    check_finite(model, name or "the model")
+    weights = hash_weights(model)
     return {
         "weights_hash": weights.exact,
         "canonical_weights_hash": weights.canonical,
@@ -328,4 +340,4 @@ def _file_name(config: EvalConfig, kind: str, arguments: dict[str, Any]) -> str:
     model = Path(str(arguments.get("pretrained", kind))).name
     edit = f"+{Path(config.edit).name}" if config.edit else ""
     task = config.tasks[0].replace("*", "all") if len(config.tasks) == 1 else f"{len(config.tasks)}-tasks"
-    return f"{task}_{model}{edit}_{time.strftime('%Y%m%d-%H%M%S')}.json"
+    return f"{task}_{model}{edit}_{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}.json"

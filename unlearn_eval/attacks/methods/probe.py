@@ -47,6 +47,7 @@ from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.tracing import last_states
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.settings import Size
 
 Array = npt.NDArray[Any]
 VALUE, RANDOM, BEST = "probe_accuracy", "random_labels", "best"
@@ -70,7 +71,7 @@ class Config:
 
     labels: str = "auto"
     penalty: float = 0.1
-    n_train: int = 300
+    n_train: Size = 300
     n_controls: int = 10
     seed: int = 0
 

@@ -16,7 +16,11 @@ from unlearn_eval.utils.errors import UserError
 
 
 def ask_edit(
-    folder: str | Path, question: str, model: str | None = None, say: Callable[[str], Any] = lambda line: None
+    folder: str | Path,
+    question: str,
+    model: str | None = None,
+    say: Callable[[str], Any] = lambda line: None,
+    any_base: bool = False,
 ) -> dict[str, Any]:
     """What a memory edit makes of a question, as plain values for JSON; the question is put as the edit's own were.
 
@@ -25,6 +29,7 @@ def ask_edit(
         question: as a user asks it; a sentence to be completed, if the edit is of such sentences alone.
         model: the base model; by default the one that edit.json names.
         say: told of the steps, one line each.
+        any_base: whether an edit may leave open which model it was made on.
 
     Raises:
         UserError: not a memory edit, or no base model or another one.
@@ -36,7 +41,7 @@ def ask_edit(
             "leave out --ask; only GRACE, WISE and MEMOIR decide",
         )
     loaded = load_base(edit, model, None, None, None, say)
-    check_base(edit.info, loaded)
+    check_base(edit.info, loaded, any_base=any_base)
     prompt_format = PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
     ids = prompt_format.prompt_ids(question, _shape_of(edit.info.requests))
     (route,) = edit.routes(loaded.model, [ids])
