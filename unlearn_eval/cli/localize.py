@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from unlearn_eval.cli.options import FieldsOption
+from unlearn_eval.cli.options import FieldsOption, SystemOption, TemplateOption
 
 
 def localize(
@@ -30,6 +30,8 @@ def localize(
     limit: Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")] = None,
     fields: FieldsOption = None,
     chat: Annotated[bool, typer.Option(help="Ask through the chat template.")] = False,
+    system_instruction: SystemOption = None,
+    chat_template_kwargs: TemplateOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")] = 64,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -38,7 +40,7 @@ def localize(
     """Find where in a model facts are; for edit --components."""
     from rich.console import Console
 
-    from unlearn_eval.cli.options import forget_set_of
+    from unlearn_eval.cli.options import forget_set_of, template_arguments_of
     from unlearn_eval.cli.terminal import pair, progress, say
     from unlearn_eval.harness.patching import quiet
     from unlearn_eval.localization import locate
@@ -49,13 +51,14 @@ def localize(
     get_localizer(name)
     wanted = locate.LocalizationSpec.of(name, budget, dict(pair(text) for text in set_ or []))
     wanted.check()
+    arguments = template_arguments_of(chat_template_kwargs)
     facts = forget_set_of(forget, ids, limit, seed, fields)
     others = None if retain is None else forget_set_of(retain, None, None, seed)
     with quiet():
         say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device)
         say(f"{name} on {len(facts)} items of {facts.name}")
-        prompt_format = loaded.prompt_format(chat)
+        prompt_format = loaded.prompt_format(chat, system_instruction, arguments)
         found = locate.localize(loaded, facts, wanted, seed, others, prompt_format, batch_size, progress())
     path = found.save(output)
     console = Console(width=None if sys.stdout.isatty() else 100)

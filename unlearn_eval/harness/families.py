@@ -19,6 +19,7 @@ from unlearn_eval.data.registry import benchmark_documents
 from unlearn_eval.data.shapes import Asked, asked
 from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores
+from unlearn_eval.harness.options import ANSWERS, Check, a_count, a_text, names, names_or_count
 from unlearn_eval.harness.reference import find_reference
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask, merge_scores
 from unlearn_eval.harness.tofu import auc, privleak_of
@@ -163,11 +164,15 @@ class Family:
             name and `_`, each has these scores, and all of them together have them under the name.
         overall: metrics over several splits.
         n_paraphrases: at most so many of each question's paraphrases are asked.
+        options: keys of a run's metadata that its reader and its metrics read, each with a check of the value.
+        no_examples: why examples in its prompts would make no sense, if so.
     """
 
     columns: Mapping[str, tuple[str, ...]]
     overall: Mapping[str, Overall] = field(default_factory=dict)
     n_paraphrases: int = 1
+    options: Mapping[str, Check] = field(default_factory=dict)
+    no_examples: str | None = None
 
     def covers(self, column: str, split: str) -> bool:
         """Whether a split's documents have the scores of a column."""
@@ -253,8 +258,12 @@ _MUSE = Family(
         "mia_min_k_auc": Overall(muse_auc, ("min_k",), ("forget_texts", "holdout_texts"), None),
         "privleak": Overall(muse_privleak, ("min_k",), ("forget_texts", "holdout_texts"), None),
     },
+    options={"retain_reference": a_text},
+    no_examples="its questions bring the benchmark's own examples, and its texts are read alone",
 )
 _LUME_PARTS = tuple(f"{role}_{task}" for role in ("forget", "retain") for task in ("creative", "personal", "biography"))
+
+CHOSEN: Mapping[str, Check] = {"forget": names_or_count, "retain": names_or_count, "n_retain": a_count}
 
 FAMILIES: dict[str, Family] = {
     "factual": Family(
@@ -265,6 +274,7 @@ FAMILIES: dict[str, Family] = {
                 partial(combined, key="paraphrase_rouge1"), ("paraphrase_rouge1",), ("forget", "retain"), True
             ),
         },
+        options=CHOSEN,
     ),
     "pistol": Family(
         {split: (*PAPER, "accuracy", "refusal_rate", *LEGACY) for split in ("forget", "retain")},
@@ -274,12 +284,14 @@ FAMILIES: dict[str, Family] = {
             ),
             "combined": Overall(partial(combined, key="rouge1"), ("rouge1",), ("forget", "retain"), True),
         },
+        options={**CHOSEN, "file": a_text},
     ),
     "lume": Family(
         {part: ("rouge", "exact_match", "accuracy", "refusal_rate") for part in _LUME_PARTS},
         {"task_aggregate": Overall(lume_aggregate, ("rouge", "exact_match"), _LUME_PARTS, True)},
+        options={"task": a_text, "ids": names},
     ),
-    "knowundo": Family({"forget": ANSWERED, "retain": ANSWERED}),
+    "knowundo": Family({"forget": ANSWERED, "retain": ANSWERED}, options={"ids": names}),
     "rwku": Family(
         {
             "forget_blank": PROBES,
@@ -287,7 +299,9 @@ FAMILIES: dict[str, Family] = {
             "forget_attack": PROBES,
             "neighbors_blank": PROBES,
             "neighbors_question": PROBES,
-        }
+        },
+        options={"forget": names, "ids": names},
+        no_examples="its attacks are whole prompts, and what it retains are neighbors of the people to be forgotten",
     ),
     "muse_news": _MUSE,
     "muse_books": _MUSE,
@@ -299,13 +313,15 @@ FAMILIES: dict[str, Family] = {
             "retain": (*TOLD, *reworded(("preference", "probability")), "accuracy"),
         },
         n_paraphrases=2,
+        options=CHOSEN,
     ),
     "zsre": Family(
         {
             "forget": (*SAID, "probability", "exact_memorization", *reworded((*SAID, "exact_memorization"))),
             "neighbors": (*SAID, "probability", "exact_memorization"),
             "retain": (*SAID, "probability", "exact_memorization", *reworded((*SAID, "exact_memorization"))),
-        }
+        },
+        options=CHOSEN,
     ),
     "sports": Family(
         {
@@ -317,7 +333,8 @@ FAMILIES: dict[str, Family] = {
                 *reworded(("preference", "accuracy")),
             )
             for split in ("forget", "retain")
-        }
+        },
+        options=CHOSEN,
     ),
 }
 
@@ -332,6 +349,16 @@ class BenchmarkTask(UnlearningTask):
         self.benchmark_name, self.family = name, FAMILIES[name]
         self.keys_of: dict[str, tuple[str, ...]] = {}
         super().__init__(config)
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """What the family reads."""
+        return {**super().options(metadata), "family": a_text, **FAMILIES[metadata["family"]].options, **ANSWERS}
+
+    @classmethod
+    def why_no_examples(cls, metadata: Mapping[str, Any]) -> str | None:
+        """What the family says of it."""
+        return FAMILIES[metadata["family"]].no_examples
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The benchmark's documents; at most `n_paraphrases` paraphrases of each."""

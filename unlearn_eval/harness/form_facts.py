@@ -18,6 +18,7 @@ from unlearn_eval.data.forget_sets import load_forget_set, parts_of
 from unlearn_eval.data.items import ForgetItem, ForgetSet, item_from_record
 from unlearn_eval.data.shapes import QUESTION, as_turn
 from unlearn_eval.harness.facts import choose, fact_ids, names_a_set
+from unlearn_eval.harness.options import Check, a_count, a_seed, a_text, names
 from unlearn_eval.harness.plan import may_forget_all
 from unlearn_eval.harness.task import Document, UnlearningTask
 from unlearn_eval.utils.errors import UserError
@@ -34,6 +35,12 @@ class FactsInForms(UnlearningTask):
     """What the tasks on any forget set share: the facts to forget, and those to keep as a control."""
 
     splits = ("forget", "retain")
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """Which items are forgotten and retained."""
+        own = {"forget": names, "retain": names, "split": a_text, "n_retain": a_count, "seed": a_seed}
+        return {**super().options(metadata), **own}
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """Both sets, with examples and wrong answers taken from the facts themselves where they bring none."""

@@ -7,7 +7,8 @@ per answer. It is called when one of our tasks is built, and makes `hf` faster o
 A request's arguments are `(context, answer, options)`, its response is a JSON object:
 `token_nll, hits, ranks` (lists over the T labels), `n_answer`, `text`, with `options["moments"]` also `means,
 variances`, with `options["free_running"]` also `free_ranks, prompt_confidence` (see `scoring.FreeRunning`); or
-`unscored`, the reason why there is nothing.
+`unscored`, the reason why there is nothing. With `options["trace"]` the model is made to say that text before the
+answer; `options["template_arguments"]` are those of the context's chat template, if it has some.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ def options(
     """The third argument of a request."""
     if compat not in COMPATIBILITY:
         raise UserError(f"unknown compat '{compat}' in --metadata", "allowed: openunlearning, or leave it out")
-    asked = {"chat": prompt_format.chat, "compat": compat, "moments": moments}
+    asked: dict[str, Any] = {"chat": prompt_format.chat, "compat": compat, "moments": moments}
+    if prompt_format.template_arguments:
+        asked["template_arguments"] = dict(prompt_format.template_arguments)
     return asked | ({"free_running": True} if free_running else {})
 
 
 def install() -> None:
     """Give lm-eval's models the request kind, and its aggregations a standard error of their own."""
     patching.add_request_kind(KIND, from_loglikelihood, from_transformers)
+    patching.keep_trace_markers()
     patching.read_states_together()
     patching.use_own_standard_errors()
 
@@ -140,7 +144,7 @@ def _add_free_running(
     ]
     lengths = [responses[owner]["n_answer"] for owner, _ in wanted]
     size = lm.batch_size if isinstance(lm.batch_size, int) else 1
-    found = free_running(lm.model, [query for _, query in wanted], lengths, size)
+    found = free_running(lm.model, [query.whole for _, query in wanted], lengths, size)
     for (owner, _), own in zip(wanted, found, strict=True):
         responses[owner] |= {"free_ranks": own.ranks, "prompt_confidence": own.prompt_confidence}
 
@@ -149,14 +153,23 @@ def make_query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode:
     """A request's tokens, and which of them are its answer's labels."""
     from unlearn_eval.models.scoring import Query
 
-    template = lm.chat_template_args if opts["chat"] else {}
+    template = opts.get("template_arguments", lm.chat_template_args) if opts["chat"] else {}
     prompt_format = PromptFormat(lm.tokenizer, opts["chat"], template_arguments=template)
+    trace = opts.get("trace", "")
     if opts["compat"] == "openunlearning":
-        prompt_ids, labels = open_unlearning_labels(prompt_format, context, answer, encode)
+        prompt_ids, labels = open_unlearning_labels(prompt_format, context + trace, answer, encode)
         return Query(tuple(prompt_ids), labels.ids, lm.tokenizer.pad_token_id), labels
     prompt_ids = encode(context) or [lm.prefix_token_id]
-    labels = prompt_format.answer_labels(context, prompt_ids, answer, encode)
-    return Query(tuple(prompt_ids), labels.ids), labels
+    if not trace:
+        labels = prompt_format.answer_labels(context, prompt_ids, answer, encode)
+        return Query(tuple(prompt_ids), labels.ids), labels
+    # The prompt ends before the trace: a memory decides there, as when the model speaks by itself.
+    whole = encode(context + trace)
+    if whole[: len(prompt_ids)] != prompt_ids:
+        prompt_ids = whole
+    labels = prompt_format.answer_labels(context + trace, whole, answer, encode)
+    said = whole[len(prompt_ids) :]
+    return Query(tuple(prompt_ids), (*said, *labels.ids), n_unscored=len(said)), labels
 
 
 def cannot_score(query: Any, labels: Labels, max_length: int) -> str | None:
@@ -201,6 +214,7 @@ def from_loglikelihood(self: Any, requests: list[Any], disable_tqdm: bool = Fals
     plain, counts = [], []
     for request in requests:
         context, answer, opts = request.args
+        context += opts.get("trace", "")
         spaced = PromptFormat(None, opts["chat"]).after(context, answer)
         n = _count_tokens(self, context, spaced) if answer.strip() else 0
         if n:

@@ -12,6 +12,7 @@ from unlearn_eval import metrics as m
 from unlearn_eval.data.benchmarks.tofu import HUB_ID
 from unlearn_eval.data.sources import load_split
 from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
+from unlearn_eval.harness.options import ANSWERS, JUDGED, Check, a_text
 from unlearn_eval.harness.reference import ABSENT, RetainReference, find_reference
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask
 from unlearn_eval.metrics.alignment import Question
@@ -31,6 +32,7 @@ FIELDS = {
     "world_facts": ("perturbed_answer",),
 }
 RESAMPLES = 1000
+_OPTIONS: Mapping[str, Check] = {"forget_split": a_text, "retain_reference": a_text, **ANSWERS}
 
 
 class TofuTask(UnlearningTask):
@@ -38,6 +40,11 @@ class TofuTask(UnlearningTask):
 
     splits = ("forget", *UTILITY_SPLITS)
     defaults = DEFAULTS
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """Which split is forgotten, what it is compared with, and who judges refusals."""
+        return {**super().options(metadata), **_OPTIONS, **JUDGED}
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The four perturbed sets of TOFU, in their order."""
@@ -121,6 +128,12 @@ class TofuPrivacyTask(UnlearningTask):
     splits = ("forget", "holdout")
     defaults = DEFAULTS
     needs_moments = True
+    no_examples = "membership inference reads each answer after its own question alone"
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """Which split is forgotten, and what it is compared with."""
+        return {**super().options(metadata), **_OPTIONS}
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The forget set and the holdout set of the same size."""

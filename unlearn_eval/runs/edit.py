@@ -161,10 +161,29 @@ def _check(
     config = configure(method.Config, {**published, **given, **where})
     if "seed" in method.settings and "seed" not in options:
         config = replace(config, seed=recipe.seed)
-    prompt_format = loaded.prompt_format(recipe.chat)
+    prompt_format = _prompt_format(loaded, recipe, previous)
     _check_previous(previous, method, forget, loaded)
     located = None if components is None else (components, place)
     return _Plan(loaded, forget, retain, method, config, recipe, prompt_format, previous, preset, located, progress)
+
+
+def _prompt_format(loaded: LoadedModel, recipe: Recipe, previous: AnyEdit | None) -> PromptFormat:
+    """How questions are put to the model: as the recipe says, and as those of the edit to continue were.
+
+    Raises:
+        UserError: the recipe differs from the edit to continue, all of whose questions are evaluated in one format.
+    """
+    named = recipe.chat, recipe.system, recipe.chat_template_kwargs or None
+    if previous is None or previous.info.requests.get("chat") is None:
+        return loaded.prompt_format(*named)
+    made = PromptFormat.of_edit(previous.info, loaded.tokenizer, loaded.name)
+    found = made.changed(*named, loaded.name)
+    if found.record != made.record:
+        raise UserError(
+            f"the earlier edit's prompts have the format {made.record}, not {found.record}",
+            "leave out --chat, --system_instruction and --chat_template_kwargs, or make another edit",
+        )
+    return found
 
 
 def check_recipe(method: Editor, recipe: Recipe, retain: ForgetSet | None, hint: str = "leave out --merge") -> None:
@@ -269,6 +288,7 @@ def _edit_in_steps(plan: _Plan, inputs: _Inputs) -> AnyEdit:
         inputs.others if OTHERS in method.uses else (),
         SecondMoments({}, factored={}) if MOMENTS in method.uses and size < len(requests) else None,
         plan.progress,
+        plan.prompt_format,
     )
     for start in range(0, len(requests), size):
         config = plan.config

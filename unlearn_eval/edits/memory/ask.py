@@ -16,7 +16,13 @@ from unlearn_eval.utils.errors import UserError
 
 
 def ask_edit(
-    folder: str | Path, question: str, model: str | None = None, say: Callable[[str], Any] = lambda line: None
+    folder: str | Path,
+    question: str,
+    model: str | None = None,
+    say: Callable[[str], Any] = lambda line: None,
+    *,
+    system: str | None = None,
+    template_arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a memory edit makes of a question, as plain values for JSON; the question is put as the edit's own were.
 
@@ -25,6 +31,7 @@ def ask_edit(
         question: as a user asks it; a sentence to be completed, if the edit is of such sentences alone.
         model: the base model; by default the one that edit.json names.
         say: told of the steps, one line each.
+        system, template_arguments: others than the edit's.
 
     Raises:
         UserError: not a memory edit, or no base model or another one.
@@ -37,7 +44,8 @@ def ask_edit(
         )
     loaded = load_base(edit, model, None, None, None, say)
     check_base(edit.info, loaded)
-    prompt_format = PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
+    made = PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
+    prompt_format = made.changed(None, system, template_arguments, loaded.name)
     ids = prompt_format.prompt_ids(question, _shape_of(edit.info.requests))
     (route,) = edit.routes(loaded.model, [ids])
     found = asdict(route) | {"owners": list(route.owners)}
