@@ -49,7 +49,7 @@ def data(tmp_path, monkeypatch):
     files = benchmark_files()
     pistol, lume = files["pistol/sample_data_1"], files["lume/retain"]
     pistol = [r | {"answer": f"{r['edge']} sold hats {i}."} for i, r in enumerate(pistol)]
-    lume = [r | {"input": f"In year {i}: {r['input']}", "output": f"Harbor {i}"} for i, r in enumerate(lume)]
+    lume = [r | {"input": f"What of harbor {i}?", "output": f"Harbor {i}"} for i, r in enumerate(lume)]
     root = write_benchmarks(tmp_path / "data", pistol__sample_data_1=pistol, lume__retain=lume)
     monkeypatch.setenv("UNLEARN_EVAL_DATA", str(write_tofu(root)))
     monkeypatch.setattr("unlearn_eval.harness.tofu.RESAMPLES", 20)
