@@ -161,6 +161,28 @@ def test_a_model_without_a_system_role_is_edited_and_evaluated_alike(place):
     assert made.render(ITEMS[0]["question"]) in prompts
 
 
+def test_a_retain_set_that_training_would_not_use_is_refused(place):
+    words = ("edit", "-o", "e", "-f", "mine.jsonl", "-m", "model", "--device", "cpu", "--editor", "npo")
+    assert "npo retains nothing with these settings" in refused(
+        *words, "--retain", "facts", "--set", "retain_term=none"
+    )
+
+
+def test_a_server_of_an_edit_names_the_edit_s_arguments_as_its_default(place, monkeypatch):
+    from unlearn_eval.serving import start
+
+    for name in ("check_vllm", "check_architecture"):
+        monkeypatch.setattr(start, name, lambda *_: None)
+    monkeypatch.setattr(start, "resolve_model", lambda name: name)
+    edited(*OFF)
+    command = start.server_command("edit", "model")
+    assert json.loads(command[command.index("--default-chat-template-kwargs") + 1]) == {"enable_thinking": False}
+    given = ("--default-chat-template-kwargs", "{}")
+    assert start.server_command("edit", "model", more=given).count(given[0]) == 1
+    edited(output="plain")
+    assert "--default-chat-template-kwargs" not in start.server_command("plain", "model")
+
+
 # Parts -----------------------------------------------------------------------------------------------------
 
 

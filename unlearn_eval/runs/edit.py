@@ -159,6 +159,11 @@ def _check(
     components = resolve(place, loaded, forget, recipe.seed, retain, progress)
     where = {} if components is None else settings_for(method, components)
     config = configure(method.Config, {**published, **given, **where})
+    if retain is not None and method.needs_retain(config) is False and not {"components", "masks"} & options.keys():
+        raise UserError(
+            f"{method.name} retains nothing with these settings, and {retain.name} would not be used",
+            "leave out --retain, or set a retain_term and a retain_weight",
+        )
     if "seed" in method.settings and "seed" not in options:
         config = replace(config, seed=recipe.seed)
     prompt_format = _prompt_format(loaded, recipe, previous)
