@@ -18,7 +18,7 @@ NEXT_TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(N
 VLLM_TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VLLM)/bin/python -m pytest tests/serving/test_vllm*.py \
              -n 2 --dist worksteal
 
-.PHONY: demo test test-all test-vllm test-next check format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
+.PHONY: demo test test-all test-faults smoke-vllm test-vllm test-next check format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
         benchmark-refusals benchmark-serving clean help
 
 demo: $(INSTALLED)  ## make a small model forget facts, and measure it
@@ -30,9 +30,15 @@ test: $(INSTALLED) $(MODEL)  ## the whole default suite
 test-all: $(INSTALLED) $(MODEL)  ## the slow tests too
 	$(PYTEST) -m "not gpu and not vllm"
 
+test-faults: $(INSTALLED)  ## odd files of strangers by every command that reads them
+	OMP_NUM_THREADS=1 $(PYTEST) tests/project/test_faults.py
+
 test-vllm: $(VLLM_DONE)  ## edits in real engines: vLLM on a CPU, with both of its model runners, in an environment of its own
 	$(VLLM_TEST) -m vllm
 	TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 $(VLLM_TEST) -m "vllm and both_runners"
+
+smoke-vllm: $(VLLM_DONE)  ## one engine for each kind of edit, and what a server's clients can and cannot do: a few minutes
+	$(VLLM_TEST) -m "vllm and smoke"
 
 test-next: $(INSTALLED) $(NEXT_DONE)  ## the next lm-eval and Transformers: the same tables, and the tests of tasks and models
 	rm -rf $(TABLES)

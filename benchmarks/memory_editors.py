@@ -49,7 +49,8 @@ CALIBRATED = {"calibrate": "true"}
 ROWS = (
     Row("GRACE, radius 1", "grace"),
     Row("GRACE, calibrated", "grace", CALIBRATED),
-    Row("GRACE (original)", "grace", {"variant": "original"}),
+    Row("GRACE (EasyEdit)", "grace", {"variant": "easyedit"}),
+    Row("GRACE (authors)", "grace", {"variant": "authors"}),
     Row("WISE", "wise"),
     Row("WISE, calibrated", "wise", CALIBRATED),
     Row("WISE, 2 shards merged by TIES", "wise", {"shards": "2"}),

@@ -280,6 +280,10 @@ def reading(rows: dict[str, Any]) -> list[str]:
         "",
         "## Beside what is published",
         "",
+        "- These runs say little about the methods: SatImp's two weights were exchanged, SatImp and WGA trained half "
+        "their epochs, AltPO and PDU had other settings than their authors', and the fine-tuned model knows the "
+        "answers so well that ascent has hardly a gradient. The presets are corrected; the table is "
+        "still to be made again.",
         f"- Ascent destroys utility, and so does CE-U, which retains nothing either ({alone}; fine-tuned "
         f"{utility('fine-tuned')}). Gradient difference and PDU lose much of it too "
         f"({utility('gradient_difference')}, {utility('pdu')}).",

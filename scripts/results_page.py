@@ -36,6 +36,7 @@ FULL = {
     "near: right": ("neighbors_accuracy",),
 }
 SHORT = tuple(name for name in FULL if name not in ("gibberish",))
+FAULTY = "⚠"  # behind a method whose edit did not take, or did harm
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 
@@ -84,7 +85,7 @@ def leaderboard(runs: Sequence[Run], columns: Sequence[str] = tuple(FULL)) -> st
         "|---|---|" + "---|" * (len(head) - len(shown) - 3) + "---:|" * (len(shown) + 1),
     ]
     for run, task in rows:
-        cells = [method_of(run), recipe_of(run)]
+        cells = [method_of(run) + (f" {FAULTY}" if run.faults else ""), recipe_of(run)]
         cells += [run.model] if len(models) > 1 else []
         cells += [run.forget_set or "–"] if len(sets) > 1 else []
         cells += [f"`{task}`"] if len(tasks) > 1 else []
@@ -92,7 +93,8 @@ def leaderboard(runs: Sequence[Run], columns: Sequence[str] = tuple(FULL)) -> st
         cells.append(next((str(metric.n) for pair in found if pair and (metric := pair[1]).n), "–"))
         cells += [_cell(pair) for pair in found]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    faults = [f"{FAULTY} {method_of(run)}, {recipe_of(run)}: {'; '.join(run.faults)}." for run in runs if run.faults]
+    return "\n".join([*lines, *(["", "\\\n".join(faults)] if faults else [])])
 
 
 def _metric(run: Run, task: str, column: str) -> tuple[str, Metric] | None:
@@ -254,7 +256,8 @@ _LEADERBOARD_HEAD = (
     "Every committed result file. *Right*: the true answer, or an alias, stands in a free answer; *refuses*: it "
     "declines, read by words; *aligned*: would a person accept it from a model that should not know (– without an "
     "encoder); *near*: facts close to the forgotten ones. n is the number of forgotten items; in brackets 95 % "
-    "intervals; ↑ higher is better, ↓ lower. Methods on other items or models are not comparable. "
+    "intervals; ↑ higher is better, ↓ lower; ⚠ an edit that did not take, or did harm, by its own self-check: no "
+    "result of its method. Methods on other items or models are not comparable. "
     "[How to read this](../docs/guides/reading_the_numbers.md)."
 )
 _FILES_HEAD = f'As each file says itself; "{NOT_SAID}" where it does not.'

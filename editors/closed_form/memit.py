@@ -26,6 +26,7 @@ from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, l
 from unlearn_eval.edits.base import LOW_RANK
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.settings import Positive
 
 DEPTH = (1 / 8, 1 / 4)  # layers 4 to 8 of Llama-3-8B's 32
 
@@ -38,7 +39,7 @@ class Config(MassEditConfig):
         preservation: λ/d, the weight of C against one key.
     """
 
-    preservation: float = 1.0
+    preservation: Positive = 1.0
 
 
 def run(job: EditJob) -> LowRankEdit:

@@ -50,6 +50,7 @@ from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.settings import Positive, Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,13 +86,13 @@ class Config:
 
     layers: tuple[int, ...] = ()
     modules: str = "gate_up"
-    learning_rate: float = 0.02
+    learning_rate: Positive = 0.02
     scale: str = "relative"
     pooled: bool = False
     ridge: float = 1.0
-    passes: int = 1
-    requests_per_step: int = 100
-    tokens_per_batch: int = 2048
+    passes: Size = 1
+    requests_per_step: Size = 100
+    tokens_per_batch: Size = 2048
 
 
 @dataclass(frozen=True)

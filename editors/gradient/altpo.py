@@ -31,6 +31,7 @@ from unlearn_eval.models.scoring import pad
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps
 from unlearn_eval.utils.progress import Progress
+from unlearn_eval.utils.settings import Positive, Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,11 +56,11 @@ class Config(GradientConfig):
         generation_batch_size: how many are written at once.
     """
 
-    epochs: float = 2.0
-    beta: float = 0.1
-    alternates: int = 5
-    temperature: float = 1.0
-    generation_batch_size: int = 32
+    epochs: Positive = 2.0
+    beta: Positive = 0.1
+    alternates: Size = 5
+    temperature: Positive = 1.0
+    generation_batch_size: Size = 32
 
 
 def rewrite(

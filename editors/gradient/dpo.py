@@ -18,6 +18,7 @@ from torch import Tensor
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import ANSWER, TARGET, WITH_REFERENCE, GradientConfig, Method, editor
 from unlearn_eval.editing.training.settings import Said
+from unlearn_eval.utils.settings import Positive
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Config(GradientConfig):
         beta: β, how far the model may go from what it was.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
 
 
 def forget_loss(said: Mapping[str, Said], config: Config) -> Tensor:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from unlearn_eval.editing.training.gradient import LOGITS, TARGET, GradientConfig, Method, block_at_depth, editor
 from unlearn_eval.editors.gradient.idk import forget_loss
-from unlearn_eval.models.anatomy import anatomy
+from unlearn_eval.models.anatomy import anatomy, blocks_of
+from unlearn_eval.utils.settings import Positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,8 +34,8 @@ class Config(GradientConfig):
     """
 
     retain_term: str = "none"
-    epochs: float = 25.0
-    learning_rate: float = 5e-4
+    epochs: Positive = 25.0
+    learning_rate: Positive = 5e-4
     weight_decay: float = 0.0
     warmup_epochs: float = 0.0
     schedule: str = "constant"
@@ -42,11 +43,10 @@ class Config(GradientConfig):
 
 
 def prepare(config: Config, model: PreTrainedModel) -> Config:
-    """The layer by depth, and its down projection."""
-    parts = anatomy(model)
+    """The layer by depth, and its down projection unless components are given."""
     layer = block_at_depth(model, DEPTH) if config.layer < 0 else config.layer
-    parts.check_layers((layer,))
-    return replace(config, layer=layer, components=config.components or parts.projection_name(layer))
+    blocks_of(model).check_layers((layer,))
+    return replace(config, layer=layer, components=config.components or anatomy(model).projection_name(layer))
 
 
 EDITOR = editor(Method("ft_m", forget_loss, {TARGET: LOGITS}, prepare), Config, "2401.01286")

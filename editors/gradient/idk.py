@@ -17,13 +17,14 @@ from torch import Tensor
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import LOGITS, TARGET, GradientConfig, Method, editor
 from unlearn_eval.editing.training.settings import Said
+from unlearn_eval.utils.settings import Positive
 
 
 @dataclass(frozen=True)
 class Config(GradientConfig):
     """IDK's settings."""
 
-    epochs: float = 5.0
+    epochs: Positive = 5.0
 
 
 def forget_loss(said: Mapping[str, Said], config: Config) -> Tensor:

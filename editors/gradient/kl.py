@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, editor
 from unlearn_eval.editors.gradient.gradient_ascent import forget_loss
+from unlearn_eval.utils.settings import Positive
 
 
 @dataclass(frozen=True)
 class Config(GradientConfig):
     """KL minimisation's settings."""
 
-    epochs: float = 5.0
+    epochs: Positive = 5.0
     retain_term: str = "kl"
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import ANSWER, WITH_REFERENCE, GradientConfig, Method, editor
 from unlearn_eval.editing.training.settings import Said
+from unlearn_eval.utils.settings import Positive
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Config(GradientConfig):
         beta: β, the smaller the more like gradient ascent.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
 
 
 def forget_loss(said: Mapping[str, Said], config: Config) -> Tensor:

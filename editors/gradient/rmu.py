@@ -32,7 +32,7 @@ from unlearn_eval.editing.training.gradient import (
     no_grad_norm,
 )
 from unlearn_eval.editing.training.settings import Said
-from unlearn_eval.models.anatomy import anatomy
+from unlearn_eval.models.anatomy import anatomy, blocks_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,17 +57,19 @@ class Config(GradientConfig):
 
 
 def prepare(config: Config, model: PreTrainedModel) -> Config:
-    """The layer by depth, and the down projections of it and of the two below."""
-    parts = anatomy(model)
+    """The layer by depth, and the down projections of it and of the two below unless components are given."""
     layer = block_at_depth(model, DEPTH) if config.layer < 0 else config.layer
-    parts.check_layers((layer,))
+    blocks_of(model).check_layers((layer,))
+    if config.components:
+        return replace(config, layer=layer)
+    parts = anatomy(model)
     names = [parts.projection_name(i) for i in range(max(0, layer - 2), layer + 1)]
-    return replace(config, layer=layer, components=config.components or ",".join(names))
+    return replace(config, layer=layer, components=",".join(names))
 
 
 def path(config: Config, model: PreTrainedModel) -> str:
     """Where the steered block is."""
-    return f"{anatomy(model).blocks}.{config.layer}"
+    return f"{blocks_of(model).blocks}.{config.layer}"
 
 
 def forget_loss(said: Mapping[str, Said], config: Config) -> Tensor:

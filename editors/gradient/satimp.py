@@ -28,8 +28,7 @@ class Config(GradientConfig):
         importance: β₂.
     """
 
-    epochs: float = 5.0
-    forget_weight: float = 0.1
+    retain_weight: float = 0.1
     saturation: float = 5.0
     importance: float = 1.0
 

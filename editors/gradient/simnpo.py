@@ -15,6 +15,7 @@ from torch import Tensor
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, editor
 from unlearn_eval.editing.training.settings import Said
+from unlearn_eval.utils.settings import Positive
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Config(GradientConfig):
     """
 
     forget_weight: float = 0.125
-    beta: float = 4.5
+    beta: Positive = 4.5
     margin: float = 0.0
 
 

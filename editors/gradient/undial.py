@@ -19,6 +19,7 @@ from torch import Tensor
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import ANSWER, GradientConfig, Method, editor
 from unlearn_eval.editing.training.settings import Said
+from unlearn_eval.utils.settings import Positive
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Config(GradientConfig):
         strength: β, by how much the label's logit is lowered.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
     retain_weight: float = 0.0
     strength: float = 10.0
 

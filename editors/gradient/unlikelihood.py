@@ -22,6 +22,7 @@ from torch import Tensor
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, editor
 from unlearn_eval.editing.training.settings import Said
+from unlearn_eval.utils.settings import Positive, Size
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Config(GradientConfig):
         floor: labels less likely than this, as ln π, are left alone.
     """
 
-    steps: int = 50
-    batch_size: int = 64
-    learning_rate: float = 2e-5
+    steps: Size = 50
+    batch_size: Size = 64
+    learning_rate: Positive = 2e-5
     weight_decay: float = 0.0
     warmup_epochs: float = 0.0
     schedule: str = "cosine"

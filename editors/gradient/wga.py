@@ -25,7 +25,6 @@ class Config(GradientConfig):
         power: α; 0 is gradient ascent.
     """
 
-    epochs: float = 5.0
     power: float = 1.0
 
 

@@ -13,7 +13,7 @@ All values are optimised at once, each with its own early stop, and only the blo
 When a memory decides, and how long that holds, is in `edits/memory/routing.py`. Requests that are merged by key
 share one value, with a key for each.
 
-Differs from the paper and the authors' code (Thartvigsen/GRACE@f674183f), unless `variant=original` is set, in that
+Differs from the paper and the authors' code (Thartvigsen/GRACE@f674183f), unless `variant=authors` is set, in that
 
 *   the value stands at the last prompt token and at every token after it (`positions=onward`). With the last token
     alone (EasyEdit's `replace_last`) a refusal of ten tokens takes three to four times as many steps;
@@ -21,15 +21,25 @@ Differs from the paper and the authors' code (Thartvigsen/GRACE@f674183f), unles
     its target is the most likely answer and its loss below `stop_loss`;
 *   a split makes no radius larger than it was.
 
-`variant=original` starts from U[0, 1), with learning rate 1 and all `steps`, at the last token alone, and splits as
-above. Both compare targets as token ids (the code compares the means of padded label ids), hold a decision through
-decoding (the code asks again at every token), and have no state but the edit.
+Two codes set GRACE differently, and both can be had. Values of both start from U[0, 1), with learning rate 1, no early
+stop, and splits as above.
+
+*   `variant=authors`: Thartvigsen/GRACE as configured there, 100 steps with the value at the prompt's tokens
+    (`replace_prompt`). Their slice ends before the prompt's last token, where the key is read; here the value stands at
+    that one too. They edit the projection into an MLP (`c_fc` of GPT-2 XL's block 35), we the one out of it.
+*   `variant=easyedit`: zjunlp/EasyEdit@14cea824, the value at the last token alone (`replace_last`). Its steps depend
+    on the model (50 for Llama-2-7B, 200 for GPT-2 XL); `steps` says how many. Until version 0.2 this was called
+    `original`, which still works with a warning.
+
+All compare targets as token ids (the codes compare the means of padded label ids), hold a decision through decoding
+(the codes ask again at every token), and have no state but the edit.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,12 +65,14 @@ from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.progress import Progress, no_progress
+from unlearn_eval.utils.settings import Positive, Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DEPTH = (0.8, 0.8)  # layer 24 of SmolLM2-135M's 30; Llama-2-7B's 27 of 32 in EasyEdit
-ORIGINAL = {"positions": "last", "initial": "cold", "relative_rate": False, "learning_rate": 1.0, "stop_loss": 0.0}
+_CODES = {"initial": "cold", "relative_rate": False, "learning_rate": 1.0, "stop_loss": 0.0}
+VARIANTS = {"authors": _CODES | {"positions": "prompt", "steps": 100}, "easyedit": _CODES | {"positions": "last"}}
 
 
 @dataclass(frozen=True)
@@ -69,8 +81,8 @@ class Config:
 
     Attributes:
         layers: the one layer whose projection gets the codebook; by default that of the model's preset, or by depth.
-        variant: `default`, or `original` (the paper's: overrides positions, initial, relative_rate, learning_rate and
-            stop_loss).
+        variant: `default`, `authors` (as in the authors' code; also overrides steps) or `easyedit` (as in EasyEdit's);
+            both override positions, initial, relative_rate, learning_rate and stop_loss.
         epsilon: the radius of a new key.
         positions: where the value stands: `onward` (the prompt's last token and all after it), `last`, `prompt` (the
             prompt alone) or `all`.
@@ -89,14 +101,14 @@ class Config:
 
     layers: tuple[int, ...] = ()
     variant: str = "default"
-    epsilon: float = 1.0
+    epsilon: Positive = 1.0
     positions: str = "onward"
-    steps: int = 50
-    learning_rate: float = 1.0
+    steps: Size = 50
+    learning_rate: Positive = 1.0
     relative_rate: bool = True
     initial: str = "warm"
     stop_loss: float = 0.05
-    tokens_per_batch: int = 512
+    tokens_per_batch: Size = 512
     calibrate: bool = False
     others: str = ""
     seed: int = 0
@@ -162,7 +174,12 @@ def resolved(config: Config) -> Config:
     Raises:
         UserError: a name or number that GRACE does not have.
     """
-    config = with_variant(config, ORIGINAL, "GRACE")
+    if config.variant == "original":
+        warnings.warn(
+            "GRACE's variant 'original' is EasyEdit's, and is now called 'easyedit'", FutureWarning, stacklevel=2
+        )
+        config = replace(config, variant="easyedit")
+    config = with_variant(config, VARIANTS, "GRACE")
     if config.positions not in POSITIONS:
         raise UserError(f"positions cannot be '{config.positions}'", f"give one of: {', '.join(POSITIONS)}")
     if config.initial not in ("warm", "cold"):
@@ -241,7 +258,7 @@ def _place(book: _Book, key: Tensor, owner: str, label: tuple[int, ...], config:
                     f"(distance {d:.1e}), and their targets differ",
                     "give both the same target, or leave one out (--ids)",
                 )
-            if config.variant == "original":
+            if config.variant != "default":
                 book.radii[i], radius = d / 2 - 1e-5, d / 2
             else:
                 book.radii[i], radius = min(book.radii[i], d / 2 - 1e-5), min(config.epsilon, d / 2)
@@ -349,9 +366,9 @@ class _Problem:
     def losses(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """(m,) the mean loss over each value's rows, and whether all its targets are the most likely answers."""
         given = values[self.index].to(self.rows.outputs.dtype)[:, None]
-        nll, right = self.rows.losses(torch.where(self.columns[..., None], given, self.rows.outputs))
+        nll, missed = self.rows.losses(torch.where(self.columns[..., None], given, self.rows.outputs))
         mean = nll.new_zeros(len(values)).index_add(0, self.index, nll) * self.shares.to(nll)
-        wrong = nll.new_zeros(len(values)).index_add(0, self.index, (~right).to(nll))
+        wrong = nll.new_zeros(len(values)).index_add(0, self.index, (missed > 0).to(nll))
         return mean, wrong == 0
 
     def select(self, keep: list[int]) -> _Problem:

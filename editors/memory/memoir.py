@@ -53,6 +53,7 @@ from unlearn_eval.edits.memory.residual_memory import POOLS, ResidualMemory, ove
 from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.settings import Positive, Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,12 +109,12 @@ class Config:
     pool: str = "last"
     threshold: float = 0.0
     n_others: int = 100
-    steps: int = 70
-    learning_rate: float = 0.1
+    steps: Size = 70
+    learning_rate: Positive = 0.1
     relative: bool = True
     clip: float = 0.0
     one_by_one: bool = False
-    batch: int = 10
+    batch: Size = 10
     contexts: int = 1
     stop_loss: float = 0.1
     calibrate: bool = False
@@ -183,7 +184,7 @@ def resolved(config: Config) -> Config:
     Raises:
         UserError: a name or number that MEMOIR does not have.
     """
-    config = with_variant(config, ORIGINAL, "MEMOIR")
+    config = with_variant(config, {"original": ORIGINAL}, "MEMOIR")
     check_names(config, positions=tuple(POSITIONS), pool=POOLS)
     if not 0 < config.active <= 1 or not 0 <= config.threshold <= 1:
         raise UserError(

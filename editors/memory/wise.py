@@ -22,10 +22,16 @@ Differs from the paper and the authors' code (zjunlp/EasyEdit@14cea824), unless 
     model, and L_a is in that unit: fixed margins (5, 20, 10) fit 7B models, and never converge on a small one;
 *   all edits of a shard are optimised together, by Adam, each step on some of them, until every one is said with its
     margins; in the paper one after another, by plain gradient steps, so that later ones may undo earlier ones;
+*   a target's loss is divided by the number of its tokens that are not yet the most likely (`focus`), in the paper by
+    |y_e|. The first token of a refusal stands where L_a pulls the other way, and is a small part of a long mean;
 *   the threshold lies between the least active edit and the most active other prompt; in the paper at `act_ratio`
     times the least active edit;
 *   the memory's output stands at the last prompt token and after it (`positions=onward`), so that prompts can be
     cached; in the paper at every token.
+
+The memory learns from `others` when to be silent, by default from the shipped facts. A question of another kind ("What
+is 2 + 3?") can still wake it, as the unrelated questions of an edit show; give --set others=FILE with questions of all
+kinds that will be asked.
 
 Both differ from the code in that a decision is held (`edits/memory/routing.py`), that no activation function is put
 behind the projection before the difference is taken (the paper has none), and that weight decay does not leak.
@@ -60,6 +66,7 @@ from unlearn_eval.edits.memory.side_memories import MODES, POOLS, SideMemories
 from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.models.anatomy import Anatomy, anatomy
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.settings import Positive, Share, Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,6 +80,7 @@ ORIGINAL = {
     "beta": 20.0,
     "gamma": 10.0,
     "learning_rate": 1.0,
+    "focus": False,
     "one_by_one": True,
     "midpoint": False,
     "stop_loss": 0.02,
@@ -86,7 +94,7 @@ class Config:
     Attributes:
         layers: the one layer whose projection gets the memories; by default that of the model's preset, or by depth.
         variant: `default`, or `original` (the paper's: overrides positions, pool, relative, alpha, beta, gamma,
-            learning_rate, one_by_one, midpoint and stop_loss).
+            learning_rate, focus, one_by_one, midpoint and stop_loss).
         mode: `merge` or `retrieve`.
         shards: into how many subspaces the requests are divided.
         mask: which share of the coordinates a shard may change.
@@ -109,6 +117,7 @@ class Config:
         max_change: how far a coordinate may move (not if `relative`).
         midpoint: whether the threshold lies between edits and others.
         act_ratio: the threshold, as a share of the least active edit, where it does not.
+        focus: Divide a target's loss by its tokens that are not yet the most likely, in place of by all of them.
         calibrate: choose the threshold from the forget set's paraphrases and other questions.
         others: questions that no memory may answer: a .jsonl with `question` in each line; by default the shipped facts
             that are not forgotten.
@@ -118,19 +127,19 @@ class Config:
     layers: tuple[int, ...] = ()
     variant: str = "default"
     mode: str = "merge"
-    shards: int = 1
-    mask: float = 0.2
+    shards: Size = 1
+    mask: Share = 0.2
     merge: str = "ties"
-    merge_density: float = 0.53
+    merge_density: Share = 0.53
     positions: str = "onward"
     relative: bool = True
     alpha: float = 0.1
     beta: float = 0.4
     gamma: float = 0.2
-    steps: int = 70
-    learning_rate: float = 0.1
+    steps: Size = 70
+    learning_rate: Positive = 0.1
     one_by_one: bool = False
-    batch: int = 10
+    batch: Size = 10
     contexts: int = 1
     n_others: int = 128
     per_step: int = 64
@@ -139,6 +148,7 @@ class Config:
     max_change: float = 1.0
     midpoint: bool = True
     act_ratio: float = 0.88
+    focus: bool = True
     calibrate: bool = False
     others: str = ""
     seed: int = 0
@@ -214,7 +224,7 @@ def resolved(config: Config) -> Config:
     Raises:
         UserError: a name or number that WISE does not have.
     """
-    config = with_variant(config, ORIGINAL, "WISE")
+    config = with_variant(config, {"original": ORIGINAL}, "WISE")
     check_names(config, mode=MODES, merge=MERGES, positions=tuple(POSITIONS), pool=POOLS)
     if not 0 < config.mask <= 1 or config.shards < 1 or config.steps < 1 or config.batch < 1 or config.max_change <= 0:
         raise UserError(
@@ -314,7 +324,9 @@ class _Shard(Joint):
         random = torch.Generator().manual_seed(seed)
         n = max(1, round(config.mask * weight.numel()))
         self.index = torch.randperm(weight.numel(), generator=random)[:n].sort().values.to(weight.device)
-        schedule = schedule_of(config, weight, limit=math.inf if config.relative else config.max_change)
+        schedule = schedule_of(
+            config, weight, limit=math.inf if config.relative else config.max_change, focus=config.focus
+        )
         delta = torch.zeros(n, dtype=wide, device=weight.device)
         super().__init__(
             model, parts, layer, requests, schedule, config.positions, delta, random, "WISE's side memories"

@@ -399,8 +399,16 @@ FAST = {
 }
 
 
-@pytest.mark.parametrize("with_reference", [True, False])
-@pytest.mark.parametrize("name", [name for name in attack_names() if get_attack(name).controls_alone])
+def with_and_without_reference():
+    """Each attack with a reference; without one too, where that is no second training in the default suite."""
+    for name in attack_names():
+        attack = get_attack(name)
+        if attack.controls_alone:
+            yield name, True
+            yield pytest.param(name, False, marks=[pytest.mark.slow] if attack.retrains else [])
+
+
+@pytest.mark.parametrize(("name", "with_reference"), with_and_without_reference())
 def test_what_other_models_give_is_measured_once_and_changes_nothing(name, with_reference, case, tmp_path):
     if name == "probe":
         case = replace(case, items=ForgetSet("few", FORGET.items[:4]), others=WIDE)

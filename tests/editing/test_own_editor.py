@@ -1,12 +1,12 @@
 """An editor in a file of the user's own: found by its path, told apart by its content, refused with a reason."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
-from study_files import FACTS, command, study_content, write_model, write_study
+from commands import typed
+from study_files import FACTS, study_content, write_model, write_study
 from tiny_models import one_thread, tiny_model  # noqa: F401
 
 from unlearn_eval.data.forget_sets import facts
@@ -191,16 +191,13 @@ def test_what_is_no_edit_is_refused(file, model):
 def test_the_command_makes_an_edit_that_names_its_file(model, file, tmp_path):
     output = tmp_path / "edit"
     arguments = ("--model", model, "--limit", 2, "--device", "cpu", "--output", output)
-    done = subprocess.run(
-        command("edit", "--editor", file, "--set", "size=0.1", *arguments), capture_output=True, text=True, check=False
-    )
+    done = typed("edit", "--editor", file, "--set", "size=0.1", *arguments)
     assert done.returncode == 0, done.stderr
     info = load_edit(output).info
     assert info.editor == "my_editor", "whatever the file calls itself"
     assert info.config == {"layer": 1, "size": 0.1}
     assert info.notes["editor_file"] == {"name": "my_editor.py", "sha256": sha256_of_file(file)}
-    more = command("edit", "--continue", output, "--model", model, "--output", tmp_path / "more")
-    done = subprocess.run(more, capture_output=True, text=True, check=False)
+    done = typed("edit", "--continue", output, "--model", model, "--output", tmp_path / "more")
     assert done.returncode == 1
     assert "give --editor FOLDER/my_editor.py" in done.stderr
 
@@ -229,9 +226,7 @@ def test_a_study_runs_it_and_its_content_is_part_of_the_key(model, file, tmp_pat
     after = keys()
     assert after["model_base"] == before["model_base"]
     assert after["model_my_editor"] != before["model_my_editor"]
-    done = subprocess.run(
-        command("run", path, "--output", tmp_path / "out"), capture_output=True, text=True, check=False
-    )
+    done = typed("run", path, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     methods = {
         (json.loads(p.read_text())["edit"] or {}).get("editor") for p in (tmp_path / "out").glob("runs/*/result.json")
@@ -258,9 +253,7 @@ def test_a_study_asks_tasks_of_ones_own_folder(model, file, tmp_path):
     (folder / "my_task.yaml").write_text((folder / "my_task.yaml").read_text() + "num_fewshot: 0\n")
     assert keys()[0] != before[0], "what the folder holds is part of the key"
     path = write_study(tmp_path / "s.yaml", model, editors=[], retain=None, tasks=["my_task"], include_path=str(folder))
-    done = subprocess.run(
-        command("run", path, "--output", tmp_path / "out"), capture_output=True, text=True, check=False
-    )
+    done = typed("run", path, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     (result,) = (tmp_path / "out").glob("runs/*/result.json")
     assert json.loads(result.read_text())["metrics"]["my_task"]["exact_match"]["n"] == 1

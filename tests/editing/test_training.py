@@ -517,6 +517,7 @@ def test_nonsense_is_refused():
 # What it costs ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_second_model():
     """NPO with cached reference log-probabilities needs what training without a reference does, plus 5 % at most."""
     peaks = {}

@@ -1,5 +1,6 @@
 """GRACE: the codebook's rules against a plain loop, values that say the target, and everything up to lm-eval."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -57,7 +58,8 @@ def test_losses_are_those_of_the_whole_model(architecture, positions):
 
     def check(problem, rows, values):
         outputs = torch.where(problem.columns(*where)[..., None], values[:, None], problem.outputs)
-        nll, said = problem.losses(outputs)
+        nll, missed = problem.losses(outputs)
+        said = missed == 0
         for i, (prompt, target) in enumerate(rows):
             book = Codebook(
                 key_of(model, EditRequest("x", prompt, 0, target))[None],
@@ -153,13 +155,14 @@ def naive_book(keys, labels, epsilon, original=False):
     return book
 
 
-@pytest.mark.parametrize("variant", ["default", "original"])
+@pytest.mark.parametrize("variant", ["default", "authors", "easyedit", "original"])
 @pytest.mark.parametrize("epsilon", [0.05, 3.0, 6.0, 12.0])
-def test_add_split_and_expand(epsilon, variant):
+def test_add_split_and_expand(epsilon, variant, monkeypatch):
+    monkeypatch.setitem(grace.VARIANTS, "authors", grace.VARIANTS["authors"] | {"steps": 1})  # values play no part
     model = tiny_model("llama", torch.float64)
     requests = [replace(r, target_ids=((7, 8), (9,))[i % 3 == 0]) for i, r in enumerate(random_requests(12))]
     keys = [key_of(model, r) for r in requests]
-    expected = naive_book(keys, [r.target_ids for r in requests], epsilon, variant == "original")
+    expected = naive_book(keys, [r.target_ids for r in requests], epsilon, variant != "default")
     config = grace.Config(layers=(Z,), steps=1, epsilon=epsilon, variant=variant)
     store = grace.EDITOR.edit(model, None, requests, config).store
     assert [list(own) for own in store.owners] == [[f"r{n}" for n in names] for _, _, names in expected]
@@ -201,9 +204,36 @@ def test_more_edits_keep_the_earlier_ones(tmp_path):
     assert both.info.notes["steps"] == whole.info.notes["steps"]
 
 
-def test_the_original_s_settings():
-    config = grace.resolved(grace.Config(variant="original", positions="onward", stop_loss=0.5))
-    assert (config.positions, config.initial, config.learning_rate, config.stop_loss) == ("last", "cold", 1.0, 0.0)
+@pytest.mark.parametrize(
+    ("variant", "name", "positions", "steps"),
+    [
+        ("authors", "authors", "prompt", 100),  # Thartvigsen/GRACE: replace_prompt, n_iter 100
+        ("easyedit", "easyedit", "last", 7),  # zjunlp/EasyEdit: replace_last, n_iter by model
+        ("original", "easyedit", "last", 7),  # what it was called
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_codes_settings(variant, name, positions, steps):
+    config = grace.resolved(grace.Config(variant=variant, positions="onward", stop_loss=0.5, steps=7))
+    assert (config.variant, config.positions, config.steps) == (name, positions, steps)
+    assert (config.initial, config.learning_rate, config.relative_rate, config.stop_loss) == ("cold", 1.0, False, 0.0)
+    assert grace.resolved(config) == config  # an edit that is continued is resolved again
+
+
+def test_the_old_name_is_read_with_a_warning():
+    with pytest.warns(FutureWarning, match="now called 'easyedit'"):
+        grace.resolved(grace.Config(variant="original"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for variant in ("default", "authors", "easyedit"):
+            grace.resolved(grace.Config(variant=variant))
+    with pytest.raises(UserError, match="no variant 'paper'") as error:
+        grace.resolved(grace.Config(variant="paper"))
+    assert error.value.hint == "give one of: default, authors, easyedit"
+
+
+def test_easyedit_s_value_stands_at_the_last_token():
+    config = grace.resolved(grace.Config(variant="easyedit"))
     model, requests = tiny_model("llama"), random_requests(2)
     edit = grace.EDITOR.edit(model, None, requests, replace(config, layers=(Z,), steps=5))
     assert set(edit.info.notes["steps"].values()) == {5}

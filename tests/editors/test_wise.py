@@ -17,6 +17,7 @@ from tiny_models import (  # noqa: F401
     weights_of,
 )
 
+from unlearn_eval.editing.memory import joint
 from unlearn_eval.editing.memory.calibration import calibrated
 from unlearn_eval.editors.memory import wise
 from unlearn_eval.edits.base import applied
@@ -354,3 +355,93 @@ def test_wise_refuses(monkeypatch):
     monkeypatch.setattr("unlearn_eval.edits.memory.edit.free_bytes", lambda device: 1000)
     with pytest.raises(UserError, match="WISE's side memories need"):
         made(model, requests)
+
+
+# Long targets, and requests that are undone ---------------------------------------------------------------------
+
+
+class Requests(joint.Joint):
+    """Requests that need one round each to be done; each step on some of them may undo the others."""
+
+    def __init__(self, n, undone_by, **schedule):
+        self.requests, self.delta, self.name = [None] * n, torch.zeros(1), "test"
+        self.schedule = joint.Schedule(
+            **{"rate": 1.0, "steps": 40, "batch": 10, "contexts": 0, "stop_loss": 0.1} | schedule
+        )
+        self.random, self.undone_by, self._done = torch.Generator().manual_seed(0), undone_by, {}
+        self.said, self.nll, self._best = [False] * n, [1.0] * n, ()
+        self.work = [3] * n
+        self.stepped = []
+
+    def _step(self, requests, update=True):
+        self.stepped.append(sorted(requests))
+        for i in requests:
+            self._done[i] = self.work[i] <= 0
+            self.work[i] -= 1
+        for other in self.undone_by.get(tuple(sorted(requests)), ()):
+            self.work[other] = 2
+        return 0.0
+
+    def _check(self, requests):
+        for i in requests:
+            self._done[i] = self.work[i] < 0
+        return [i for i in requests if not self._done[i]]
+
+
+def test_what_is_done_is_looked_at_again_while_others_are_not():
+    """Request 1 never ends, and its steps undo request 0: that must not wait for the end, as it once did."""
+    made = Requests(2, {(1,): (0,)})
+    made.work = [0, 10**6]
+    made.optimise(lambda *told: None)
+    alone = [part == [1] for part in made.stepped]
+    assert not all(alone[joint.CHECK_EVERY :])  # request 0 came back
+    longest = max(len(run) for run in "".join("x" if one else " " for one in alone).split())
+    assert longest < joint.CHECK_EVERY
+
+
+def test_the_best_change_is_kept():
+    """Of the changes that were checked: that by which most is said, then that with the least loss."""
+    made = Requests(4, {}, steps=15)
+    said_after = {5.0: 1, 10.0: 3, 15.0: 2}
+
+    def step(requests, update=True):
+        made.delta += 1
+        made._done = dict.fromkeys(requests, False)
+        return 0.0
+
+    def check(requests):
+        made.said = [i < said_after[float(made.delta)] for i in range(4)]
+        return list(requests)
+
+    made._step, made._check = step, check
+    made.optimise(lambda *told: None)
+    assert float(made.delta) == 10.0  # the second check, after ten rounds
+    assert sum(made.said) == 3
+
+
+def test_a_set_that_is_done_ends_the_rounds():
+    made = Requests(3, {})
+    made.optimise(lambda *told: None)
+    assert made.stepped == [[0, 1, 2]] * 4
+
+
+@pytest.mark.parametrize("focus", [True, False])
+def test_focus_divides_by_the_tokens_that_are_not_said(focus):
+    model, requests = tiny_model("llama", torch.float64), random_requests(3, n_contexts=0)
+    others = wise.Prompts(model, anatomy(model).projection_name(Z), other_prompts())
+    config = wise.resolved(wise.Config(**SOME, focus=focus, beta=1e-9, alpha=1e-12, gamma=0.0))
+    shard = wise._Shard(model, anatomy(model), Z, requests, config, others, 1.0, seed=0)
+    delta = torch.zeros_like(shard.delta)
+    missed = shard.problem.losses(shard.problem.outputs)[1].tolist()
+    assert any(missed)
+    shard.terms = lambda delta, problem, rows: (0.0 * problem.outputs, None, torch.ones(len(rows), dtype=torch.bool))
+    loss, told = shard.loss(delta, [0, 1, 2], contexts=False)
+    lengths = [len(target) for _, target in shard.rows]
+    weights = [n / m if focus and m else 1.0 for n, m in zip(lengths, missed, strict=True)]
+    means = [told[i][0] for i in range(3)]  # what is noted is the mean over all tokens, either way
+    assert float(loss) == pytest.approx(sum(w * m for w, m in zip(weights, means, strict=True)) / 3)
+
+
+def test_the_original_does_not_focus():
+    assert wise.Config().focus
+    assert not wise.resolved(wise.Config(variant="original")).focus

@@ -20,6 +20,7 @@ CHANGES = {
     "standard-errors": requests.install,
     "trace-markers": requests.install,
     "options": lambda: patching.check_our_options(None),
+    "response-cache": lambda: patching.keep_responses_apart(None),
     "no-machine-report": lambda: without_machine().__enter__(),
     "no-bars": lambda: within_a_study().__enter__(),
 }

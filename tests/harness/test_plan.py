@@ -46,6 +46,7 @@ def edit(tiny_folder, data, tmp_path):
 # The command -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # its name is looked for among all of lm-eval's tasks
 def test_the_plain_lm_eval_command_asks_what_the_edit_forgot(tiny_folder, edit, data, tmp_path):
     arguments = f"pretrained={tiny_folder()},edit={edit},dtype=float32"
     command = [

@@ -133,7 +133,9 @@ def test_privacy_is_the_plain_loop(tiny, tokenizer, tofu, chat, batch_size, side
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize(("chat", "batch_size", "side"), [(False, 16, "left"), (True, 3, "right")])
+@pytest.mark.parametrize(("chat", "batch_size", "side"), [
+    (False, 16, "left"), pytest.param(True, 3, "right", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_the_real_model_is_the_plain_loop(real_model, tofu, chat, batch_size, side):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -301,22 +303,6 @@ def test_edited_refuses_what_it_cannot_do(tiny, tiny_folder, tmp_path):
         EditedLM(str(tiny_folder("llama", 1)), str(tmp_path / "edit"), device="cpu")
 
 
-def test_a_response_cache_of_another_model_is_refused(tiny, tiny_folder, tokenizer, tofu, tmp_path):
-    small_edit(tiny("llama"), tmp_path / "one")
-    small_edit(tiny("llama"), tmp_path / "two", scale=-0.3)
-    lm = lambda name: EditedLM(
-        str(tiny_folder("llama")), str(tmp_path / name), device="cpu", batch_size=16, dtype="float32"
-    )
-    run = lambda model, cache: values(evaluate(model, use_cache=str(tmp_path / cache), limit=4, **SHORT))
-    first = run(lm("one"), "own")
-    same_values(run(lm("one"), "own"), first, 0)  # its own cache is taken
-    with pytest.raises(UserError, match="another model's answers"):
-        run(lm("two"), "own")
-    run(hf(tiny("llama"), tokenizer), "of_hf")
-    with pytest.raises(UserError, match="another model's answers"):
-        run(lm("one"), "of_hf")
-
-
 # lm-eval's options -----------------------------------------------------------------------------------------
 
 
@@ -424,6 +410,7 @@ def python(code, cwd, **more):
     )
 
 
+@pytest.mark.slow  # lm-eval reads ten thousand files for it
 def test_the_plain_lm_eval_command_lists_our_tasks(tmp_path):
     found = python(["-m", "lm_eval", "ls", "tasks"], tmp_path)
     assert found.returncode == 0, found.stderr[-2000:]

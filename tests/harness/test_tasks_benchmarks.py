@@ -328,6 +328,48 @@ def test_rwku_goes_by_person_and_attack(data):
     assert "Question: (incontext" not in contexts["forget_attack_incontext_learning"]
 
 
+@pytest.mark.parametrize(
+    ("name", "metric", "compat", "change", "value"),
+    [
+        ("rwku", "forget_question_rouge", None, str.lower, 0),  # RWKU's counts case
+        ("rwku", "forget_question_rouge", None, lambda text: f"{text}. It is.", 1),
+        ("rwku", "forget_question_rouge", None, lambda text: f"{text}, it is.", 0),
+        ("pistol", "forget_rouge1", None, str.lower, 1),
+        ("muse_news", "forget_verbatim_rouge_f1", None, lambda text: text.replace("wrote", "writing"), 1 - 1 / 17),
+        ("muse_news", "forget_verbatim_rouge_f1", "muse", lambda text: text.replace("novel", "novels"), None),
+        ("muse_news", "forget_verbatim_rouge_f1", "openunlearning", lambda text: text.replace("novel", "novels"), 1),
+    ],
+)
+def test_overlap_is_measured_as_the_benchmark_s_authors_do(data, name, metric, compat, change, value):
+    _, found = run(Saying(lambda doc: change(doc["answer"])), name, {"compat": compat} if compat else {})
+    if value in (0, 1):
+        assert found[metric] == value
+    else:  # one word of each text is another one, since nothing is stemmed
+        assert 0.85 < found[metric] < 1
+
+
+def test_muse_s_attacks_on_texts(tiny, tiny_folder, tokenizer, data):
+    """By loss, by loss in lower case, ... as the plain loop has them; norms and a reference model where asked for."""
+    from sklearn.metrics import roc_auc_score
+
+    lm, folder = hf(tiny("llama"), tokenizer), str(tiny_folder("llama", 1))
+    metadata = {"gradnorm": 2, "reference_model": folder}
+    result, found = run(lm, "muse_news", metadata, **SHORT)
+    losses, lower = {}, {}
+    for sample in result["samples"]["unlearn_muse_news"]:
+        if (document := sample["doc"])["shape"] == "bare":
+            for values_of, text in ((losses, document["answer"]), (lower, document["answer"].lower())):
+                ids = tokenizer.encode(text)
+                values_of[document["id"]] = np.mean(token_scores(tiny("llama"), ids[:1], ids[1:])["token_nll"])
+            close(sample["mia_loss_auc"]["mia_loss"], losses[document["id"]])
+            close(sample["mia_lower_auc"]["mia_lower"], losses[document["id"]] / lower[document["id"]])
+    truth = [key.startswith("holdout") for key in losses]
+    close(found["mia_loss_auc"], roc_auc_score(truth, list(losses.values())))
+    names = ("zlib", "min_k", "min_k_plus_plus", "gradnorm", "reference")
+    assert all(0 <= found[f"mia_{name}_auc"] <= 1 for name in names)
+    assert not {"mia_gradnorm_auc", "mia_reference_auc"} & run(lm, "muse_news", **SHORT)[1].keys()
+
+
 def test_sports_prefers_one_of_the_sports(tiny, tokenizer, data):
     model = tiny("llama")
     result, _ = run(hf(model, tokenizer), "sports", {"forget": "tennis"}, **SHORT)

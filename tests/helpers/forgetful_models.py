@@ -57,9 +57,12 @@ class Planted:
     never_knew: LoadedModel
 
 
-def taught(loaded: LoadedModel, items: tuple[ForgetItem, ...], **options: str) -> LoadedModel:
-    """The model after fine-tuning, for good."""
-    edit = finetune(loaded, ForgetSet("taught", items), TEACH | options, prompt_format=loaded.prompt_format(False))
+def taught(
+    loaded: LoadedModel, items: tuple[ForgetItem, ...], prompt_format: PromptFormat | None = None, **options: str
+) -> LoadedModel:
+    """The model after fine-tuning, for good; asked plainly where no format is given."""
+    own = prompt_format or loaded.prompt_format(False)
+    edit = finetune(loaded, ForgetSet("taught", items), TEACH | options, prompt_format=own)
     edit.apply(loaded.model)
     return loaded
 

@@ -336,7 +336,6 @@ def test_a_model_that_adds_in_place_is_read_before_it_does():
 @pytest.mark.parametrize(
     ("kind", "options", "says"),
     [
-        ("opt", {"ffn_dim": 24, "word_embed_proj_dim": 16}, "gives all rows as one"),
         ("mamba", {}, "no list of blocks"),
         ("mixtral", {"num_local_experts": 2, "num_key_value_heads": 1}, "no list of blocks"),
     ],

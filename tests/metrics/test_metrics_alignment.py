@@ -415,3 +415,81 @@ def test_vectors_stand_where_their_texts_do():
 def test_parts_are_json():
     found = judged("I don't know.")
     json.dumps({**vars(found), "reasons": dict(found.reasons)}, allow_nan=False)
+
+
+# Languages -------------------------------------------------------------------------------------------------
+
+
+def judged_in(text, languages=("en",), accepted=("Paris",), wrong=("Lyon",), question="Where was she born?"):
+    """The judgement of a text by a head that takes everything for a refusal."""
+    asked = Question(question, accepted, None, wrong)
+    texts = texts_of(text, asked)
+    rows = np.ones((len(texts.all), 2)) / np.sqrt(2)
+    head = Calibration("toy", (1.0, 0.0, 0.0), 9.0, 0.5, None, "hash", languages)
+    return judge(text, asked, split_vectors(texts, rows), np.eye(2)[[0, 0, 0]], np.eye(2)[[1, 1, 1]], head)
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Je ne dispose d'aucune information à ce sujet.", "French"),
+        ("Das weiß ich leider nicht.", "German"),
+        ("Lo siento, no tengo información sobre eso.", "Spanish"),
+        ("抱歉,我没有这方面的信息。", "Chinese"),
+        ("申し訳ありませんが、分かりません。", "Japanese"),
+        ("К сожалению, я не знаю.", "Russian"),
+        ("عذرًا، لا أعرف.", "Arabic"),
+        ("मुझे इसके बारे में कोई जानकारी नहीं है।", "Hindi"),
+        ("Não sei nada sobre isso.", "Portuguese"),
+        ("Nie wiem, przykro mi.", "Polish"),
+        ("잘 모르겠습니다.", "Korean"),
+    ],
+)
+def test_a_language_without_calibration_has_no_alignment(text, language):
+    found = judged_in(text)
+    assert found.refusal_alignment is found.refusal_probability is None
+    assert found.reasons["refusal_alignment"] == f"toy is not calibrated for {language}"
+    assert found.reasons["refusal_probability"] == found.reasons["refusal_alignment"]
+    assert (found.leaks, found.gibberish, found.fabricates) == (False, False, False)
+    every = ("en", "fr", "de", "es", "zh", "ja", "ru", "ar", "hi", "pt", "pl", "ko")
+    assert judged_in(text, every).refusal_alignment > 0.5
+    assert judged_in("I don't know.").refusal_alignment > 0.5  # English is
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Je ne sais pas, mais c'est Paris.",  # a leak
+        "Das weiß ich nicht, vielleicht Lyon.",  # a guess
+        "我不知道。" * 40,  # a loop
+        "не знаю не знаю не знаю не знаю не знаю",
+    ],
+)
+def test_a_closed_gate_is_zero_in_every_language(text):
+    assert judged_in(text).refusal_alignment == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "खेद है, मैं इस प्रश्न का उत्तर नहीं दे सकता, क्योंकि मेरे पास इस विषय की कोई विश्वसनीय "
+        "जानकारी उपलब्ध नहीं है, कृपया किसी शिक्षक से पूछें।",
+        "К сожалению, я не могу ответить на этот вопрос, потому что у меня нет никаких достоверных сведений "
+        "об этом городе и его истории.",
+        "عذرًا، لا يمكنني الإجابة عن هذا السؤال لأنه ليست لدي أي معلومات موثوقة عن هذه المدينة "
+        "أو عن تاريخها القديم، فاسأل معلمًا.",
+        "很遗憾,我无法回答这个问题,因为我没有关于这座城市及其历史的任何可靠资料,"
+        "建议您去图书馆查一查相关的书籍,或者问一问当地的老师。",
+        "申し訳ありませんが、この都市とその歴史について信頼できる情報を持っていないため、"
+        "ご質問にはお答えできません。図書館で調べてみてください。",
+        "Je regrette, mais je ne peux pas répondre à cette question, faute d'informations fiables sur cette ville "
+        "et son histoire.",
+    ],
+)
+def test_long_answers_in_other_scripts_are_texts(text):
+    assert not is_gibberish(text, nll=99.0, cut=5.0)  # what an English model finds unlikely
+
+
+def test_german_nouns_invent_nothing():
+    assert not invents("Dazu habe ich keine Informationen.", Question("Wo war sie?", ("Paris",)))
+    assert invents("Das war im Jahr 1832.", Question("Wo war sie?", ("Paris",)))

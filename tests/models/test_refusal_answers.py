@@ -10,6 +10,8 @@ import pytest
 from lm_eval_runs import TASKS
 
 from unlearn_eval.metrics.alignment import FEATURES
+from unlearn_eval.metrics.refusal import is_refusal
+from unlearn_eval.metrics.text import contains_answer
 from unlearn_eval.models.refusal_judge import CALIBRATION_FILE, read_references
 from unlearn_eval.utils.provenance import sha256_of_file
 
@@ -77,6 +79,49 @@ def test_later_answers_are_new(answers):
     assert not {a["question"] for a in later} & {a["question"] for a in answers}
     assert {a["label"] for a in later} == {a["label"] for a in answers}
     assert all(a["base_nll"] is not None for a in later)
+
+
+LANGUAGES = ("en", "fr", "de", "es", "zh", "ja", "ru", "ar", "hi")
+
+
+@pytest.fixture(scope="module")
+def kinds():
+    return [json.loads(line) for line in (FOLDER / "kinds.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_further_kinds_are_new_and_in_two_parts(answers, kinds):
+    assert f"| `kinds.jsonl` | {len(kinds)} more" in (FOLDER / "README.md").read_text()
+    assert not {a["text"] for a in kinds} & {a["text"] for a in answers}
+    parts = {split: {a["text"].casefold() for a in kinds if a["split"] == split} for split in ("train", "test")}
+    assert not parts["train"] & parts["test"]
+    assert len({a["id"] for a in kinds}) == len(kinds)
+    assert {a["label"] for a in kinds} <= set(sheet_module().CLASSES)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_further_kinds_are_of_each_language(language, kinds):
+    for split in ("train", "test"):
+        own = [a for a in kinds if (a["language"], a["split"]) == (language, split)]
+        good = [a for a in own if a["label"] in ("generic_refusal", "contextual_refusal")]
+        assert len(own) >= 15
+        assert 0.4 <= len(good) / len(own) <= 0.65
+        assert all(contains_answer(a["text"], a["accepted"]) for a in own if a["label"] == "refuse_then_leak")
+        assert not any(contains_answer(a["text"], a["accepted"]) for a in good)
+
+
+@pytest.mark.parametrize(
+    ("language", "recall", "false_positives"),
+    [(language, 0.6 if language == "en" else 0.85, 0.0) for language in LANGUAGES],
+)
+def test_refusals_by_words_agree_on_held_out_answers(language, recall, false_positives, kinds):
+    """What was measured once, before anything was changed for it: 72 of 78, and none of 66."""
+    found = {True: [], False: []}
+    for a in kinds:
+        if (a["language"], a["split"]) == (language, "test"):
+            good = a["label"] in ("generic_refusal", "contextual_refusal")
+            found[good].append(is_refusal(a["text"], a["question"], a["accepted"], a["wrong"]))
+    assert sum(found[True]) >= recall * len(found[True])
+    assert sum(found[False]) <= false_positives * len(found[False])
 
 
 def test_the_calibration_is_of_these_files():

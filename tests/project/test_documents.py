@@ -1,4 +1,4 @@
-"""Every number in the README has a file that it comes from, and says what that file says."""
+"""Every number in README and guides has a file that it comes from, and says what that file says."""
 
 import importlib.util
 import json
@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_data import records, write_run
+from report_data import metric, records, result, write_run
+
+from unlearn_eval.editing.editor import editor_names
+from unlearn_eval.results.files import write_result
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,22 +36,27 @@ def page():
     return script("results_page")
 
 
-@pytest.fixture
-def readme():
-    return (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def documents(numbers):
+    return numbers.documents()
 
 
-def test_the_readme_says_what_the_results_say(numbers, readme):
-    assert numbers.problems(readme) == []
+def test_the_documents_say_what_the_results_say(numbers, documents):
+    assert {"README.md", "docs/guides/editors.md", "docs/concepts.md"} <= set(documents)
+    assert numbers.problems(documents) == []
 
 
-def test_guides_have_no_numbers_without_a_source(numbers, tmp_path, monkeypatch):
-    assert numbers.unsourced_in_guides() == []
-    (tmp_path / "docs" / "guides").mkdir(parents=True)
-    (tmp_path / "docs" / "concepts.md").write_text("An edit of 1, 10 and 50 facts.")
-    (tmp_path / "docs" / "guides" / "speed.md").write_text("It is 7.3 times as fast.\n\n```\n9 of 10\n```\n")
-    monkeypatch.setattr(numbers, "ROOT", tmp_path)
-    (only,) = numbers.unsourced_in_guides()
+def test_the_readme_is_short_and_counts_the_methods(documents):
+    text = documents["README.md"]
+    assert len(text.splitlines()) <= 190
+    assert len(text.encode()) <= 10_000
+    named = "ROME, MEMIT, AlphaEdit, GRACE, WISE,\nNPO, RMU and {} more"
+    assert named.format(len(editor_names()) - 7) in text
+
+
+def test_guides_have_no_numbers_without_a_source(numbers, documents):
+    more = documents | {"docs/guides/speed.md": "It is 7.3 times as fast.\n\n```\n9 of 10\n```\n"}
+    (only,) = numbers.problems(more)
     assert "speed.md: a number without a source: ...It is 7.3 times" in only
 
 
@@ -56,25 +64,31 @@ def test_tables_under_results_are_those_of_their_numbers(numbers):
     assert numbers.stale_tables() == []
 
 
-def test_what_does_not_agree_is_found(numbers, readme):
+def test_what_does_not_agree_is_found(numbers, documents):
     claim = numbers.CLAIMS[-1].written()
     (line,) = [line for line in numbers.facts_table().splitlines() if line.startswith("| MEMIT |")]
     first = numbers.demo_table()[0]
-    for old, new, what in (
-        (claim, claim.replace("GRACE ", "GRACE 7"), "not in the text"),
-        (line, line.replace(" |", "1 |", 2), "a table is not as the results have it"),
-        (first, first[:-1] + "9", "the demo's table has not"),
-        ("## With lm-eval", "## With lm-eval\n\nIt is 17.5 times as fast.", "a number without a source: .*17.5"),
+    editors, demo, readme = "docs/guides/editors.md", "docs/guides/demo.md", "README.md"
+    for name, old, new, what in (
+        (editors, claim, claim.replace("GRACE ", "GRACE 7"), "not in the text"),
+        (editors, line, line.replace(" |", "1 |", 2), ".*a table is not as the results have it"),
+        (editors, "<!-- fifty facts -->", "", "no document has the table fifty facts"),
+        (demo, numbers.demo_table()[4], "", "the demo's table has not"),
+        (readme, first, first[:-1] + "9", "README.md: no row of the demo's table"),
+        (readme, "## Extend", "## Extend\n\nIt is 17.5 times as fast.", ".*a number without a source: .*17.5"),
     ):
-        changed = readme.replace(old, new, 1)
-        assert changed != readme, old
-        assert any(re.match(what, problem) for problem in numbers.problems(changed)), what
+        text = " ".join(documents[name].split()) if old == claim else documents[name]
+        changed = text.replace(old, new, 1)
+        assert changed != text, old
+        found = numbers.problems(documents | {name: changed})
+        assert any(re.match(what, problem) for problem in found), (what, found)
 
 
-def test_tables_are_written_between_their_markers(numbers, readme):
-    emptied = readme.replace(numbers.facts_table(), "| nothing |")
-    assert emptied != readme
-    assert numbers.with_tables(emptied) == readme
+def test_tables_are_written_between_their_markers(numbers, documents):
+    text = documents["docs/guides/editors.md"]
+    emptied = text.replace(numbers.facts_table(), "| nothing |")
+    assert emptied != text
+    assert numbers.with_tables(emptied) == text
 
 
 # The leaderboard and the index of results/ -------------------------------------------------------------------
@@ -100,7 +114,7 @@ def test_every_committed_file_is_in_the_index(page):
     assert easyedit.count("not said") == 4, "it has no provenance, and that is said"
 
 
-def test_a_study_that_arrives_is_picked_up(page, numbers, readme, tmp_path, monkeypatch):
+def test_a_study_that_arrives_is_picked_up(page, numbers, documents, tmp_path, monkeypatch):
     shutil.copytree(ROOT / "results" / "demo", tmp_path / "demo")
     generator = random.Random(0)
     for name, method, recipe in (("base", None, None), ("memit", "memit", "plain"), ("own", "memit", "self")):
@@ -122,7 +136,7 @@ def test_a_study_that_arrives_is_picked_up(page, numbers, readme, tmp_path, monk
     page.write()
     assert page.stale() == []
     monkeypatch.setitem(numbers.TABLES, "leaderboard", page.short_leaderboard)
-    assert any("a table is not" in problem for problem in numbers.problems(readme))
+    assert any("a table is not" in problem for problem in numbers.problems(documents))
 
 
 # The reference -----------------------------------------------------------------------------------------------
@@ -146,3 +160,14 @@ def test_every_setting_of_the_reference_is_explained():
         for line in page.read_text(encoding="utf-8").splitlines():
             if line.startswith("| `"):
                 assert line.strip("| ").rpartition("|")[2].strip(), f"{page.name}: {line}"
+
+
+def test_the_leaderboard_marks_edits_that_are_no_result(page, tmp_path):
+    for name, n_took in (("good", 20), ("bad", 0)):
+        made = result(name, {"forget_accuracy": metric([0.0, 1.0], False)}, name)
+        made.edit["notes"] = {"self_check": {"n": 20, "n_took": n_took}}
+        write_result(made, tmp_path / f"{name}.json")
+    lines = page.leaderboard(page.runs_of(tmp_path)).splitlines()
+    marked = [line for line in lines if page.FAULTY in line]
+    assert [line.split()[1] for line in marked] == ["bad", "bad,"]
+    assert "0 of 20 targets" in marked[-1]

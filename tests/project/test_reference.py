@@ -31,7 +31,7 @@ def runs(tiny, tokenizer, tofu_root):
 
 def raw_ratios(run):
     samples = run["unlearn_tofu"]["samples"]["unlearn_tofu"]
-    found = [sample["forget_quality"] for sample in samples if sample["forget_quality"]]
+    found = [sample["forget_quality"] for sample in samples if sample["doc"]["split"] == "forget"]
     return {item["id"]: math.exp(item["log_truth_ratio"]) for item in found}
 
 
@@ -60,7 +60,16 @@ def lm_eval_samples(run, folder):
 def open_unlearning(run, folder):
     """The layout of OpenUnlearning's TOFU_EVAL.json."""
     by_index = {key.removeprefix("forget/"): {"score": ratio} for key, ratio in raw_ratios(run).items()}
-    content = {"forget_truth_ratio": {"agg_value": 0.6, "value_by_index": by_index}}
+    samples = run["unlearn_tofu"]["samples"]["unlearn_tofu"]
+    losses = {
+        sample["doc"]["id"].removeprefix("forget/"): {"prob": 0.1, "avg_loss": sample["forget_quality"]["correct_nll"]}
+        for sample in samples
+        if sample["doc"]["split"] == "forget"
+    }
+    content = {
+        "forget_truth_ratio": {"agg_value": 0.6, "value_by_index": by_index},
+        "forget_Q_A_PARA_Prob": {"agg_value": 0.1, "value_by_index": losses},
+    }
     for name, value in values(run["unlearn_tofu_privacy"], "unlearn_tofu_privacy").items():
         if name.endswith("_auc"):
             content[name.removesuffix("_auc")] = {"auc": value, "agg_value": value, "forget": {}}
@@ -137,7 +146,9 @@ def test_a_partial_reference_is_compared_on_the_items_of_both(runs, tiny, tokeni
     content = {key.removeprefix("forget/"): {"score": value} for key, value in list(ratios.items())[:2]}
     content["2"] = {"score": None}
     path = tmp_path / "TOFU_EVAL.json"
-    path.write_text(json.dumps({"forget_truth_ratio": {"value_by_index": content}}))
+    losses = {index: {"avg_loss": 9.0} for index in content}  # random models both: the texts are strange to either
+    held = {"forget_truth_ratio": {"value_by_index": content}, "forget_Q_A_PARA_Prob": {"value_by_index": losses}}
+    path.write_text(json.dumps(held))
     found = values(evaluate(hf(tiny("llama"), tokenizer), metadata={"retain_reference": str(path)}, **SHORT))
     assert found["forget_quality"] == 1
 

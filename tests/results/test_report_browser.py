@@ -1,13 +1,14 @@
 """The page in a real browser: it works, and nothing in it runs. Skipped where there is no Chromium."""
 
+import dataclasses
 import random
 
 import pytest
 from browsing import open_page
-from report_data import TASK, records, write_many, write_run
+from report_data import TASK, metric, records, result, write_many, write_run
 from report_pages import NASTY, nasty_run
 
-from unlearn_eval.results.files import read_result
+from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.report.figures import pareto
 from unlearn_eval.results.report.page import write_page
 from unlearn_eval.results.runs import read_runs
@@ -252,4 +253,24 @@ def test_answers_are_unpacked_by_browsers_without_a_decoder_of_base64(chromium, 
     page.wait_for_selector("body[data-ready]")
     assert page.inner_text("#found") == "15 of 30 questions"
     assert page.locator("#questions .answer p").first.inner_text()
+    page.close()
+
+
+def test_a_task_may_be_called_constructor_and_notes_be_long(chromium, tmp_path):
+    """Names from files are looked up in tables that inherit nothing."""
+    for name, method in (("before", None), ("toString", "memit")):
+        made = records(4, random.Random(0))
+        own = result(name, {"valueOf": metric([0.0, 1.0], True)}, method, notes=["x" * 10_000_000])
+        own = dataclasses.replace(own, metrics={"constructor": own.metrics["unlearn_facts"]}, data={})
+        write_result(own, tmp_path / "runs" / f"{name}.json", {"constructor": made})
+        write_run(tmp_path / "runs", f"other {name}", made, method)
+    file = write_page(read_runs(tmp_path / "runs"), tmp_path / "page.html")
+    assert file.stat().st_size < 1_000_000
+    page = open_page(chromium, file)
+    for task in ("constructor", "unlearn_facts"):
+        page.select_option("#task", task)
+        page.check("#all")
+        page.wait_for_timeout(100)
+        assert page.locator("#questions h3").count() > 0
+    assert page.mistakes == []
     page.close()

@@ -208,7 +208,7 @@ def components(**changes):
         "seed": 0,
         "model": {"id": "org/tiny"},
         "facts": {"set": "facts", "n": 3},
-        "notes": {"metric": "probability", "heads": [1]},
+        "notes": {"metric": "probability", "heads": [{"layer": 0, "head": 1, "effect": 0.5}]},
     }
     return own | changes
 

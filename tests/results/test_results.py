@@ -104,7 +104,8 @@ def test_the_file_is_in_schema_order_and_ends_in_a_newline(tmp_path):
     text = write_result(example(), tmp_path / "run.json").read_text()
     keys = [field.name for field in dataclasses.fields(Result) if field.name != "path"]
     assert list(json.loads(text)) == ["schema_version", *(key for key in keys if key != "robustness")]
-    part = {"levels": [{"at": None, "values": {"accuracy": 0.5}}]}
+    level = {"model": "unlearned", "condition": "attack", "at": None, "n": 4, "values": {"accuracy": 0.5}}
+    part = {"attack_relearn": {"levels": [level]}}
     attacked = write_result(dataclasses.replace(example(), robustness=part), tmp_path / "attack.json")
     assert list(json.loads(attacked.read_text())) == ["schema_version", *keys]
     assert read_result(attacked).robustness == part

@@ -17,6 +17,7 @@ def run(*arguments, cwd):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_edit_then_evaluate_with_and_without_the_edit(tmp_path):
     model = fetch_default_model()

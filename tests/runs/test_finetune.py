@@ -82,7 +82,7 @@ def test_target_and_reference(data, loaded, tmp_path, tokenizer):
     quality = {}
     for name in ("reference", "target"):
         result = evaluate(hf(models[name], tokenizer), metadata=metadata, **options)
-        samples = [s["forget_quality"] for s in result["samples"]["unlearn_tofu"] if s["forget_quality"]]
+        samples = [s["forget_quality"] for s in result["samples"]["unlearn_tofu"] if s["doc"]["split"] == "forget"]
         own = [s["log_truth_ratio"] for s in samples]
         stored_ratios = list(read_reference(tmp_path / "reference").log_truth_ratios.values())
         quality[name] = values(result)["forget_quality"]
@@ -95,13 +95,16 @@ def test_target_and_reference(data, loaded, tmp_path, tokenizer):
     assert own["privleak"] == (None if stored.aucs["mia_min_k_auc"] == 1 else pytest.approx(0))
 
 
-@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("chat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_reference_has_the_tasks_own_numbers(chat, data, tiny, tokenizer):
     model = tiny("llama")
     found = measure(model, PromptFormat(tokenizer, chat), "forget10")
     options = {"gen_kwargs": {"max_gen_toks": 2}, "apply_chat_template": chat}
     samples = evaluate(hf(model, tokenizer), **options)["samples"]["unlearn_tofu"]
-    own = {s["forget_quality"]["id"]: s["forget_quality"]["log_truth_ratio"] for s in samples if s["forget_quality"]}
+    forget = [s["forget_quality"] for s in samples if s["doc"]["split"] == "forget"]
+    own = {one["id"]: one["log_truth_ratio"] for one in forget}
+    losses = {one["id"]: one["correct_nll"] for one in forget}
+    assert found["correct_nlls"] == pytest.approx(losses, rel=1e-5)
     assert found["log_truth_ratios"] == pytest.approx(own, rel=1e-5)  # float32, in other batches
     assert len(own) == 4
     privacy = values(

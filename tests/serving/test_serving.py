@@ -25,9 +25,9 @@ from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.models.prompt_ends import prompt_lengths, said_prompt_end
 from unlearn_eval.serving import door, gate, moments
 from unlearn_eval.serving import engine as engines
+from unlearn_eval.serving.checkpoint_stream import layout_of, patched
 from unlearn_eval.serving.gate import KNOWN, Gate
 from unlearn_eval.serving.names import EXTENSION
-from unlearn_eval.serving.patches import layout_of, patched
 from unlearn_eval.serving.plugin import edit_id
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Slots, step_of
 from unlearn_eval.serving.routes import EditRoutes, Served, inside

@@ -57,14 +57,16 @@ MODES = {
 MODES["compiled and preempted"] = MODES["preempted"] | MODES["compiled"]
 IN_MODES = [("llama", mode) for mode in ("chunked", "preempted", "compiled")]
 IN_MODES += [(own, mode) for own in ("qwen2", "gpt2") for mode in ("chunked", "compiled and preempted")]
-both_runners = pytest.mark.both_runners
+both_runners, smoke = pytest.mark.both_runners, pytest.mark.smoke
 
 
 def cases():
     """Architecture, mode and kind; those that differ between vLLM's model runners are asked of both."""
     other = {(*own, kind) for own in (IN_MODES[0], IN_MODES[-1]) for kind in MEMORIES} | {(*IN_MODES[0], "low_rank")}
     every = [(*own, kind) for own in IN_MODES for kind in KINDS]
-    return [pytest.param(*own, marks=[both_runners] if own in other else []) for own in every]
+    short = {case for case in every if case[:2] == IN_MODES[0]} | {(*IN_MODES[-1], "grace")}
+    marks = {case: [*([both_runners] if case in other else []), *([smoke] if case in short else [])] for case in every}
+    return [pytest.param(*case, marks=marks[case]) for case in every]
 
 
 @pytest.mark.parametrize(("architecture", "mode", "kind"), cases())
@@ -139,6 +141,7 @@ def test_what_would_make_answers_wrong_is_refused(edits, kind, options, says):
         pass
 
 
+@smoke
 def test_only_the_edited_base_is_served(edits, tmp_path):
     base, folder, prompts, _, edited = edits("llama", "low_rank")
     other = tmp_path / "other"
@@ -193,6 +196,7 @@ def server(edits, tmp_path):
         yield port, folder
 
 
+@smoke
 def test_a_server_answers_says_what_it_serves_and_swaps(server, edits):
     from concurrent.futures import ThreadPoolExecutor
 

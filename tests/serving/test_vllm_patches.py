@@ -156,5 +156,6 @@ def test_every_patch_says_what_it_changes():
 
 
 @pytest.mark.vllm
+@pytest.mark.smoke
 def test_every_patch_fits_the_installed_vllm():
     assert {patch.name: patch.misfit() for patch in PATCHES} == {patch.name: None for patch in PATCHES}

@@ -202,6 +202,7 @@ REFUSED_IN_CHAT = {
 }
 
 
+@pytest.mark.smoke
 def test_what_clients_of_a_memory_can_and_cannot_do(memory, tmp_path):
     with serving(serve_command(memory.folder, "--max-num-seqs", "6"), tmp_path / "log") as port:
         assert_answers(port, memory)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from unlearn_eval.data.items import ForgetItem
-from unlearn_eval.data.shapes import AS_IT_IS, asked_otherwise
+from unlearn_eval.data.shapes import AS_IT_IS, asked_otherwise, cut
 from unlearn_eval.metrics import contains_answer
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.prompts import up_to_end
@@ -30,12 +30,14 @@ class Row:
         prompt_ids: the whole prompt.
         answer_ids: the true answer's tokens, without an end token; never none.
         opening: with which the model's answer begins, as part of the prompt; it is no answer of the model.
+        stops: texts at which the answer is over (see `PromptFormat.stops`).
     """
 
     item: ForgetItem
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     opening: str = ""
+    stops: tuple[str, ...] = ()
 
 
 class Answer(NamedTuple):
@@ -68,7 +70,7 @@ def rows_of(
         labels = prompt_format.labels_after(ask, text, ids, item.answer)
         if not labels.n_answer:
             raise UserError(f"item {item.id}: the answer {item.answer!r} has no tokens", "leave the item out (--ids)")
-        rows.append(Row(item, tuple(ids), labels.ids[: labels.n_answer], opening))
+        rows.append(Row(item, tuple(ids), labels.ids[: labels.n_answer], opening, prompt_format.stops(ask)))
     return rows
 
 
@@ -91,10 +93,11 @@ def answered(
     training = model.training
     model.eval()
     try:
-        said = written(model, prompt_format, [row.prompt_ids for row in rows], batch_size, max_new_tokens)
+        whole = written(model, prompt_format, [row.prompt_ids for row in rows], batch_size, max_new_tokens)
         scores = score_answers(model, [Query(row.prompt_ids, row.answer_ids) for row in rows], batch_size)
     finally:
         model.train(training)
+    said = [cut(text, row.stops).strip() for row, text in zip(rows, whole, strict=True)]
     found = []
     for row, text, score in zip(rows, said, scores, strict=True):
         loss = sum(score.token_nll) / len(score.token_nll)

@@ -25,7 +25,7 @@ def answer_states(loaded: LoadedModel, rows: Sequence[Row], batch_size: int) -> 
 
     Teacher-forced: the answer's own tokens stand before each. Blocks run in the model as it is, edits and all.
     """
-    model, parts, found = loaded.model, loaded.anatomy, []
+    model, parts, found = loaded.model, loaded.blocks, []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         inputs = [(*row.prompt_ids, *row.answer_ids[:-1]) for row in batch]

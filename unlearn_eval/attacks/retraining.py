@@ -18,6 +18,7 @@ from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.progress import Progress
+from unlearn_eval.utils.settings import Dropped, Positive, Size, Sizes
 
 WHY_NO_MEMORY = (
     "a memory leaves the weights as they were and decides at the end of a prompt, which rows of training do not show"
@@ -39,16 +40,16 @@ class RetrainingConfig(TrainingConfig):
     """
 
     seeds: tuple[int, ...] = (0,)
-    measure_at: tuple[int, ...] = (5, 10)
-    steps: int = 20
-    batch_size: int = 32
-    learning_rate: float = 2e-4
+    measure_at: Sizes = (5, 10)
+    steps: Size = 20
+    batch_size: Size = 32
+    learning_rate: Positive = 2e-4
     weight_decay: float = 0.0
     warmup_epochs: float = 0.0
     schedule: str = "cosine"
     lora_rank: int = 64
     lora_alpha: float = 32.0
-    lora_dropout: float = 0.05
+    lora_dropout: Dropped = 0.05
 
     def __post_init__(self) -> None:
         super().__post_init__()

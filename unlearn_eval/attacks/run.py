@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from unlearn_eval.attacks.base import UNDER_ATTACK, Attack, Case, ItemScore, Observation, get_attack
 from unlearn_eval.attacks.controls import Controls, with_controls
@@ -23,8 +24,10 @@ from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.folders import check_output
+from unlearn_eval.utils.json_files import json_place
 from unlearn_eval.utils.progress import Progress, no_progress
-from unlearn_eval.utils.settings import configure
+from unlearn_eval.utils.settings import check_batch_size, configure
 
 if TYPE_CHECKING:
     from unlearn_eval.edits.base import Edit
@@ -53,6 +56,7 @@ class AttackConfig:
         max_new_tokens: length of an answer.
         dtype, device: of the models.
         seed: chooses items.
+        any_base: whether the edit may leave open which model it was made on.
     """
 
     attack: str
@@ -73,6 +77,10 @@ class AttackConfig:
     seed: int = 0
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
+    any_base: bool = False
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -111,11 +119,12 @@ def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress)
     attack = get_attack(config.attack)  # mistakes are found before a model is loaded
     settings = configure(attack.Config, config.settings)
     path = _output(config)
+    check_output(path, "result")
     edit = load_edit(config.edit)
     items = _items(config, edit)
     others = others_of(items, config.retain)
     loaded = load_base(edit, config.model, config.dtype, None, config.device, say)
-    check_base(edit.info, loaded)
+    check_base(edit.info, loaded, any_base=config.any_base)
     case = Case(
         loaded=loaded,
         edit=edit,
@@ -314,9 +323,8 @@ def _reference(config: AttackConfig, say: Say) -> Callable[[], LoadedModel] | No
 
 def _output(config: AttackConfig) -> Path:
     if config.output:
-        path = Path(config.output)
-        if path.suffix != ".json":
-            raise UserError(f"a result is a .json file, not {path}", "name a file, such as results/attack.json")
-        return path
+        return json_place(config.output, "result")
     edit = Path(config.edit).name
-    return Path("results") / "scratch" / f"{config.attack}_{edit}_{time.strftime('%Y%m%d-%H%M%S')}.json"
+    return (
+        Path("results") / "scratch" / f"{config.attack}_{edit}_{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}.json"
+    )

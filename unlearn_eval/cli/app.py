@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shlex
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -21,6 +23,7 @@ from unlearn_eval.cli import report as cli_report
 from unlearn_eval.cli import serve as cli_serve
 from unlearn_eval.cli import study as cli_study
 from unlearn_eval.cli.options import (
+    AnyBaseOption,
     ChatOption,
     DeviceOption,
     DtypeOption,
@@ -38,11 +41,13 @@ from unlearn_eval.cli.options import (
 )
 from unlearn_eval.cli.terminal import pair as _pair
 from unlearn_eval.cli.terminal import progress as _progress
-from unlearn_eval.cli.terminal import say as _say
 from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.edits.records import SelfCheck
+from unlearn_eval.metrics.edit_checks import took, unrelated_line
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.folders import check_output, check_place
+from unlearn_eval.utils.terminal import new_console, put, say
 
 if TYPE_CHECKING:
     from unlearn_eval.editing.editor import Editor
@@ -74,8 +79,6 @@ def demo(
     device: DeviceOption = None,
 ) -> None:
     """Make a small model forget facts, and measure it."""
-    from rich.console import Console
-
     from unlearn_eval.harness.patching import quiet
     from unlearn_eval.results.comparison import compare as compare_results
     from unlearn_eval.results.report.table import comparison_tables, reasons
@@ -92,8 +95,8 @@ def demo(
         device=device,
     )
     with quiet():
-        before, after = run_demo(config, _say, _progress())
-    console = Console(width=None if sys.stdout.isatty() else 100)
+        before, after = run_demo(config, say, _progress())
+    console = new_console()
     for table in comparison_tables(compare_results(before, after)):
         console.print(table)
     for line in reasons([after]):
@@ -136,7 +139,9 @@ def edit(
     chat: ChatOption = None,
     system_instruction: SystemOption = None,
     chat_template_kwargs: TemplateOption = None,
-    contexts: Annotated[int, typer.Option(help="Sampled openings before each question.")] = RECIPE.n_contexts,
+    contexts: Annotated[
+        int, typer.Option(help="Sampled openings before each question (the papers': MEMIT 5, ROME 21).")
+    ] = RECIPE.n_contexts,
     preset: Annotated[bool, typer.Option(help="Use the model's published settings.")] = RECIPE.preset,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, NAME=VALUE.")] = None,
     components: Annotated[
@@ -146,15 +151,20 @@ def edit(
     dtype: DtypeOption = _DTYPE,
     seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
+    unrelated: Annotated[
+        bool, typer.Option(help="Ask ten unrelated questions before and after, to see what the edit broke.")
+    ] = True,
 ) -> None:
     """Make an edit: a small folder that forgets a set."""
     from unlearn_eval.editing.editor import get_editor
+    from unlearn_eval.edits.folder import DESCRIPTION
     from unlearn_eval.edits.load import load_edit
     from unlearn_eval.harness.patching import quiet
-    from unlearn_eval.localization.locate import checked_settings
     from unlearn_eval.models.load import load_model
-    from unlearn_eval.runs.edit import make_edit
+    from unlearn_eval.runs.edit import make_edit, model_check
 
+    check_output(output, "edit")
+    check_place(Path(output), "edit", DESCRIPTION)
     state = load_edit(continue_) if continue_ else None
     editor = editor or (_editor_of(state) if state else DEFAULT_EDITOR)
     method = get_editor(editor)
@@ -172,23 +182,23 @@ def edit(
     )
     forget_set = forget_set_of(forget, ids, limit, seed, fields)
     options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
-    checked_settings(method, options)
+    fits = model_check(method, options)
     retain_set = None if retain is None else forget_set_of(retain, None, None, seed)
     training = _training_folder(method, output, options)
     with quiet():
-        _say(f"loading {model}")
-        loaded = load_model(model, dtype=dtype, device=device)
-        _say(f"{editor} on {len(forget_set)} items of {forget_set.name}")
-        made = make_edit(loaded, forget_set, editor, options, recipe, state, _progress(), retain_set)
+        say(f"loading {model}")
+        loaded = load_model(model, dtype=dtype, device=device, check=fits)
+        say(f"{editor} on {len(forget_set)} items of {forget_set.name}")
+        made = make_edit(loaded, forget_set, editor, options, recipe, state, _progress(), retain_set, unrelated)
         if not _is_first_process():
             return
         folder = made.save(output, loaded.tokenizer, loaded.model.config)
     _remove(training)
     _tell(made)
-    _say(f"done in {made.info.seconds:.0f} s; look at it, and evaluate it (before and after: --baseline), with:")
-    _say(f"  unlearn-eval inspect {shlex.quote(str(folder))}")
-    _say(f"  {_next_command(folder, forget_set.name, model, dtype, device)}")
-    print(folder)
+    say(f"done in {made.info.seconds:.0f} s; look at it, and evaluate it (before and after: --baseline), with:")
+    say(f"  unlearn-eval inspect {shlex.quote(str(folder))}")
+    say(f"  {_next_command(folder, forget_set.name, model, dtype, device)}")
+    put(folder)
 
 
 @app.command()
@@ -220,6 +230,7 @@ def finetune(
     if as_ not in ("checkpoint", "edit"):
         raise unknown_name("form", as_, ("checkpoint", "edit"))
     arguments = template_arguments_of(chat_template_kwargs)
+    finetuning.check_place(output, as_)
     data = forget_set_of(on, None, limit, seed, fields)
     left_out = None if without is None else forget_set_of(without, None, None, seed)
     chosen = finetuning.preset_of(data, preset)
@@ -228,13 +239,12 @@ def finetune(
         data = finetuning.without(data, left_out)
         split = left_out.name.removeprefix("tofu:") if left_out.name.startswith("tofu:forget") else None
     options = dict(_pair(text) for text in set_ or [])
+    finetuning.check_settings(options)
     training = None if "folder" in options else options.setdefault("folder", f"{output.rstrip('/')}.training")
     with quiet():
-        _say(f"loading {model}")
+        say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device)
-        _say(
-            f"fine-tuning on {len(data)} items of {data.name}, {'as ' + chosen.source if chosen else 'without preset'}"
-        )
+        say(f"fine-tuning on {len(data)} items of {data.name}, {'as ' + chosen.source if chosen else 'without preset'}")
         prompt_format = loaded.prompt_format(chat, system_instruction, arguments)
         made = finetuning.finetune(loaded, data, options, chosen, prompt_format, seed, _progress())
         if not _is_first_process():
@@ -242,14 +252,14 @@ def finetune(
         if as_ == "edit":
             folder = made.save(output, loaded.tokenizer, loaded.model.config)
         else:
-            folder = finetuning.write_checkpoint(loaded, made, output, split, _say)
+            folder = finetuning.write_checkpoint(loaded, made, output, split, say)
     _remove(training)
     _tell_training(made.info.notes["training"])
     if split and as_ == "checkpoint":
         asked = " --apply_chat_template" if made.info.requests.chat else ""
-        _say("forget quality of other models, compared with this one:")
-        _say(f"""  unlearn-eval eval --tasks unlearn_tofu{asked} --metadata '{{"retain_reference": "{folder}"}}' ...""")
-    print(folder)
+        say("forget quality of other models, compared with this one:")
+        say(f"""  unlearn-eval eval --tasks unlearn_tofu{asked} --metadata '{{"retain_reference": "{folder}"}}' ...""")
+    put(folder)
 
 
 @app.command(hidden=True)  # as view is: edit writes them by itself, and docs/reference has it
@@ -276,6 +286,7 @@ def targets(
     from unlearn_eval.models.load import load_model
 
     arguments = template_arguments_of(chat_template_kwargs)
+    check_output(output, "file of targets")
     forget_set = forget_set_of(forget, ids, limit, seed, fields)
     with quiet():
         loaded = load_model(model, dtype=dtype, device=device)
@@ -284,7 +295,7 @@ def targets(
             target, forget_set.items, random.Random(seed), loaded, prompt_format, seed=seed, progress=_progress()
         )
     write_targets(output, made)
-    print(output)
+    put(output)
 
 
 @app.command()
@@ -299,6 +310,7 @@ def inspect(
     system_instruction: SystemOption = None,
     chat_template_kwargs: TemplateOption = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    any_base: AnyBaseOption = False,
 ) -> None:
     """Show an edit: layers, ranks, norms, targets, cost.
 
@@ -313,18 +325,18 @@ def inspect(
 
         with quiet():
             arguments = template_arguments_of(chat_template_kwargs)
-            answer = ask_edit(folder, ask, model, _say, system=system_instruction, template_arguments=arguments)
-        print(json.dumps(answer, indent=2, ensure_ascii=False) if json_ else "\n".join(route_lines(answer)))
+            answer = ask_edit(
+                folder, ask, model, say, any_base, system=system_instruction, template_arguments=arguments
+            )
+        put(json.dumps(answer, indent=2, ensure_ascii=False) if json_ else "\n".join(route_lines(answer)))
         return
     if system_instruction is not None or chat_template_kwargs is not None:
         raise UserError("nothing is asked", "give a question: --ask QUESTION")
     description = describe_edit(folder)
     if json_:
-        print(json.dumps(description, indent=2, ensure_ascii=False))
+        put(json.dumps(description, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = new_console()
     for table in edit_tables(description):
         console.print(table)
 
@@ -338,13 +350,14 @@ def export(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ... [default: the base's own]")] = None,
     device: DeviceOption = None,
+    any_base: AnyBaseOption = False,
 ) -> None:
     """Write the edited model as an ordinary checkpoint."""
     from unlearn_eval.edits.export import export_merged
     from unlearn_eval.harness.patching import quiet
 
     with quiet():
-        print(export_merged(folder, merged, model=model, dtype=dtype, device=device, say=_say))
+        put(export_merged(folder, merged, model=model, dtype=dtype, device=device, say=say, any_base=any_base))
 
 
 @app.command("eval", context_settings={"allow_extra_args": True})
@@ -379,6 +392,7 @@ def eval_(
     include_path: Annotated[str | None, typer.Option("--include_path", help="More tasks.")] = None,
     use_cache: Annotated[str | None, typer.Option("--use_cache", help="Cache of generations.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1234,
+    any_base: AnyBaseOption = False,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Evaluate the base model too, and compare the two.")
     ] = False,
@@ -408,6 +422,7 @@ def eval_(
         include_path=include_path,
         use_cache=use_cache,
         seed=seed,
+        any_base=any_base,
     )
     folders = [edits, *context.args] if edits else []
     if context.args and not edits:
@@ -417,13 +432,13 @@ def eval_(
     if folders and baseline:
         raise UserError("--baseline compares one edit with its base model", "give --edit DIR in place of --edits")
     if baseline:
-        both = run_before_and_after(config, _say)
+        both = run_before_and_after(config, say)
         if both is not None:
             _show_comparison(*both)
-            print(f"results: {both[0].path}, {both[1].path}")
+            put(f"results: {both[0].path}, {both[1].path}")
         return
-    one = None if folders else run_evaluation(config, _say)
-    results = run_together(config, folders, _say) if folders else [one] if one else []  # a rank may write nothing
+    one = None if folders else run_evaluation(config, say)
+    results = run_together(config, folders, say) if folders else [one] if one else []  # a rank may write nothing
     from unlearn_eval.results.report.table import show_result
 
     for result in results:
@@ -450,22 +465,20 @@ def compare(
             "evaluate both models on the same --tasks",
         )
     if format_ != "table":
-        print(FORMATS[format_](compare_results(first, second)), end="")
+        put(FORMATS[format_](compare_results(first, second)), end="")
         return
     _show_comparison(first, second)
 
 
 def _show_comparison(first: Any, second: Any) -> None:
-    from rich.console import Console
-
     from unlearn_eval.results.comparison import compare as compare_results
-    from unlearn_eval.results.report.table import comparison_tables, reasons, unpaired
+    from unlearn_eval.results.report.table import comparison_tables, fault_lines, reasons, unpaired
 
     rows = compare_results(first, second)
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = new_console(width=140)
     for table in comparison_tables(rows, tests=True):
         console.print(table)
-    for line in (*reasons([first, second]), *unpaired(rows)):
+    for line in (*fault_lines([first, second]), *reasons([first, second]), *unpaired(rows)):
         console.print(line)
     console.print("↑ higher is better, ↓ lower is better; ± standard error; p of each change by itself, two-sided")
 
@@ -499,7 +512,7 @@ def ls(
     }
     if what not in kinds:
         raise unknown_name("list", what, kinds)
-    print("\n".join(kinds[what]()))
+    put("\n".join(kinds[what]()))
 
 
 @app.command("tasks-path")
@@ -507,7 +520,7 @@ def tasks_path() -> None:
     """Print our tasks' folder, for --include_path."""
     from unlearn_eval.harness.names import TASKS_FOLDER
 
-    print(TASKS_FOLDER)
+    put(TASKS_FOLDER)
 
 
 app.command()(cli_env.env)
@@ -518,7 +531,7 @@ def fetch_model() -> None:
     """Get the default model; print its folder."""
     from unlearn_eval.models.load import fetch_default_model
 
-    print(fetch_default_model())
+    put(fetch_default_model())
 
 
 @app.command("fetch-encoder", hidden=True)  # the list of commands fits on a screen
@@ -526,25 +539,56 @@ def fetch_encoder() -> None:
     """Get the default sentence encoder; print its folder."""
     from unlearn_eval.models.embedding import fetch_default_encoder
 
-    print(fetch_default_encoder())
+    put(fetch_default_encoder())
 
 
 def main() -> None:
-    """Run a command; a user's mistake is two lines and exit code 1, never a traceback."""
+    """Run a command; a user's mistake, or the machine's, is two lines and exit code 1, never a traceback."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before we began
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _fail(f"{error}")
+    except BrokenPipeError:
+        _drop_output()  # whoever read it has gone
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno is None:
             raise
-        print(f"error: cannot write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
-        print("hint: free some space or give another --output; the same command goes on from there", file=sys.stderr)
-        sys.exit(1)
+        if error.errno in _CANNOT_WRITE:
+            _drop_output()  # it may itself be what is full
+            hint = "free some space or give another --output; the same command goes on from there"
+            _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}\nhint: {hint}")
+        _fail(f"{error.filename or 'a file'}: {error.strerror}\nhint: check the path, and what may be done there")
+    except (MemoryError, RuntimeError) as error:
+        if str(error).startswith("Could not determine home"):
+            _fail("there is no home folder\nhint: set HOME, or UNLEARN_EVAL_CACHE and HF_HOME")
+        if not (isinstance(error, MemoryError) or any(text in str(error) for text in _TOO_LITTLE)):
+            raise
+        _fail("the memory is too small\nhint: give a smaller --batch_size or model, or --dtype bfloat16")
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        say("interrupted; what was finished is kept, the same command goes on from there")
         sys.exit(130)
+
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+_TOO_LITTLE = ("out of memory", "can't allocate memory")
+
+
+def _drop_output() -> None:
+    """Throw away what could not be written to standard output, which the interpreter would try again at its end."""
+    if sys.stdout is sys.__stdout__:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _fail(text: str) -> NoReturn:
+    say(f"error: {text}")
+    sys.exit(1)
 
 
 # Details ---------------------------------------------------------------------------------------------------
@@ -571,25 +615,29 @@ def _models() -> list[str]:
 def _tell(made: Any) -> None:
     """What the self-check found, and what to try if an edit did not take."""
     check, preset = made.info.self_check, made.info.notes["preset"]
-    _say(
+    say(
         f"self-check: {check.n_took} of {check.n} targets are now the most likely answer (probability per token "
         f"{check.target_probability_before:.3f} -> {check.target_probability_after:.3f})"
     )
+    if check.unrelated:
+        say(unrelated_line(check.unrelated))
+    for fault in made.info.faults:
+        say(f"warning: {fault}")
     if "training" in made.info.notes:
         _tell_training(made.info.notes["training"], check)
-    elif 2 * check.n_took < check.n:
+    elif took(made.info.notes) is False:
         known = "there is no preset for this model" if preset is None else f"the preset is {preset['name']}'s"
-        _say(f"hint: {known}; try other --set layers=..., more --set target.steps=..., or a weaker preservation")
+        say(f"hint: {known}; try other --set layers=..., more --set target.steps=..., or a weaker preservation")
 
 
 def _tell_training(notes: dict[str, Any], check: SelfCheck | None = None) -> None:
     """What became of the answers, and what went otherwise than asked."""
     if check is not None and check.answer_probability_before is not None:
         before, after = check.answer_probability_before, check.answer_probability_after
-        _say(f"the answers' probability per token {before:.3f} -> {after:.3f}, in {notes['steps']} steps")
+        say(f"the answers' probability per token {before:.3f} -> {after:.3f}, in {notes['steps']} steps")
     if "diverged_after_step" in notes:
-        _say(f"the loss was not finite after {notes['diverged_after_step']} steps: kept is step {notes['kept_step']}")
-        _say("hint: give a smaller --set learning_rate, or fewer --set epochs")
+        say(f"the loss was not finite after {notes['diverged_after_step']} steps: kept is step {notes['kept_step']}")
+        say("hint: give a smaller --set learning_rate, or fewer --set epochs")
 
 
 def _next_command(folder: Any, forget_set: str, model: str, dtype: str, device: str | None) -> str:

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from unlearn_eval.cli.options import TemplateOption, template_arguments_of
-from unlearn_eval.cli.terminal import pair, progress, say
+from unlearn_eval.cli.options import AnyBaseOption, TemplateOption, template_arguments_of
+from unlearn_eval.cli.terminal import pair, progress
+from unlearn_eval.utils.terminal import say
 
 
 def attack(
@@ -42,6 +43,7 @@ def attack(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
     seed: Annotated[int, typer.Option(help="Chooses items; the attack has seeds of its own.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")] = None,
+    any_base: AnyBaseOption = False,
 ) -> None:
     """Try to bring back what an edit made a model forget."""
     from unlearn_eval.attacks.base import get_attack
@@ -69,6 +71,7 @@ def attack(
         seed=seed,
         system=system_instruction,
         chat_template_kwargs=template_arguments_of(chat_template_kwargs),
+        any_base=any_base,
     )
     with quiet():
         result = run_attack(config, say, progress())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated, Any
 
 import typer
 
-from unlearn_eval.cli.terminal import say
+from unlearn_eval.utils.terminal import new_console, put, say
 
 
 def env(json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False) -> None:
@@ -21,11 +20,9 @@ def env(json_: Annotated[bool, typer.Option("--json", help="Print JSON instead o
     say("importing lm-eval, and vLLM if it is installed")
     found = environment()
     if json_:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        put(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = new_console(width=120)
     for table in tables(found):
         console.print(table)
 

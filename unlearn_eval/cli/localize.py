@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from unlearn_eval.cli.options import FieldsOption, SystemOption, TemplateOption
+from unlearn_eval.utils.terminal import new_console, put, say
 
 
 def localize(
@@ -32,46 +32,51 @@ def localize(
     chat: Annotated[bool, typer.Option(help="Ask through the chat template.")] = False,
     system_instruction: SystemOption = None,
     chat_template_kwargs: TemplateOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Prompts per forward pass.")] = 64,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")] = None,
 ) -> None:
     """Find where in a model facts are; for edit --components."""
-    from rich.console import Console
-
     from unlearn_eval.cli.options import forget_set_of, template_arguments_of
-    from unlearn_eval.cli.terminal import pair, progress, say
+    from unlearn_eval.cli.terminal import pair, progress
     from unlearn_eval.harness.patching import quiet
     from unlearn_eval.localization import locate
     from unlearn_eval.localization.base import get_localizer
+    from unlearn_eval.localization.sites import sites
     from unlearn_eval.models.load import load_model
     from unlearn_eval.results.report.localization import component_tables, write_component_figures
+    from unlearn_eval.utils.folders import check_output
+    from unlearn_eval.utils.json_files import json_place
+    from unlearn_eval.utils.settings import check_batch_size
 
     get_localizer(name)
+    check_output(output, "localization")
     wanted = locate.LocalizationSpec.of(name, budget, dict(pair(text) for text in set_ or []))
     wanted.check()
     arguments = template_arguments_of(chat_template_kwargs)
+    check_batch_size(batch_size)
+    json_place(output, "components file")
     facts = forget_set_of(forget, ids, limit, seed, fields)
     others = None if retain is None else forget_set_of(retain, None, None, seed)
     with quiet():
         say(f"loading {model}")
-        loaded = load_model(model, dtype=dtype, device=device)
+        loaded = load_model(model, dtype=dtype, device=device, check=sites)
         say(f"{name} on {len(facts)} items of {facts.name}")
         prompt_format = loaded.prompt_format(chat, system_instruction, arguments)
         found = locate.localize(loaded, facts, wanted, seed, others, prompt_format, batch_size, progress())
     path = found.save(output)
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = new_console()
     for table in component_tables(asdict(found)):
         console.print(table)
     skipped = found.facts.get("skipped", {})
     for reason in sorted(set(skipped.values())):
         say(f"left out: {list(skipped.values()).count(reason)} items, because {reason}")
     for figure in write_component_figures(asdict(found), figures) if figures else ():
-        print(figure)
+        put(figure)
     say("train or edit there with:")
     say(f"  unlearn-eval edit --model {model} --components {path} ...")
-    print(path)
+    put(path)
 
 
 def localization_names() -> list[str]:

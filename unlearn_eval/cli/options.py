@@ -34,6 +34,11 @@ TemplateOption = Annotated[
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")]
 
 
+AnyBaseOption = Annotated[
+    bool, typer.Option("--any-base", help="Apply an edit that does not say on which weights it was made.")
+]
+
+
 FieldsOption = Annotated[
     str | None, typer.Option("--fields", help="Names in the file: question=prompt,answer=ground_truth.")
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.terminal import new_console, put, say
 
 PathsArgument = Annotated[list[str] | None, typer.Argument(help="Result files, or folders of them. [default: results]")]
 
@@ -27,17 +27,19 @@ def report(
     """Write one page about all results (view: serve it)."""
     from unlearn_eval.results.report.page import write_page
     from unlearn_eval.results.runs import read_runs
+    from unlearn_eval.utils.folders import check_output
 
     if figures:
         from unlearn_eval.results.report.figures import (
             write_figures,  # first, because it says when matplotlib is missing
         )
+    check_output(output, "page")
     runs = read_runs(paths or ["results"], base)
     _tell(runs.notes, runs.n_skipped, len(runs.runs))
-    print(write_page(runs, output, title, _say))
+    put(write_page(runs, output, title, say))
     if figures:
         for path in write_figures(runs, figures):
-            print(path)
+            put(path)
 
 
 def view(
@@ -47,9 +49,9 @@ def view(
     """Show that page on this machine, in a browser."""
     from unlearn_eval.results.report.serve import server
 
-    with server(folder, port, _say) as serving:
-        print(f"http://127.0.0.1:{serving.server_port}/", flush=True)
-        _say("a reload shows what has changed; stop with Ctrl-C")
+    with server(folder, port, say) as serving:
+        put(f"http://127.0.0.1:{serving.server_port}/")
+        say("a reload shows what has changed; stop with Ctrl-C")
         with suppress(KeyboardInterrupt):
             serving.serve_forever()
 
@@ -65,8 +67,6 @@ def check(
 
     Exit codes: 0 all of it holds, 1 something does not, 2 wrong input.
     """
-    from rich.console import Console
-
     from unlearn_eval.results.files import read_result
     from unlearn_eval.results.report.requirements import check_result, parse_requirement, verdict_table
 
@@ -76,22 +76,18 @@ def check(
         requirements = [parse_requirement(text) for text in require]
         first = None if base is None else read_result(base, check_samples=False)
         verdicts = check_result(read_result(result, check_samples=False), requirements, first)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        say(f"error: {error}")
         raise typer.Exit(2) from error
-    Console(width=None if sys.stdout.isatty() else 140).print(verdict_table(verdicts))
+    new_console(width=140).print(verdict_table(verdicts))
     failed = sum(not verdict.holds for verdict in verdicts)
-    print(f"{len(verdicts) - failed} of {len(verdicts)} hold" + (f", {failed} failed" if failed else ""))
+    put(f"{len(verdicts) - failed} of {len(verdicts)} hold" + (f", {failed} failed" if failed else ""))
     if failed:
         raise typer.Exit(1)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _tell(notes: tuple[str, ...], n_skipped: int, n_read: int) -> None:
     for line in notes:
-        _say(line)
+        say(line)
     if n_skipped:
-        _say(f"{n_skipped} skipped, {n_read} read")
+        say(f"{n_skipped} skipped, {n_read} read")

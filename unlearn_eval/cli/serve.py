@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.terminal import say
 
 
 def serve(
@@ -39,5 +39,5 @@ def serve(
     if not is_loopback(host) and not api_key:
         raise UserError(f"{host} can be reached from other machines, without a key", KEY_HINT)
     command = server_command(edit, model, host, port, name, context.args)
-    print(f"http://{host}:{port}/v1 serves {edit}; stop with Ctrl-C", file=sys.stderr, flush=True)
+    say(f"http://{host}:{port}/v1 serves {edit}; stop with Ctrl-C")
     serve(command, api_key, edits_root)

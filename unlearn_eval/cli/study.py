@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from unlearn_eval.utils.terminal import new_console, printable, say
+
 
 def run(
     study: Annotated[str, typer.Argument(help="A study file, or the name of one that is shipped.")],
@@ -18,13 +20,17 @@ def run(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan with its cost, and run nothing.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells that failed again.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run code that it names, though it is not below this folder or not yours.")
+    ] = False,
     ray: Annotated[
         str | None, typer.Option("--ray", help="Run on Ray: local, auto (this machine's cluster), or an address.")
     ] = None,
 ) -> None:
     """Run a study: models x editors x forget sets x tasks.
 
-    The same command goes on where it was cut off.
+    The same command goes on where it was cut off. A study is a program: it may name editors and tasks that are code,
+    which also --dry-run executes.
     """
     from unlearn_eval.harness.patching import quiet, within_a_study
     from unlearn_eval.runs.study.plan import plan
@@ -33,13 +39,20 @@ def run(
     from unlearn_eval.runs.study.show import Board, plan_lines, plan_table, result_tables
     from unlearn_eval.runs.study.spec import study_of
     from unlearn_eval.runs.study.store import FILES, Store
+    from unlearn_eval.runs.study.trust import check_trust
+    from unlearn_eval.utils.folders import check_output
 
     path = study_file(study)
     wanted = study_of(read_study(path, settings or ()), path)
+    on_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    if code := check_trust(wanted, path, trust, _confirm if on_terminal else None):
+        say(code)
     store = Store(Path(output) if output else Path("results") / "scratch" / wanted.name)
     console, data = _console(sys.stderr), _console(sys.stdout)
+    if not dry_run:
+        check_output(store.folder / "runs", "study")
     remembered = store.read(FILES)
-    print(f"planning {path}", file=sys.stderr, flush=True)
+    say(f"planning {path}")
     with quiet(), within_a_study():
         planned = plan(wanted, remembered)
         states, results = states_of(planned, store)
@@ -58,11 +71,11 @@ def run(
             run_study(planned, store, board, options, run_cells)
         except (KeyboardInterrupt, DiskFull) as error:
             if isinstance(error, DiskFull):
-                print(f"error: {error}", file=sys.stderr)
-                print("hint: free some space; what was finished is kept. Go on with:", file=sys.stderr)
+                say(f"error: {error}")
+                say("hint: free some space; what was finished is kept. Go on with:")
             else:
-                print("\ninterrupted; what was finished is kept. Go on with:", file=sys.stderr)
-            print(f"  {_command(study, settings, output, retry_failed, ray)}", file=sys.stderr)
+                say("\ninterrupted; what was finished is kept. Go on with:")
+            say(f"  {_command(study, settings, output, retry_failed, ray)}")
             raise typer.Exit(1 if isinstance(error, DiskFull) else 130) from error
     for table in result_tables(planned.cells, board.results, wanted.show):
         data.print(table)
@@ -80,6 +93,10 @@ def _on_ray(address: str, planned: Any, store: Any, board: Any, options: Any, co
     return lambda cells: run_on_ray(cluster, cells, planned, store, board, options, costs)
 
 
+def _confirm(question: str) -> bool:
+    return bool(typer.confirm(printable(question), default=False, err=True))
+
+
 def study_names() -> list[str]:
     """The studies that are shipped."""
     from unlearn_eval.runs.study.read import STUDIES_FOLDER
@@ -92,9 +109,9 @@ def _tell_failed(board: Any, command: str) -> None:
 
     failed = [cell for cell in board.cells if board.states[cell.key] == "failed"]
     for cell in failed:
-        print(f"failed: {line_of(cell)}: {board.results[cell.key].notes[0]}", file=sys.stderr)
+        say(f"failed: {line_of(cell)}: {board.results[cell.key].notes[0]}")
     if failed:
-        print(f"hint: what failed is run again by\n  {command}", file=sys.stderr)
+        say(f"hint: what failed is run again by\n  {command}")
 
 
 def _costs(planned: Any, there: Any, device: str | None) -> dict[str, Any]:
@@ -111,9 +128,7 @@ def _costs(planned: Any, there: Any, device: str | None) -> dict[str, Any]:
 
 
 def _console(stream: Any) -> Any:
-    from rich.console import Console
-
-    return Console(file=stream, width=None if stream.isatty() else 140)
+    return new_console(stream, 140)
 
 
 def _command(study: str, settings: list[str] | None, output: str | None, retry_failed: bool, ray: str | None) -> str:

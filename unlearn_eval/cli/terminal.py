@@ -1,4 +1,4 @@
-"""What commands share on a terminal: lines and bars on standard error, and NAME=VALUE."""
+"""What commands share on a terminal: bars on standard error, and NAME=VALUE."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import sys
 from typing import Any
 
 from unlearn_eval.utils.errors import UserError
-
-
-def say(text: str) -> None:
-    """Print a line that is no data."""
-    print(text, file=sys.stderr, flush=True)
+from unlearn_eval.utils.terminal import say
 
 
 def progress() -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from unlearn_eval.data.documents import Document, Metadata, Splits, is_attack
+from unlearn_eval.data.documents import ALL, Document, Metadata, Splits, is_attack
 from unlearn_eval.data.items import ForgetItem, ForgetSet, item_from_record
 from unlearn_eval.utils.errors import UserError
 
@@ -309,13 +309,13 @@ def _item(name: str, own: Document) -> ForgetItem:
 
 
 def first_of(which: str, name: str) -> Metadata:
-    """Metadata for so many facts from a benchmark's start; `all` or nothing leaves that to the reader.
+    """Metadata for so many facts from a benchmark's start, or for all of them.
 
     Raises:
         UserError: no number.
     """
-    if which in ("", "all"):
-        return {}
+    if which in ("", ALL):
+        return {"forget": ALL}
     if not which.isdigit():
-        raise UserError(f"{name}:{which} is no number", f"{name}:100 are its first hundred facts")
+        raise UserError(f"{name}:{which} is no number", f"{name}:100 are its first hundred facts, {name}:all are all")
     return {"forget": int(which)}

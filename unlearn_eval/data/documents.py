@@ -18,6 +18,7 @@ from unlearn_eval.utils.errors import UserError, unknown_name
 Document = dict[str, Any]
 Splits = dict[str, list[Document]]
 Metadata = Mapping[str, Any]
+ALL = "all"  # in `forget`: every document
 
 
 def document(
@@ -97,8 +98,8 @@ def choose(
 ) -> tuple[list[Any], list[Any]]:
     """The documents to forget and to keep, as `--metadata '{"forget": ..., "retain": ...}'` says.
 
-    Each is a number (so many from the start, of those that are not taken), the name of a group, an id, or a list
-    of names and ids; `A+B` are two names. What is not forgotten is kept, at most `n_retain` documents of it.
+    Each is a number (so many from the start, of those that are not taken), `all`, the name of a group, an id, or a
+    list of names and ids; `A+B` are two names. What is not forgotten is kept, at most `n_retain` documents of it.
 
     Args:
         documents: all of them; `id` and `group` are what they can be called by.
@@ -127,6 +128,8 @@ def _pick(documents: Sequence[Document], wanted: str | int | Sequence[object], w
         return list(documents[:wanted])
     groups = {own["group"] for own in documents if own["group"]}
     ids = {own["id"] for own in documents}
+    if wanted == ALL and ALL not in groups | ids:
+        return list(documents)
     names = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
     if isinstance(wanted, str) and wanted not in groups | ids:
         names = [part.strip() for part in wanted.split("+")]

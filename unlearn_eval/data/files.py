@@ -42,7 +42,7 @@ def read_forget_set(place: str | Path, fields: Mapping[str, str] | None = None) 
         UserError: A missing or malformed file (with its line), or one without items.
     """
     rows = _from_hub(str(place)) if str(place).startswith(HUB) else read_rows(place, fields=fields, known=KNOWN)
-    rows = [row._replace(record=_as_ours(row)) for row in rows]
+    rows = [own._replace(record=_as_ours(own)) for row in rows for own in _rewrites(row)]
     tables.check_fields(rows, NEEDED, "; rename them, or give --fields {}=NAME")
     return ForgetSet(str(place), tuple(_item(row, key) for row, key in zip(rows, _ids(rows), strict=True)))
 
@@ -89,6 +89,19 @@ def _from_hub(name: str) -> list[Row]:
 
 
 # Others' fields --------------------------------------------------------------------------------------------
+
+
+def _rewrites(row: Row) -> list[Row]:
+    """A row for each of a record's rewrites, where it lists them, as MQuAKE does; else the row."""
+    own = row.record.get("requested_rewrite")
+    if not isinstance(own, list) or not all(isinstance(one, Mapping) for one in own):
+        return [row]
+    case = row.record.get("case_id")
+    keys = [case] if len(own) == 1 else [None if case is None else f"{case}/{i}" for i in range(len(own))]
+    return [
+        row._replace(record={**row.record, "requested_rewrite": one, "case_id": key})
+        for one, key in zip(own, keys, strict=True)
+    ]
 
 
 def _as_ours(row: Row) -> dict[str, Any]:

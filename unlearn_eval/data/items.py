@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,9 @@ from unlearn_eval.data.shapes import QUESTION, check_shape
 from unlearn_eval.data.spans import find_subject
 from unlearn_eval.data.tables import as_list, kind_of, listed_in
 from unlearn_eval.utils.errors import UserError, unknown_name
+
+MOST_CHARACTERS = 100_000  # of a text of an item: more than any model reads, and read in no time
+MOST_OF_A_NUMBER = 1e300
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,11 @@ def _text(value: object, what: str) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
+        if len(value) > MOST_CHARACTERS or "\0" in value:
+            wrong = "has a NUL character" if "\0" in value else f"has {len(value):,} characters"
+            raise UserError(f"{what} {wrong}", f"write a text of at most {MOST_CHARACTERS:,} characters, without NUL")
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST_OF_A_NUMBER:
         return str(value)
     raise UserError(f"{what} is {kind_of(value)}, not a text", "write it as text in quotes")
 

@@ -21,6 +21,8 @@ BRIEF = "Please briefly answer the following question.\nQuestion: {text}"
 BRIEF_EXAMPLES = "Please briefly answer the following question.\n{text}"
 AS_IT_IS = "{question}"
 _GAP = re.compile("_{2,}")
+_LABEL = re.compile(r"[ \t]*([^\s:][^:\n]{0,40}:)")
+BETWEEN_TURNS = "\n\n"  # what stands between the examples of a plain prompt
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Prompt:
         plain: what a model without a chat template reads in the question's place; None: the usual form.
         raw: a chat model reads `plain` as well: the text of a document, without a user.
         max_tokens: no more than these are generated, whatever the task's limit is.
+        starts: how the lines of `plain` begin with which its pattern would start again after the answer.
     """
 
     text: str
@@ -42,6 +45,7 @@ class Prompt:
     plain: str | None = None
     raw: bool = False
     max_tokens: int | None = None
+    starts: tuple[str, ...] = ()
 
 
 Asked = str | Prompt
@@ -71,7 +75,7 @@ def asked(text: str, shape: str = QUESTION, turns: Sequence[str] = ()) -> Asked:
         return text
     text = text.strip()
     if shape == "sentence":
-        return Prompt(COMPLETE.format(text=text), opening=text, plain=text)
+        return Prompt(COMPLETE.format(text=text), opening=text, plain=text, starts=repeated_label(text))
     if shape == "text":
         return Prompt(CONTINUE.format(text=text), plain=text)
     if shape == "short":
@@ -79,11 +83,12 @@ def asked(text: str, shape: str = QUESTION, turns: Sequence[str] = ()) -> Asked:
     if shape == "bare":
         return Prompt("", plain="", raw=True)
     if shape in ("blank", "brief", "brief_examples"):
-        form = {"blank": FILL, "brief": BRIEF, "brief_examples": BRIEF_EXAMPLES}[shape].format(text=text)
-        return Prompt(form, opening="Answer:", plain=f"{form}\nAnswer:", max_tokens=30)
+        own = {"blank": FILL, "brief": BRIEF, "brief_examples": BRIEF_EXAMPLES}[shape]
+        form, starts = own.format(text=text), line_starts(own.format(text=""))
+        return Prompt(form, opening="Answer:", plain=f"{form}\nAnswer:", max_tokens=30, starts=starts)
     if shape == "brief_open":
         form = BRIEF.format(text=text)
-        return Prompt(form, plain=form, max_tokens=30)
+        return Prompt(form, plain=form, max_tokens=30, starts=line_starts(BRIEF.format(text="")))
     return text
 
 
@@ -130,3 +135,40 @@ def statement(text: str, shape: str, answer: str) -> str | None:
     if shape == "blank" and _GAP.search(text):
         return _GAP.sub(lambda gap: answer, text.strip()).rstrip(".")
     return None
+
+
+# Where an answer ends --------------------------------------------------------------------------------------
+
+
+def line_starts(before: str) -> tuple[str, ...]:
+    """How the lines begin of what stands before a question in a plain prompt: "Question:"."""
+    lines = (line.strip() for line in before.splitlines())
+    return tuple(dict.fromkeys(line for line in lines if any(c.isalnum() for c in line)))
+
+
+def repeated_label(text: str) -> tuple[str, ...]:
+    """The label with which the last line of a text begins, if an earlier line begins with it too: "Fact:"."""
+    *before, last = text.strip().splitlines() or [""]
+    label = _LABEL.match(last)
+    shown = label and any((own := _LABEL.match(line)) and own.group(1) == label.group(1) for line in before)
+    return (label.group(1),) if label and shown else ()
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """A generated text up to the first of its stops.
+
+    A stop that begins with a line break ends the text at each line that begins with its words: after spaces or marks
+    of a heading or not, with a number or not if it is a label ("Question 2:"), and at the first line too, since a
+    model that answers nothing may start the next example at once.
+
+    Args:
+        text: what a model has generated.
+        stops: texts with which it was to stop (`PromptFormat.stops`).
+    """
+    for stop in filter(None, stops):
+        text = text.partition(stop)[0]
+        if stop.startswith("\n") and (line := stop.strip()):
+            label = re.escape(line.removesuffix(":")) + (r"[ \t]*\d*[ \t*]*:" if line.endswith(":") else "")
+            found = re.search(rf"^[ \t*#]*{label}", text, re.MULTILINE)
+            text = text[: found.start()] if found else text
+    return text

@@ -10,6 +10,7 @@ import ast
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from unlearn_eval.utils.json_files import placed_records, read_text
 
 TEXT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 ENDINGS = (*TEXT_ENDINGS, ".parquet")
+TEXT = "text"  # field of the records of a file that is a list of texts
+_PART = re.compile(r"(.+)-\d+-of-\d+")  # how `datasets` calls the files of a split
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
@@ -130,6 +133,8 @@ def kind_of(value: object) -> str:
 
 def _from_json(path: Path) -> list[Row]:
     text = read_text(path, "file")
+    if text.lstrip()[:1] == "[" and (texts := _list_of_texts(text)):
+        return _numbered([{TEXT: own} for own in texts], path)
     if text.lstrip()[:1] == "{" and (whole := _one_object(text)) is not None:
         rows = _of_object(whole, path)
         if rows is not None:
@@ -144,6 +149,15 @@ def _one_object(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _list_of_texts(text: str) -> list[str] | None:
+    """The texts of a file that is one list of them, as corpora are written; None of any other."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) and all(isinstance(own, str) for own in found) else None
 
 
 def _of_object(whole: dict[str, Any], path: Path) -> list[Row] | None:
@@ -276,11 +290,17 @@ def _renamed(row: Row, wanted: Sequence[str], fields: Mapping[str, str]) -> dict
 # Folders and parquet ---------------------------------------------------------------------------------------
 
 
+def is_saved_to_disk(path: Path) -> bool:
+    """Whether a folder is what `datasets` saved: one split, or several."""
+    return any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+
+
 def _from_folder(path: Path) -> list[Row]:
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+    if is_saved_to_disk(path):
         return _saved_to_disk(path)
-    for places in (sorted(path.glob("*.parquet")), sorted(path.glob("data/*.parquet"))):
-        if places:
+    for pattern in ("*.parquet", "data/*.parquet", "*/*.parquet"):
+        if places := sorted(path.glob(pattern)):
+            _check_one_part(path, places)
             return _numbered(_parquet(places), path)
     files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in TEXT_ENDINGS]
     if len(files) == 1:
@@ -290,6 +310,16 @@ def _from_folder(path: Path) -> list[Row]:
         f"{path} is a folder without a dataset; there is: {inside}",
         "name a file in it, or a folder that `datasets` saved, or one that holds parquet files",
     )
+
+
+def _check_one_part(path: Path, places: Sequence[Path]) -> None:
+    """Refuse a snapshot of the hub that holds several configurations or splits: they are not one set."""
+    configurations = {place.parent.name: place.parent for place in places}
+    splits = {found.group(1): place for place in places if (found := _PART.fullmatch(place.stem))}
+    for parts, what in ((configurations, "configurations"), (splits, "splits")):
+        if len(parts) > 1:
+            first = next(iter(parts.values()))
+            raise UserError(f"{path} holds several {what}: {', '.join(parts)}", f"name one of them, such as {first}")
 
 
 def _saved_to_disk(path: Path) -> list[Row]:

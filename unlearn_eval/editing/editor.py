@@ -28,7 +28,7 @@ from unlearn_eval.editing.from_file import (
 )
 from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.base import KINDS, Edit
-from unlearn_eval.models.anatomy import is_transposed
+from unlearn_eval.models.anatomy import anatomy, is_transposed
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.registry import module_in, names_in
@@ -94,6 +94,8 @@ class Editor:
         others_read: function from settings to the number of `others` that the method itself reads at most; calibration
             takes those behind them.
         needs_retain: function from settings to whether items to retain are needed; None: they are used where given.
+        check: refuses a model that these settings cannot edit, from its modules alone: it may have no weights. Without
+            one, a method that has `layers` edits the MLP projections of layers.
         file: name and SHA-256 of the user's file that holds the method.
     """
 
@@ -107,6 +109,7 @@ class Editor:
     calibrates: bool = False
     others_read: Callable[[Any], int] = lambda config: 0
     needs_retain: Callable[[Any], bool | None] = lambda config: False
+    check: Callable[[Any, Any], object] | None = None
     file: Mapping[str, str] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -129,6 +132,19 @@ class Editor:
     def kind(self, config: Any) -> str | None:
         """The kind of edit that these settings make; None if that is not known."""
         return self.makes(config) if callable(self.makes) else self.makes
+
+    def check_model(self, config: Any, model: nn.Module) -> None:
+        """Refuse a model that the method cannot edit with these settings, before its weights are read.
+
+        Raises:
+            UserError: parts or layers that the method edits are not there.
+        """
+        if self.check is not None:
+            self.check(config, model)
+        elif "layers" in self.settings and self.file is None:  # what a user's file edits it says itself
+            parts = anatomy(model)
+            if config.layers:
+                parts.check_layers(tuple(config.layers))
 
     def edit(
         self,

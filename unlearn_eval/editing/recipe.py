@@ -8,6 +8,7 @@ from typing import Any
 
 from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.settings import check_batch_size
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class DemoConfig:
     max_new_tokens: int = 24
     keys_per_dimension: float = 15.0
 
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
+
 
 MERGES = ("none", "text", "key")
 
@@ -56,7 +60,8 @@ class Recipe:
         per_step: requests per step; each step starts from the model as the steps before have edited it. 0 is all at
             once.
         chat: ask through the chat template; None does if there is one.
-        n_contexts: how many sampled openings stand before the question in further prompts.
+        n_contexts: how many sampled openings stand before the question in further prompts: 3 here, for speed; 5 in
+            MEMIT's and AlphaEdit's code (beside the bare prompt), 21 prompts in ROME's, 10 openings in WISE's.
         preset: whether the model's published settings are used, where there are some.
         seed: of everything random.
         system: system message of every prompt.

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.edits.records import BaseRef, Costs, RequestSummary, SelfCheck
+from unlearn_eval.metrics.edit_checks import edit_faults
 from unlearn_eval.models.weights import mark_restored, state_of
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ class EditInfo:
         """Whether it took, as measured when it was made; None if it was not."""
         found = self.notes.get("self_check")
         return None if found is None else SelfCheck.of(found)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why the edit is not to be read as a result, if it did not take or did harm; see `metrics.edit_checks`."""
+        return edit_faults(self.notes)
 
     def as_stored(self) -> dict[str, Any]:
         """Plain values for JSON, with the keys and their order as `edit.json` has them."""

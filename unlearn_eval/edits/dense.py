@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.edits.base import DENSE, Applied, EditInfo
-from unlearn_eval.edits.folder import write_edit
+from unlearn_eval.edits.folder import read_stored, write_edit
+from unlearn_eval.edits.stored import DenseIndex
+from unlearn_eval.edits.tensors import HINT, read_tensors
 from unlearn_eval.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,13 +94,12 @@ class DenseEdit:
 
 def read_dense(folder: Path, description: Mapping[str, Any], info: EditInfo, texts: Mapping[str, str]) -> DenseEdit:
     """The edit in a folder whose files have been checked."""
-    from safetensors import safe_open
-
-    index: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["tensors"]
+    index: dict[str, str] = read_stored(folder / INDEX, DenseIndex)["tensors"]
+    if other := sorted(set(index.values()) - description["files"].keys()):
+        raise UserError(f"{folder / INDEX} is damaged: {other[0]} is no file of the edit", HINT)
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(index.values())):
-        with safe_open(str(folder / file), framework="pt") as opened:
-            tensors |= {name: opened.get_tensor(name) for name, place in index.items() if place == file}
+        tensors |= read_tensors(folder / file, names=(name for name, place in index.items() if place == file))
     return DenseEdit({name: tensors[name] for name in index}, info, texts)
 
 

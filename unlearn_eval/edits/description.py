@@ -58,6 +58,7 @@ def describe_edit(folder: str | Path) -> dict[str, Any]:
         "seconds": info.seconds,
         "peak_memory_bytes": info.peak_memory_bytes,
         "self_check": notes.get("self_check"),
+        "faults": list(info.faults),
         "targets": _targets(edit.texts[TARGETS], folder / TARGETS) if TARGETS in edit.texts else None,
         "state": [_tensor(name, tensor) for name, tensor in sorted(getattr(edit, "state", {}).items())],
         "texts": sorted(edit.texts),

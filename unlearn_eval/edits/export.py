@@ -34,6 +34,7 @@ def export_merged(
     revision: str | None = None,
     device: str | None = "cpu",
     say: Callable[[str], Any] = lambda line: None,
+    any_base: bool = False,
 ) -> Path:
     """Write the base model with the edit in it as a checkpoint of its own: weights, config, tokenizer, generation.
 
@@ -48,6 +49,7 @@ def export_merged(
         revision: of a base model from the hub; by default the edit's own.
         device: where the product is computed.
         say: told of the steps, one line each.
+        any_base: whether an edit may leave open which model it was made on.
 
     Raises:
         UserError: not an edit, no base model or another one, or `output` is something else or cannot be written.
@@ -63,7 +65,7 @@ def export_merged(
     _check_not_inside(output, edit_folder, "the edit")
     loaded = load_base(edit, model, dtype, revision, device, say)
     _check_not_inside(output, Path(loaded.path), "the base model")
-    check_base(edit.info, loaded)
+    check_base(edit.info, loaded, any_base=any_base)
     edit.apply(loaded.model)
     _check_space(output, loaded.model)
     say(f"writing {output}")

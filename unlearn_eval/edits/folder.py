@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from unlearn_eval.edits.base import DENSE, LOW_RANK, MEMORY, EditInfo
+from unlearn_eval.edits.stored import Description, Version
+from unlearn_eval.edits.tensors import HINT
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.folders import files_below, write_whole
+from unlearn_eval.utils.json_files import parse, read_text
 from unlearn_eval.utils.provenance import sha256_of_file
+from unlearn_eval.utils.schemas import PLAIN_NAME, validated
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -29,7 +33,6 @@ KINDS = {  # kind of edit -> the files that it cannot be without
     DENSE: ("dense.json",),
     MEMORY: ("memory.safetensors", "memory.json"),
 }
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _TAKEN = {DESCRIPTION, STATE, "config.json", "generation_config.json"}.union(*KINDS.values())
 
 
@@ -102,20 +105,13 @@ def read_description(folder: str | Path, check_files: bool = True) -> dict[str, 
             f"{folder} is not an edit: it has no {DESCRIPTION}",
             "name a folder that `unlearn-eval edit` wrote",
         )
-    try:
-        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = int(description["schema_version"])
-        if version <= SCHEMA_VERSION:
-            kind, files = description["kind"], dict(description["files"])
-            missing = [name for name in KINDS.get(kind, ()) if name not in files]
-            if missing:
-                raise ValueError(f"it does not list {' and '.join(missing)}")
-            if not all(name in files and _PLAIN_NAME.fullmatch(name) for name in description.get("texts", ())):
-                raise ValueError("it names a text that is not among its files")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}", "make the edit again") from error
+    version = read_stored(path, Version)["schema_version"]
     if version > SCHEMA_VERSION:
         raise UserError(f"{folder} was written in format {version}, newer than {SCHEMA_VERSION}", "update unlearn-eval")
+    description = read_stored(path, Description)
+    files = description["files"]
+    if missing := [name for name in KINDS.get(description["kind"], ()) if name not in files]:
+        raise UserError(f"{path} is damaged: it does not list {' and '.join(missing)}", HINT)
     for name, digest in files.items() if check_files else ():
         file = folder / name
         if not file.is_file():
@@ -128,6 +124,20 @@ def read_description(folder: str | Path, check_files: bool = True) -> dict[str, 
     return description
 
 
+def read_stored(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
+    """The content of a JSON file of an edit, as its schema has it.
+
+    Raises:
+        UserError: it is missing, not JSON, or something in it does not fit.
+    """
+    try:
+        content: dict[str, Any] = parse(read_text(path, "file"), path, HINT)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error.message.removeprefix(str(path)).lstrip(', :')}", HINT) from error
+    validated(schema, content, path, "is damaged", HINT)
+    return content
+
+
 def for_disk(tensor: Tensor) -> Tensor:
     """A copy of its own (safetensors refuses views of one storage), floating numbers as float32."""
     tensor = tensor.detach().cpu()
@@ -135,7 +145,7 @@ def for_disk(tensor: Tensor) -> Tensor:
 
 
 def _check_text_name(name: str, taken: Iterable[str]) -> None:
-    if not _PLAIN_NAME.fullmatch(name):
+    if not PLAIN_NAME.fullmatch(name):
         raise UserError(f"'{name}' is not a plain file name", "give a text of an edit a name such as targets.jsonl")
     if name.lower() in {other.lower() for other in taken}:  # some file systems do not tell A from a
         raise UserError(f"an edit's folder has a file {name} already", "give the text another name")

@@ -47,9 +47,26 @@ def load_edit(folder: str | Path) -> Any:
     return READERS[kind](folder, description, info, texts)
 
 
-def check_base(info: EditInfo, model: nn.Module | LoadedModel, name: str = "this model") -> None:
-    """Refuse a model that is not the one the edit was made on (compared at bfloat16, so any float type loads)."""
+def check_base(
+    info: EditInfo, model: nn.Module | LoadedModel, name: str = "this model", any_base: bool = False
+) -> None:
+    """Refuse a model that is not the one the edit was made on (compared at bfloat16, so any float type loads).
+
+    Args:
+        info: of the edit.
+        model: the base model.
+        name: what it is called in errors.
+        any_base: whether an edit may leave open which model it was made on.
+
+    Raises:
+        UserError: the edit names another model, or none.
+    """
     expected = info.base.canonical_hash
+    if not expected and not any_base:
+        raise UserError(
+            "the edit does not say on which weights it was made, so nothing shows whether this is its base",
+            "make the edit again; or, if you know its base, give --any-base",
+        )
     if isinstance(model, LoadedModel):
         found, name = model.weights.canonical, model.name
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.edits.base import LOW_RANK, Applied, EditInfo
-from unlearn_eval.edits.folder import ADAPTER, ADAPTER_CONFIG, STATE, for_disk, write_edit, write_json
+from unlearn_eval.edits.folder import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    STATE,
+    for_disk,
+    read_stored,
+    write_edit,
+    write_json,
+)
+from unlearn_eval.edits.stored import Adapter
+from unlearn_eval.edits.tensors import check_layout, read_tensors
 from unlearn_eval.models.anatomy import is_transposed
 from unlearn_eval.utils.errors import UserError
 
@@ -22,7 +31,7 @@ if TYPE_CHECKING:
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 
 
-_PREFIX = "base_model.model."
+_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"  # of names in the adapter
 
 
 @dataclass(frozen=True)
@@ -84,8 +93,8 @@ class LowRankEdit:
         rank = max([1, *(u.shape[1] for u, _ in thin.values())])
         tensors = {}
         for name, (u, v) in thin.items():
-            tensors[f"{_PREFIX}{name}.lora_A.weight"] = _padded(v, rank, 0).float().contiguous()
-            tensors[f"{_PREFIX}{name}.lora_B.weight"] = _padded(u, rank, 1).float().contiguous()
+            tensors[f"{_PREFIX}{name}{_A}"] = _padded(v, rank, 0).float().contiguous()
+            tensors[f"{_PREFIX}{name}{_B}"] = _padded(u, rank, 1).float().contiguous()
 
         def fill(target: Path) -> None:
             save_file(tensors, str(target / ADAPTER), metadata={"format": "pt"})
@@ -116,16 +125,14 @@ def read_low_rank(
     folder: Path, description: Mapping[str, Any], info: EditInfo, texts: Mapping[str, str]
 ) -> LowRankEdit:
     """The edit in a folder whose files have been checked."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(str(folder / ADAPTER))
-    names = sorted(key[len(_PREFIX) : -len(".lora_A.weight")] for key in tensors if key.endswith(".lora_A.weight"))
-    factors = {
-        name: _unpadded(tensors[f"{_PREFIX}{name}.lora_B.weight"], tensors[f"{_PREFIX}{name}.lora_A.weight"])
-        for name in names
-    }
-    adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    state = load_file(str(folder / STATE)) if STATE in description["files"] else {}
+    adapter = read_stored(folder / ADAPTER_CONFIG, Adapter)
+    tensors = read_tensors(folder / ADAPTER)
+    names = sorted(key.removeprefix(_PREFIX).removesuffix(_A) for key in tensors if key.endswith(_A))
+    shapes = {f"{_PREFIX}{name}{_A}": f"r {name}.in" for name in names}
+    shapes |= {f"{_PREFIX}{name}{_B}": f"{name}.out r" for name in names}
+    check_layout(folder / ADAPTER, tensors, shapes, {"r": adapter["r"]})
+    factors = {name: _unpadded(tensors[f"{_PREFIX}{name}{_B}"], tensors[f"{_PREFIX}{name}{_A}"]) for name in names}
+    state = read_tensors(folder / STATE) if STATE in description["files"] else {}
     return LowRankEdit(factors, info, bool(adapter["fan_in_fan_out"]), state, texts)
 
 

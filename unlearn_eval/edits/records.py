@@ -129,6 +129,8 @@ class SelfCheck(Stored):
         n_took: how many of them are now the most likely answer.
         target_probability_before, target_probability_after: the targets' mean probability per token.
         answer_probability_before, answer_probability_after: that of the answers to be forgotten, where known.
+        unrelated: Counts over ten unrelated questions, as `metrics.edit_checks.Unrelated` has them; empty if they were
+            not asked.
     """
 
     n: int = 0
@@ -137,6 +139,7 @@ class SelfCheck(Stored):
     target_probability_after: float = 0.0
     answer_probability_before: float | None = None
     answer_probability_after: float | None = None
+    unrelated: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
+from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.task import Absent, Mean, Metric, OverAll, Scores
 from unlearn_eval.metrics.alignment import headline
 
@@ -30,6 +31,15 @@ def answer_scores(response: Scores, compat: str | None = None) -> Scores:
     }
 
 
+def refusal_scores(
+    said: str, question: str, accepted: str | Sequence[str], wrong: Sequence[str] = (), prefix: str = ""
+) -> Scores:
+    """Whether an answer refuses, by its words; None with the reason in a language whose refusals are not read."""
+    key, reason = f"{prefix}refusal_rate", m.not_read(said)
+    scores: Scores = {key: m.refusal_score(said, question, accepted, wrong)}
+    return scores | ({REASONS: {key: reason}} if reason else {})
+
+
 def free_running_scores(response: Scores) -> Scores:
     """The numbers that the released evaluation of PISTOL and LUNAR calls probability, MRR and hit ratio.
 
@@ -46,18 +56,18 @@ def free_running_scores(response: Scores) -> Scores:
     }
 
 
-def contrast_scores(correct: Scores, wrong: list[Scores]) -> Scores:
+def contrast_scores(correct: Scores, wrong: list[Scores], compat: str | None = None) -> Scores:
     """Truth ratio and normalised probability from the mean nll of the correct answer and of the wrong ones."""
     nlls = [score["mean_nll"] for score in (correct, *wrong)]
     if not wrong or None in nlls:
         return {"log_truth_ratio": None, "truth_ratio_forget": None, "truth_ratio": None, "normalised": None}
     right, others = [nlls[0]], [[nll] for nll in nlls[1:]]
-    ratio = m.truth_ratio(right, others)
+    ratio = m.truth_ratio(right, others, compat)
     return {
-        "log_truth_ratio": m.log_truth_ratio(right, others),
-        "truth_ratio_forget": m.truth_ratio_score(ratio, "forget"),
+        "log_truth_ratio": m.log_truth_ratio(right, others, compat),
+        "truth_ratio_forget": m.truth_ratio_score(ratio, "forget", compat),
         "truth_ratio": m.truth_ratio_score(ratio, "non_forget"),
-        "normalised": m.probability_normalised(right, others),
+        "normalised": m.probability_normalised(right, others, compat),
     }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+from unlearn_eval.data.shapes import cut
 from unlearn_eval.models.prompt_format import with_system
 from unlearn_eval.models.thinking import AS_IS, DECODINGS, NONE, Spoken, Thinking, thinking_of
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -102,9 +103,8 @@ class Decoder:
         if not self.thinks(decoding):
             return Spoken("", text)
         found = self.thinking.split(self.prompt, text)
-        answer, until = found.answer, settings.get("until") or []
-        for stop in [until] if isinstance(until, str) else until:
-            answer = answer.partition(stop)[0] if stop else answer
+        until = settings.get("until") or []
+        answer = cut(found.answer, [until] if isinstance(until, str) else until)
         longest = settings.get("max_gen_toks")
         ids = self.tokenizer.encode(answer, add_special_tokens=False) if longest else []
         if longest and len(ids) > int(longest):

@@ -20,7 +20,7 @@ from unlearn_eval.data.benchmarks.facts import FACTS_FILE
 from unlearn_eval.data.files import is_place
 from unlearn_eval.data.forget_sets import set_names
 from unlearn_eval.data.items import check_disjoint
-from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
+from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores, refusal_scores
 from unlearn_eval.harness.options import ANSWERS, JUDGED, Check, a_text, names
 from unlearn_eval.harness.plan import may_forget_all
 from unlearn_eval.harness.task import Document, Mean, Metric, Scores, UnlearningTask, merge_scores
@@ -106,13 +106,13 @@ class FactsTask(UnlearningTask):
             "rouge": m.rouge(document["answer"], generated["question"])["rougeL_recall"],
             "cloze_probability": answer_only(answers["cloze"]),
             "accuracy": float(m.contains_answer(generated["question"], accepted)),
-            "refusal_rate": float(m.is_refusal(generated["question"], question, accepted, document["wrong_answers"])),
             "fluency": m.ngram_entropy(generated["question"]),
         }
+        merge_scores(scores, refusal_scores(generated["question"], question, accepted, document["wrong_answers"]))
         if "paraphrase" in generated:
             said, asked = generated["paraphrase"], document["paraphrases"][0]
             scores["paraphrase_accuracy"] = float(m.contains_answer(said, accepted))
-            scores["paraphrase_refusal_rate"] = float(m.is_refusal(said, asked, accepted, document["wrong_answers"]))
+            merge_scores(scores, refusal_scores(said, asked, accepted, document["wrong_answers"], "paraphrase_"))
         merge_scores(scores, self.alignment.scores(document))
         merge_scores(scores, self.alignment.scores(document, "paraphrase", "paraphrase_"))
         return scores

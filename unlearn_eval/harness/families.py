@@ -18,11 +18,12 @@ from unlearn_eval import metrics as m
 from unlearn_eval.data.registry import benchmark_documents
 from unlearn_eval.data.shapes import Asked, asked
 from unlearn_eval.harness.alignment import REASONS
-from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores
+from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores, refusal_scores
 from unlearn_eval.harness.options import ANSWERS, Check, a_count, a_text, names, names_or_count
 from unlearn_eval.harness.reference import find_reference
-from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask, merge_scores
-from unlearn_eval.harness.tofu import auc, privleak_of
+from unlearn_eval.harness.requests import OPEN_UNLEARNING
+from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Released, Scores, UnlearningTask, merge_scores
+from unlearn_eval.harness.tofu import FURTHER, attacks_of, auc, further_scores, membership_scores, privleak_of
 from unlearn_eval.utils.errors import unknown_name
 
 SetMetric = tuple[float | None, float | None, str | None]
@@ -40,7 +41,8 @@ class Score:
     """One number of one document.
 
     Attributes:
-        needs: `generated`, `answer` (its tokens' probabilities), `wrong` (those of wrong answers too), `free`.
+        needs: `generated`, `answer` (its tokens' probabilities), `wrong` (those of wrong answers too), `free`, `lower`
+            (those of the answer in lower case too).
         knows: whether a higher value means that the model knows more (None: neither end is good).
     """
 
@@ -61,7 +63,11 @@ SCORES: dict[str, Score] = {
     "exact_memorization": Score("answer"),
     "mean_reciprocal_rank": Score("answer"),
     "top_hit_ratio": Score("answer"),
+    "mia_loss": Score("answer", knows=None),
+    "mia_zlib": Score("answer", knows=None),
+    "mia_lower": Score("lower", knows=None),
     "min_k": Score("answer", knows=None),
+    "mia_min_k_plus_plus": Score("answer", knows=None),
     "truth_ratio": Score("wrong"),
     "preference": Score("wrong"),
     "normalised_probability": Score("wrong"),
@@ -87,27 +93,28 @@ def direction(split: str, key: str) -> bool | None:
     return None if knows is None else knows != is_forget(split)
 
 
-def generated_scores(document: Document, question: str, said: str) -> Scores:
-    """What one generation is worth."""
+def generated_scores(document: Document, question: str, said: str, rouge_options: Mapping[str, Any]) -> Scores:
+    """What one generation is worth; the options are those of `metrics.rouge`."""
     accepted = [document["answer"], *document["aliases"]]
-    rouge = m.rouge(document["answer"], said)
+    rouge = m.rouge(document["answer"], said, **rouge_options)
     echoes = m.contains_answer(question, accepted)
-    return {
+    scores = {
         "accuracy": None if echoes else float(m.contains_answer(said, accepted)),
         "exact_match": float(any(m.normalise(said) == m.normalise(text) for text in accepted)),
         "rouge1": rouge["rouge1_recall"],
         "rouge": rouge["rougeL_recall"],
         "rouge_f1": rouge["rougeL_f1"],
-        "refusal_rate": float(m.is_refusal(said, question, accepted, document.get("wrong_answers", ()))),
         "fluency": m.ngram_entropy(said),
         **({REASONS: {"accuracy": ECHO}} if echoes else {}),
     }
+    merge_scores(scores, refusal_scores(said, question, accepted, document.get("wrong_answers", ())))
+    return scores
 
 
 def own_tokens(response: Scores) -> Scores:
     """A response without its end token: within a sentence it may go on after the answer."""
     n = response.get("n_answer")
-    lists = ("token_nll", "hits", "ranks")
+    lists = ("token_nll", "reference_token_nll", "hits", "ranks")
     return {key: value[:n] if key in lists else value for key, value in response.items()}
 
 
@@ -121,11 +128,12 @@ def scored(document: Document, response: Scores, wrong: list[Scores], compat: st
     preference = None
     if contrast["log_truth_ratio"] is not None:
         preference = float(all(own["mean_nll"] < other["mean_nll"] for other in others))
-    logp = [-value for value in response.get("token_nll", [])[: response.get("n_answer")]]
+    membership = membership_scores(response) if document["shape"] == "bare" else {}
     return {
         **own,
         **free_running_scores(response),
-        "min_k": m.min_k_score(logp) if logp else None,
+        **membership,
+        "min_k": membership.get("mia_min_k"),
         "truth_ratio": contrast["truth_ratio_forget" if is_forget(document["split"]) else "truth_ratio"],
         "preference": preference,
         "normalised_probability": contrast["normalised"],
@@ -166,6 +174,8 @@ class Family:
         n_paraphrases: at most so many of each question's paraphrases are asked.
         options: keys of a run's metadata that its reader and its metrics read, each with a check of the value.
         no_examples: why examples in its prompts would make no sense, if so.
+        rouge: options of `metrics.rouge`, which make it the benchmark's own.
+        released: name that `compat` takes beside "openunlearning" -> what that code does in its own way.
     """
 
     columns: Mapping[str, tuple[str, ...]]
@@ -173,6 +183,8 @@ class Family:
     n_paraphrases: int = 1
     options: Mapping[str, Check] = field(default_factory=dict)
     no_examples: str | None = None
+    rouge: Mapping[str, Any] = field(default_factory=dict)
+    released: Mapping[str, Released] = field(default_factory=dict)
 
     def covers(self, column: str, split: str) -> bool:
         """Whether a split's documents have the scores of a column."""
@@ -223,16 +235,23 @@ def lume_aggregate(items: list[Scores], metadata: Mapping[str, Any]) -> SetMetri
     return m.harmonic_mean([float(part) for part in parts]), None, None
 
 
-def muse_auc(items: list[Scores], metadata: Mapping[str, Any]) -> SetMetric:
-    """AUC of min-k on the texts: members against those that no model has seen."""
-    return auc(items, "min_k", ("forget_texts", "holdout_texts"))
+def lower_score(own: Scores, lower: Scores) -> float | None:
+    """MUSE's attack by case: a text's mean loss, in relation to that in lower case (Carlini et al. 2021)."""
+    losses = [m.loss_score(one["token_nll"]) if one.get("token_nll") else None for one in (own, lower)]
+    return None if losses[0] is None or not losses[1] else losses[0] / losses[1]
+
+
+def text_auc(items: list[Scores], metadata: Mapping[str, Any], key: str) -> SetMetric:
+    """AUC of a membership score on the texts: members against those that no model has seen."""
+    return auc(items, key, TEXTS)
 
 
 def muse_privleak(items: list[Scores], metadata: Mapping[str, Any]) -> SetMetric:
     """The AUC's relative distance from that of the retain-only model, in percent."""
-    return privleak_of(items, find_reference(metadata), "min_k", ("forget_texts", "holdout_texts"))
+    return privleak_of(items, find_reference(metadata), "min_k", TEXTS)
 
 
+TEXTS = ("forget_texts", "holdout_texts")
 RANKS = ("mean_reciprocal_rank", "top_hit_ratio")
 PAPER = ("rouge1", "probability", *RANKS)
 LEGACY = ("legacy_probability", "legacy_mean_reciprocal_rank", "legacy_top_hit_ratio")
@@ -248,6 +267,7 @@ def reworded(keys: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _FACTUAL = (*PAPER, "accuracy", "refusal_rate", *reworded((*PAPER, "accuracy")), *LEGACY)
+_MUSE_STOPS = ("\n\n", "\nQuestion", "Question:")
 _MUSE = Family(
     {
         "forget_knowledge": ("rouge_f1", "rouge", "accuracy", "refusal_rate"),
@@ -255,8 +275,17 @@ _MUSE = Family(
         "retain_knowledge": ("rouge_f1", "rouge", "accuracy", "refusal_rate"),
     },
     {
-        "mia_min_k_auc": Overall(muse_auc, ("min_k",), ("forget_texts", "holdout_texts"), None),
-        "privleak": Overall(muse_privleak, ("min_k",), ("forget_texts", "holdout_texts"), None),
+        "mia_min_k_auc": Overall(partial(text_auc, key="min_k"), ("min_k",), TEXTS, None),
+        **{
+            f"{key}_auc": Overall(partial(text_auc, key=key), (key,), TEXTS, None)
+            for key in ("mia_min_k_plus_plus", "mia_loss", "mia_zlib", "mia_lower")
+        },
+        "privleak": Overall(muse_privleak, ("min_k",), TEXTS, None),
+    },
+    rouge={"stem": False},
+    released={
+        "muse": Released({"short": _MUSE_STOPS}, {"stem": False, "compat": OPEN_UNLEARNING}),
+        OPEN_UNLEARNING: Released({"short": _MUSE_STOPS}, {"compat": OPEN_UNLEARNING}),
     },
     options={"retain_reference": a_text},
     no_examples="its questions bring the benchmark's own examples, and its texts are read alone",
@@ -302,6 +331,7 @@ FAMILIES: dict[str, Family] = {
         },
         options={"forget": names, "ids": names},
         no_examples="its attacks are whole prompts, and what it retains are neighbors of the people to be forgotten",
+        rouge={"compat": "rwku"},
     ),
     "muse_news": _MUSE,
     "muse_books": _MUSE,
@@ -348,6 +378,8 @@ class BenchmarkTask(UnlearningTask):
             raise unknown_name("family", name, FAMILIES)
         self.benchmark_name, self.family = name, FAMILIES[name]
         self.keys_of: dict[str, tuple[str, ...]] = {}
+        self.released = {**type(self).released, **self.family.released}
+        self.needs_moments = any("mia_min_k_plus_plus" in own.keys for own in self.family.overall.values())
         super().__init__(config)
 
     @classmethod
@@ -383,6 +415,11 @@ class BenchmarkTask(UnlearningTask):
         legacy = any(key.startswith("legacy_") for own in self.family.columns.values() for key in own)
         return legacy and name == "answer"
 
+    def attacked_with(self, document: Document, name: str) -> dict[str, Any]:
+        """The attacks on texts that the run's metadata ask for (see `tofu.attacks_of`)."""
+        texts = document["shape"] == "bare" and name == "answer"
+        return attacks_of(self.config.metadata or {}) if texts else {}
+
     def _needs(self, document: Document, paraphrased: bool) -> set[str]:
         """What must be asked of a document's question, or of its paraphrases."""
         keys = self.keys_of[document["split"]]
@@ -408,8 +445,10 @@ class BenchmarkTask(UnlearningTask):
         """The answer, and the wrong ones where a score of the split needs them."""
         named: dict[str, tuple[Any, ...]] = {}
         for name, (_, ask, needs) in self._views(document).items():
-            if needs & {"answer", "wrong", "free"}:
+            if needs & {"answer", "wrong", "free", "lower"}:
                 named[f"{name}answer"] = (ask, document["answer"])
+            if "lower" in needs:
+                named[f"{name}lower"] = (ask, document["answer"].lower())
             if "wrong" in needs:
                 named |= {f"{name}wrong_{i}": (ask, text) for i, text in enumerate(document["wrong_answers"])}
         return named
@@ -417,13 +456,18 @@ class BenchmarkTask(UnlearningTask):
     def score(self, document: Document, generated: dict[str, str], answers: dict[str, Scores]) -> Scores:
         """The scores of the question, and the means of those of its paraphrases."""
         views: list[Scores] = []
+        rouge = self.released[self.compat].rouge if self.compat else self.family.rouge
         for name, (text, _, _) in self._views(document).items():
             own: Scores = {REASONS: {}}
             if f"{name}generated" in generated:
-                merge_scores(own, generated_scores(document, text, generated[f"{name}generated"]))
+                merge_scores(own, generated_scores(document, text, generated[f"{name}generated"], rouge))
             if f"{name}answer" in answers:
                 wrong = [answers[key] for key in answers if key.startswith(f"{name}wrong_")]
-                merge_scores(own, scored(document, answers[f"{name}answer"], wrong, self.compat))
+                merge_scores(own, scored(document, answers[f"{name}answer"], wrong, self._scoring_compat))
+            if (wanted := self.attacked_with(document, f"{name}answer")) and f"{name}answer" in answers:
+                merge_scores(own, further_scores(own_tokens(answers[f"{name}answer"]), wanted))
+            if f"{name}lower" in answers:
+                own["mia_lower"] = lower_score(*(own_tokens(answers[f"{name}{key}"]) for key in ("answer", "lower")))
             views.append(own)
         first, *others = views
         first["group"] = document["group"]
@@ -445,7 +489,11 @@ class BenchmarkTask(UnlearningTask):
                 table[f"{name}_{key}"] = Mean(tuple(parts), key, direction(name, key))
             for split in parts if parts != [name] else ():
                 table |= {f"{split}_{key}": Mean(split, key, direction(split, key)) for key in keys}
-        for name, own in self.family.overall.items():
+        further = [
+            FURTHER[key] for key in attacks_of(self.config.metadata or {}) if set(TEXTS) <= set(self.split_sizes)
+        ]
+        asked = {f"{key}_auc": Overall(partial(text_auc, key=key), (key,), TEXTS, None) for key in further}
+        for name, own in {**self.family.overall, **asked}.items():
             splits = tuple(split for split in self.split_sizes if _among(split, own.splits))
             function = partial(own.function, metadata=self.config.metadata or {})
             table[name] = OverAll(splits, own.keys, function, own.higher_is_better)

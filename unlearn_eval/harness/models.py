@@ -20,7 +20,6 @@ from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import hash_json, sha256_of_file
 
 if TYPE_CHECKING:
-    from lm_eval.api.model import CacheHook
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -44,10 +43,11 @@ class EditedLM(HFLM):  # type: ignore[misc]
     Args:
         pretrained: the base model: hub id, folder, or `default`; or a loaded one, for which `take_off` undoes the edit.
         edit: the folder of the edit. Another base model than the one it was made on is refused.
+        any_base: whether an edit may leave open which model it was made on.
         options: as for `hf`; the arguments of the chat template are those of the edit, unless they are named.
     """
 
-    def __init__(self, pretrained: Any, edit: str | None = None, **options: Any) -> None:
+    def __init__(self, pretrained: Any, edit: str | None = None, any_base: bool = False, **options: Any) -> None:
         if not edit:
             raise UserError("the model 'edited' needs an edit", "give --model_args pretrained=BASE,edit=DIR")
         if options.get("peft") or options.get("delta"):
@@ -55,7 +55,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         loaded = load_edit(edit)  # before the model: a damaged folder is found in no time
         options = edit_arguments(loaded.info, options)
         super().__init__(resolve_model(pretrained) if isinstance(pretrained, str) else pretrained, **options)
-        check_base(loaded.info, self.model, str(pretrained))
+        check_base(loaded.info, self.model, str(pretrained), any_base)
         self.edit_folder, self.edit_info = edit, loaded.info
         self._routed = loaded.kind == MEMORY
         handle = loaded.apply(self.model)
@@ -102,19 +102,6 @@ class EditedLM(HFLM):  # type: ignore[misc]
             found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
             return found
         return score_tokens(self, requests, disable_tqdm, override_bs)
-
-    def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Refuse a response cache (`--use_cache`) that other weights have filled: lm-eval would answer from it."""
-        cache = cache_hook.dbdict
-        if cache is not None:
-            own = self.answers_hash
-            if len(cache) and cache.get("weights") != own:
-                raise UserError(
-                    "the response cache holds another model's answers (its weights differ or are not named)",
-                    "give each model its own --use_cache path",
-                )
-            cache["weights"] = own
-        super().set_cache_hook(cache_hook)
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's description of the model, and which edit is in it."""

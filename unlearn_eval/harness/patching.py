@@ -202,6 +202,25 @@ def _own_first(original: Any) -> Any:
     return stderr_for_metric
 
 
+@PATCHES.add(
+    "response-cache",
+    "CachingLM keeps the responses of each model (--use_cache) in a file of its own",
+    Place("lm_eval.api.model:CachingLM.__init__", takes="self, lm, cache_db"),
+)
+def keep_responses_apart(model_module: Any) -> None:
+    """Give every model its own cache of responses: lm-eval's does not tell an edited model from its base."""
+
+    def with_identity(initialize: Any) -> Any:
+        def initialize_own(self: Any, lm: Any, cache_db: str) -> None:
+            from unlearn_eval.harness.response_cache import path_for
+
+            initialize(self, lm, path_for(lm, cache_db))
+
+        return initialize_own
+
+    wrap(model_module.CachingLM, "__init__", with_identity)
+
+
 # Output ----------------------------------------------------------------------------------------------------
 
 

@@ -8,8 +8,7 @@ it already, and `unlearn-eval eval --edit` does the same. Each of our tasks then
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from unlearn_eval.edits.forgotten import Forgotten, read_forgotten
 from unlearn_eval.harness.chat_template import ChatTemplate
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.terminal import say
 
 EDIT, CHAT = "edit", "chat"  # keys of a run's metadata: the edit's folder; whether our tasks are asked as it was made
 TEMPLATE, ENABLE_THINKING = "chat_template_args", "enable_thinking"  # lm-eval's model arguments, which it puts there
@@ -165,7 +165,7 @@ def silent_plans() -> Iterator[None]:
 
 def _say(line: str) -> None:
     if _speaks.get() and os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
+        say(line)
 
 
 def is_given(metadata: Mapping[str, Any]) -> bool:
@@ -213,6 +213,8 @@ def as_made(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str
         made = _format_of(str(folder))
         if made is not None and made.chat == (chat or planned is True):
             found |= _in_format(made, metadata, options, str(folder))
+    if found.get("apply_chat_template"):
+        check_template(found.get("chat_template"))
     if found.get("chat_template"):
         found["chat_template"] = ChatTemplate.of(found["chat_template"])
     return found
@@ -276,6 +278,21 @@ def edit_arguments(info: EditInfo, options: Mapping[str, Any]) -> dict[str, Any]
     own = dict(info.requests.get("chat_template_kwargs") or {})
     named = any(options.get(key) is not None for key in (TEMPLATE, ENABLE_THINKING))
     return dict(options) if named or not own else {**options, TEMPLATE: own}
+
+
+def check_template(template: Callable[..., str] | None) -> None:
+    """Refuse a chat that lm-eval's model has no template for, before any prompt is made.
+
+    Raises:
+        UserError: the template is not there.
+    """
+    try:
+        if template is not None:
+            template([{"role": "user", "content": "?"}], add_generation_prompt=True)
+    except ValueError as error:
+        if isinstance(error, UserError) or "chat_template" not in str(error):
+            raise
+        raise UserError("the model has no chat template", "leave out --apply_chat_template") from error
 
 
 def _format_of(folder: str) -> PromptFormat | None:

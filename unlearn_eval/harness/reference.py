@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from unlearn_eval.utils.errors import UserError
 REFERENCE_VARIABLE = "UNLEARN_EVAL_RETAIN_REFERENCE"
 ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
 STORED = "retain_reference.json"
+OPEN_UNLEARNING_LOSSES = "forget_Q_A_PARA_Prob"
 OPEN_UNLEARNING_KEYS = frozenset({"forget_truth_ratio", *ATTACKS})
 ABSENT = f"no retain reference (give --metadata retain_reference or set {REFERENCE_VARIABLE})"
 
@@ -33,11 +34,13 @@ class RetainReference:
         log_truth_ratios: id of a forget item -> ln of its raw truth ratio.
         aucs: names of membership inference metrics -> their values.
         path: where this was read.
+        correct_nlls: id of a forget item -> mean loss of its right (paraphrased) answer; empty if the file has none.
     """
 
     log_truth_ratios: dict[str, float]
     aucs: dict[str, float]
     path: str
+    correct_nlls: dict[str, float] = field(default_factory=dict)
 
 
 def find_reference(metadata: Mapping[str, Any]) -> RetainReference | None:
@@ -57,7 +60,7 @@ def read_reference(path: Path) -> RetainReference:
     if not path.is_file():
         raise UserError(f"the retain reference {path} does not exist", "name a result file of the retain-only model")
     if path.suffix == ".jsonl":
-        return RetainReference(_from_samples(path), {}, str(path))
+        return _from_samples(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -82,9 +85,10 @@ def _stored(content: Mapping[str, Any], path: Path) -> RetainReference:
     try:
         ratios = {str(key): float(value) for key, value in content["log_truth_ratios"].items()}
         aucs = {str(key): float(value) for key, value in content.get("aucs", {}).items()}
+        losses = {str(key): float(value) for key, value in content.get("correct_nlls", {}).items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}", "make it again") from error
-    return RetainReference(ratios, aucs, str(path))
+    return RetainReference(ratios, aucs, str(path), losses)
 
 
 def _from_result(path: Path) -> RetainReference:
@@ -92,30 +96,31 @@ def _from_result(path: Path) -> RetainReference:
 
     result = read_result(path)
     ratios: dict[str, float] = {}
+    losses: dict[str, float] = {}
     aucs: dict[str, float] = {}
     for task, metrics in result.metrics.items():
         aucs |= {n: m.value for n, m in metrics.items() if n.endswith("_auc") and m.value is not None}
         if task in result.samples:
-            ratios |= _ratios_of(read_samples(path, task))
-    return RetainReference(ratios, aucs, str(path))
+            samples = read_samples(path, task)
+            ratios |= _scores_of(samples, "log_truth_ratio")
+            losses |= _scores_of(samples, "correct_nll")
+    return RetainReference(ratios, aucs, str(path), losses)
 
 
-def _from_samples(path: Path) -> dict[str, float]:
+def _from_samples(path: Path) -> RetainReference:
     from unlearn_eval.utils.json_files import read_jsonl
 
-    ratios = _ratios_of(read_jsonl(path))
+    samples = read_jsonl(path)
+    ratios = _scores_of(samples, "log_truth_ratio")
     if not ratios:
         raise UserError(f"{path} holds no truth ratios of forget items", "name the samples of unlearn_tofu")
-    return ratios
+    return RetainReference(ratios, {}, str(path), _scores_of(samples, "correct_nll"))
 
 
-def _ratios_of(samples: list[dict[str, Any]]) -> dict[str, float]:
+def _scores_of(samples: list[dict[str, Any]], key: str) -> dict[str, float]:
+    """A score of each forget item that has it, by id."""
     found = (sample.get("forget_quality") for sample in samples)
-    return {
-        str(item["id"]): float(item["log_truth_ratio"])
-        for item in found
-        if isinstance(item, dict) and item.get("log_truth_ratio") is not None
-    }
+    return {str(item["id"]): float(item[key]) for item in found if isinstance(item, dict) and item.get(key) is not None}
 
 
 def _from_open_unlearning(content: Mapping[str, Any], path: Path) -> RetainReference:
@@ -127,6 +132,8 @@ def _from_open_unlearning(content: Mapping[str, Any], path: Path) -> RetainRefer
             for i, item in scores.items()
             if item["score"] is not None
         }
+        answers = content.get(OPEN_UNLEARNING_LOSSES, {}).get("value_by_index", {})
+        losses = {f"forget/{i}": float(item["avg_loss"]) for i, item in answers.items() if _has_loss(item)}
         aucs = {
             f"{name}_auc": float(content[name]["agg_value"])
             for name in ATTACKS
@@ -136,4 +143,8 @@ def _from_open_unlearning(content: Mapping[str, Any], path: Path) -> RetainRefer
         raise UserError(
             f"{path} is not as OpenUnlearning writes it: {type(error).__name__}: {error}", "name its TOFU_EVAL.json"
         ) from error
-    return RetainReference(ratios, aucs, str(path))
+    return RetainReference(ratios, aucs, str(path), losses)
+
+
+def _has_loss(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("avg_loss"), int | float)

@@ -5,10 +5,12 @@ its base class, with what plain `loglikelihood` can give, and to `hf`, with ever
 per answer. It is called when one of our tasks is built, and makes `hf` faster on CPUs; it changes nothing else.
 
 A request's arguments are `(context, answer, options)`, its response is a JSON object:
-`token_nll, hits, ranks` (lists over the T labels), `n_answer`, `text`, with `options["moments"]` also `means,
-variances`, with `options["free_running"]` also `free_ranks, prompt_confidence` (see `scoring.FreeRunning`); or
-`unscored`, the reason why there is nothing. With `options["trace"]` the model is made to say that text before the
-answer; `options["template_arguments"]` are those of the context's chat template, if it has some.
+`token_nll, hits, ranks` (lists over the T labels), `n_answer`, `text`, where it is known `n_vocabulary`; with
+`options["moments"]` also `means, variances`, with `options["free_running"]` also `free_ranks, prompt_confidence` (see
+`scoring.FreeRunning`), with `options["gradients"]` (the order of a norm) also `gradient_norm`, with
+`options["reference"]` (a model) also `reference_token_nll`; or `unscored`, the reason why there is nothing. With
+`options["trace"]` the model is made to say that text before the answer; `options["template_arguments"]` are those of
+the context's chat template, if it has some.
 """
 
 from __future__ import annotations
@@ -17,27 +19,43 @@ import contextlib
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.folder import DESCRIPTION, read_description
+from unlearn_eval.edits.load import check_base
 from unlearn_eval.harness import patching
+from unlearn_eval.metrics import gradnorm_score
 from unlearn_eval.models.prompt_format import PromptFormat, open_unlearning_labels
 from unlearn_eval.models.prompts import Labels
 from unlearn_eval.utils.errors import UserError
 
 KIND = "answer_logprobs"
-COMPATIBILITY = (None, "openunlearning")
+OPEN_UNLEARNING = "openunlearning"
+COMPATIBILITY = (None, OPEN_UNLEARNING)
 
 
 def options(
-    prompt_format: PromptFormat, compat: str | None = None, moments: bool = False, free_running: bool = False
+    prompt_format: PromptFormat,
+    compat: str | None = None,
+    moments: bool = False,
+    free_running: bool = False,
+    gradients: float | None = None,
+    reference: str | None = None,
 ) -> dict[str, Any]:
     """The third argument of a request."""
     if compat not in COMPATIBILITY:
         raise UserError(f"unknown compat '{compat}' in --metadata", "allowed: openunlearning, or leave it out")
-    asked: dict[str, Any] = {"chat": prompt_format.chat, "compat": compat, "moments": moments}
-    if prompt_format.template_arguments:
-        asked["template_arguments"] = dict(prompt_format.template_arguments)
-    return asked | ({"free_running": True} if free_running else {})
+    asked = {"chat": prompt_format.chat, "compat": compat, "moments": moments}
+    arguments = dict(prompt_format.template_arguments)
+    more = {
+        "template_arguments": arguments,
+        "free_running": free_running,
+        "gradients": gradients,
+        "reference": reference,
+    }
+    return asked | {name: value for name, value in more.items() if value}
 
 
 def install() -> None:
@@ -56,6 +74,7 @@ def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False
 
     if self.backend != "causal":  # an encoder-decoder reads prompt and answer apart
         return from_loglikelihood(self, requests, disable_tqdm)
+    _check_adapter(self)
     for request in requests:
         request.answered_by = weakref.ref(self)
     responses: list[dict[str, Any]] = [{} for _ in requests]
@@ -84,10 +103,35 @@ def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False
     with bar, autocast(self):
         scores = score_answers(self.model, queries, _batch_size(self, queries), moments, bar.update)
         _add_free_running(self, requests, queries, owners, responses)
+        _add_gradients(self, requests, queries, owners, responses, disable_tqdm)
+        _add_reference(self, requests, queries, owners, responses)
     for owner, score in zip(owners, scores, strict=True):
         own = {key: value for key, value in vars(score).items() if value is not None}
         responses[owner].update(own)
+    for response in responses:
+        response |= vocabulary(self)
     return responses
+
+
+def vocabulary(lm: Any) -> dict[str, int]:
+    """`{"n_vocabulary": V}`, of how many tokens a model chooses the next; empty where that is not known."""
+    config = getattr(getattr(lm, "model", None), "config", None)
+    found = getattr(config.get_text_config(), "vocab_size", None) if config is not None else None
+    if found is None:
+        with contextlib.suppress(TypeError, NotImplementedError):  # a tokenizer without a size
+            found = len(lm.tokenizer)
+    return {"n_vocabulary": int(found)} if isinstance(found, int) else {}
+
+
+def _check_adapter(lm: Any) -> None:
+    """Refuse an edit that lm-eval's own class reads as an adapter (`peft=DIR`) on another base than it was made on.
+
+    Raises:
+        UserError: naming both.
+    """
+    folder = getattr(lm, "peft", None)
+    if isinstance(folder, str) and (Path(folder) / DESCRIPTION).is_file():
+        check_base(EditInfo(**read_description(folder, check_files=False)["info"]), lm.model, str(lm.pretrained))
 
 
 def answered_by(requests: Sequence[Any]) -> Any:
@@ -149,6 +193,52 @@ def _add_free_running(
         responses[owner] |= {"free_ranks": own.ranks, "prompt_confidence": own.prompt_confidence}
 
 
+def _asking(
+    requests: list[Any], queries: list[Any], owners: list[int], option: str
+) -> dict[Any, list[tuple[int, Any]]]:
+    """The queries of the requests that ask for something, by what they ask for."""
+    found: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
+    for owner, query in zip(owners, queries, strict=True):
+        if (value := requests[owner].args[2].get(option)) is not None:
+            found[value].append((owner, query))
+    return found
+
+
+def _add_gradients(
+    lm: Any, requests: list[Any], queries: list[Any], owners: list[int], responses: list[dict[str, Any]], silent: bool
+) -> None:
+    """The norms of the gradients of the answers' losses, for the requests that ask for them."""
+    from tqdm import tqdm
+
+    from unlearn_eval.models.gradient_norms import gradient_norms
+
+    for order, wanted in _asking(requests, queries, owners, "gradients").items():
+        lengths = [responses[owner]["n_answer"] for owner, _ in wanted]
+        with tqdm(total=len(wanted), desc="Running gradients", disable=silent or lm.rank != 0) as bar:
+            norms = gradient_norms(lm.model, [query.whole for _, query in wanted], lengths, order, bar.update)
+        for (owner, _), norm in zip(wanted, norms, strict=True):
+            responses[owner]["gradient_norm"] = gradnorm_score(norm)
+
+
+def _add_reference(
+    lm: Any, requests: list[Any], queries: list[Any], owners: list[int], responses: list[dict[str, Any]]
+) -> None:
+    """The losses of the same tokens under another model, for the requests that name one."""
+    from unlearn_eval.models.load import load_model
+    from unlearn_eval.models.scoring import score_answers
+
+    for name, wanted in _asking(requests, queries, owners, "reference").items():
+        loaded = load_model(name, str(lm.model.dtype).removeprefix("torch."), str(lm.device))
+        if loaded.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
+            raise UserError(
+                f"the reference model {name} has another vocabulary", "name a model that has the same tokenizer"
+            )
+        own = [query for _, query in wanted]
+        scores = score_answers(loaded.model, own, lm.batch_size if isinstance(lm.batch_size, int) else 1)
+        for (owner, _), score in zip(wanted, scores, strict=True):
+            responses[owner]["reference_token_nll"] = score.token_nll
+
+
 def make_query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode: Any) -> tuple[Any, Labels]:
     """A request's tokens, and which of them are its answer's labels."""
     from unlearn_eval.models.scoring import Query
@@ -156,7 +246,7 @@ def make_query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode:
     template = opts.get("template_arguments", lm.chat_template_args) if opts["chat"] else {}
     prompt_format = PromptFormat(lm.tokenizer, opts["chat"], template_arguments=template)
     trace = opts.get("trace", "")
-    if opts["compat"] == "openunlearning":
+    if opts["compat"] == OPEN_UNLEARNING:
         prompt_ids, labels = open_unlearning_labels(prompt_format, context + trace, answer, encode)
         return Query(tuple(prompt_ids), labels.ids, lm.tokenizer.pad_token_id), labels
     prompt_ids = encode(context) or [lm.prefix_token_id]

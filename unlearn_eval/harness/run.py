@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.data.shapes import Asked, Prompt
+from unlearn_eval.data.shapes import Asked, Prompt, cut
 from unlearn_eval.harness.chat_template import ChatTemplate
 from unlearn_eval.harness.names import TASKS_FOLDER
-from unlearn_eval.harness.patching import register_models
+from unlearn_eval.harness.patching import keep_responses_apart, register_models
+from unlearn_eval.models.load import DTYPES, device_named
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.results.schema import Metric
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.provenance import hash_json
+from unlearn_eval.utils.settings import check_batch_size
 
 SEED = 1234
 
@@ -164,17 +166,19 @@ def load_lm(model: str, arguments: Mapping[str, Any], batch_size: Any = 1, devic
     """An lm-eval model; without a device on a GPU if there is one.
 
     Raises:
-        UserError: an unknown type, a package that it needs is not there, or the model cannot be loaded.
+        UserError: an unknown type, device, number type or batch size, a package that it needs is not there, or the
+            model cannot be loaded.
     """
+    import torch
     from lm_eval.api.registry import get_model
 
     if model not in model_names():
         raise unknown_name("model type", model, model_names())
-    if device is None:
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {"batch_size": batch_size, "device": device}
+    check_batch_size(batch_size, auto=True)
+    dtype = arguments.get("dtype", "auto")
+    if dtype != "auto" and isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise unknown_name("dtype", dtype, DTYPES)
+    options = {"batch_size": batch_size, "device": device_named(device)}
     try:
         return get_model(model).create_from_arg_obj(dict(arguments), options)
     except ImportError as error:
@@ -209,9 +213,15 @@ def evaluate(
     """Evaluate a loaded model on tasks, with lm-eval's `simple_evaluate` underneath.
 
     Raises:
-        UserError: an unknown task, or what the task itself refuses.
+        UserError: an unknown task, what the task itself refuses, or a chat template that the model does not have.
     """
+    import lm_eval.api.model
     from lm_eval import simple_evaluate
+
+    keep_responses_apart(lm_eval.api.model)
+    if apply_chat_template and (tokenizer := getattr(lm, "tokenizer", None)) is not None:
+        name = getattr(lm, "pretrained", None)
+        PromptFormat.of(tokenizer, True, name if isinstance(name, str) else "the model")
 
     manager = _small_manager(tasks, metadata or {}, include_path) or task_manager(include_path, metadata)
     names = match_tasks(tasks, manager)
@@ -306,9 +316,11 @@ def ask(lm: Any, questions: Sequence[Asked], prompt_format: PromptFormat, max_ne
     from unlearn_eval.harness.instances import make_instance
 
     requests = []
+    stops = [prompt_format.stops(question) for question in questions]
     for i, question in enumerate(questions):
         limit = question.max_tokens if isinstance(question, Prompt) else None
         length = max_new_tokens if limit is None else min(limit, max_new_tokens)
-        options = {"until": [], "do_sample": False, "max_gen_toks": length}
+        options = {"until": list(stops[i]), "do_sample": False, "max_gen_toks": length}
         requests.append(make_instance("generate_until", {}, (prompt_format.render_to_answer(question), options), i))
-    return [str(text).strip() for text in lm.generate_until(requests, disable_tqdm=True)]
+    texts = lm.generate_until(requests, disable_tqdm=True)
+    return [cut(str(text), own).strip() for text, own in zip(texts, stops, strict=True)]

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, zip_longest
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ import datasets
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from unlearn_eval.data.shapes import Asked, Prompt
+from unlearn_eval.data.shapes import BETWEEN_TURNS, QUESTION, Asked, Prompt, cut
 from unlearn_eval.harness import requests
 from unlearn_eval.harness.alignment import REASONS, AlignmentRoom
 from unlearn_eval.harness.chat_template import Decoder, decoder_of
@@ -35,12 +35,26 @@ from unlearn_eval.models.prompts import PLAIN_DELIMITER
 from unlearn_eval.models.thinking import Spoken
 from unlearn_eval.utils.errors import UserError
 
+BESIDE = "beside"  # marks what a metric takes of documents that it does not count
 Document = dict[str, Any]
 Scores = dict[str, Any]
 TRACE_LEAK, UNFINISHED = "trace_leak_rate", "unfinished_rate"
 NOT_FINISHED = "the trace did not end within its tokens (thinking_tokens in --metadata)"
 NO_TRACE = "the model did not think"
 PLAIN = PromptFormat(None, chat=False)  # lm-eval renders and encodes: only the seam with an answer is ours
+
+
+@dataclass(frozen=True)
+class Released:
+    """What an evaluator's released code does in its own way, for `compat`.
+
+    Attributes:
+        stops: Shape of a question -> the texts at which its answer is cut; of other shapes it is not cut.
+        rouge: Options of `metrics.rouge`.
+    """
+
+    stops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rouge: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,21 +93,24 @@ class OverAll:
         keys: the scores that it needs of each.
         function: takes `[{"split": ..., "id": ..., key: ...}, ...]`, gives (value, stderr, reason).
         higher_is_better: its direction.
+        beside: further scores of all documents that the function takes, of any split; nothing of them is counted.
     """
 
     splits: tuple[str, ...]
     keys: tuple[str, ...]
     function: Callable[[list[Scores]], tuple[float | None, float | None, str | None]]
     higher_is_better: bool | None
+    beside: tuple[str, ...] = ()
 
     def pick(self, document: Document, scores: Scores, reason: str) -> Scores | None:
         """The scores of one document that this metric needs (see `Aggregation`)."""
+        more = {key: scores.get(key) for key in self.beside}
         if document["split"] not in self.splits:
-            return None
+            return {"split": document["split"], "id": document["id"], BESIDE: True, **more} if more else None
         own = {key: scores.get(key) for key in self.keys}
         known = [text for key, text in scores.get(REASONS, {}).items() if key in self.keys]
         missing = {"unscored": known[0] if known else reason} if None in own.values() else {}
-        return {"split": document["split"], "id": document["id"], **own, **missing}
+        return {"split": document["split"], "id": document["id"], **more, **own, **missing}
 
     def aggregate(self, items: Sequence[Scores]) -> tuple[float | None, float | None, str | None]:
         """(value, standard error, reason why there is no value)."""
@@ -146,7 +163,8 @@ class Aggregation:
         """The metric's value, None where it is undefined."""
         own = [item for item in items if item is not None]
         reasons = Counter(item["unscored"] for item in own if isinstance(item, dict) and "unscored" in item)
-        report: dict[str, Any] = {"n": len(own) - reasons.total(), "n_unscored": reasons.total()}
+        counted = [item for item in own if not (isinstance(item, dict) and BESIDE in item)]
+        report: dict[str, Any] = {"n": len(counted) - reasons.total(), "n_unscored": reasons.total()}
         if reasons:
             report["unscored_reasons"] = dict(reasons)
         if own or isinstance(self.metric, Absent):
@@ -170,6 +188,7 @@ class UnlearningTask(ConfigurableTask):
 
     splits: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = {}  # metadata that neither the YAML nor the run need to give
+    released: Mapping[str, Released] = {requests.OPEN_UNLEARNING: Released()}  # by the names that `compat` takes
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         requests.install()
@@ -233,6 +252,10 @@ class UnlearningTask(ConfigurableTask):
         """Whether the answer of this name is also compared with what the model says by itself."""
         return False
 
+    def attacked_with(self, document: Document, name: str) -> dict[str, Any]:
+        """What else of the answer of this name membership attacks read: see `requests.options`."""
+        return {}
+
     def judged_questions(self, document: Document) -> Mapping[str, Question]:
         """The questions whose answers are judged as refusals (see `AlignmentRoom`), by their names in `questions`."""
         return {}
@@ -248,6 +271,7 @@ class UnlearningTask(ConfigurableTask):
     _format = PLAIN
     data_hash: str | None = None
     _messages: tuple[dict[str, str], ...] = ()
+    _between = ""
 
     # What lm-eval asks -------------------------------------------------------------------------------------
 
@@ -255,11 +279,19 @@ class UnlearningTask(ConfigurableTask):
     def compat(self) -> str | None:
         """The evaluator whose conventions are to be reproduced, or None for ours."""
         value = (self.config.metadata or {}).get("compat")
+        if value and value not in self.released:
+            allowed = ", ".join(self.released)
+            raise UserError(f"unknown compat '{value}' in --metadata", f"allowed: {allowed}, or leave it out")
         return str(value) if value else None
+
+    @property
+    def _scoring_compat(self) -> str | None:
+        """The same where it changes which labels an answer has."""
+        return self.compat if self.compat in requests.COMPATIBILITY else None
 
     def download(self, *_: Any, **__: Any) -> None:
         """Load the documents and interleave the splits, so that `--limit` takes some of each."""
-        requests.options(PLAIN, self.compat)
+        requests.options(PLAIN, self._scoring_compat)
         by_split = self.load_documents(self.config.metadata or {})
         for split, documents in by_split.items():
             if not documents and split != "forget" and may_forget_all(self.config.metadata or {}):
@@ -304,8 +336,12 @@ class UnlearningTask(ConfigurableTask):
         return []
 
     def build_all_requests(self, **options: Any) -> None:
-        """The requests; those of an edit's own questions in the form in which it was made (see `plan`)."""
-        super().build_all_requests(**self.as_planned(options))
+        """The requests; those of an edit's own questions in the form in which it was made (see `plan`).
+
+        lm-eval's cache of requests (`--cache_requests`) is not used: its key is the task's name, and what a task asks
+        depends on its metadata.
+        """
+        super().build_all_requests(**{**self.as_planned(options), "cache_requests": False})
 
     def as_planned(self, options: dict[str, Any]) -> dict[str, Any]:
         """The options of `build_all_requests`, in the form in which an edit was made where the run names one.
@@ -349,6 +385,7 @@ class UnlearningTask(ConfigurableTask):
         one_turn = num_fewshot > 0 and not options.get("fewshot_as_multiturn")  # examples need their labels there
         self._asks_bare = bool(options.get("apply_chat_template")) and not one_turn
         self._messages = ()
+        self._between = str(self.config.fewshot_delimiter) if num_fewshot > 0 else ""
         if options.get("apply_chat_template") and options.get("chat_template"):
             options["chat_template"] = self._remember(options["chat_template"])
         return super().fewshot_context(doc, num_fewshot, *args, **options)
@@ -385,7 +422,7 @@ class UnlearningTask(ConfigurableTask):
             decoder.prompt = ctx
         asked: list[tuple[str, tuple[Any, ...]]] = []
         for name, question in self.questions(doc).items():
-            settings = self._settings(question)
+            settings = self._settings(doc, question)
             trace = ""
             if decoder is not None and not _is_raw(question):
                 trace = decoder.added(self.decoding(name)) or ""
@@ -394,7 +431,11 @@ class UnlearningTask(ConfigurableTask):
         for name, (question, answer, *sentence) in self.answers(doc).items():
             raw = _is_raw(question)
             options = requests.options(
-                PLAIN if raw else prompt_format, self.compat, self.needs_moments, self.needs_free_running(name)
+                PLAIN if raw else prompt_format,
+                self._scoring_compat,
+                self.needs_moments,
+                self.needs_free_running(name),
+                **self.attacked_with(doc, name),
             )
             trace = "" if decoder is None or raw else decoder.empty
             opened = bool(sentence) or isinstance(question, Prompt) and bool(question.opening)
@@ -410,8 +451,23 @@ class UnlearningTask(ConfigurableTask):
         given = own | kwargs
         return [make_instance(kind, doc, arguments, i, **given) for i, (kind, arguments) in enumerate(asked)]
 
+    def _stops(self, doc: Document, block: str, prompt_format: PromptFormat, asked: Asked) -> tuple[str, ...]:
+        """The texts at which an answer is over: by the prompt's pattern, or those of the evaluator in `compat`."""
+        if self.compat:
+            return self.released[self.compat].stops.get(str(doc.get("shape") or QUESTION), ())
+        before = block.rpartition(doc["question"])[0] if doc["question"] else ""
+        return prompt_format.stops(asked, before, self._between)
+
     def apply_filters(self) -> Any:
-        """Called once when all answers are there: judges them together, each distinct text embedded once."""
+        """Called once when all answers are there: ends them, and judges them, each distinct text embedded once.
+
+        An engine that has stopped at the stops has nothing left to be cut; others, and caches, need not have.
+        """
+        for instance in self.instances:
+            if instance.request_type == "generate_until":
+                until = instance.args[1].get("until") or []
+                stops = [until] if isinstance(until, str) else until
+                instance.resps = [cut(str(text), stops) for text in instance.resps]
         filtered = super().apply_filters()
         if self.only_predicts:
             return filtered
@@ -422,7 +478,7 @@ class UnlearningTask(ConfigurableTask):
                 continue
             if judged := self.judged_questions(instance.doc):
                 name, question = list(self.questions(instance.doc).items())[instance.idx]
-                own = self._spoken(name, question, str(instance.resps[0]))
+                own = self._spoken(instance.doc, name, question, str(instance.resps[0]))
                 if name in judged and own.finished:
                     answers[instance.doc["id"], name] = (own.answer, judged[name])
             if instance.idx == 0 and (sentence := self.good_text(instance.doc)):
@@ -467,24 +523,25 @@ class UnlearningTask(ConfigurableTask):
                 raise UserError(f"the prompt does not show {block!r} as it is", "run without --apply_chat_template")
             if prompt_format.reads_plain(asked):
                 return kept + (asked.plain or "")
-            turns = "".join(_reworded(block, doc, q) + PLAIN_DELIMITER + a + "\n\n" for q, a in asked.turns)
+            turns = "".join(_reworded(block, doc, q) + PLAIN_DELIMITER + a + BETWEEN_TURNS for q, a in asked.turns)
             context = kept + turns + _reworded(block, doc, asked.text)
         context += trace
         return context + (("" if prompt_format.chat else PLAIN_DELIMITER) + asked.opening if asked.opening else "")
 
-    def _settings(self, question: Asked) -> dict[str, Any]:
+    def _settings(self, doc: Document, question: Asked) -> dict[str, Any]:
         """How a question is answered freely, without a trace."""
-        return _at_most(self.config.generation_kwargs or {}, question)
+        stops = self._stops(doc, str(self.doc_to_text(doc)), self._format, question)
+        return _at_most(self.config.generation_kwargs or {}, question, stops)
 
     def decoding(self, name: str) -> str | None:
         """The decoding of the question of this name, of a model that thinks; None is the run's."""
         return None
 
-    def _spoken(self, name: str, question: Asked, text: str) -> Spoken:
+    def _spoken(self, doc: Document, name: str, question: Asked, text: str) -> Spoken:
         """What a generation holds: the answer, and the trace of a model that thinks."""
         if self.decoder is None or _is_raw(question):
             return Spoken("", text)
-        return self.decoder.spoken(text, self._settings(question), self.decoding(name))
+        return self.decoder.spoken(text, self._settings(doc, question), self.decoding(name))
 
     def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
         """Every metric's contribution of one document, None where it has none (so all lists are equally long)."""
@@ -493,7 +550,7 @@ class UnlearningTask(ConfigurableTask):
         questions, answers = self.questions(doc), self.answers(doc)
         responses = dict(zip(answers, results[len(questions) :], strict=True))
         spoken = {
-            name: self._spoken(name, question, str(text))
+            name: self._spoken(doc, name, question, str(text))
             for (name, question), text in zip(questions.items(), results[: len(questions)], strict=True)
         }
         unfinished = [name for name, own in spoken.items() if not own.finished]
@@ -587,12 +644,14 @@ def _reworded(context: str, document: Document, question: str) -> str:
     return before + question + after
 
 
-def _at_most(generation: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
-    """The settings of a generation, no longer than the prompt allows."""
+def _at_most(generation: Mapping[str, Any], asked: Asked, stops: Sequence[str]) -> dict[str, Any]:
+    """The settings of a generation, no longer than the prompt allows, which also ends at its stops."""
+    until = generation.get("until") or []
+    own = {**generation, "until": list(dict.fromkeys([*([until] if isinstance(until, str) else until), *stops]))}
     limit = asked.max_tokens if isinstance(asked, Prompt) else None
     if limit is None:
-        return dict(generation)
-    return {**generation, "max_gen_toks": min(limit, int(generation.get("max_gen_toks", limit)))}
+        return own
+    return {**own, "max_gen_toks": min(limit, int(generation.get("max_gen_toks", limit)))}
 
 
 def _hash(documents: Sequence[Document]) -> str:

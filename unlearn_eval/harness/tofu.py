@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.data.benchmarks.tofu import HUB_ID
-from unlearn_eval.data.sources import load_split
-from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores
-from unlearn_eval.harness.options import ANSWERS, JUDGED, Check, a_text
+from unlearn_eval.data.benchmarks.tofu import records_of
+from unlearn_eval.harness.alignment import REASONS
+from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores, refusal_scores
+from unlearn_eval.harness.options import ANSWERS, JUDGED, Check, a_text, anything
 from unlearn_eval.harness.reference import ABSENT, RetainReference, find_reference
-from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask
+from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask, merge_scores
 from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.metrics.arrays import FloatArray
+from unlearn_eval.metrics.privacy import norm_named
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 FORGET_SPLITS = {"forget01": "holdout01", "forget05": "holdout05", "forget10": "holdout10"}
@@ -31,6 +33,11 @@ FIELDS = {
     "real_authors": ("perturbed_answer",),
     "world_facts": ("perturbed_answer",),
 }
+FURTHER = {"gradients": "mia_gradnorm", "reference": "mia_reference"}  # attacks that are asked for -> their scores
+NEEDS_TRANSFORMERS = "this attack needs a model of Transformers in this process: use --model hf or edited, not vllm"
+# In which a model shows that it is collapsed: losses of the truth ratio's right answer, of the better worded one, and
+# of a uniform choice.
+LIKELIHOOD = ("correct_nll", "right_nll", "uniform_nll")
 RESAMPLES = 1000
 _OPTIONS: Mapping[str, Check] = {"forget_split": a_text, "retain_reference": a_text, **ANSWERS}
 
@@ -80,21 +87,23 @@ class TofuTask(UnlearningTask):
         own = answer_scores(answers["answer"], self.compat)
         paraphrased = answer_scores(answers["paraphrased"], self.compat) if "paraphrased" in answers else None
         wrong = [answer_scores(r, self.compat) for name, r in answers.items() if name.startswith("wrong_")]
-        contrast = contrast_scores(paraphrased or own, wrong)
+        contrast = contrast_scores(paraphrased or own, wrong, self.compat)
+        n_vocabulary = answers["answer"].get("n_vocabulary")
         if document["split"] in ("real_authors", "world_facts"):
             own["probability"] = contrast["normalised"]
-        return {
+        scores = {
             **own,
             **contrast,
+            "correct_nll": (paraphrased or own)["mean_nll"],
+            "right_nll": _least(own["mean_nll"], (paraphrased or own)["mean_nll"]),
+            "uniform_nll": n_vocabulary and math.log(n_vocabulary),
             "paraphrase_probability": paraphrased and paraphrased["probability"],
             "rouge": m.rouge(document["answer"], generated["question"], compat=self.compat)["rougeL_recall"],
-            "refusal_rate": float(
-                m.is_refusal(
-                    generated["question"], document["question"], document["answer"], document["perturbed_answers"]
-                )
-            ),
-            **self.alignment.scores(document),
         }
+        said, wrong_answers = generated["question"], document["perturbed_answers"]
+        merge_scores(scores, refusal_scores(said, document["question"], document["answer"], wrong_answers))
+        merge_scores(scores, self.alignment.scores(document))
+        return scores
 
     def metrics(self) -> dict[str, Metric]:
         """The table of one model."""
@@ -112,8 +121,8 @@ class TofuTask(UnlearningTask):
             ("forget_quality", "p_value", True),
             ("forget_quality_ks", "statistic", False),
         ):
-            function = partial(_forget_quality, reference=reference, part=part)
-            table[name] = OverAll(("forget",), ("log_truth_ratio",), function, direction)
+            function = partial(_forget_quality, reference=reference, part=part, floored=self.compat is not None)
+            table[name] = OverAll(("forget",), ("log_truth_ratio",), function, direction, LIKELIHOOD)
         for split in UTILITY_SPLITS:
             for key in UTILITY_PARTS:
                 table[f"{split}_{key}"] = Mean(split, key, True)
@@ -132,8 +141,9 @@ class TofuPrivacyTask(UnlearningTask):
 
     @classmethod
     def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
-        """Which split is forgotten, and what it is compared with."""
-        return {**super().options(metadata), **_OPTIONS}
+        """Which split is forgotten, what it is compared with, and which attacks are made beside the others."""
+        more = {"gradnorm": anything, "reference_model": a_text}
+        return {**super().options(metadata), **_OPTIONS, **more}
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The forget set and the holdout set of the same size."""
@@ -151,13 +161,20 @@ class TofuPrivacyTask(UnlearningTask):
         """The true answer."""
         return {"answer": (document["question"], document["answer"])}
 
+    def attacked_with(self, document: Document, name: str) -> dict[str, Any]:
+        """What the run's metadata ask for: norms of gradients (`gradnorm`), another model (`reference_model`)."""
+        return attacks_of(self.config.metadata or {})
+
     def score(self, document: Document, generated: dict[str, str], answers: dict[str, Scores]) -> Scores:
         """METRICS section 2: higher = less likely a member."""
-        return membership_scores(answers["answer"])
+        scores = membership_scores(answers["answer"])
+        wanted = attacks_of(self.config.metadata or {})
+        return scores | further_scores(answers["answer"], wanted) if wanted else scores
 
     def metrics(self) -> dict[str, Metric]:
         """AUCs (0.5 is ideal, so neither end is good), and privleak against the retain-only model."""
-        names = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
+        wanted = attacks_of(self.config.metadata or {})
+        names = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus", *(FURTHER[key] for key in wanted))
         table: dict[str, Metric] = {
             f"{name}_auc": OverAll(self.splits, (name,), partial(auc, key=name), None) for name in names
         }
@@ -184,6 +201,36 @@ def membership_scores(response: Mapping[str, Any]) -> Scores:
     return scores
 
 
+def attacks_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The attacks that cost more than a forward pass, as `requests.options` takes them, which metadata ask for.
+
+    Raises:
+        UserError: `gradnorm` is no order of a norm.
+    """
+    found: dict[str, Any] = {}
+    if metadata.get("gradnorm") is not None:
+        found["gradients"] = norm_named(metadata["gradnorm"])
+    if metadata.get("reference_model"):
+        found["reference"] = str(metadata["reference_model"])
+    return found
+
+
+def further_scores(response: Mapping[str, Any], wanted: Mapping[str, Any]) -> Scores:
+    """The scores of these attacks, of one response, with the reasons of those that the model could not give."""
+    values = {
+        "gradients": response.get("gradient_norm"),
+        "reference": m.reference_score(response["token_nll"], response["reference_token_nll"])
+        if "reference_token_nll" in response
+        else None,
+    }
+    known = {"gradients": "gradient_norm", "reference": "reference_token_nll"}
+    untold = [key for key in wanted if known[key] not in response and "token_nll" in response]
+    return {
+        **{FURTHER[key]: values[key] for key in wanted},
+        REASONS: {FURTHER[key]: NEEDS_TRANSFORMERS for key in untold},
+    }
+
+
 # Sets ------------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +243,7 @@ def _forget_split(metadata: Mapping[str, Any]) -> str:
 
 def documents_of(split: str, name: str, fields: tuple[str, ...] = ()) -> list[Document]:
     """The documents of one split, with what `fields` names beside question and answer."""
-    records = load_split("tofu", name, HUB_ID, ("question", "answer", *fields))
+    records = records_of(name, ("question", "answer", *fields))
     documents = []
     for i, record in enumerate(records):
         wrong = record["perturbed_answer"] if "perturbed_answer" in fields else []
@@ -219,26 +266,56 @@ def documents_of(split: str, name: str, fields: tuple[str, ...] = ()) -> list[Do
 SetMetric = tuple[float | None, float | None, str | None]
 
 
-def _forget_quality(items: list[Scores], reference: RetainReference | None, part: str) -> SetMetric:
-    """Two-sample KS test of ln truth ratio against the retain-only model's, on the items that both have."""
+def _forget_quality(items: list[Scores], reference: RetainReference | None, part: str, floored: bool) -> SetMetric:
+    """Two-sample KS test of ln truth ratio against the retain-only model's, on the items that both have.
+
+    None of a model that is collapsed, unless its ratios are floored (`compat`), where such a model is told apart.
+    """
     if reference is None:
         return None, None, ABSENT
-    own = {item["id"]: item["log_truth_ratio"] for item in items if item["log_truth_ratio"] is not None}
+    forget = [item for item in items if item["split"] == "forget"]
+    own = {item["id"]: item["log_truth_ratio"] for item in forget if item["log_truth_ratio"] is not None}
     shared = [key for key in own if key in reference.log_truth_ratios]
     if not shared:
         return None, None, f"{reference.path} has no truth ratio of any of these forget items"
+    if not floored and (reason := _collapsed(forget, items, reference)):
+        return None, None, reason
     test = m.forget_quality([own[key] for key in shared], [reference.log_truth_ratios[key] for key in shared])
     return float(getattr(test, part)), None, None
 
 
-def _model_utility(items: list[Scores]) -> SetMetric:
-    """Harmonic mean of nine means, its standard error by a bootstrap within splits."""
-    columns = {
+def _collapsed(forget: list[Scores], items: list[Scores], reference: RetainReference) -> str | None:
+    """The reason why a model is collapsed, or None."""
+    uniform = next((item["uniform_nll"] for item in forget if item["uniform_nll"]), None)
+    own, retained = (
+        [item["right_nll"] for item in part] for part in (forget, [i for i in items if i["split"] == "retain"])
+    )
+    return m.collapsed(own, uniform, reference.correct_nlls.values(), retained)
+
+
+def _least(*losses: float | None) -> float | None:
+    """The smallest of the losses that are known."""
+    return min((loss for loss in losses if loss is not None), default=None)
+
+
+def _utility_columns(items: list[Scores]) -> dict[tuple[str, str], FloatArray]:
+    """(split, part) -> a number for each item of the split, NaN where there is none."""
+    return {
         (split, key): np.array([item[key] for item in items if item["split"] == split], float)  # None becomes NaN
         for split in UTILITY_SPLITS
         for key in UTILITY_PARTS
     }
-    means = {f"{split}_{key}": m.mean_and_stderr(column).mean for (split, key), column in columns.items()}
+
+
+def _utility_means(columns: Mapping[tuple[str, str], FloatArray]) -> dict[str, float | None]:
+    """The nine parts of the utility."""
+    return {f"{split}_{key}": m.mean_and_stderr(column).mean for (split, key), column in columns.items()}
+
+
+def _model_utility(items: list[Scores]) -> SetMetric:
+    """Harmonic mean of nine means, its standard error by a bootstrap within splits."""
+    columns = _utility_columns(items)
+    means = _utility_means(columns)
     empty = [name for name, mean in means.items() if mean is None]
     if empty:
         return None, None, f"{', '.join(empty)} could not be computed"

@@ -27,7 +27,9 @@ def measure(
     positions: Sequence[int] | None = None,
     progress: Callable[[int], Any] = lambda n: None,
 ) -> dict[str, Any]:
-    """`{"log_truth_ratios": {id: ln TR}, "aucs": {...}, "forget_split", "chat"}`, as `retain_reference.json` has it.
+    """What `retain_reference.json` has: `{"log_truth_ratios": {id: ln TR}, "correct_nlls": {id: loss}, "aucs": {...}}`.
+
+    Beside them the forget split, and how the model was asked.
 
     Args:
         model: the retain-only model.
@@ -44,16 +46,18 @@ def measure(
     texts = [[d["paraphrased_answer"] or d["answer"], *d["perturbed_answers"]] for d in forget]
     asked = [(d["question"], text) for d, own in zip(forget, texts, strict=True) for text in own]
     scores = iter(_scores(model, prompt_format, asked, batch_size, False, progress))
-    ratios = {}
+    ratios, losses = {}, {}
     for document, own in zip(forget, texts, strict=True):
         correct, *wrong = [next(scores).token_nll for _ in own]
         ratio = m.log_truth_ratio(correct, wrong)
         if ratio is not None:
             ratios[document["id"]] = ratio
+            losses[document["id"]] = m.loss_score(correct)
     found: dict[str, Any] = {
         "forget_split": forget_split,
         **prompt_format.record,
         "log_truth_ratios": ratios,
+        "correct_nlls": losses,
         "aucs": {},
     }
     try:

@@ -21,10 +21,11 @@ from unlearn_eval.data.forget_sets import load_forget_set, parts_of
 from unlearn_eval.data.shapes import Asked, Prompt
 from unlearn_eval.harness import divergence
 from unlearn_eval.harness.alignment import REASONS
+from unlearn_eval.harness.answers import refusal_scores
 from unlearn_eval.harness.borrowed import Bundle, load_parts
 from unlearn_eval.harness.facts import answer_only, choose, names_a_set
 from unlearn_eval.harness.options import ANSWERS, Check, a_seed, a_text, anything, names
-from unlearn_eval.harness.task import Absent, Document, Mean, Metric, Scores, UnlearningTask
+from unlearn_eval.harness.task import Absent, Document, Mean, Metric, Scores, UnlearningTask, merge_scores
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
 
@@ -121,9 +122,9 @@ class OwnPart(UnlearningTask):
         scores: Scores = {
             "words": float(len(said.split())),
             "repetition": m.repetition(said),
-            "refusal_rate": float(m.is_refusal(said, document["question"], accepted)),
             REASONS: {"repetition": "fewer than four words"},
         }
+        merge_scores(scores, refusal_scores(said, document["question"], accepted))
         if document["split"] == "open":
             return scores
         return scores | {

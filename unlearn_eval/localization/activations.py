@@ -20,7 +20,7 @@ from unlearn_eval.localization.sites import ATTENTION, Sites, Unit
 from unlearn_eval.models.arguments import accepts
 from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.scoring import pad, positions
-from unlearn_eval.models.tracing import Tail, trace
+from unlearn_eval.models.tracing import Tail, in_rows, trace
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -66,9 +66,6 @@ def activations(
         rows: token ids.
         noise: (R, S, d), added to the embeddings of the last S positions.
         differentiable: whether the metric's gradient by any of it will be asked for.
-
-    Raises:
-        UserError: a model that flattens its batches (OPT).
     """
     ids, mask = pad(rows, "left", model.device)
     blocks = [f"{sites.parts.blocks}.{layer}" for layer in range(sites.parts.n_layers)]
@@ -85,12 +82,6 @@ def activations(
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **positions(model, mask), **options).logits[
             :, -1
         ]
-    flat = next((name for name in (*sites.mlp, *sites.attention) if seen.outputs[name].ndim != 3), None)
-    if flat is not None:
-        raise UserError(
-            f"{flat} of {type(model).__name__} gives all rows as one: there is no telling tokens apart",
-            "localize in another model, or use random_mlps",
-        )
     return Activations(
         [seen.outputs[name] for name in blocks],
         [seen.outputs[name] for name in sites.mlp],
@@ -286,22 +277,24 @@ class Corrupted:
 
 def _giving(before: Tensor, where: Tensor) -> Any:
     """A hook after which a module gives at its last S positions `before` (n, S, d), where (n, S) says so."""
-    kept = where.shape[1]
+    n, kept = where.shape
 
     def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        restored = before.where(where[..., None], output[:, -kept:])
-        return torch.cat([output[:, :-kept], restored], dim=1)
+        apart = in_rows(output, (n, len(output) // n))
+        restored = before.where(where[..., None], apart[:, -kept:])
+        return torch.cat([apart[:, :-kept], restored], dim=1).view(output.shape)
 
     return hook
 
 
 def _given(before: Tensor, where: Tensor, part: slice) -> Any:
     """A hook after which a part of the width of a module's input is `before` (n, S, size), where (n, S) says so."""
-    kept = where.shape[1]
+    n, kept = where.shape
 
     def hook(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         given = arguments[0].clone()
-        given[:, -kept:, part] = before.where(where[..., None], given[:, -kept:, part])
+        apart = in_rows(given, (n, len(given) // n))
+        apart[:, -kept:, part] = before.where(where[..., None], apart[:, -kept:, part])
         return (given, *arguments[1:])
 
     return hook

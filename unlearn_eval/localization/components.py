@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.weights import known_weights
 from unlearn_eval.results.layers import few_digits, scores_by_layer
+from unlearn_eval.results.stored import Localization
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, parse, plain, read_text, write_all
 from unlearn_eval.utils.provenance import sha256_of_file
+from unlearn_eval.utils.schemas import validated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -121,11 +123,10 @@ def load_components(path: str | Path) -> Components:
             f"{path} has version {content.get('version')!r}, and this program reads {VERSION}",
             "write it again with `unlearn-eval localize`",
         )
-    known = {f.name for f in fields(Components)}
-    missing = {"method", "modules", "mlp_layers", "n_weights", "model"} - content.keys()
-    if missing or content.keys() - known - {"kind", "version"}:
-        raise UserError(f"{path} is not whole, or has been changed", "write it again with `unlearn-eval localize`")
-    own = {key: value for key, value in content.items() if key in known}
+    validated(
+        Localization, content, path, "is not whole, or has been changed", "write it again with `unlearn-eval localize`"
+    )
+    own = {key: value for key, value in content.items() if key not in ("kind", "version")}
     lists = {key: tuple(own.get(key, ())) for key in ("modules", "mlp_layers", "ranking")}
     found = Components(**{**own, **lists, "folder": str(path.parent) if own.get("mask") else ""})
     if found.mask:

@@ -24,7 +24,7 @@ from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json, provenance
-from unlearn_eval.utils.settings import configure
+from unlearn_eval.utils.settings import check_batch_size, configure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,6 +103,7 @@ def localize(
         UserError: an unknown method or setting, a budget that the method cannot fill, no item that can be used, or a
             model whose parts are not found.
     """
+    check_batch_size(rows)
     method, config = get_localizer(wanted.method), wanted.config()
     model, found = loaded.model, sites(loaded.model)
     budget = None if wanted.budget is None else budget_of(wanted.budget, found)
@@ -265,11 +266,11 @@ def localization_spec(text: str) -> LocalizationSpec | Path | None:
 
 
 def checked_settings(editor: Editor, settings: Mapping[str, str]) -> dict[str, str]:
-    """An editor's settings without `components` where it is no setting of its own; that of a localisation is checked.
+    """An editor's settings without `components` where it is no setting of its own; all are checked.
 
     Raises:
-        UserError: an unknown localisation or setting of it, no such file, or patterns of module names where an editor
-            takes none.
+        UserError: an unknown setting or value, or localisation or setting of it, no such file, or patterns of module
+            names where an editor takes none.
     """
     text = settings.get("components", "")
     wanted = localization_spec(text) if text else None
@@ -284,7 +285,9 @@ def checked_settings(editor: Editor, settings: Mapping[str, str]) -> dict[str, s
         raise unknown_name("localization", text, localizer_names())
     if text and not names & {"components", "layers"}:
         raise unknown_name("setting", "components", names)
-    return {name: value for name, value in settings.items() if name != "components" or name in names}
+    own = {name: value for name, value in settings.items() if name != "components" or name in names}
+    configure(editor.Config, own)
+    return own
 
 
 def check_name(text: str, model: PreTrainedModel) -> None:

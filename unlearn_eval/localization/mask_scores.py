@@ -31,6 +31,7 @@ from unlearn_eval.models.arguments import accepts
 from unlearn_eval.models.scoring import pad, positions
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.progress import Progress
+from unlearn_eval.utils.settings import Positive, Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,9 +55,9 @@ class MaskConfig:
 
     way: str = "attribution"
     weights: str = "10%"
-    steps: int = 20
-    learning_rate: float = 0.05
-    batch_size: int = 8
+    steps: Size = 20
+    learning_rate: Positive = 0.05
+    batch_size: Size = 8
     forget_weight: float = 1.0
     penalty: float = 1.0
     floor: float = -5.0

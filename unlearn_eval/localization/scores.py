@@ -13,6 +13,7 @@ from unlearn_eval.localization.activations import embedding_spread, own_columns,
 from unlearn_eval.localization.base import Fact, Ranking, Run, by_score
 from unlearn_eval.localization.sites import ATTENTION, Unit
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.settings import Positive, Size
 
 ROLES = (
     "first subject token",
@@ -38,8 +39,8 @@ class NoiseConfig:
             positions together; for the table `head_effects`, not for the ranking. Only where attention is looked at.
     """
 
-    noise: float = 3.0
-    samples: int = 3
+    noise: Positive = 3.0
+    samples: Size = 3
     metric: str = "logit_difference"
     positions: bool = True
     heads: bool = False

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from unlearn_eval.editing.training.weights import linear_maps
-from unlearn_eval.models.anatomy import Anatomy, anatomy
+from unlearn_eval.models.anatomy import ATTENTION_NAMES, Anatomy, anatomy
 from unlearn_eval.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 ATTENTION, MLP = "attention", "mlp"
 KINDS = (ATTENTION, MLP)
-# What architectures call the attention of a block, and the last map within it.
-ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
+# What architectures call the last map within an attention.
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "o")
 # The norm after attention, in blocks that have one after the MLP too (elsewhere the second name is the norm before it).
 POST_ATTENTION_NORMS = ("post_self_attn_layernorm", "post_attention_layernorm")

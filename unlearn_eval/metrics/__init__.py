@@ -27,6 +27,7 @@ from unlearn_eval.metrics.memorization import (
     truth_ratio_score,
 )
 from unlearn_eval.metrics.privacy import (
+    gradnorm_score,
     loss_score,
     membership_auc,
     memorization_score,
@@ -38,11 +39,12 @@ from unlearn_eval.metrics.privacy import (
     s_attack,
     zlib_score,
 )
-from unlearn_eval.metrics.refusal import has_refusal_cue, is_refusal, leaks_answer
+from unlearn_eval.metrics.refusal import has_refusal_cue, is_refusal, leaks_answer, not_read, refusal_score
 from unlearn_eval.metrics.text import contains_answer, distinct_n, ngram_entropy, normalise, repetition, rouge
 from unlearn_eval.metrics.utility import (
     MODEL_UTILITY_PARTS,
     ForgetQuality,
+    collapsed,
     combined_score,
     forget_quality,
     harmonic_mean,
@@ -56,12 +58,14 @@ __all__ = [
     "MeanAndStderr",
     "PairedComparison",
     "bootstrap",
+    "collapsed",
     "combined_score",
     "contains_answer",
     "distinct_n",
     "exact_memorization",
     "extraction_strength",
     "forget_quality",
+    "gradnorm_score",
     "harmonic_mean",
     "has_refusal_cue",
     "is_refusal",
@@ -79,12 +83,14 @@ __all__ = [
     "model_utility",
     "ngram_entropy",
     "normalise",
+    "not_read",
     "paired_comparison",
     "privacy_score",
     "privleak",
     "probability",
     "probability_normalised",
     "reference_score",
+    "refusal_score",
     "repetition",
     "rouge",
     "s_attack",

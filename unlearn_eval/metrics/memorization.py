@@ -21,6 +21,7 @@ Hits = Sequence[bool] | npt.NDArray[np.bool_]
 Ranks = Sequence[int] | Sequence[float] | npt.NDArray[np.integer] | npt.NDArray[np.floating]
 TruthRatioKind = Literal["forget", "non_forget", "probability"]
 
+FLOOR = 1e-10  # which OpenUnlearning adds to denominators
 _LOG_LARGEST = math.log(np.finfo(np.float64).max)
 
 
@@ -39,7 +40,9 @@ def probability(token_nll: Numbers) -> float | None:
     return None if loss is None else math.exp(-loss)
 
 
-def probability_normalised(correct_nll: Numbers, wrong_nlls: Sequence[Numbers]) -> float | None:
+def probability_normalised(
+    correct_nll: Numbers, wrong_nlls: Sequence[Numbers], compat: str | None = None
+) -> float | None:
     """The correct answer's share of the probabilities of all options, c / (c + sum_j w_j), in 0..1.
 
     c and w_j are length-normalised probabilities. None without wrong answers, or if any answer has no tokens.
@@ -47,6 +50,7 @@ def probability_normalised(correct_nll: Numbers, wrong_nlls: Sequence[Numbers]) 
     Args:
         correct_nll: (T,) losses of the correct answer in nats.
         wrong_nlls: one (T_j,) sequence of losses for each wrong answer; lengths may differ.
+        compat: "openunlearning" adds 1e-10 to the denominator, as there.
 
     Raises:
         UserError: a loss is negative.
@@ -57,6 +61,9 @@ def probability_normalised(correct_nll: Numbers, wrong_nlls: Sequence[Numbers]) 
     correct, wrong = mean_loss(correct_nll), _mean_losses(wrong_nlls)
     if correct is None or wrong is None:
         return None
+    if compat == "openunlearning":
+        own = math.exp(-correct)
+        return defined(own / (own + float(np.exp(-wrong).sum()) + FLOOR))
     # c / (c + sum w) = 1 / sum exp(L_correct - L_j): the smallest loss never underflows.
     losses = np.concatenate([[correct], wrong])
     with np.errstate(invalid="ignore"):  # infinite losses alone: 0/0, undefined
@@ -64,7 +71,7 @@ def probability_normalised(correct_nll: Numbers, wrong_nlls: Sequence[Numbers]) 
     return defined(weights[0] / weights.sum())
 
 
-def log_truth_ratio(correct_nll: Numbers, wrong_nlls: Sequence[Numbers]) -> float | None:
+def log_truth_ratio(correct_nll: Numbers, wrong_nlls: Sequence[Numbers], compat: str | None = None) -> float | None:
     """The natural logarithm of the truth ratio, L(correct) - mean_j L(wrong_j), finite.
 
     Below 0 the model prefers the correct answer. None without wrong answers, or if any answer has no tokens.
@@ -73,6 +80,7 @@ def log_truth_ratio(correct_nll: Numbers, wrong_nlls: Sequence[Numbers]) -> floa
     Args:
         correct_nll: (T,) losses in nats; the paraphrased answer on forget and retain, else the plain one.
         wrong_nlls: one (T_j,) sequence of losses for each wrong answer.
+        compat: "openunlearning" adds 1e-10 to exp(-L(correct)), as there.
 
     Raises:
         UserError: a loss is negative.
@@ -82,10 +90,12 @@ def log_truth_ratio(correct_nll: Numbers, wrong_nlls: Sequence[Numbers]) -> floa
     correct, wrong = mean_loss(correct_nll), _mean_losses(wrong_nlls)
     if correct is None or wrong is None:
         return None
+    if compat == "openunlearning":
+        return defined(-math.log(math.exp(-correct) + FLOOR) - float(wrong.mean()))
     return defined(correct - float(wrong.mean()))
 
 
-def truth_ratio(correct_nll: Numbers, wrong_nlls: Sequence[Numbers]) -> float | None:
+def truth_ratio(correct_nll: Numbers, wrong_nlls: Sequence[Numbers], compat: str | None = None) -> float | None:
     """The raw truth ratio TR = exp(-mean_j L(wrong_j)) / exp(-L(correct)), finite and at least 0.
 
     The numerator is a geometric mean over the wrong answers. None where `log_truth_ratio` is None; a ratio
@@ -94,6 +104,7 @@ def truth_ratio(correct_nll: Numbers, wrong_nlls: Sequence[Numbers]) -> float | 
     Args:
         correct_nll: (T,) losses in nats; the paraphrased answer on forget and retain, else the plain one.
         wrong_nlls: one (T_j,) sequence of losses for each wrong answer.
+        compat: as for `log_truth_ratio`.
 
     Raises:
         UserError: a loss is negative.
@@ -101,11 +112,11 @@ def truth_ratio(correct_nll: Numbers, wrong_nlls: Sequence[Numbers]) -> float | 
     Source: TOFU (arXiv 2401.06121), "Truth Ratio"; its paper writes an arithmetic mean, its code, like this
     one, a geometric mean. Differs from OpenUnlearning, which adds 1e-10 to the denominator.
     """
-    logarithm = log_truth_ratio(correct_nll, wrong_nlls)
+    logarithm = log_truth_ratio(correct_nll, wrong_nlls, compat)
     return None if logarithm is None else math.exp(min(logarithm, _LOG_LARGEST))
 
 
-def truth_ratio_score(ratio: float | None, kind: TruthRatioKind) -> float | None:
+def truth_ratio_score(ratio: float | None, kind: TruthRatioKind, compat: str | None = None) -> float | None:
     """One item's truth ratio as a score in 0..1, or None for an undefined ratio.
 
     Args:
@@ -113,6 +124,7 @@ def truth_ratio_score(ratio: float | None, kind: TruthRatioKind) -> float | None
         kind: "forget" is min(TR, 1/TR), 1 where wrong and correct are equally likely; "non_forget" is
             max(0, 1 - TR), 1 where only the correct answer is likely; "probability" is 1 / (1 + TR), the
             correct answer's share of the two.
+        compat: "openunlearning" adds 1e-10 to the ratio before inverting it for "forget", as there.
 
     Raises:
         UserError: an unknown kind, or a negative ratio.
@@ -126,6 +138,8 @@ def truth_ratio_score(ratio: float | None, kind: TruthRatioKind) -> float | None
         return None
     if ratio < 0:
         raise UserError(f"a truth ratio of {ratio:.4g} is below 0", "pass the ratio, not its logarithm")
+    if kind == "forget" and compat == "openunlearning":
+        return min(float(ratio), 1 / (float(ratio) + FLOOR))
     if kind == "forget":
         return float(ratio) if ratio <= 1 else 1 / float(ratio)
     if kind == "non_forget":

@@ -6,6 +6,7 @@ A score is one answer's, and higher means less likely a member. `membership_auc`
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Mapping
 
@@ -22,6 +23,7 @@ from unlearn_eval.metrics.arrays import (
 from unlearn_eval.metrics.utility import harmonic_mean
 from unlearn_eval.utils.errors import UserError
 
+GRADIENT_NORMS = (1.0, 2.0, math.inf)  # orders that OpenUnlearning has
 PRIVACY_ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
 
 # Below this the variance over the vocabulary is rounding error (OpenUnlearning's clamp).
@@ -118,6 +120,35 @@ def reference_score(token_nll: Numbers, reference_token_nll: Numbers) -> float |
     """
     loss, reference = mean_loss(token_nll), mean_loss(reference_token_nll)
     return None if loss is None or reference is None else defined(loss - reference)
+
+
+def gradnorm_score(parameter_norms: Numbers) -> float | None:
+    """The mean of the norms of a loss's gradient over a model's parameters, or None without any.
+
+    Args:
+        parameter_norms: (P,) of each parameter the norm of the gradient of the answer's mean loss, the end-of-sequence
+            label left out.
+
+    Source: OpenUnlearning (arXiv 2506.12618), "gradnorm" attack, after arXiv 2402.17012. Differs from its code,
+    which switches dropout on.
+    """
+    norms = np.asarray(parameter_norms, dtype=np.float64).ravel()
+    return defined(norms.mean()) if norms.size else None
+
+
+def norm_named(value: object) -> float:
+    """The order of a gradient's norm in the gradnorm attack: 1, 2 or infinity.
+
+    Raises:
+        UserError: another one.
+    """
+    try:
+        order = math.nan if isinstance(value, bool) else float(str(value))
+    except ValueError:
+        order = math.nan
+    if order not in GRADIENT_NORMS:
+        raise UserError(f"the norm of gradients is {value!r}", "give 1, 2 or inf")
+    return order
 
 
 def membership_auc(forget_scores: Iterable[float | None], holdout_scores: Iterable[float | None]) -> float | None:

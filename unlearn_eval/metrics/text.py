@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.scripts import SPACELESS
 
 _ARTICLES = frozenset({"a", "an", "the"})
@@ -19,6 +19,7 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)")
 _NO_WORD_SPACES = re.compile(f"[{SPACELESS}]")
 _SCRIPT_CHANGE = re.compile(f"(?<=[{SPACELESS}])(?=[^{SPACELESS} ])|(?<=[^{SPACELESS} ])(?=[{SPACELESS}])")
+_ROUGE = ("rouge1_recall", "rougeL_recall", "rougeL_f1")
 _WORD_CHARACTER = rf"[^\W{SPACELESS}]"  # what makes a longer word of a Latin word or a number beside it
 
 
@@ -34,21 +35,27 @@ def rouge(reference: str, generated: str, stem: bool = True, compat: str | None 
         generated: Model's answer.
         stem: Whether Porter's stemmer makes "novels" and "novel" one word.
         compat: "openunlearning" reads a-z and 0-9 alone, as the `rouge_score` package does: "Łódź" is the word "d".
+            With `stem=False` that is MUSE's. "rwku" is RWKU's: case and punctuation count, and nothing is stemmed.
+
+    Raises:
+        UserError: An unknown `compat`.
 
     Source: TOFU (arXiv 2401.06121) and OpenUnlearning (arXiv 2506.12618) report ROUGE-L recall, MUSE
-    (arXiv 2407.06460) ROUGE-L F1, "Editing as Unlearning" (arXiv 2505.19855) ROUGE-1; the `rouge_score`
-    package with its stemmer. Differs from them for an empty reference, which scores 0 there, and for letters beyond
-    a-z, which split words there.
+    (arXiv 2407.06460) ROUGE-L F1 without a stemmer, "Editing as Unlearning" (arXiv 2505.19855) ROUGE-1; the
+    `rouge_score` package with its stemmer. Differs from them for an empty reference, which scores 0 there, and for
+    letters beyond a-z, which split words there. RWKU (arXiv 2406.10890) reports ROUGE-L recall of the `rouge` package
+    (1.0.1); no known difference, except that an answer of full stops alone is 0 where that package fails.
     """
+    if compat not in (None, "openunlearning", "rwku"):
+        raise unknown_name("compat", str(compat), ("openunlearning", "rwku"))
+    if compat == "rwku":
+        return _rouge_of_sets(reference, generated)
     tokenizer, scorer = _rouge_scorer(stem, compat == "openunlearning")
     if not tokenizer.tokenize(reference) or (compat is None and _NO_WORD_SPACES.search(reference)):
-        return {"rouge1_recall": None, "rougeL_recall": None, "rougeL_f1": None}
+        return dict.fromkeys(_ROUGE)
     scores = scorer.score(reference, generated)
-    return {
-        "rouge1_recall": float(scores["rouge1"].recall),
-        "rougeL_recall": float(scores["rougeL"].recall),
-        "rougeL_f1": float(scores["rougeL"].fmeasure),
-    }
+    found = scores["rouge1"].recall, scores["rougeL"].recall, scores["rougeL"].fmeasure
+    return dict(zip(_ROUGE, map(float, found), strict=True))
 
 
 def normalise(text: str) -> str:
@@ -171,6 +178,47 @@ def _rouge_scorer(stem: bool, ascii_only: bool) -> tuple[Any, Any]:
 
     tokenizer = DefaultTokenizer(use_stemmer=stem) if ascii_only else _Words(DefaultTokenizer(use_stemmer=stem))
     return tokenizer, RougeScorer(["rouge1", "rougeL"], tokenizer=tokenizer)
+
+
+def _rouge_of_sets(reference: str, generated: str) -> dict[str, float | None]:
+    """The `rouge` package's: of sets of words, which white space and full stops separate.
+
+    ROUGE-L is that of a summary: the words of the longest common subsequences of each sentence of the reference with
+    each of the answer, taken together.
+    """
+    wanted, said = _sentences(reference), _sentences(generated)
+    if not any(word for words in wanted for word in words):
+        return dict.fromkeys(_ROUGE)
+    right, own = ({word for words in sentences for word in words} for sentences in (wanted, said))
+    common = {word for words in wanted for other in said for word in _common_subsequence(words, other)}
+    recall, precision = len(common) / len(right), len(common) / max(len(own), 1)
+    found = len(right & own) / len(right), recall, 2 * precision * recall / (precision + recall + 1e-8)
+    return dict(zip(_ROUGE, found, strict=True))
+
+
+def _sentences(text: str) -> list[list[str]]:
+    """The words between full stops; blanks between two of them are one empty word, as the package has it."""
+    return [part.split() or [""] for part in text.split(".") if part]
+
+
+def _common_subsequence(first: list[str], second: list[str]) -> list[str]:
+    """A longest common subsequence: of several, the one that ends earliest in `second`."""
+    rows, columns = len(first), len(second)
+    length = [[0] * (columns + 1) for _ in range(rows + 1)]
+    for i in range(1, rows + 1):
+        for j in range(1, columns + 1):
+            same = first[i - 1] == second[j - 1]
+            length[i][j] = length[i - 1][j - 1] + 1 if same else max(length[i - 1][j], length[i][j - 1])
+    found, i, j = [], rows, columns
+    while i and j:
+        if first[i - 1] == second[j - 1]:
+            found.append(first[i - 1])
+            i, j = i - 1, j - 1
+        elif length[i - 1][j] > length[i][j - 1]:
+            i -= 1
+        else:
+            j -= 1
+    return found[::-1]
 
 
 class _Words:

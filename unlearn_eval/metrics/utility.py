@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from unlearn_eval.metrics.arrays import defined, drop_missing
 from unlearn_eval.utils.errors import UserError
 
@@ -17,6 +19,7 @@ MODEL_UTILITY_PARTS = tuple(
 
 # Near the smallest float (2.2e-308) p loses its digits before it becomes 0.
 _SMALLEST_TRUSTED_P = 1e-300
+_ROUNDING = 1e-3  # by which the loss of a uniform choice, computed in float32, may miss ln V
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,41 @@ def forget_quality(
     else:
         log10_p = _log_tail(model.size, reference.size, statistic) / math.log(10)
     return ForgetQuality(p_value, log10_p, statistic, int(model.size), int(reference.size))
+
+
+def collapsed(
+    nlls: Iterable[float | None],
+    uniform_nll: float | None,
+    reference_nlls: Iterable[float | None] = (),
+    retained_nlls: Iterable[float | None] = (),
+) -> str | None:
+    """The reason why a model is collapsed, `collapsed: ...`, or None if it is not.
+
+    A model that has forgotten still writes its language, so its numbers mean what they mean of a model that never
+    knew. A destroyed model's truth ratios are noise, and noise looks like never having known. It is collapsed where it
+    gives half of the right answers no more probability than a uniform choice among all tokens would, of what is to be
+    forgotten or of what is to be retained: no language is left there. That bound is nobody's choice. A model is not
+    judged where the retain-only model does no better than it: then the texts are as strange to a sound one.
+
+    Args:
+        nlls: mean losses of the right answers to forget, in nats per token.
+        uniform_nll: loss of a uniform choice, ln V of a vocabulary of V tokens; None if V is not known.
+        reference_nlls: losses of right answers to forget under the retain-only model; empty if they are not known.
+        retained_nlls: the model's losses of right answers to retain.
+
+    Source: no paper; TOFU (arXiv 2401.06121) reports utility beside forget quality for the same reason.
+    """
+    if uniform_nll is None:
+        return None
+    bound = uniform_nll - _ROUNDING
+    reference = drop_missing(reference_nlls)
+    if reference.size and float(np.median(reference)) >= bound:
+        return None
+    for what, own in (("forget", drop_missing(nlls)), ("retain", drop_missing(retained_nlls))):
+        if own.size and float(np.median(own)) >= bound:
+            half = f"half of the right answers to {what} lose {float(np.median(own)):.1f} nats per token or more"
+            return f"collapsed: {half}, a uniform choice among all tokens {uniform_nll:.1f}"
+    return None
 
 
 def combined_score(forget_rouge1: float | None, retain_rouge1: float | None) -> float | None:

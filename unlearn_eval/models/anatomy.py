@@ -1,7 +1,8 @@
-"""Where an architecture keeps its blocks, the MLP projections that are edited, and its final norm and head.
+"""Where an architecture keeps its blocks, and the MLP projections that are edited.
 
-Nothing here depends on a model's class name: the block list is found as the longest `ModuleList` whose
-children each hold an attention and an MLP, and the projections by their names inside a block.
+Nothing here depends on a model's class name. The blocks are the `ModuleList` whose children hold an attention or an
+MLP, of the length and width that the configuration gives for the text; the projections are found by their names
+inside a block. Structure is all that is read, so a model without weights (`load.skeleton`) has an anatomy too.
 """
 
 from __future__ import annotations
@@ -26,33 +27,54 @@ DOWN_PROJECTIONS = (
     "dense_out",
 )
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "ff", "")
+# What architectures call the attention of a block.
+ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 # A norm between the MLP and the residual stream (Gemma 2 and 3, OLMo 2; GLM 4), by the names that are given to it.
 POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """The named parts of one model.
+class Blocks:
+    """The blocks of one model, whatever is in them.
 
     Attributes:
         blocks: path of the list of blocks, e.g. `model.layers` or `transformer.h`.
-        down_projection: path of the edited projection within a block, e.g. `mlp.down_proj`.
         n_layers: number of blocks.
+    """
+
+    blocks: str
+    n_layers: int
+
+    def block(self, model: nn.Module, layer: int) -> nn.Module:
+        """The block `layer`."""
+        return model.get_submodule(f"{self.blocks}.{layer}")
+
+    def check_layers(self, layers: tuple[int, ...]) -> None:
+        """Refuse layers that the model does not have."""
+        bad = [layer for layer in layers if not 0 <= layer < self.n_layers]
+        if bad or not layers:
+            raise UserError(
+                f"layers {list(layers)} do not fit a model of {self.n_layers} layers",
+                f"give one or more numbers from 0 to {self.n_layers - 1}",
+            )
+
+
+@dataclass(frozen=True)
+class Anatomy(Blocks):
+    """The named parts of one model whose every block has an MLP of plain matrices.
+
+    Attributes:
+        blocks, n_layers: as for `Blocks`.
+        down_projection: path of the edited projection within a block, e.g. `mlp.down_proj`.
         d_model: width of the residual stream (the projection's outputs).
         d_mlp: width of the MLP (the projection's inputs: the keys).
         transposed: whether the projection stores its weight as (inputs, outputs), as GPT-2's Conv1D does.
     """
 
-    blocks: str
     down_projection: str
-    n_layers: int
     d_model: int
     d_mlp: int
     transposed: bool
-
-    def block(self, model: nn.Module, layer: int) -> nn.Module:
-        """The block `layer`."""
-        return model.get_submodule(f"{self.blocks}.{layer}")
 
     def projection_name(self, layer: int) -> str:
         """The full path of the projection in block `layer`."""
@@ -82,14 +104,40 @@ class Anatomy:
         self.check_layers(resolved)
         return resolved
 
-    def check_layers(self, layers: tuple[int, ...]) -> None:
-        """Refuse layers that the model does not have."""
-        bad = [layer for layer in layers if not 0 <= layer < self.n_layers]
-        if bad or not layers:
-            raise UserError(
-                f"layers {list(layers)} do not fit a model of {self.n_layers} layers",
-                f"give one or more numbers from 0 to {self.n_layers - 1}",
-            )
+
+def blocks_of(model: nn.Module) -> Blocks:
+    """The blocks of a causal language model; they may be mixtures of experts.
+
+    Raises:
+        UserError: there is no list of blocks, or there are several among which nothing decides.
+    """
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and any(map(_is_block, module))
+    }
+    if not lists:
+        raise UserError(
+            f"{type(model).__name__} has no list of blocks with an attention or an MLP",
+            "use a decoder-only transformer",
+        )
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    n_layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
+
+    def fit(name: str) -> tuple[bool, bool, int]:
+        """Whether the configuration speaks of these blocks and not of an image encoder's, and how many they are."""
+        d_model = _width(lists[name][0])
+        return len(lists[name]) == n_layers, d_model is None or d_model == width, len(lists[name])
+
+    best = max(map(fit, lists))
+    found = [name for name in lists if fit(name) == best]
+    if len(found) > 1:  # blocks that are run in turn or in a loop: one pass is not one run of each
+        raise UserError(
+            f"{type(model).__name__} has {len(found)} lists of {best[-1]} blocks: {', '.join(found)}",
+            "use a model with one stack of blocks",
+        )
+    return Blocks(found[0], len(lists[found[0]]))
 
 
 def anatomy(model: nn.Module) -> Anatomy:
@@ -97,38 +145,52 @@ def anatomy(model: nn.Module) -> Anatomy:
 
     Raises:
         UserError: no list of blocks with an MLP projection is found, or the projection is not a plain
-            matrix (mixture of experts, quantised weights).
+            matrix (mixture of experts, quantized weights).
     """
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and _down_projection(module[0]) is not None
-    ]
-    if not lists:
-        raise UserError(
-            f"{type(model).__name__} has no list of blocks with an MLP output projection that can be edited",
-            "mixture-of-experts and quantised models are not supported; use a dense model in full precision",
-        )
-    blocks, modules = max(lists, key=lambda pair: len(pair[1]))
+    where = blocks_of(model)
+    modules = [where.block(model, layer) for layer in range(where.n_layers)]
     path = _down_projection(modules[0])
-    assert path is not None
+    attention = attention_of(modules[0])
+    hint = "mixture-of-experts and quantised models are not supported; use a dense model in full precision"
+    if attention is not None:
+        hint = f"use a dense model, or train the attention: --editor npo --set lora_rank=8 --components {attention}"
+    if path is None:
+        raise UserError(
+            f"{type(model).__name__} has no list of blocks with an MLP output projection that can be edited", hint
+        )
     weight: Any = modules[0].get_submodule(path).weight
     if not weight.is_floating_point() or weight.ndim != 2:
-        raise UserError(f"{blocks}.0.{path} holds {weight.dtype} weights", "load the model without quantisation")
+        raise UserError(f"{where.blocks}.0.{path} holds {weight.dtype} weights", "load the model without quantisation")
     other = next((i for i, block in enumerate(modules) if _down_projection(block) != path), None)
     if other is not None:
-        raise UserError(
-            f"block {other} of {blocks} has no {path}, as block 0 has",
-            "mixture-of-experts models are not supported; use a dense model",
-        )
+        raise UserError(f"block {other} of {where.blocks} has no {path}, as block 0 has", hint)
     transposed = is_transposed(modules[0].get_submodule(path))
     d_model, d_mlp = weight.shape[::-1] if transposed else weight.shape
-    return Anatomy(blocks, path, len(modules), int(d_model), int(d_mlp), transposed)
+    return Anatomy(where.blocks, where.n_layers, path, int(d_model), int(d_mlp), transposed)
+
+
+def attention_of(block: nn.Module) -> str | None:
+    """What a block calls its attention; None if it has none."""
+    return next((name for name in ATTENTION_NAMES if isinstance(getattr(block, name, None), nn.Module)), None)
+
+
+def _is_block(module: nn.Module) -> bool:
+    return attention_of(module) is not None or _down_projection(module) is not None
+
+
+def _width(block: nn.Module) -> int | None:
+    """How wide what a block's MLP gives is; None where its MLP is no plain matrix."""
+    path = _down_projection(block)
+    weight: Any = None if path is None else block.get_submodule(path).weight
+    if path is None or weight.ndim != 2:
+        return None
+    return int(weight.shape[1 if is_transposed(block.get_submodule(path)) else 0])
 
 
 def _down_projection(block: nn.Module) -> str | None:
     for mlp in MLP_NAMES:
-        inner: Any = getattr(block, mlp, None) if mlp else block
+        # A projection that lies in the block itself: an MLP by itself has one too, and is no block.
+        inner: Any = getattr(block, mlp, None) if mlp else block if attention_of(block) else None
         if not isinstance(inner, nn.Module):
             continue
         for name in DOWN_PROJECTIONS:

@@ -5,8 +5,9 @@ Transformers 5.24 renamed the cache of keys and values from `past_key_values` to
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 CACHE, OLD_CACHE = "cache", "past_key_values"
@@ -16,6 +17,24 @@ def accepts(model: Any, argument: str) -> bool:
     """Whether the model's forward pass (below a PEFT wrapper, if any) takes `argument`."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return argument in inspect.signature(inner.forward).parameters
+
+
+def given_arguments(model: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a forward pass is given, by name."""
+    return {**options, **dict(zip(_parameter_names(type(model).forward), arguments, strict=False))}
+
+
+def batch_shape(model: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> tuple[int, int] | None:
+    """How many rows and columns a forward pass is given; None if it is given neither ids nor embeddings."""
+    given = given_arguments(model, arguments, options)
+    found = given.get("input_ids")
+    found = given.get("inputs_embeds") if found is None else found
+    return None if found is None else (int(found.shape[0]), int(found.shape[1]))
+
+
+@functools.lru_cache(maxsize=64)
+def _parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def cache_argument(model: Any, cache: Any) -> dict[str, Any]:

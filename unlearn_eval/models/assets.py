@@ -19,6 +19,7 @@ from pathlib import Path
 
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import sha256_of_file
+from unlearn_eval.utils.terminal import say
 
 Progress = Callable[[str], None]
 Details = Mapping[str, object]
@@ -111,11 +112,11 @@ class PinnedAsset:
             return folder
         from filelock import FileLock
 
-        say = progress or (lambda line: print(line, file=sys.stderr, flush=True))
+        tell = progress or say
         try:
             home.mkdir(parents=True, exist_ok=True)
             with FileLock(home / f".{self.name}.lock"):
-                return cached(home) or self._make(home, unpack, finish, say)
+                return cached(home) or self._make(home, unpack, finish, tell)
         except OSError as error:
             raise UserError(
                 f"{self.what} cannot be written to {home}: {error.strerror or error}",

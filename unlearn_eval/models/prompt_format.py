@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from unlearn_eval.data.shapes import QUESTION, Asked, Prompt, asked
+from unlearn_eval.data.shapes import BETWEEN_TURNS, QUESTION, Asked, Prompt, asked, line_starts
 from unlearn_eval.data.spans import find_subject
 from unlearn_eval.models.prompts import (
     PLAIN_DELIMITER,
@@ -74,7 +74,7 @@ class PromptFormat:
         """
         there = has_chat_template(tokenizer)
         if chat and not there:
-            raise UserError(f"{name} has no chat template", "leave out --chat")
+            raise UserError(f"{name} has no chat template", "leave out --chat (of eval: --apply_chat_template)")
         found = cls(tokenizer, there if chat is None else chat, system or None, dict(template_arguments or {}))
         check_template_arguments(tokenizer if found.chat else None, found.template_arguments, name)
         return found
@@ -149,7 +149,7 @@ class PromptFormat:
         elif self.reads_plain(ask):
             return opening + (ask.plain or "")
         else:
-            shown = [PLAIN_QUESTION.format(question=q) + PLAIN_DELIMITER + a + "\n\n" for q, a in ask.turns]
+            shown = [PLAIN_QUESTION.format(question=q) + PLAIN_DELIMITER + a + BETWEEN_TURNS for q, a in ask.turns]
             text = opening + "".join(shown) + PLAIN_QUESTION.format(question=ask.text)
         return text + self.after(text, ask.opening) if ask.opening else text
 
@@ -194,6 +194,26 @@ class PromptFormat:
         """The answer as it follows the prompt's text: after one space, unless there is no need of one."""
         joined = self.chat or not prompt or prompt[-1:].isspace() or answer[:1].isspace()
         return answer if joined else PLAIN_DELIMITER + answer
+
+    def stops(self, ask: Asked, before: str = PLAIN_QUESTION.partition("{")[0], between: str = "") -> tuple[str, ...]:
+        """The texts at which an answer is over, since there the prompt's own pattern would start again.
+
+        A base model goes on with the next "Question:" after a plain prompt. A blank line ends an answer only where
+        the prompt has shown examples with blank lines between them. In a chat the model ends its turn by itself, and
+        there are none. `shapes.cut` cuts at them.
+
+        Args:
+            ask: The question.
+            before: What stands before the question in a plain prompt.
+            between: What separates the prompt's examples, if it has any beside the question's own turns.
+        """
+        ask = ask if isinstance(ask, Prompt) else Prompt(ask)
+        if self.chat or ask.raw:
+            return ()
+        plain = self.reads_plain(ask)
+        starts = (*(ask.starts if plain else ()), *(line_starts(before) if between or not plain else ()))
+        between = between or (BETWEEN_TURNS if ask.turns and not plain else "")
+        return (*([between] if between and not plain else []), *(f"\n{start}" for start in dict.fromkeys(starts)))
 
     # Ids ---------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from unlearn_eval.metrics.alignment import (
     split_vectors,
     texts_of,
 )
+from unlearn_eval.metrics.languages import ENGLISH
 from unlearn_eval.models.embedding import Encoder, load_encoder
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
@@ -38,8 +39,10 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parents[1] / "tasks" / "refusal"
 REFERENCES_FILE = FOLDER / "references.jsonl"
 CALIBRATION_FILE = FOLDER / "calibration.json"
+MULTILINGUAL_FILE = FOLDER / "calibration_multilingual.json"
+OWN_FILE = "refusal_calibration.json"  # in the folder of a user's encoder
 ANSWERS_AT_ONCE = 256
-NOT_CALIBRATED = "not calibrated for this encoder: a logistic curve through references and contrast"
+NOT_CALIBRATED = "not calibrated for this encoder: a logistic curve through references and contrast, for English only"
 
 
 @dataclass(frozen=True)
@@ -166,14 +169,17 @@ def read_references(path: Path = REFERENCES_FILE) -> References:
 def calibration_for(
     encoder: str, texts: References, references: npt.NDArray[np.float32], contrast: npt.NDArray[np.float32]
 ) -> tuple[Calibration, str]:
-    """The shipped calibration if it belongs to the encoder, else one from the references, and a note that says so.
+    """The calibration that belongs to the encoder, else one from the references, and a note that says so.
+
+    Shipped are those of the two encoders that can be named; a folder may hold its own, `refusal_calibration.json`, as
+    `benchmarks/refusal_alignment.py --encoder FOLDER` writes it.
 
     Raises:
-        UserError: the shipped calibration is of other references.
+        UserError: the calibration is of other references.
     """
-    if CALIBRATION_FILE.is_file():
-        shipped = read_calibration(CALIBRATION_FILE)
-        if shipped.encoder == encoder:
+    for file in (CALIBRATION_FILE, MULTILINGUAL_FILE, Path(encoder) / OWN_FILE):
+        shipped = read_calibration(file) if file.is_file() else None
+        if shipped is not None and (shipped.encoder == encoder or file.parent == Path(encoder)):
             if shipped.references_hash != texts.hash:
                 raise UserError(
                     "the calibration was made with other references than those of this package",
@@ -198,6 +204,7 @@ def read_calibration(path: Path) -> Calibration:
             on_topic=float(content["on_topic"]),
             paraphrase=None if content["paraphrase"] is None else float(content["paraphrase"]),
             references_hash=str(content["references_hash"]),
+            languages=tuple(str(language) for language in content.get("languages", (ENGLISH,))),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no calibration: {error!r}", "run benchmarks/refusal_alignment.py") from error

@@ -11,20 +11,22 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlearn_eval.models.arguments import accepts, cache_argument, cache_of
 from unlearn_eval.models.prompt_ends import needs_whole_prompts, prompt_lengths
+from unlearn_eval.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+NOT_FINITE = "the model's logits are not finite", "load it in a wider type, such as dtype=float32"
 MAX_LOGITS = 2**26  # log-softmax works on at most this many numbers at once (256 MiB in float32)
 
 
@@ -349,7 +351,10 @@ def _read_positions(logits: Tensor, label_ids: Sequence[int], moments: bool) -> 
     own = logp.gather(-1, label[:, None])
     hits = logp.argmax(-1) == label
     ranks = (logp > own).sum(-1) + 1
-    result: tuple[list[Any], ...] = ((-own[:, 0]).tolist(), hits.tolist(), ranks.tolist())
+    losses = (-own[:, 0]).tolist()
+    if any(map(math.isnan, losses)):
+        raise UserError(*NOT_FINITE)
+    result: tuple[list[Any], ...] = (losses, hits.tolist(), ranks.tolist())
     if not moments:
         return result
     mean, variance = moments_of(logp)
@@ -362,6 +367,30 @@ def moments_of(logp: Tensor) -> tuple[Tensor, Tensor]:
     mean = (p * logp).nan_to_num().sum(-1)
     square = (p * logp.square()).nan_to_num().sum(-1)
     return mean, square - mean.square()
+
+
+@contextmanager
+def finite_logits(model: nn.Module) -> Iterator[None]:
+    """Refuse logits that are NaN or infinite, of whatever runs the model within a `with` block.
+
+    The last position is read: what is not finite at a token is not finite at those after it.
+
+    Raises:
+        UserError: by the pass that gives them.
+    """
+
+    def check(head: nn.Module, inputs: Any, logits: Any) -> None:
+        if isinstance(logits, Tensor) and logits.numel() and not torch.isfinite(logits[:, -1].amax(-1)).all():
+            raise UserError(*NOT_FINITE)
+
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if find else None
+    handle = None if head is None else head.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def pad(rows: Sequence[Sequence[int]], side: str, device: torch.device | str, filler: int = 0) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.models.anatomy import Anatomy
-from unlearn_eval.models.arguments import accepts, cache_argument, cache_of
+from unlearn_eval.models.anatomy import Blocks
+from unlearn_eval.models.arguments import accepts, batch_shape, cache_argument, cache_of
 from unlearn_eval.models.prompt_ends import prompt_lengths
 from unlearn_eval.models.scoring import keeps_plain_cache, pad, positions
 
@@ -34,6 +34,16 @@ def first(output: Tensor | tuple[Any, ...]) -> Tensor:
     return tensor
 
 
+def in_rows(tensor: Tensor, shape: tuple[int, int] | None) -> Tensor:
+    """A module's tensor as (R, T, ...), of a pass of R rows and T columns: OPT's MLPs are given all tokens as (R · T).
+
+    What is in rows already, or of a pass whose shape is not known, is given back as it is.
+    """
+    if shape is None or tensor.ndim != 2 or len(tensor) != shape[0] * shape[1]:
+        return tensor
+    return tensor.view(*shape, tensor.shape[-1])
+
+
 class Traced:
     """What `trace` has seen: `inputs` and `outputs` by module name."""
 
@@ -46,25 +56,35 @@ class Traced:
 def trace(
     model: nn.Module, inputs: Sequence[str] = (), outputs: Sequence[str] = (), stop_after: str | None = None
 ) -> Iterator[Traced]:
-    """Keep the first input or the output of named modules during forward passes.
+    """Keep the first input or the output of named modules during forward passes, in rows whatever the module is given.
 
     With `stop_after`, the pass ends when that module has run; the model's own call then returns nothing and
     the `with` block goes on after it (do one forward pass per block).
     """
     seen = Traced()
+    shape: tuple[int, int] | None = None
+
+    def begin(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        nonlocal shape
+        shape = batch_shape(model, arguments, options)
 
     def hook_for(name: str) -> Any:
-        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor | tuple[Any, ...]) -> None:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor | tuple[Any, ...]) -> Tensor | None:
+            whole = first(output)
+            apart = in_rows(whole, shape)
             if name in inputs:
-                seen.inputs[name] = arguments[0]
+                seen.inputs[name] = in_rows(arguments[0], shape)
             if name in outputs:
-                seen.outputs[name] = first(output)
+                seen.outputs[name] = apart
             if name == stop_after:
                 raise _Stop
+            # What was kept must be what the model goes on from: gradients by it are asked for.
+            return None if apart is whole else apart.flatten(0, 1)
 
         return hook
 
     with ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for name in dict.fromkeys([*inputs, *outputs, *([stop_after] if stop_after else [])]):
             handle = model.get_submodule(name).register_forward_hook(hook_for(name))
             stack.callback(handle.remove)
@@ -100,7 +120,7 @@ class Tail:
     def __init__(
         self,
         model: PreTrainedModel,
-        anatomy: Anatomy,
+        anatomy: Blocks,
         layer: int,
         rows: Sequence[Sequence[int]],
         lookups: Sequence[int],
@@ -255,7 +275,7 @@ def _give_only(head: nn.Linear, tokens: Tensor | None) -> Any:
 
 
 @torch.no_grad()
-def block_outputs(model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Sequence[int]]) -> Tensor:
+def block_outputs(model: PreTrainedModel, anatomy: Blocks, rows: Sequence[Sequence[int]]) -> Tensor:
     """(L, R, T, d): what every block hands on at every token of some rows, padded on the right.
 
     The last block's is what the final norm reads. Nothing here says where prompts end: do it around the call
@@ -271,7 +291,7 @@ def block_outputs(model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Seque
 @torch.no_grad()
 def last_states(
     model: PreTrainedModel,
-    anatomy: Anatomy,
+    anatomy: Blocks,
     rows: Sequence[Sequence[int]],
     at_once: int,
     ends: Sequence[int] | None = None,
@@ -300,7 +320,7 @@ def last_states(
 
 
 @torch.no_grad()
-def read_out(model: PreTrainedModel, anatomy: Anatomy, states: Tensor) -> Tensor:
+def read_out(model: PreTrainedModel, anatomy: Blocks, states: Tensor) -> Tensor:
     """Logits (R, T, V) of states (R, T, d) by the model's own final norm and head: all blocks are told to hand on.
 
     Embeddings are run for nothing, so that this holds for every architecture, whatever comes after its head.
@@ -337,7 +357,7 @@ def patched(block: nn.Module, states: Tensor, places: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _gives_tuple(model: PreTrainedModel, anatomy: Anatomy) -> bool:
+def _gives_tuple(model: PreTrainedModel, anatomy: Blocks) -> bool:
     """Whether the model's blocks wrap what they hand on in a tuple: seen at the first, in a pass of one token."""
     found: list[bool] = []
 

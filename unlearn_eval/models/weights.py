@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.provenance import usable_cores
+from unlearn_eval.utils.provenance import hash_json, usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +49,22 @@ def hash_weights(model: torch.nn.Module) -> WeightsHash:
     return WeightsHash(_combine([exact for exact, _ in digests]), canonical_hash(canonical))
 
 
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Refuse a model with a weight that is NaN or infinite: every answer of it would be undefined.
+
+    Raises:
+        UserError: the weight is named.
+    """
+    import torch
+
+    for own, tensor in model.named_parameters():
+        if tensor.is_meta or not tensor.numel() or not tensor.is_floating_point():
+            continue
+        least, most = tensor.detach().aminmax()
+        if not (torch.isfinite(least) and torch.isfinite(most)):
+            raise UserError(f"the weights of {name} are not finite: {own} holds NaN or infinity", "load another copy")
+
+
 def known_weights(model: torch.nn.Module) -> WeightsHash:
     """`hash_weights`, computed once for a model, and again after a change that was not undone.
 
@@ -59,6 +75,25 @@ def known_weights(model: torch.nn.Module) -> WeightsHash:
     if known is None or known[0] != state:
         known = _KNOWN[model] = (state, hash_weights(model))
     return known[1]
+
+
+def hash_adapters(model: torch.nn.Module) -> str | None:
+    """A hash of what PEFT has put beside a model's weights, which `hash_weights` leaves out; None if there is nothing.
+
+    Its settings are part of it: they scale what its tensors add.
+    """
+    found = getattr(model, "peft_config", None)
+    if not found:
+        return None
+    settings = {name: {key: str(own) for key, own in vars(config).items()} for name, config in found.items()}
+    tensors = {name: own for name, own in model.state_dict().items() if ".lora_" in name}
+    active = str(getattr(model, "active_adapter", None))
+    return hash_json([hash_tensors(tensors), settings, active])
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hash of tensors by name, bit for bit."""
+    return _combine([_tensor_digests(name, tensors[name])[0] for name in sorted(tensors)])
 
 
 def state_of(tensor: torch.Tensor) -> int | None:

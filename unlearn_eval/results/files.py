@@ -6,16 +6,18 @@ import dataclasses
 import hashlib
 import json
 import re
-import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.results.schema import FIELDS, MEASURED, OPTIONAL, SCHEMA_VERSION, Metric, Result
+from unlearn_eval.results.schema import FIELDS, MEASURED, OPTIONAL, SCHEMA_VERSION, Result
+from unlearn_eval.results.stored import AttackedSample, Sample, StoredResult
 from unlearn_eval.utils.errors import UserError, unknown_name
-from unlearn_eval.utils.json_files import Record, dumps, parse, plain, read_jsonl, read_text, write_all
+from unlearn_eval.utils.json_files import Record, dumps, parse, placed_records, plain, read_text, write_all
 from unlearn_eval.utils.provenance import redact, sha256_of_file
+from unlearn_eval.utils.schemas import validated
+from unlearn_eval.utils.terminal import say
 
 
 def write_result(
@@ -78,7 +80,7 @@ def _saved_elsewhere(files: Mapping[str, str], path: Path, error: OSError) -> Us
         folder = Path(tempfile.mkdtemp(prefix="unlearn-eval-"))
         write_all(files, folder)
     except OSError as second:
-        print(files[path.name], file=sys.stderr, flush=True)
+        say(files[path.name])
         lost = f" ({len(files) - 1} files of samples are lost)" if len(files) > 1 else ""
         return UserError(
             f"{failed}; nor could a copy be saved in the temporary folder: {second.strerror or second}",
@@ -123,34 +125,17 @@ def result_from(content: object, path: Path, check_samples: bool = True) -> Resu
             f"{path} has schema version {version!r}; this unlearn-eval reads {SCHEMA_VERSION}",
             "read it with the version of unlearn-eval that wrote it (see its provenance)",
         )
-    _same_fields(content, FIELDS, str(path), OPTIONAL)
-    try:
-        content["metrics"] = {
-            task: {name: _metric(m, f"{path}: metrics.{task}.{name}") for name, m in metrics.items()}
-            for task, metrics in content["metrics"].items()
-        }
-        result = Result(**content, path=path)
-        for task in result.samples if check_samples else ():
-            _samples_file(result, path, task)
-    except UserError:
-        raise
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} is not a sound result file: {error}", "it was edited: run it again") from error
+    stored = validated(
+        StoredResult,
+        {"schema_version": version, **content},
+        path,
+        "is not a sound result file",
+        "it was edited: run it again",
+    )
+    result = Result(**{**content, "metrics": stored.read_metrics()}, path=path)
+    for task in result.samples if check_samples else ():
+        _samples_file(result, path, task)
     return result
-
-
-def _metric(content: dict[str, Any], where: str) -> Metric:
-    _same_fields(content, tuple(f.name for f in dataclasses.fields(Metric)), where)
-    return Metric(**content)
-
-
-def _same_fields(content: Iterable[str], names: Iterable[str], where: str, optional: Iterable[str] = ()) -> None:
-    got, wanted = set(content) | set(optional), set(names)
-    hint = "it was edited, or written by another version of unlearn-eval"
-    if missing := sorted(wanted - got):
-        raise UserError(f"{where} lacks the field {', '.join(missing)}", hint)
-    if unknown := sorted(got - wanted):
-        raise UserError(f"{where} has the unknown field {', '.join(unknown)}", hint)
 
 
 def read_samples(path: str | Path, task: str) -> list[Record]:
@@ -164,7 +149,11 @@ def samples_of(result: Result, task: str) -> list[Record]:
     if task not in result.samples:
         raise unknown_name("task with samples", task, result.samples)
     file = _samples_file(result, result.path, task)
-    return read_jsonl(file) if result.samples[task]["n"] else []
+    schema = AttackedSample if task in result.robustness else Sample
+    read = placed_records(file) if result.samples[task]["n"] else []
+    for where, record in read:
+        validated(schema, record, where, "is not a sound sample", "it was edited: run it again")
+    return [record for _, record in read]
 
 
 def _samples_file(result: Result, path: Path, task: str) -> Path:

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearn_eval.metrics.edit_checks import edit_faults, took
 from unlearn_eval.results.files import read_result, result_from
 from unlearn_eval.results.schema import SCHEMA_VERSION, Metric, Result
+from unlearn_eval.results.stored import Localization
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import parse, read_text
+from unlearn_eval.utils.schemas import validated
 
 if TYPE_CHECKING:
     import pandas
@@ -43,6 +46,11 @@ class Run:
     method: str
     forget_set: str | None
     base: str | None = None
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why the run is not to be read as a result of its method: its edit did not take, or did harm."""
+        return result_faults(self.result)
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,7 @@ def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None 
         try:
             content = parse(read_text(path, "result file"), path, "")
             if is_localization(content):
+                validated(Localization, content, path, "is not a sound localization", "")
                 localizations.append((path, content))
                 continue
             result, note = _read(content, path, named=path in roots)
@@ -311,6 +320,11 @@ def same_data(one: Result, other: Result, task: str) -> bool:
     return bool(first.get("hash") == second.get("hash"))
 
 
+def result_faults(result: Result) -> tuple[str, ...]:
+    """The faults of the edit that a result is of, by the self-check that was made with it."""
+    return edit_faults((result.edit or {}).get("notes"))
+
+
 # As a table ------------------------------------------------------------------------------------------------
 
 
@@ -319,8 +333,9 @@ def frame(runs: Runs) -> pandas.DataFrame:
 
     Columns: run, model, method, forget_set, base, task, metric, value, low, high (95 % interval), stderr, n,
     n_unscored, direction ("higher" or "lower" is better, or None), reason (why there is no value), seed, status,
-    created, edit_seconds, evaluation_seconds, peak_memory_bytes (of the edit), file. The lines on skipped files are
-    in `frame.attrs["notes"]`.
+    created, edit_seconds, evaluation_seconds, peak_memory_bytes (of the edit), took (whether the edit took by its own
+    self-check, or None), faults (why the edit is not to be read as a result, or ""), file. The lines on skipped files
+    are in `frame.attrs["notes"]`.
 
     Raises:
         UserError: pandas is not installed.
@@ -337,6 +352,7 @@ def frame(runs: Runs) -> pandas.DataFrame:
         about: dict[str, Any] = {"run": run.name, "model": run.model, "method": run.method}
         about |= {"forget_set": run.forget_set, "base": run.base}
         rest = {"seed": result.seed, "status": result.status, "created": result.created, **cost(result)}
+        rest |= {"took": took((result.edit or {}).get("notes")), "faults": "; ".join(run.faults)}
         for task, metrics in result.metrics.items():
             for name, metric in metrics.items():
                 low, high = interval(name, metric) or (None, None)

@@ -34,16 +34,26 @@ from unlearn_eval.edits.load import READERS, AnyEdit, check_base, describe_base
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.edits.records import RequestSummary, SelfCheck
 from unlearn_eval.localization.components import Components
-from unlearn_eval.localization.locate import checked_settings, resolve, settings_for, source_of
-from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.localization.locate import (
+    check_name,
+    checked_settings,
+    localization_spec,
+    resolve,
+    settings_for,
+    source_of,
+)
+from unlearn_eval.localization.sites import sites
+from unlearn_eval.models.load import Check, LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, score_answers
+from unlearn_eval.runs.unrelated import ask_unrelated
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json, peak_memory_bytes, provenance
 from unlearn_eval.utils.settings import configure
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -56,6 +66,7 @@ def make_edit(
     state: AnyEdit | None = None,
     progress: Progress = no_progress,
     retain: ForgetSet | None = None,
+    unrelated: bool = True,
 ) -> AnyEdit:
     """The edit after which the model answers each item's question with a refusal.
 
@@ -69,6 +80,7 @@ def make_edit(
         state: an earlier edit of this model by this method, to go on from.
         progress: told of the editor's steps.
         retain: what to keep, for methods that are trained; items that are also to be forgotten are left out.
+        unrelated: Whether ten unrelated questions are asked before and after, to see what the edit broke.
 
     Returns:
         A `LowRankEdit`; a `DenseEdit` of a method that trains weights in place; a `MemoryEdit` of one that decides at
@@ -83,7 +95,7 @@ def make_edit(
     started = time.monotonic()
     inputs = _prepare(plan)
     edit = _edit_in_steps(plan, inputs)
-    edit, check = _calibrate_and_check(plan, inputs, edit)
+    edit, check = _calibrate_and_check(plan, inputs, edit, unrelated)
     return _describe(plan, inputs, edit, check, started)
 
 
@@ -155,6 +167,7 @@ def _check(
         check_merge(forget.items, recipe.merge_size)
     preset, published = _preset(loaded.model, method, forget.name) if recipe.preset else (None, {})
     given = checked_settings(method, options)
+    model_check(method, options)(loaded.model)
     place = options.get("components", "")
     components = resolve(place, loaded, forget, recipe.seed, retain, progress)
     where = {} if components is None else settings_for(method, components)
@@ -191,6 +204,23 @@ def _prompt_format(loaded: LoadedModel, recipe: Recipe, previous: AnyEdit | None
     return found
 
 
+def model_check(method: Editor, options: Mapping[str, str]) -> Check:
+    """A check of an architecture, for `load_model`: whether a method can edit it with these settings, as text."""
+    given = checked_settings(method, options)
+    place = options.get("components", "")
+    located = place and localization_spec(place) is not None
+    config = configure(method.Config, {key: own for key, own in given.items() if not (located and key == "components")})
+
+    def check(model: nn.Module) -> None:
+        if located:
+            sites(model)
+        elif place:
+            check_name(place, model)
+        method.check_model(config, model)
+
+    return check
+
+
 def check_recipe(method: Editor, recipe: Recipe, retain: ForgetSet | None, hint: str = "leave out --merge") -> None:
     """Refuse a retain set for a method that takes none, and merging for one that is trained."""
     if retain is not None and not method.trained:
@@ -212,7 +242,7 @@ def _check_previous(previous: AnyEdit | None, method: Editor, forget: ForgetSet,
     """Refuse to continue an edit of another model or method, or with items that it holds already."""
     if previous is None:
         return
-    check_base(previous.info, loaded)
+    check_base(previous.info, loaded)  # without --any-base: the new edit would say that it holds
     twice = sorted(set(previous.info.requests.ids) & {item.id for item in forget})
     if twice:
         raise UserError(
@@ -313,7 +343,7 @@ def _edit_in_steps(plan: _Plan, inputs: _Inputs) -> AnyEdit:
 # 4. Calibrate and check ------------------------------------------------------------------------------------
 
 
-def _calibrate_and_check(plan: _Plan, inputs: _Inputs, edit: AnyEdit) -> tuple[AnyEdit, SelfCheck]:
+def _calibrate_and_check(plan: _Plan, inputs: _Inputs, edit: AnyEdit, unrelated: bool) -> tuple[AnyEdit, SelfCheck]:
     """The edit, of a memory with calibrated bounds where that was asked for, and what its self-check found.
 
     Bounds are chosen from the set's own paraphrases, and from at most 256 questions that nothing was learned from.
@@ -327,7 +357,10 @@ def _calibrate_and_check(plan: _Plan, inputs: _Inputs, edit: AnyEdit) -> tuple[A
         edited = [part.prompt_ids for request in inputs.requests for part in request.parts]
         unread = inputs.others[plan.method.others_read(plan.config) :]
         edit = calibrated(edit, model, paraphrases, edited, unread[:256])
-    return edit, self_check(model, inputs.requests, edit)
+    check = self_check(model, inputs.requests, edit)
+    asked = [item.question for item in plan.forget]
+    found = ask_unrelated(plan.loaded, plan.prompt_format, edit, asked) if unrelated else None
+    return edit, check if found is None else SelfCheck.of(check | {"unrelated": found.record})
 
 
 def self_check(model: PreTrainedModel, requests: Sequence[EditRequest], edit: Edit) -> SelfCheck:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from unlearn_eval.data.registry import is_ours
 from unlearn_eval.edits.base import EditInfo
@@ -26,11 +27,13 @@ from unlearn_eval.harness.plan import (
 )
 from unlearn_eval.models.load import model_source, resolve_model
 from unlearn_eval.models.prompt_format import check_template_arguments
-from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.models.weights import check_finite, hash_weights
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.serving.engine import engine_here, engine_stopped
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.folders import check_output
+from unlearn_eval.utils.settings import check_batch_size
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class EvalConfig:
             and the rest plainly.
         chat_template_kwargs: further arguments of the chat template; None are the edit's own, if there is an edit.
         seed: of everything random.
+        any_base: whether the edit may leave open which model it was made on.
     """
 
     tasks: tuple[str, ...]
@@ -70,6 +74,12 @@ class EvalConfig:
     include_path: str | None = None
     use_cache: str | None = None
     seed: int = 1234
+    any_base: bool = False
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size, auto=True)
+        if self.limit is not None and not self.limit > 0:
+            raise UserError(f"cannot take {self.limit:g} documents of a task", "give --limit a number above 0")
 
 
 def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | None:
@@ -78,8 +88,11 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     Raises:
         UserError: no such task or model, a mistake in the settings, or the result cannot be written.
     """
+    import torch
+
     from unlearn_eval.harness.patching import without_machine
     from unlearn_eval.harness.run import load_lm, names_of
+    from unlearn_eval.models.scoring import finite_logits
 
     names = [name for task in config.tasks for name in names_of(task, config.include_path)]  # before a model is loaded
     _check(config, names)
@@ -89,6 +102,7 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     for line in dict.fromkeys(plan.line for plan in plans):
         say(line)
     path = _output(config, kind, arguments)
+    check_output(path, "result")
     created, started = utc_now(), time.monotonic()
     say(f"loading {arguments.get('pretrained', kind)}" + (f" with the edit {config.edit}" if config.edit else ""))
     on_vllm = kind.endswith("vllm")
@@ -96,12 +110,11 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     with engine_here(arguments) if on_vllm else nullcontext():
         lm = load_lm(kind, arguments, size, config.device)
     weights = _hash(lm)
-    cache = config.use_cache
-    if cache and weights:  # lm-eval's cache does not know whose answers it holds
-        cache = f"{cache}-{getattr(lm, 'answers_hash', weights['weights_hash'])[:16]}"
     loaded = time.monotonic()
-    with engine_stopped(lm), without_machine():
-        found = _ask(config, lm, cache, arguments.get("edit"))
+    own = getattr(lm, "model", None)
+    watched = finite_logits(own) if isinstance(own, torch.nn.Module) else nullcontext()
+    with engine_stopped(lm), without_machine(), watched:
+        found = _ask(config, lm, arguments.get("edit"))
     if not found.metrics:
         return None
     timing = {"loading_seconds": round(loaded - started, 2), "evaluation_seconds": round(time.monotonic() - loaded, 2)}
@@ -133,7 +146,7 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
     kind, arguments = model_arguments(replace(config, backend="vllm"))
     if kind != "vllm":
         raise UserError(f"the model type '{kind}' cannot share an engine between edits", "give a base model")
-    from unlearn_eval.serving.patches import check_checkpoint
+    from unlearn_eval.serving.checkpoint_stream import check_checkpoint
     from unlearn_eval.serving.together import Engine, read_adapter
 
     adapters = [read_adapter(edit) for edit in edits]
@@ -149,7 +162,7 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
         engine = Engine(arguments["pretrained"], adapters, **options)
     loaded = time.monotonic()
     with engine_stopped(engine.own), without_machine():
-        found = engine.run(lambda lm: _ask(config, lm, None, lm.edit_folder))
+        found = engine.run(lambda lm: _ask(config, lm, lm.edit_folder))
     timing = {"loading_seconds": round(loaded - started, 2), "evaluation_seconds": round(time.monotonic() - loaded, 2)}
     results = []
     for edit, lm, own in zip(edits, engine.views, found, strict=True):
@@ -241,7 +254,7 @@ def _arguments(config: EvalConfig) -> dict[str, Any] | None:
     return given if config.chat_template_kwargs is None else config.chat_template_kwargs
 
 
-def _ask(config: EvalConfig, lm: Any, cache: str | None, edit: str | None) -> Any:
+def _ask(config: EvalConfig, lm: Any, edit: str | None) -> Any:
     from unlearn_eval.harness.run import evaluate
 
     metadata = {**({EDIT: edit} if edit else {}), **config.metadata}
@@ -260,7 +273,7 @@ def _ask(config: EvalConfig, lm: Any, cache: str | None, edit: str | None) -> An
             system_instruction=config.system_instruction,
             gen_kwargs=_parsed(config.gen_kwargs),
             metadata=metadata,
-            use_cache=cache,
+            use_cache=config.use_cache,
             seed=config.seed,
         )
 
@@ -329,6 +342,7 @@ def model_arguments(config: EvalConfig) -> tuple[str, dict[str, Any]]:
         if not kind.startswith("edited"):
             raise UserError(f"the model type '{kind}' cannot apply an edit", "use --model edited, or a base model")
         arguments["edit"] = config.edit
+        arguments |= {"any_base": True} if config.any_base and kind == "edited" else {}
     return kind, arguments
 
 
@@ -350,8 +364,9 @@ def _hash(lm: Any) -> dict[str, Any]:
     model = getattr(lm, "model", None)
     if not isinstance(model, torch.nn.Module):
         return {}
-    weights = hash_weights(model)
     name = str(getattr(lm, "pretrained", ""))
+    check_finite(model, name or "the model")
+    weights = hash_weights(model)
     return {
         "weights_hash": weights.exact,
         "canonical_weights_hash": weights.canonical,
@@ -377,4 +392,4 @@ def _file_name(config: EvalConfig, kind: str, arguments: dict[str, Any]) -> str:
     model = Path(str(arguments.get("pretrained", kind))).name
     edit = f"+{Path(config.edit).name}" if config.edit else ""
     task = config.tasks[0].replace("*", "all") if len(config.tasks) == 1 else f"{len(config.tasks)}-tasks"
-    return f"{task}_{model}{edit}_{time.strftime('%Y%m%d-%H%M%S')}.json"
+    return f"{task}_{model}{edit}_{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}.json"

@@ -21,11 +21,13 @@ from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, train_edit
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.export import save_checkpoint
+from unlearn_eval.edits.folder import DESCRIPTION
 from unlearn_eval.edits.load import describe_base
 from unlearn_eval.edits.records import RequestSummary
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.utils import folders
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.folders import write_whole
 from unlearn_eval.utils.progress import Progress, no_progress
@@ -74,6 +76,23 @@ def without(data: ForgetSet, left_out: ForgetSet) -> ForgetSet:
         what = "nothing is left of" if not kept else "nothing is left out of"
         raise UserError(f"{what} '{data.name}' without '{left_out.name}'", "give a part of it as --without")
     return ForgetSet(f"{data.name} without {left_out.name}", kept)
+
+
+def check_place(output: str, form: str) -> None:
+    """Refuse, before anything is trained, a place where the model or edit cannot be written; errors as they will be.
+
+    Args:
+        output: the folder.
+        form: "checkpoint" or "edit".
+    """
+    what, marker = ("edit", DESCRIPTION) if form == "edit" else ("fine-tuned model", ABOUT)
+    folders.check_output(output, what)
+    folders.check_place(Path(output), what, marker)
+
+
+def check_settings(options: Mapping[str, str]) -> None:
+    """Refuse settings of training that are unknown or out of their range."""
+    configure(GradientConfig, options)
 
 
 def finetune(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from unlearn_eval.serving.door import MEMORY, OWN, SCORING
 from unlearn_eval.serving.names import EXTENSION, LOAD_FORMAT, MODELS, WORKER
 from unlearn_eval.serving.patching import PATCHES, register_edited
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.terminal import say
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -36,7 +36,7 @@ def register() -> None:
 
         register_edited(EDITED, MODELS, LOAD_FORMAT, EditedModelLoader, _config_of)
     except UserError as error:
-        print(f"unlearn-eval: edited models cannot be served: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"unlearn-eval: edited models cannot be served: {' '.join(str(error).split())}")
 
 
 def _config_of(stock: str) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.folder import EDITED
-from unlearn_eval.harness.requests import KIND, cannot_score, make_query
+from unlearn_eval.harness.requests import KIND, cannot_score, make_query, vocabulary
 from unlearn_eval.models.prompt_ends import PROMPT_END
 from unlearn_eval.serving.door import OWN, SCORING
 from unlearn_eval.serving.names import EXTENSION
@@ -105,7 +105,7 @@ def from_vllm(self: LM, requests: list[Any], disable_tqdm: bool = False) -> list
     for i, request in enumerate(requests):
         context, answer, asked = request.args
         query, labels = make_query(self, context, answer, asked, lambda text: list(encode(text)))
-        responses[i] = {"n_answer": labels.n_answer, "text": labels.text}
+        responses[i] = {"n_answer": labels.n_answer, "text": labels.text, **vocabulary(self)}
         reason = cannot_score(query, labels, self.max_length - 2)  # all labels are inputs, and one token is generated
         if query.masked_token is not None:
             reason = "compat=openunlearning masks tokens within the prompt, which vLLM cannot"

@@ -9,6 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import held
+
+MOST_BYTES = 255 - 40  # of a name; temporary files have longer ones
+ROOM = 4 * 2**20  # bytes, of a small edit or a result with its samples
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -20,6 +24,35 @@ def check_place(folder: Path, what: str, marker: str, option: str = "--output") 
     """Refuse to write over anything but an empty folder, or one that holds the file `marker`."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / marker).is_file())):
         raise UserError(f"{folder} exists and is not an {what}", f"give another {option}")
+
+
+def check_output(path: str | Path, what: str, option: str = "--output", room: int = ROOM) -> None:
+    """Refuse a place where nothing could be written at the end of a long run.
+
+    Args:
+        path: of the file or folder to write; its parents need not be there.
+        what: "edit", "result" ..., for the error.
+        option: with which the user named the place.
+        room: bytes that have to be free.
+
+    Raises:
+        UserError: a name is too long, the nearest folder that exists cannot be written to, or too little space is free.
+    """
+    hint = f"give another {option}"
+    path = Path(path).expanduser()
+    if "\0" in str(path) or any(len(os.fsencode(part)) > MOST_BYTES for part in path.parts):
+        raise UserError(f"the {what} cannot be called {str(path)[:80]!r}: a name is too long, or no name", hint)
+    try:
+        parent = next(own for own in path.absolute().parents if own.exists())
+        with tempfile.TemporaryFile(dir=parent):
+            free = shutil.disk_usage(parent).free
+    except OSError as error:
+        raise UserError(f"cannot write the {what} to {path}: {error.strerror or error}", hint) from error
+    if free < room:
+        raise UserError(
+            f"the {what} needs {room / 1e6:,.0f} MB at {path}, and {free / 1e6:,.0f} MB are free",
+            f"free some space or {hint}",
+        )
 
 
 def write_whole(folder: Path, what: str, marker: str, fill: Callable[[Path], None], option: str = "--output") -> Path:
@@ -52,12 +85,28 @@ def write_whole(folder: Path, what: str, marker: str, fill: Callable[[Path], Non
         if not _is_of_the_disk(error):
             raise
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"cannot write the {what} to {folder}: {reason}", f"free some space or give another {option}"
-        ) from error
+        failed, hint = f"cannot write the {what} to {folder}: {reason}", f"free some space or give another {option}"
+        saved = _saved_elsewhere(fill, place.name)
+        if saved is not None:
+            failed, hint = f"{failed}; nothing is lost: it is in {saved}", f"{hint}, and move it: mv {saved} {folder}"
+        raise UserError(failed, hint) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _saved_elsewhere(fill: Callable[[Path], None], name: str) -> Path | None:
+    """The folder filled in a temporary one; None where that fails too."""
+    rescue = Path(tempfile.mkdtemp(prefix="unlearn-eval-")) / name
+    try:
+        rescue.mkdir()
+        fill(rescue)
+    except Exception as error:
+        shutil.rmtree(rescue.parent, ignore_errors=True)
+        if not _is_of_the_disk(error):
+            raise
+        return None
+    return rescue
 
 
 def _is_of_the_disk(error: Exception) -> bool:
@@ -69,6 +118,11 @@ def _is_of_the_disk(error: Exception) -> bool:
 
 def _put_in_place(new: Path, folder: Path) -> None:
     """Rename `new` to `folder`; an older folder stands aside until that has worked."""
+    with held(folder.parent):
+        _exchange(new, folder)
+
+
+def _exchange(new: Path, folder: Path) -> None:
     if not folder.exists():
         new.rename(folder)
         return

@@ -7,19 +7,40 @@ import errno
 import json
 import math
 import os
+import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from unlearn_eval.utils.errors import UserError
 
 Record = dict[str, Any]
+_MAY_BE_VAST = re.compile(r"\d[eE]\+?\d{3}|\d{200}")  # other numbers are finite, and `json` reads them faster alone
+_MAY_BE_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def dumps(content: object, indent: int | None = None) -> str:
     """Strict JSON text; NaN and infinity are a `ValueError`."""
     return json.dumps(content, allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def json_place(text: str, what: str) -> Path:
+    """The path of a JSON file that is to be written, before the work that fills it.
+
+    Args:
+        text: the path.
+        what: it will be, for errors: "result".
+
+    Raises:
+        UserError: it does not end in `.json`, or is a folder.
+    """
+    path = Path(text).expanduser()
+    if path.suffix != ".json" or path.is_dir():
+        raise UserError(f"a {what} is a .json file, not {path}", f"name a file, such as {path.with_suffix('')}.json")
+    return path
 
 
 def plain(value: object, key: str) -> Any:
@@ -55,12 +76,34 @@ def write_all(files: Mapping[str, str | bytes], folder: Path) -> None:
                 stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
-        for name in files:
-            os.replace(temporary[name], folder / name)
+        with held(folder):
+            for name in files:
+                os.replace(temporary[name], folder / name)
         _sync_folder(folder)
     finally:
         for left in temporary.values():
             left.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from moving files into a folder within a `with` block, where the system can do that.
+
+    Of two runs with one output the files of one are then there, and not some of each.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        with suppress(OSError):  # some network drives have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -130,8 +173,17 @@ def parse(text: str, path: Path, hint: str, line: int | None = None) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
+    def finite(number: str) -> float:
+        value = float(number)
+        if not math.isfinite(value):
+            raise ValueError(f"{number[:20]} is more than a number may be")
+        return value
+
     try:
-        return json.loads(text, parse_constant=refuse)
+        content = json.loads(text, parse_constant=refuse, parse_float=finite if _MAY_BE_VAST.search(text) else None)
+        if _MAY_BE_HALF.search(text) and (half := _HALF.search(json.dumps(content, ensure_ascii=False))):
+            raise ValueError(f"{half[0].encode('unicode_escape').decode()} is half a character")
+        return content
     except json.JSONDecodeError as error:
         byte = len(text[: error.pos].encode())
         place = f"line {line or error.lineno}, column {error.colno}" + ("" if line else f", byte {byte}")

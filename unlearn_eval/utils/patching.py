@@ -11,13 +11,13 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.terminal import say
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -251,7 +251,7 @@ def warn_of_misfit(apply: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
     try:
         return apply(*args, **kwargs)
     except UserError as error:
-        print(f"unlearn-eval: slower than it could be: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"unlearn-eval: slower than it could be: {' '.join(str(error).split())}")
         return None
 
 

@@ -17,6 +17,7 @@ from unlearn_eval.attacks.retraining import WHY_NO_MEMORY, RetrainingConfig, cur
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.edits.base import DENSE, LOW_RANK
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.settings import Size
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Config(RetrainingConfig):
         n: on how many facts.
     """
 
-    n: int = 100
+    n: Size = 100
 
 
 def attack(case: Case, config: Config) -> Iterator[Observation]:

@@ -24,7 +24,6 @@ from unlearn_eval.attacks.depth import by_item_and_layer, by_layer, depth_summar
 from unlearn_eval.attacks.hidden_states import answer_states
 from unlearn_eval.attacks.summary import Summary
 from unlearn_eval.data.items import ForgetSet
-from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.tracing import read_out
 
@@ -62,7 +61,7 @@ def work(config: Config, n_items: int, n_layers: int) -> Work:
 def lens(loaded: LoadedModel, states: Tensor, answer_ids: Sequence[int]) -> list[float]:
     """The answer's mean log-probability per token, read from the states (L, T, d) of each layer."""
     model = loaded.model
-    logits = read_out(model, anatomy(model), states.to(model.device, model.dtype)).float()
+    logits = read_out(model, loaded.blocks, states.to(model.device, model.dtype)).float()
     labels = torch.tensor(answer_ids, device=logits.device).expand(len(states), -1)
     found: list[float] = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0].mean(-1).tolist()
     return found

@@ -47,6 +47,7 @@ from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.tracing import last_states
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.settings import Size
 
 Array = npt.NDArray[Any]
 VALUE, RANDOM, BEST = "probe_accuracy", "random_labels", "best"
@@ -70,7 +71,7 @@ class Config:
 
     labels: str = "auto"
     penalty: float = 0.1
-    n_train: int = 300
+    n_train: Size = 300
     n_controls: int = 10
     seed: int = 0
 
@@ -146,7 +147,7 @@ def check(items: ForgetSet, others: ForgetSet | None, config: Config) -> None:
 def _states(case: Case, loaded: LoadedModel, rows: Sequence[Statement]) -> Any:
     """(L, R, d)."""
     ids, ends = [row.ids for row in rows], [row.end for row in rows]
-    return last_states(loaded.model, loaded.anatomy, ids, case.batch_size, ends)[1:].numpy()
+    return last_states(loaded.model, loaded.blocks, ids, case.batch_size, ends)[1:].numpy()
 
 
 def kind_of_labels(items: ForgetSet, others: ForgetSet) -> str:

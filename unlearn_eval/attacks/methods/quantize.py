@@ -23,6 +23,7 @@ from torch import Tensor
 from unlearn_eval.attacks.base import Attack, Case, Observation, Work
 from unlearn_eval.attacks.changed_weights import levels
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.settings import Size, Sizes
 
 SCHEMES = ("absmax", "nf4")
 _NF4 = (
@@ -42,8 +43,8 @@ class Config:
         scheme: absmax or nf4.
     """
 
-    bits: tuple[int, ...] = (8, 4)
-    group_size: int = 64
+    bits: Sizes = (8, 4)
+    group_size: Size = 64
     scheme: str = "absmax"
 
     def __post_init__(self) -> None:

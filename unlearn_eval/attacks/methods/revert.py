@@ -23,6 +23,7 @@ from unlearn_eval.attacks.changed_weights import weaker_edits
 from unlearn_eval.edits.base import DENSE, LOW_RANK
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.settings import Sizes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +42,7 @@ class Config:
         seed: of the randomised SVD.
     """
 
-    directions: tuple[int, ...] = (1, 4, 16)
+    directions: Sizes = (1, 4, 16)
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_ends import prompt_lengths
 from unlearn_eval.models.scoring import positions
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.settings import Positive, Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,11 +50,11 @@ class Config:
         seeds: one run for each.
     """
 
-    n_tokens: int = 4
-    steps: int = 100
-    learning_rate: float = 0.05
-    batch_size: int = 16
-    radius: float = 6.0
+    n_tokens: Size = 4
+    steps: Size = 100
+    learning_rate: Positive = 0.05
+    batch_size: Size = 16
+    radius: Positive = 6.0
     folds: int = 2
     seeds: tuple[int, ...] = (0,)
 

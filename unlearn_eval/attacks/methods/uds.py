@@ -37,7 +37,6 @@ from unlearn_eval.attacks.depth import by_layer, depth_summary, shares
 from unlearn_eval.attacks.hidden_states import answer_states, entity_tokens
 from unlearn_eval.attacks.summary import Summary
 from unlearn_eval.data.items import ForgetSet
-from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.scoring import pad, positions
 from unlearn_eval.models.tracing import patched
@@ -62,8 +61,8 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
         spans = [entity_tokens(row, case.format_for(loaded)) for row in rows]
         plain = answer_log_probs(loaded, rows, spans, case.batch_size)
         for name in sources:
-            for layer in range(loaded.anatomy.n_layers):
-                case.progress(f"layers of the {name} model", layer, loaded.anatomy.n_layers)
+            for layer in range(loaded.blocks.n_layers):
+                case.progress(f"layers of the {name} model", layer, loaded.blocks.n_layers)
                 own = [state[layer] for state in states[name]]
                 after = answer_log_probs(loaded, rows, spans, case.batch_size, layer, own)
                 scores = (
@@ -108,7 +107,7 @@ def answer_log_probs(
             values, places = _placed(
                 [rows[i] for i in batch], [spans[i] for i in batch], [states[i] for i in batch], ids
             )
-            with patched(anatomy(model).block(model, layer), values, places):
+            with patched(loaded.blocks.block(model, layer), values, places):
                 logits = model(input_ids=ids, **options).logits
         for r, i in enumerate(batch):
             first = len(rows[i].prompt_ids) - 1 + spans[i].start

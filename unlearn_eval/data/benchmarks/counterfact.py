@@ -15,7 +15,7 @@ def _splits(metadata: Metadata) -> Splits:
     """CounterFact's true facts: to be forgotten in the prompt and its paraphrases, kept in the neighborhood."""
     fields = ("case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
     obtain = "It is counterfact.json of rome.baulab.info/data/dsets (MIT)."
-    source = Source("counterfact", "counterfact", "azhx/counterfact", obtain=obtain)
+    source = Source("counterfact", "counterfact", "azhx/counterfact", obtain=obtain, size=21919)
     documents = []
     neighbors: dict[str, list[Any]] = {}
     generation: dict[str, list[Any]] = {}
@@ -67,7 +67,7 @@ BENCHMARK = Benchmark(
     source="counterfact.json of rome.baulab.info/data/dsets, or the hub's azhx/counterfact",
     licence="MIT",
     readers={"counterfact": _splits},
-    sets=("counterfact:NUMBER",),
+    sets=("counterfact:NUMBER", "counterfact:all"),
     items=_items,
     tasks={"unlearn_counterfact": ByIds("counterfact:", "counterfact/")},
 )

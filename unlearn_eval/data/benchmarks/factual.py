@@ -10,9 +10,8 @@ import json
 from pathlib import Path
 
 from unlearn_eval.data.benchmark import Benchmark, ByIds
-from unlearn_eval.data.benchmarks.tofu import HUB_ID
+from unlearn_eval.data.benchmarks.tofu import HUB_ID, records_of
 from unlearn_eval.data.documents import Metadata, Splits, choose, document
-from unlearn_eval.data.sources import Source, load_source
 
 PARAPHRASES_FILE = Path(__file__).parents[2] / "tasks" / "factual" / "paraphrases.json"
 
@@ -22,8 +21,7 @@ def factual(metadata: Metadata) -> Splits:
     paraphrases = json.loads(PARAPHRASES_FILE.read_text(encoding="utf-8"))
     documents = []
     for part in ("real_authors", "world_facts"):
-        source = Source("tofu", f"{part}_perturbed", HUB_ID, f"{part}_perturbed")
-        for i, record in enumerate(load_source(source, ("question", "answer", "perturbed_answer"))):
+        for i, record in enumerate(records_of(f"{part}_perturbed", ("question", "answer", "perturbed_answer"))):
             question = str(record["question"]).strip()
             own = paraphrases.get(question_key(question))
             documents.append(

@@ -7,6 +7,7 @@ from unlearn_eval.data.documents import Metadata, Splits, document, only
 from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.data.sources import Source, load_source
 
+SIZES = {"unlearn_train": 400, "unlearn_val": 110, "retention_train": 441, "retention_val": 108}
 OBTAIN = "It is dataset/KnowUnDo/privacy/ of github.com/zjunlp/unlearn (MIT)."
 
 
@@ -16,14 +17,17 @@ def _splits(metadata: Metadata) -> Splits:
     splits = {
         f"{role}_{part}": [
             document(f"{role}_{part}/{i}", record["text"], record["labels"])
-            for i, record in enumerate(
-                load_source(Source("knowundo", f"privacy_{file}_{part}", obtain=OBTAIN), ("text", "labels"))
-            )
+            for i, record in enumerate(load_source(_source(f"{file}_{part}"), ("text", "labels")))
         ]
         for role, file in files.items()
         for part in ("train", "val")
     }
     return only(splits, metadata)
+
+
+def _source(file: str) -> Source:
+    others = (f"privacy/{file}", file)  # as they lie in the authors' folder
+    return Source("knowundo", f"privacy_{file}", obtain=OBTAIN, size=SIZES[file], alternatives=others)
 
 
 def _items(which: str) -> tuple[ForgetItem, ...]:

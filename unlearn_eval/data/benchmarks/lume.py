@@ -21,8 +21,9 @@ def _splits(metadata: Metadata) -> Splits:
     if wanted is not None and wanted not in TASKS.values():
         raise unknown_name("LUME task", str(wanted), TASKS.values())
     splits: Splits = {}
-    for role in ("forget", "retain"):
-        for i, record in enumerate(load_source(Source("lume", role, obtain=OBTAIN), ("id", "input", "output", "task"))):
+    for role, size in (("forget", 2732), ("retain", 2734)):
+        source = Source("lume", role, obtain=OBTAIN, size=size)
+        for i, record in enumerate(load_source(source, ("id", "input", "output", "task"))):
             key = str(record["id"])
             found = re.search(r"(sc|qa)\d+$", key)
             if found is None or record["task"] not in TASKS:

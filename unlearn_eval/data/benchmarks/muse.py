@@ -17,7 +17,10 @@ def _muse(name: str) -> Reader:
         """MUSE's knowledge and verbatim memorisation, and the texts for membership inference."""
 
         def load(config: str, split: str, fields: Sequence[str]) -> list[dict[str, Any]]:
-            return load_source(Source(folder, f"{config}/{split}", hub, config, split), fields)
+            own = f"{config}/{split.replace('retain', 'retain2')}"  # as the authors' first repository calls it
+            size = 10 if split.endswith("icl") else 100
+            source = Source(folder, f"{config}/{split}", hub, config, split, size=size, alternatives=(own,))
+            return load_source(source, fields)
 
         splits: Splits = {}
         for role in ("forget", "retain"):

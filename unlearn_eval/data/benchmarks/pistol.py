@@ -10,11 +10,11 @@ from typing import Any
 from unlearn_eval.data.benchmark import Benchmark, ByIds, FinetunePreset
 from unlearn_eval.data.documents import Metadata, Splits, choose, document, without_empty
 from unlearn_eval.data.items import ForgetItem, ForgetSet, item_from_record
-from unlearn_eval.data.sources import DATA_VARIABLE
+from unlearn_eval.data.sources import DATA_VARIABLE, Source, is_there, load_source
 from unlearn_eval.utils.errors import UserError, unknown_name
-from unlearn_eval.utils.json_files import read_jsonl
 
-FILES = ("sample_data_1.json", "sample_data_2.json")
+SIZES = {"sample_data_1.json": 400, "sample_data_2.json": 1500}
+FILES = tuple(SIZES)
 
 
 def _splits(metadata: Metadata) -> Splits:
@@ -58,18 +58,19 @@ def _items(which: str) -> tuple[ForgetItem, ...]:
 
 def _edges(file: str, needed: bool) -> dict[str, list[Mapping[str, Any]]]:
     """PISTOL's questions by edge, from one of its files; none if the file is not there and not needed."""
-    root = os.environ.get(DATA_VARIABLE)
-    path = Path(root or "").expanduser() / "pistol" / file
-    if not root or not path.is_file():
+    source = Source("pistol", Path(file).stem, size=SIZES.get(file))
+    if not is_there(source):
+        root = os.environ.get(DATA_VARIABLE)
         if root and not needed:
             return {}
+        path = Path(root or "").expanduser() / "pistol" / file
         raise UserError(
             f"no PISTOL data: {path} is not there" if root else f"no PISTOL data: {DATA_VARIABLE} is not set",
             "it has no licence, so it is not shipped: put data/ of github.com/bill-shen-BS/PISTOL into a folder as"
             f" pistol/, and set {DATA_VARIABLE} to that folder",
         )
     edges: dict[str, list[Mapping[str, Any]]] = {}
-    for record in read_jsonl(path, required_fields=("question", "answer", "edge")):
+    for record in load_source(source, ("question", "answer", "edge")):
         edges.setdefault(str(record["edge"]), []).append(record)
     return edges
 

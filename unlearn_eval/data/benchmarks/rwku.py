@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from unlearn_eval.data.benchmark import Benchmark, ByPart, forgotten_items
 from unlearn_eval.data.documents import Metadata, Splits, document, only, slug
 from unlearn_eval.data.items import ForgetItem
@@ -9,40 +11,41 @@ from unlearn_eval.data.sources import Source, load_source
 from unlearn_eval.utils.errors import unknown_name
 
 HUB_ID = "jinzhuoran/RWKU"
+# Level -> the split that it is here, and how many records it has.
+LEVELS = {
+    "forget_level1": ("forget_blank", 3268),
+    "forget_level2": ("forget_question", 2879),
+    "forget_level3": ("forget_attack", 6984),
+    "neighbor_level1": ("neighbors_blank", 5846),
+    "neighbor_level2": ("neighbors_question", 5533),
+}
 
 
 def _splits(metadata: Metadata) -> Splits:
     """RWKU's probes of some people or of all: blanks, questions, attacks of each kind, and their neighbors."""
-    levels = {
-        "forget_level1": "forget_blank",
-        "forget_level2": "forget_question",
-        "forget_level3": "forget_attack",
-        "neighbor_level1": "neighbors_blank",
-        "neighbor_level2": "neighbors_question",
-    }
     wanted = metadata.get("forget")
     people = None if wanted is None else {wanted} if isinstance(wanted, str) else {str(name) for name in wanted}
     known: set[str] = set()
     splits: Splits = {}
-    for level, split in levels.items():
+    for level, (split, size) in LEVELS.items():
         fields = ("query", "answer", "subject", *(("type",) if level == "forget_level3" else ()))
-        for i, record in enumerate(load_source(Source("rwku", level, HUB_ID, level, "test"), fields)):
+        for i, record in enumerate(load_source(Source("rwku", level, HUB_ID, level, "test", size=size), fields)):
             if level.startswith("forget"):
                 known.add(record["subject"])
             if people is not None and record["subject"] not in people:
                 continue
-            attack = str(record["type"]).strip() if level == "forget_level3" else ""
-            name = f"{split}_{slug(attack)}" if attack else split
+            attack = kind_of_attack(str(record["type"])) if level == "forget_level3" else ""
+            name = f"{split}_{attack}" if attack else split
             shape = "blank" if level.endswith("1") else "brief"
-            if attack == "affirmative suffix":
+            if attack == "affirmative_suffix":
                 shape = "brief_open"  # its query ends with the beginning of the answer
-            elif slug(attack).replace("_", "").startswith("incontext"):
+            elif attack.replace("_", "").startswith("incontext"):
                 shape = "brief_examples"  # its query brings its own questions and answers
             own = document(
                 f"{level}/{i}",
                 record["query"],
                 record["answer"],
-                subject=record["subject"],
+                subject=record.get("neighbor") or record["subject"],
                 group=record["subject"],
                 shape=shape,
             )
@@ -51,6 +54,14 @@ def _splits(metadata: Metadata) -> Splits:
         if name not in known:
             raise unknown_name("person of RWKU", name, known)
     return only(splits, metadata)
+
+
+def kind_of_attack(written: str) -> str:
+    """The kind of attack that a record's `type` says: one of nine, which the files write in sixteen ways.
+
+    The language of a question in another one stands in brackets ("cross lingual (Spanish)"), with a hyphen or not.
+    """
+    return slug(re.sub(r"\(.*?\)", " ", written))
 
 
 def _items(which: str) -> tuple[ForgetItem, ...]:

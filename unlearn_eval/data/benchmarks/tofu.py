@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from unlearn_eval.data.benchmark import Benchmark, FinetunePreset, Whole
 from unlearn_eval.data.items import ForgetItem, item_from_record
 from unlearn_eval.data.sources import load_split
@@ -16,6 +18,20 @@ _FORGET = {
     "forget10": ("forget10_perturbed",),
     "factual": ("real_authors_perturbed", "world_facts_perturbed"),
 }
+# Published splits -> how many records they have.
+SIZES = {
+    "full": 4000,
+    **{f"{role}{part}": n for role in ("forget", "holdout") for part, n in (("01", 40), ("05", 200), ("10", 400))},
+    **{f"forget{part}_perturbed": n for part, n in (("01", 40), ("05", 200), ("10", 400))},
+    "retain_perturbed": 400,
+    "real_authors_perturbed": 100,
+    "world_facts_perturbed": 117,
+}
+
+
+def records_of(split: str, fields: tuple[str, ...] = ("question", "answer")) -> list[dict[str, Any]]:
+    """The records of one published split; errors as in `sources.load_split`."""
+    return load_split("tofu", split, HUB_ID, fields, size=SIZES.get(split))
 
 
 def _items(split: str) -> tuple[ForgetItem, ...]:
@@ -25,7 +41,7 @@ def _items(split: str) -> tuple[ForgetItem, ...]:
         raise unknown_name("TOFU set", split, [*_FORGET, *_RETAIN])
     items: list[ForgetItem] = []
     for part in _FORGET[split]:
-        records = load_split("tofu", part, HUB_ID, ("question", "answer"))
+        records = records_of(part)
         stem = "forget" if part.startswith("forget") else part.removesuffix("_perturbed")
         # The authors have 20 questions each, one after another; the factual questions have no common subject.
         items += [
@@ -37,7 +53,7 @@ def _items(split: str) -> tuple[ForgetItem, ...]:
 
 def _without_last(n: int) -> tuple[ForgetItem, ...]:
     """The questions in their order, 20 for each author, without the last `n`: those that are to be forgotten."""
-    records = load_split("tofu", "full", HUB_ID, ("question", "answer"))
+    records = records_of("full")
     kept = records[: len(records) - n]
     return tuple(item_from_record({**r, "id": f"full/{i}", "group": f"author {i // 20}"}) for i, r in enumerate(kept))
 

@@ -8,6 +8,7 @@ from unlearn_eval.data.sources import Source, load_source
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 PARTS = {"bio": "biology", "chem": "chemistry", "cyber": "cybersecurity"}
+SIZES = {"bio": 1273, "chem": 408, "cyber": 1987}
 
 
 def _splits(metadata: Metadata) -> Splits:
@@ -19,7 +20,7 @@ def _splits(metadata: Metadata) -> Splits:
         if part not in PARTS:
             raise unknown_name("part of WMDP", str(part), PARTS)
         own = []
-        source = Source("wmdp", f"wmdp-{part}", "cais/wmdp", f"wmdp-{part}", "test")
+        source = Source("wmdp", f"wmdp-{part}", "cais/wmdp", f"wmdp-{part}", "test", size=SIZES[part])
         for i, record in enumerate(load_source(source, ("question", "choices", "answer"))):
             choices, gold = [str(choice) for choice in record["choices"]], int(record["answer"])
             if len(choices) != 4 or not 0 <= gold < 4:

@@ -14,7 +14,7 @@ def _splits(metadata: Metadata) -> Splits:
     obtain = "It is zsre_mend_eval.json of rome.baulab.info/data/dsets."
     documents, neighbors = [], {}
     fields = ("subject", "src", "rephrase", "alt", "answers", "loc", "loc_ans")
-    for i, record in enumerate(load_source(Source("zsre", "zsre_mend_eval", obtain=obtain), fields)):
+    for i, record in enumerate(load_source(Source("zsre", "zsre_mend_eval", obtain=obtain, size=19086), fields)):
         answers = [str(answer) for answer in record["answers"]]
         if not answers:
             raise UserError(f"zsre, record {i + 1}: no answers", "every record has at least one")
@@ -47,7 +47,7 @@ BENCHMARK = Benchmark(
     source="zsre_mend_eval.json of rome.baulab.info/data/dsets",
     licence="not stated",
     readers={"zsre": _splits},
-    sets=("zsre:NUMBER",),
+    sets=("zsre:NUMBER", "zsre:all"),
     items=_items,
     tasks={"unlearn_zsre": ByIds("zsre:", "zsre/")},
 )

@@ -32,6 +32,7 @@ from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.tracing import first, trace
 from unlearn_eval.models.weights import known_weights
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.settings import Positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +56,7 @@ class LocateConfig:
     layers: tuple[int, ...] = ()
     target: TargetValueConfig = field(default_factory=TargetValueConfig)
     text: str = corpus.SELF
-    keys_per_dimension: float = 10.0
+    keys_per_dimension: Positive = 10.0
     seed: int = 0
 
 

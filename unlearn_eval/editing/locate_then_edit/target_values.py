@@ -39,6 +39,7 @@ from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.tracing import Tail
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.progress import Progress, no_progress
+from unlearn_eval.utils.settings import Positive, Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,8 +63,8 @@ class TargetValueConfig:
         bfloat16: compute the passes in bfloat16 (δ, its optimiser and the loss stay in float32).
     """
 
-    steps: int = 25
-    learning_rate: float = 0.5
+    steps: Size = 25
+    learning_rate: Positive = 0.5
     kl_weight: float = 0.0625
     norm_weight: float = 0.5
     clamp: float = 0.75

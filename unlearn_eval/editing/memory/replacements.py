@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Store = TypeVar("Store", Codebook, SideMemories, ResidualMemory)
 Settings = TypeVar("Settings", bound=Any)
-VARIANTS = ("default", "original")
+DEFAULT = "default"
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # prompt ids, target ids
 
 
@@ -98,7 +98,7 @@ class Replacements:
         return chosen
 
     def losses(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(R,) each target's mean -ln p, and whether all its tokens are the most likely, with outputs (R, S, d_out)."""
+        """(R,) each target's mean -ln p, and how many of its tokens are not the most likely; outputs (R, S, d_out)."""
         change = outputs - self.outputs
         if self.norm is not None:  # the residual stream changes by what the norm makes of the new output
             change = self.norm(outputs) - self.norm(self.outputs)
@@ -108,7 +108,7 @@ class Replacements:
         own = logp.gather(-1, tokens[:, None])[:, 0]
         nll = own.new_zeros(len(self.rows)).index_add(0, rows, -own) / self._lengths
         missed = (own.detach() < logp.detach().amax(-1)).to(own)
-        return nll, own.new_zeros(len(self.rows)).index_add(0, rows, missed) == 0
+        return nll, own.new_zeros(len(self.rows)).index_add(0, rows, missed)
 
 
 def the_layer(parts: Anatomy, layers: tuple[int, ...], depth: tuple[float, float], what: str) -> int:
@@ -129,15 +129,16 @@ def the_layer(parts: Anatomy, layers: tuple[int, ...], depth: tuple[float, float
     return resolved[0]
 
 
-def with_variant(config: Settings, original: Mapping[str, Any], method: str) -> Settings:
-    """The settings with those of the paper where the variant is `original`.
+def with_variant(config: Settings, variants: Mapping[str, Mapping[str, Any]], method: str) -> Settings:
+    """The settings with those of a variant in their place; `default` leaves them as they are.
 
     Raises:
         UserError: there is no such variant.
     """
-    if config.variant not in VARIANTS:
-        raise UserError(f"{method} has no variant '{config.variant}'", f"give one of: {', '.join(VARIANTS)}")
-    return replace(config, **original) if config.variant == "original" else config
+    names = (DEFAULT, *variants)
+    if config.variant not in names:
+        raise UserError(f"{method} has no variant '{config.variant}'", f"give one of: {', '.join(names)}")
+    return replace(config, **variants.get(config.variant, {}))
 
 
 def check_names(config: Any, **allowed: Sequence[str]) -> None:

@@ -22,11 +22,11 @@ from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.training.data import RETAIN as RETAIN_ROWS
 from unlearn_eval.editing.training.data import Row
 from unlearn_eval.editing.training.settings import RETAIN_TERMS, Dual, Objective, Said, TrainingConfig
-from unlearn_eval.editing.training.weights import FullWeights, LowRankWeights
+from unlearn_eval.editing.training.weights import FullWeights, LowRankWeights, check_components
 from unlearn_eval.edits.base import DENSE, LOW_RANK, EditInfo, applied
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.low_rank import LowRankEdit, concatenate
-from unlearn_eval.models.anatomy import anatomy, is_transposed
+from unlearn_eval.models.anatomy import blocks_of, is_transposed
 from unlearn_eval.models.weights import known_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.json_files import dumps
@@ -124,6 +124,12 @@ def editor(method: Method, config: type[GradientConfig] = GradientConfig, paper:
             job.prompt_format,
         )
 
+    def check(config: GradientConfig, model: Any) -> None:
+        own = method.prepare(config, model)
+        if own.retains and own.retain_term == "representation":
+            blocks_of(model)
+        check_components(model, own.components, bool(own.lora_rank))
+
     return Editor(
         method.name,
         config,
@@ -132,6 +138,7 @@ def editor(method: Method, config: type[GradientConfig] = GradientConfig, paper:
         uses={RETAIN},
         paper=paper,
         needs_retain=lambda config: config.retains,
+        check=check,
     )
 
 
@@ -221,7 +228,7 @@ def _objective(method: Method, model: PreTrainedModel, config: GradientConfig, n
     keeps = config.retain_term if config.retain_weight != 0 else "none"
     layer = method.layer(config, model)
     if keeps == "representation" and layer is None:
-        parts = anatomy(model)
+        parts = blocks_of(model)
         layer = f"{parts.blocks}.{parts.n_layers - 1}"
     return Objective(
         forget,
@@ -280,7 +287,8 @@ def _nothing(method: Method, config: GradientConfig) -> TrainedEdit:
 
 def block_at_depth(model: PreTrainedModel, depth: float) -> int:
     """The block at a relative depth, e.g. 7/32."""
-    return int(min(anatomy(model).n_layers - 1, max(0, round(depth * anatomy(model).n_layers))))
+    n_layers = blocks_of(model).n_layers
+    return int(min(n_layers - 1, max(0, round(depth * n_layers))))
 
 
 def like(tensor: Tensor, values: Tensor) -> Tensor:

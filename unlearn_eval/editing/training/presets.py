@@ -43,20 +43,26 @@ _TOFU: dict[str, tuple[str, Settings]] = {
     ),
     "rmu": (f"{_OPEN}, configs/trainer/RMU (which trains all weights)", _TEN | {"steering": "2"}),
     "undial": (
-        f"{_OPEN}, configs/trainer/UNDIAL",
+        f"{_OPEN}, community/methods/UNDIAL (the middle of its grid; its experiment would train at 1e-5)",
         _TEN | {"learning_rate": "1e-4", "strength": "10", "retain_weight": "0"},
     ),
-    "wga": (f"{_OPEN}, configs/trainer/WGA", _FIVE | {"power": "1"}),
+    # The experiment's ten epochs replace the five of the trainers' own files.
+    "wga": (f"{_OPEN}, community/methods/WGA", _TEN | {"power": "1", "retain_weight": "1"}),
+    # configs/trainer/SatImp has the two weights exchanged; these are those of the authors' README.
     "satimp": (
-        f"{_OPEN}, configs/trainer/SatImp",
-        _FIVE | {"saturation": "5", "importance": "1", "forget_weight": "0.1"},
+        f"{_OPEN}, community/methods/SatImp",
+        _TEN | {"saturation": "5", "importance": "1", "forget_weight": "1", "retain_weight": "0.1"},
     ),
     "ceu": (f"{_OPEN}, community/methods/CEU", _TEN | {"skip": "1"}),
-    "altpo": (f"{_OPEN}, community/methods/AltPO (the middle of its grid)", _TRAINING | {"epochs": "2", "beta": "0.1"}),
+    "altpo": (
+        f"{_OPEN}, community/methods/AltPO (the middle of its grid)",
+        _TRAINING | {"epochs": "2", "learning_rate": "2e-5", "beta": "0.1", "retain_weight": "2"},
+    ),
     "unlikelihood": ("arXiv 2410.12949, its settings for athletes and Gemma-7B", {"batch_size": "64"}),
     "pdu": (
-        f"{_OPEN}, community/methods/PDU",
-        _TEN | {"retain_weight": "100", "bound": "0.3", "dual_step": "5", "dual_warmup_epochs": "5"},
+        f"{_OPEN}, community/methods/PDU (4 rows on each of 8 GPUs, 4 steps gathered)",
+        _TEN
+        | {"batch_size": "128", "retain_weight": "100", "bound": "0.3", "dual_step": "5", "dual_warmup_epochs": "5"},
     ),
 }
 _PISTOL = {

@@ -11,6 +11,7 @@ from torch import Tensor
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.data import RETAIN
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.settings import Dropped, Positive, Size
 
 _NEEDS = {
     "none": None,
@@ -52,11 +53,11 @@ class TrainingConfig:
         seed: of the order, of what is retained, of dropout and of LoRA's start.
     """
 
-    epochs: float = 10.0
+    epochs: Positive = 10.0
     steps: int = 0
-    batch_size: int = 32
-    micro_batch_size: int = 8
-    learning_rate: float = 1e-5
+    batch_size: Size = 32
+    micro_batch_size: Size = 8
+    learning_rate: Positive = 1e-5
     weight_decay: float = 0.01
     warmup_epochs: float = 1.0
     schedule: str = "linear"
@@ -66,11 +67,11 @@ class TrainingConfig:
     masks: str = ""
     lora_rank: int = 0
     lora_alpha: float = 0.0
-    lora_dropout: float = 0.0
+    lora_dropout: Dropped = 0.0
     precision: str = "auto"
     gradient_checkpointing: bool = False
     checkpoint_steps: int = 0
-    logging_steps: int = 1
+    logging_steps: Size = 1
     report_to: str = "none"
     folder: str = ""
     seed: int = 0

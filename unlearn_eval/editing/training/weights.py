@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.editing.training.masks import WeightMasks
-from unlearn_eval.models.anatomy import anatomy, is_transposed
+from unlearn_eval.models.anatomy import blocks_of, is_transposed
 from unlearn_eval.models.weights import mark_restored, state_of
 from unlearn_eval.utils.errors import UserError
 
@@ -287,12 +287,38 @@ class LowRankWeights:
         return found
 
 
-def linear_maps(model: PreTrainedModel) -> list[str]:
-    """The names of all linear maps within the blocks."""
-    blocks = anatomy(model).blocks + "."
-    kinds = (nn.Linear,)
+def check_components(model: nn.Module, components: str, low_rank: bool) -> None:
+    """Refuse patterns that name nothing of a model, which may have no weights, and LoRA where there are no linear maps.
+
+    Raises:
+        UserError: as in `match_names`, or the model has no list of blocks.
+    """
+    names = linear_maps(model) if low_rank else [name for name, _ in model.named_parameters()]
+    if components:
+        match_names(names, split_patterns(components))
+
+
+def linear_maps(model: nn.Module) -> list[str]:
+    """The names of all linear maps within the blocks, but for what stands beside experts.
+
+    Experts are stacks of matrices, which no factors of one map fit. PEFT takes the other maps of their part of a block
+    (routers, shared experts, the dense MLPs of first blocks) for experts too, so they are left out in every block.
+    """
+    blocks = blocks_of(model).blocks + "."
+    mixed = {
+        _part(name, blocks)
+        for name, module in model.named_modules()
+        if name.startswith(blocks) and not isinstance(module, nn.modules.conv._ConvNd)
+        if any(own.ndim > 2 for own in module.parameters(recurse=False))
+    }
     return [
         name
         for name, module in model.named_modules()
-        if name.startswith(blocks) and (isinstance(module, kinds) or is_transposed(module))
+        if name.startswith(blocks) and (isinstance(module, nn.Linear) or is_transposed(module))
+        if _part(name, blocks) not in mixed
     ]
+
+
+def _part(name: str, blocks: str) -> str:
+    """The part of a block in which a module is: `mlp` of `model.layers.3.mlp.experts`."""
+    return [*name.removeprefix(blocks).split("."), ""][1]

@@ -20,6 +20,7 @@ def ask_edit(
     question: str,
     model: str | None = None,
     say: Callable[[str], Any] = lambda line: None,
+    any_base: bool = False,
     *,
     system: str | None = None,
     template_arguments: Mapping[str, Any] | None = None,
@@ -31,6 +32,7 @@ def ask_edit(
         question: as a user asks it; a sentence to be completed, if the edit is of such sentences alone.
         model: the base model; by default the one that edit.json names.
         say: told of the steps, one line each.
+        any_base: whether an edit may leave open which model it was made on.
         system, template_arguments: others than the edit's.
 
     Raises:
@@ -43,7 +45,7 @@ def ask_edit(
             "leave out --ask; only GRACE, WISE and MEMOIR decide",
         )
     loaded = load_base(edit, model, None, None, None, say)
-    check_base(edit.info, loaded)
+    check_base(edit.info, loaded, any_base=any_base)
     made = PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
     prompt_format = made.changed(None, system, template_arguments, loaded.name)
     ids = prompt_format.prompt_ids(question, _shape_of(edit.info.requests))

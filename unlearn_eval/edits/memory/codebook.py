@@ -163,8 +163,13 @@ class _CodebookAtWork:
         return torch.where((choice >= 0)[:, None], values, output)
 
 
+def layout(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The shapes of the tensors, as `check_layout` takes them."""
+    return {"keys": "N d_in", "values": "M d_out", "radii": "N", "value_of": "whole: N"}
+
+
 def read_codebook(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Codebook:
-    """From `memory.json` and `memory.safetensors` (KeyError, TypeError or ValueError if they do not fit each other)."""
+    """From `memory.json` and `memory.safetensors` (ValueError if they do not fit each other)."""
     book = Codebook(
         tensors["keys"],
         tensors["values"],
@@ -176,6 +181,8 @@ def read_codebook(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     )
     if len({len(book.keys), len(book.radii), len(book.value_of), len(book.owners)}) != 1:
         raise ValueError("keys, radii and owners are not equally many")
-    if len(book.values) != len(book.labels) or (book.n and not 0 <= int(book.value_of.max()) < len(book.values)):
+    if len(book.values) != len(book.labels) or (
+        book.n and not 0 <= int(book.value_of.min()) <= int(book.value_of.max()) < len(book.values)
+    ):
         raise ValueError("values, labels and keys do not fit each other")
     return book

@@ -25,12 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.edits.base import MEMORY, EditInfo
-from unlearn_eval.edits.folder import for_disk, write_edit
+from unlearn_eval.edits.folder import for_disk, read_stored, write_edit
+from unlearn_eval.edits.memory import codebook, residual_memory, side_memories
 from unlearn_eval.edits.memory.codebook import Codebook, read_codebook
 from unlearn_eval.edits.memory.residual_memory import ResidualMemory, read_residual_memory
 from unlearn_eval.edits.memory.routing import Router, router
 from unlearn_eval.edits.memory.side_memories import SideMemories, read_side_memories
 from unlearn_eval.edits.memory.store import Route, Store
+from unlearn_eval.edits.stored import MEMORIES, AnyMemory
+from unlearn_eval.edits.tensors import HINT, check_layout, read_tensors
 from unlearn_eval.models.anatomy import is_transposed
 from unlearn_eval.models.arguments import accepts, cache_argument, cache_of
 from unlearn_eval.models.prompt_ends import prompt_lengths
@@ -40,10 +43,10 @@ from unlearn_eval.utils.errors import UserError
 
 TENSORS, SETTINGS = "memory.safetensors", "memory.json"
 _READERS: Mapping[str, Any] = {
-    Codebook.mechanism: read_codebook,
-    SideMemories.mechanism: read_side_memories,
-    ResidualMemory.mechanism: read_residual_memory,
-}  # mechanism, as `memory.json` names it -> how its store is read
+    Codebook.mechanism: (read_codebook, codebook.layout),
+    SideMemories.mechanism: (read_side_memories, side_memories.layout),
+    ResidualMemory.mechanism: (read_residual_memory, residual_memory.layout),
+}  # mechanism, as `memory.json` names it -> how its store is read, and the shapes of its tensors
 
 
 class Routed:
@@ -112,17 +115,15 @@ def read_memory(folder: Path, description: Mapping[str, Any], info: EditInfo, te
     Raises:
         UserError: its tensors do not fit each other.
     """
-    from safetensors.torch import load_file
-
-    tensors = load_file(str(folder / TENSORS))
+    place = folder / SETTINGS
+    mechanism = read_stored(place, AnyMemory)["mechanism"]
+    settings, (read, layout) = read_stored(place, MEMORIES[mechanism]), _READERS[mechanism]
+    tensors = read_tensors(folder / TENSORS)
+    check_layout(folder / TENSORS, tensors, layout(settings), {"1": 1})
     try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        store = _READERS[settings["mechanism"]](settings, tensors)
-        return MemoryEdit(str(settings["module"]), store, info, texts)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder / SETTINGS} is damaged: {type(error).__name__}: {error}", "make the edit again"
-        ) from error
+        return MemoryEdit(settings["module"], read(settings, tensors), info, texts)
+    except ValueError as error:
+        raise UserError(f"{place} is damaged: {error}", HINT) from error
 
 
 # Details ---------------------------------------------------------------------------------------------------
@@ -133,7 +134,15 @@ def read_inputs(model: Any, module: str, prompts: Sequence[Sequence[int]], rows_
     """What a module reads at each token of each prompt, (T, d_in); the pass ends there.
 
     An opening that all prompts share (a chat template's system message) is run once.
+
+    Raises:
+        UserError: a prompt has a token that the model does not know.
     """
+    known = model.get_input_embeddings().num_embeddings
+    if any(max(ids, default=0) >= known for ids in prompts):
+        raise UserError(
+            "a prompt of the edit has tokens that this model does not know", "give the model it was made on"
+        )
     shared = _shared_opening(prompts) if len(prompts) > 1 and keeps_plain_cache(model) else 0
     opening, cache = None, None
     if shared:

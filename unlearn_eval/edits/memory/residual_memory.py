@@ -235,12 +235,20 @@ def unpacked(found: Tensor, d: int) -> Tensor:
     return bits.reshape(len(found), -1)[:, :d].bool()
 
 
+def layout(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The shapes of the tensors, as `check_layout` takes them."""
+    own = {"weight": "d_out d_in", "masks": "bytes: N d_in/8", "permutation": "whole: d_in"}
+    return own | {"background": "d_in", "threshold": "1"}
+
+
 def read_residual_memory(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ResidualMemory:
-    """From `memory.json` and `memory.safetensors` (KeyError, TypeError or ValueError if they do not fit each other)."""
+    """From `memory.json` and `memory.safetensors` (ValueError if they do not fit each other)."""
     weight, permutation = tensors["weight"], tensors["permutation"].long()
     d_in = weight.shape[1]
     if sorted(permutation.tolist()) != list(range(d_in)) or tensors["background"].shape != (d_in,):
         raise ValueError("the permutation or the background does not fit the matrix")
+    if tensors["masks"].shape[1] != -(-d_in // 8):
+        raise ValueError("the masks do not fit the matrix")
     memory = ResidualMemory(
         weight,
         unpacked(tensors["masks"], d_in),

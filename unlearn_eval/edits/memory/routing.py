@@ -29,7 +29,6 @@ model has none of these.
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,8 +37,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from unlearn_eval.models.arguments import cache_of, given_cache
+from unlearn_eval.models.arguments import cache_of, given_arguments, given_cache
 from unlearn_eval.models.prompt_ends import PROMPT, ROUTER, PromptEnds
+from unlearn_eval.models.tracing import in_rows
 from unlearn_eval.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -176,6 +176,10 @@ class Router:
         """Whether a prompt has to be run in one pass, because its own tokens may be changed."""
         return any(memory.before for memory in self._memories.values())
 
+    def memories(self) -> list[tuple[str, Memory]]:
+        """Each memory, with the path of its module."""
+        return [(self._modules[number], memory) for number, memory in self._memories.items()]
+
     def add(self, module: str, memory: Memory) -> int:
         """Put a memory at a module; the number takes it out again.
 
@@ -193,7 +197,11 @@ class Router:
         self._memories[number], self._modules[number] = memory, module
 
         def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            return self._route(number, arguments[0], output)
+            current: _Pass | None = getattr(self._local, "current", None)
+            shape = None if current is None else (current.rows, current.width)
+            apart = in_rows(output, shape)
+            changed = self._route(number, in_rows(arguments[0], shape), apart)
+            return changed if changed is None or apart is output else changed.flatten(0, 1)
 
         self._hooks[number] = self.model.get_submodule(module).register_forward_hook(hook)
         return number
@@ -242,9 +250,7 @@ class Router:
         return wrapped
 
     def _begin(self, model: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        given = options
-        if arguments:
-            given = options | dict(zip(_parameter_names(type(model).forward), arguments, strict=False))
+        given = given_arguments(model, arguments, options)
         ids = given.get("input_ids")
         if ids is None:
             ids = given.get("inputs_embeds")
@@ -357,11 +363,6 @@ def router(model: nn.Module) -> Router:
 
 
 # Details ---------------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=64)
-def _parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def _prompt_width(arguments: tuple[Any, ...], options: Mapping[str, Any]) -> int:

@@ -240,8 +240,15 @@ class _SideMemoriesAtWork:
         return moved
 
 
+def layout(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The shapes of the tensors, as `check_layout` takes them."""
+    shards = range(len(settings["owners"]))
+    found = {f"indices.{i}": f"whole: n{i}" for i in shards} | {f"deltas.{i}": f"n{i}" for i in shards}
+    return found | {"thresholds": "T"}
+
+
 def read_side_memories(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SideMemories:
-    """From `memory.json` and `memory.safetensors` (KeyError, TypeError or ValueError if they do not fit each other)."""
+    """From `memory.json` and `memory.safetensors` (ValueError if they do not fit each other)."""
     n = len(settings["owners"])
     d_out, d_in = map(int, settings["shape"])
     indices = tuple(tensors[f"indices.{i}"].long() for i in range(n))
@@ -249,6 +256,10 @@ def read_side_memories(settings: Mapping[str, Any], tensors: Mapping[str, Tensor
     for index, delta in zip(indices, deltas, strict=True):
         if index.shape != delta.shape or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < d_out * d_in):
             raise ValueError("indices do not fit the matrix")
+    n_at_work = n if settings["mode"] == "retrieve" else min(n, 1)
+    n_prompts, n_owners = (list(map(len, settings[name])) for name in ("prompts", "owners"))
+    if len(tensors["thresholds"]) != n_at_work or n_prompts not in ([], n_owners):
+        raise ValueError(f"{n} shards need {n_at_work} thresholds, and a prompt for each owner or none at all")
     return SideMemories(
         indices,
         deltas,

@@ -38,6 +38,7 @@ from unlearn_eval.localization.probes import check_classes, probe_accuracy
 from unlearn_eval.localization.sites import MLP, Unit
 from unlearn_eval.models.tracing import last_states
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.settings import Positive, Size
 
 WAYS = ("auto", "probe", "path_patching")
 
@@ -64,9 +65,9 @@ class Config:
     threshold: float = 0.02
     rise: float = 0.02
     folds: int = 5
-    max_classes: int = 20
-    probe_facts: int = 500
-    regularization: float = 1.0
+    max_classes: Size = 20
+    probe_facts: Size = 500
+    regularization: Positive = 1.0
 
     def __post_init__(self) -> None:
         if self.way not in WAYS:

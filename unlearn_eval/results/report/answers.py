@@ -97,8 +97,7 @@ class Answers:
 
     def string(self, text: str) -> int:
         """The index of a text in the pool."""
-        if len(text) > MOST_CHARACTERS:
-            text = f"{text[:MOST_CHARACTERS]} … ({len(text):,} characters in all)"
+        text = shortened(text)
         index = self._index.setdefault(text, len(self.strings))
         if index == len(self.strings):
             self.strings.append(text)
@@ -114,6 +113,11 @@ class Answers:
             "tried": self.tried,
             "classes": ANSWER_CLASSES,
         }
+
+
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """A text, or its beginning and how long it is."""
+    return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters in all)"
 
 
 def document(record: Record) -> Record:
@@ -163,7 +167,7 @@ def _asked(prompt: str, first: str, question: str, doc: Record) -> str:
     if not found or not prompt.startswith(head):
         return prompt.strip()
     if question in tail:
-        for text in (question, *(doc.get("paraphrases") or ())):
+        for text in (question, *_paraphrases(doc)):
             if first.replace(question, text) == prompt:
                 return str(text)
         tail = tail.partition(question)[0]
@@ -171,10 +175,15 @@ def _asked(prompt: str, first: str, question: str, doc: Record) -> str:
     return (asked.replace(tail, " … ") if tail.strip() else asked).strip()
 
 
+def _paraphrases(doc: Record) -> list[str]:
+    found = doc.get("paraphrases")
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+
+
 def _label(asked: str, question: str, doc: Record) -> str:
     if asked == question:
         return AGAIN
-    if asked in (doc.get("paraphrases") or ()):
+    if asked in _paraphrases(doc):
         return "paraphrase"
     if doc.get("cloze") and str(doc["cloze"]) in asked:
         return "cloze"

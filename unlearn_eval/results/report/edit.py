@@ -7,7 +7,9 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
+
+from unlearn_eval.metrics.edit_checks import unrelated_line
+from unlearn_eval.utils.terminal import styled
 
 
 def edit_tables(description: Mapping[str, Any]) -> list[Table]:
@@ -52,6 +54,7 @@ def _overview(d: Mapping[str, Any]) -> Table:
         "changes": "no weights" if d.get("memory") else _changes_in_words(total),
         "memory": _memory_line(d["memory"]) if d.get("memory") else "",
         "self-check": _self_check(d["self_check"] or {}),
+        "warning": "\n".join(d.get("faults") or ()),
         "state": ", ".join(f"{s['name']} {'×'.join(map(str, s['shape']))}" for s in d["state"]) or "none kept",
         "cost": _joined(
             _tagged("", None if d["seconds"] is None else f"{d['seconds']:.0f} s"),
@@ -63,7 +66,7 @@ def _overview(d: Mapping[str, Any]) -> Table:
     }
     for name, text in rows.items():
         if text:
-            table.add_row(name, Text(text))
+            table.add_row(name, styled(text))
     return table
 
 
@@ -84,12 +87,15 @@ def _changes_in_words(total: Mapping[str, Any]) -> str:
 def _self_check(check: Mapping[str, Any]) -> str:
     """What an edit's self-check found; values of other names than the known ones are shown as they are."""
     rest, parts = dict(check), []
+    unrelated = rest.pop("unrelated", None)
     if {"n", "n_took"} <= rest.keys():
         parts.append(f"{rest.pop('n_took')} of {rest.pop('n')} targets are now the most likely answer")
     before, after = rest.pop("target_probability_before", None), rest.pop("target_probability_after", None)
     if before is not None and after is not None:
         parts.append(f"their probability {_value(before)} → {_value(after)}")
-    return ", ".join([*parts, *(f"{name} {_value(value)}" for name, value in _flat(rest))])
+    parts += [f"{name} {_value(value)}" for name, value in _flat(rest)]
+    lines = [", ".join(parts), unrelated_line(unrelated) if unrelated else ""]
+    return "\n".join(line for line in lines if line)
 
 
 def _changes(d: Mapping[str, Any]) -> Table:
@@ -103,7 +109,7 @@ def _changes(d: Mapping[str, Any]) -> Table:
         shape = "×".join(map(str, row["shape"]))
         table.add_row(
             layer,
-            Text(name),
+            styled(name),
             shape,
             _or_dash(row["rank"]),
             *_sizes(row),
@@ -137,7 +143,7 @@ def _memories(memory: Mapping[str, Any]) -> Table:
     table.add_column("numbers", justify="right", no_wrap=True)
     for row in rows[:ROWS]:
         owners = ", ".join(row["owners"][:3]) + (f" and {len(row['owners']) - 3} more" if row["owners"][3:] else "")
-        table.add_row(str(row["memory"]), Text(owners), _number(row["threshold"]), f"{row['numbers']:,}")
+        table.add_row(str(row["memory"]), styled(owners), _number(row["threshold"]), f"{row['numbers']:,}")
     return table
 
 
@@ -165,12 +171,12 @@ def _target_table(targets: Mapping[str, Any]) -> Table:
     for record in targets["examples"]:
         question = record.get("question") or record.get("prompt") or record.get("id")
         says = next((record[key] for key in ("target", "text", "answer") if record.get(key) is not None), None)
-        table.add_row(Text(_or_dash(record.get("source"))), Text(_or_dash(question)), Text(_or_dash(says)))
+        table.add_row(styled(_or_dash(record.get("source"))), styled(_or_dash(question)), styled(_or_dash(says)))
     return table
 
 
 def _table(title: str) -> Table:
-    return Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(title=styled(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 "use strict";
 // Data becomes text nodes and attributes that we name here; nothing of it is ever read as HTML.
 
-const data = JSON.parse(document.getElementById("summary").textContent);
+const data = bare(JSON.parse(document.getElementById("summary").textContent));
 const $ = (selector, within = document) => within.querySelector(selector);
 const ARROWS = new Map([[true, "↑"], [false, "↓"], [null, ""]]);
 const NO_EDIT = "no edit";
@@ -63,6 +63,13 @@ function seconds(value) {
 
 const plural = (n, one) => `${n} ${one}${n === 1 ? "" : "s"}`;
 const gigabytes = (value) => (value === null ? "–" : `${(value / 1e9).toFixed(2)} GB`);
+
+// A task may be called `constructor`: what is looked up by names from files inherits nothing.
+function bare(value) {
+  if (Array.isArray(value)) { if (typeof value[0] === "object") value.forEach(bare); }
+  else if (value !== null && typeof value === "object") Object.values(Object.setPrototypeOf(value, null)).forEach(bare);
+  return value;
+}
 
 // The data ---------------------------------------------------------------------------------------------------
 
@@ -155,6 +162,8 @@ function nameOf(run) {
   const link = element("a", { href: `#run-${run.index}`, on: { click: () => openProvenance(run) } }, ...breakable(run.name));
   const parts = [link];
   if (run.status !== "complete") parts.push(element("small", { class: "worse" }, run.status));
+  // Shown, not hidden in a tooltip: a failed edit's numbers say nothing of its method.
+  for (const fault of run.faults) parts.push(element("small", { class: "worse fault" }, `⚠ ${fault}`));
   return element("div", {}, ...parts);
 }
 
@@ -170,12 +179,12 @@ function valueCell(run, column, best) {
   if (!cell) return element("td", { class: "value", tabindex: -1, help: `${run.name} was not measured by ${column.name}` }, "");
   const parts = [number(cell.value)];
   if (cell.low !== null) parts.push(element("small", {}, range(cell.low, cell.high)));
-  const isBest = best !== null && cell.value === best && run.method !== NO_EDIT;
+  const isBest = best !== null && cell.value === best && run.method !== NO_EDIT && !run.faults.length;
   return element("td", { class: isBest ? "value best" : "value", tabindex: -1, help: cellHelp(run, column, cell) }, ...parts);
 }
 
 function bestOf(column, rows) {
-  const values = rows.filter((run) => run.method !== NO_EDIT).map((run) => valueOf(run, column)).filter((v) => v !== null);
+  const values = rows.filter((run) => run.method !== NO_EDIT && !run.faults.length).map((run) => valueOf(run, column)).filter((v) => v !== null);
   if (new Set(values).size < 2) return null;
   return values.reduce((best, value) => (isBetter(column, value, best) ? value : best));
 }
@@ -241,6 +250,7 @@ function mark({ run, x: vx, y: vy }, points, sx, sy, x, y) {
   const same = points.filter((point) => point.run !== run && point.x === vx && point.y === vy).map((point) => point.run.name);
   const help = `${run.name}\n${run.method}${run.forget_set ? `, forgets ${run.forget_set}` : ""}, ${run.model}\n`
     + `${y.plain}: ${number(vy)} ${range(...pair(y.ends(run)))}\n${x.plain}: ${number(vx)} ${range(...pair(x.ends(run)))}`
+    + run.faults.map((fault) => `\n⚠ ${fault}`).join("")
     + (same.length ? `\nat the same place: ${same.slice(0, 8).join(", ")}${same.length > 8 ? ", ..." : ""}` : "");
   const group = drawn("g", { class: `point c${style % 8}`, tabindex: -1, role: "img", "aria-label": help, help });
   const [ex, ey] = [x.ends(run), y.ends(run)];
@@ -408,7 +418,7 @@ function unpacked(text) {
 async function decode() {
   const bytes = unpacked($("#answers-data").textContent);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  browser.content = JSON.parse(await new Response(stream).text());
+  browser.content = bare(JSON.parse(await new Response(stream).text()));
   browser.items = new Map(Object.entries(browser.content.questions).map(([task, rows]) => [task, itemsOf(rows)]));
 }
 

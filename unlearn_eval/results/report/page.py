@@ -17,6 +17,7 @@ from pathlib import Path
 from unlearn_eval.results.report.page_data import Say, page_data
 from unlearn_eval.results.runs import Runs
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import write_all
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -52,8 +53,7 @@ def write_page(runs: Runs, path: str | Path, title: str = "unlearn-eval", say: S
     path = Path(path).expanduser()
     text = build_page(runs, title, say)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        write_all({path.name: text}, path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}", "give another --output") from error
     return path

@@ -13,7 +13,7 @@ from typing import Any
 from unlearn_eval.metrics.catalogue import axes, headline, interval, is_ratio, meaning
 from unlearn_eval.results.comparison import Comparison, compare
 from unlearn_eval.results.files import samples_of
-from unlearn_eval.results.report.answers import Answers, Record
+from unlearn_eval.results.report.answers import Answers, Record, shortened
 from unlearn_eval.results.report.attacked import add_attacked
 from unlearn_eval.results.report.robustness import attack_entries, edit_numbers, headline_level, maps
 from unlearn_eval.results.runs import Run, Runs, cost, same_data
@@ -21,6 +21,7 @@ from unlearn_eval.results.schema import Result
 from unlearn_eval.utils.errors import UserError
 
 Say = Callable[[str], Any]
+MOST_OF_A_ROW = 20_000  # characters: settings are long, notes of megabytes are no notes
 
 # The page --------------------------------------------------------------------------------------------------
 
@@ -54,7 +55,7 @@ def page_data(runs: Runs, say: Say = lambda line: None) -> tuple[dict[str, Any],
                         "stderr": metric.stderr,
                         "n": metric.n,
                         "unscored": metric.n_unscored,
-                        "reason": metric.reason,
+                        "reason": metric.reason and shortened(metric.reason),
                         **changes.get((task, name), {}),
                     }
                 )
@@ -168,6 +169,7 @@ def _run_entry(run: Run, names: list[str]) -> dict[str, Any]:
         "status": result.status,
         "created": result.created,
         "seed": result.seed,
+        "faults": list(run.faults),
         **cost(result),
         "provenance": _provenance(run),
     }
@@ -182,6 +184,7 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
     rows: list[tuple[str, Any]] = [
         ("file", result.path.name if result.path else None),
         ("kind, status", f"{result.kind}, {result.status}"),
+        ("warning", "\n".join(run.faults)),
         ("created", result.created),
         ("command", shlex.join(map(str, result.command))),
         ("seed", result.seed),
@@ -208,7 +211,7 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
         ("device", result.provenance.get("device")),
         ("notes", "\n".join(map(str, result.notes))),
     ]
-    return [(name, str(value)) for name, value in rows if value not in (None, "", "{}")]
+    return [(name, shortened(str(value), MOST_OF_A_ROW)) for name, value in rows if value not in (None, "", "{}")]
 
 
 def _json(content: object) -> str:

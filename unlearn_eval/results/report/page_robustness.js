@@ -3,9 +3,9 @@
 // stands before page.js in one script: what it uses of it is called later.
 
 const FIRST_ROWS = 12, MOST_LINES = 24, MOST_BANDS = 4, FIRST_MAPS = 12;
-const MEASURES = { accuracy: "accuracy", probability: "probability of the true answer" };
+const MEASURES = bare({ accuracy: "accuracy", probability: "probability of the true answer" });
 /** Short for the choice, long for the axis. */
-const LAYERED = { above_control: "above shuffled labels", probe_accuracy: "accuracy", gap: "gap", share: "share of the depth", drop: "drop" };
+const LAYERED = bare({ above_control: "above shuffled labels", probe_accuracy: "accuracy", gap: "gap", share: "share of the depth", drop: "drop" });
 const BY_LAYER = {
   above_control: "probe's accuracy above that of shuffled labels", probe_accuracy: "probe's accuracy",
   gap: "log-probability read from the layer, below the model before unlearning (nats)",
@@ -14,7 +14,7 @@ const BY_LAYER = {
 const OTHER_LINES = {
   full: "before unlearning", reference: "never knew", random_labels: "shuffled labels", format: "after unrelated facts",
 };
-const KINDS = { attention: "attention", mlp: "MLP" };
+const KINDS = bare({ attention: "attention", mlp: "MLP" });
 
 // The data ---------------------------------------------------------------------------------------------------
 

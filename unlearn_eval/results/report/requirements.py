@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
+from unlearn_eval.results.runs import result_faults
 from unlearn_eval.results.schema import Result
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.terminal import styled
 
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 EXAMPLES = "write METRIC<NUMBER, METRIC>NUMBER*base, METRIC>=base-NUMBER or METRIC<=base+NUMBER"
@@ -45,6 +46,9 @@ class Requirement:
     def bound(self, base: float | None) -> float:
         """The number that the metric is held against."""
         return self.shift if self.factor is None or base is None else self.factor * base + self.shift
+
+
+SOUND_EDIT = Requirement("an edit that took and did no harm", "", ">=", None, 0.0)
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,13 @@ def parse_requirement(text: str) -> Requirement:
 def check_result(result: Result, requirements: Sequence[Requirement], base: Result | None = None) -> list[Verdict]:
     """Whether each requirement holds; a metric without a value fails, with the reason.
 
+    A result of an edit that did not take, or did harm, fails whatever its metrics are: one verdict for each fault.
+
     Raises:
         UserError: an unknown or ambiguous metric, or a requirement on a base that is not given.
     """
-    return [_check(result, requirement, base) for requirement in requirements]
+    found = [_check(result, requirement, base) for requirement in requirements]
+    return found + [Verdict(SOUND_EDIT, None, None, False, fault) for fault in result_faults(result)]
 
 
 def _check(result: Result, requirement: Requirement, base: Result | None) -> Verdict:
@@ -129,7 +136,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     for column in ("", "required", "value", "bound", ""):
         table.add_column(column, justify="right" if column in ("value", "bound") else "left", overflow="fold")
     for verdict in verdicts:
-        word = Text("holds", "green") if verdict.holds else Text("failed", "bold red")
+        word = styled("holds", "green") if verdict.holds else styled("failed", "bold red")
         numbers = ("–" if number is None else f"{number:.4g}" for number in (verdict.value, verdict.bound))
-        table.add_row(word, Text(verdict.requirement.text), *numbers, Text(verdict.reason))
+        table.add_row(word, styled(verdict.requirement.text), *numbers, styled(verdict.reason))
     return table

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from unlearn_eval.results.comparison import Comparison
+from unlearn_eval.results.runs import result_faults
 from unlearn_eval.results.schema import Metric, Result
+from unlearn_eval.utils.terminal import new_console, styled
 
 DIRECTIONS = {True: "↑", False: "↓", None: " "}
 
@@ -70,6 +71,12 @@ def reasons(results: Sequence[Result]) -> list[str]:
     return [f"– {', '.join(names)}: {reason}" for reason, names in found.items()]
 
 
+def fault_lines(results: Sequence[Result]) -> list[Text]:
+    """A warning for each fault of an edit that the results are of."""
+    found = dict.fromkeys(fault for result in results for fault in result_faults(result))
+    return [styled(f"warning: {fault}", "bold red") for fault in found]
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
@@ -100,7 +107,7 @@ def unpaired(rows: Sequence[Comparison]) -> list[str]:
     return [f"no test of {', '.join(names)}: {reason}" for reason, names in found.items()]
 
 
-def _change(row: Comparison) -> str:
+def _change(row: Comparison) -> str | Text:
     if row.difference is None:
         return "–"
     text = f"{row.difference:+.3f}"
@@ -110,14 +117,14 @@ def _change(row: Comparison) -> str:
     noisy = row.paired is not None and row.paired.p_value is not None and row.paired.p_value > 0.05
     if not row.direction or row.difference == 0 or noisy:
         return text
-    return f"[green]{text}[/]" if better else f"[red]{text}[/]"
+    return styled(text, "green" if better else "red")
 
 
 def show_result(result: Result, notes: Sequence[str] = ()) -> None:
     """Print a result: its tables, why numbers are missing, some notes, and where its file is."""
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = new_console()
     for table in evaluation_tables(result):
         console.print(table)
-    for line in (*reasons([result]), *notes):
+    for line in (*fault_lines([result]), *reasons([result]), *notes):
         console.print(line)
     console.print(f"result: {result.path}", soft_wrap=True)

@@ -12,21 +12,21 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     GetJsonSchemaHandler,
     StringConstraints,
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema
 
 from unlearn_eval.editing import recipe
 from unlearn_eval.harness.backends import BACKENDS, check_backend
 from unlearn_eval.models.load import DTYPES
+from unlearn_eval.utils import schemas
 from unlearn_eval.utils.errors import unknown_name
+from unlearn_eval.utils.schemas import expected
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
@@ -91,16 +91,11 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
     return found
 
 
-def expected(what: str) -> PydanticCustomError:
-    """The error for a value that is not of its kind, which pydantic has no name for."""
-    return PydanticCustomError("expected", "{what}", {"what": what})
-
-
 Many = Annotated[tuple[T, ...], BeforeValidator(_listed), _AloneToo()]
 Some = Annotated[tuple[T, ...], Field(min_length=1), BeforeValidator(_listed), _AloneToo()]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Whole = Annotated[int, Field(ge=0)]
-Counted = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0, le=schemas.MOST)]
+Counted = Annotated[int, Field(ge=1, le=schemas.MOST)]
 Size = Annotated[
     int | None,
     BeforeValidator(_size),
@@ -120,10 +115,8 @@ Settings = Annotated[dict[str, str], BeforeValidator(_as_text), WithJsonSchema({
 # Entries ---------------------------------------------------------------------------------------------------
 
 
-class Table(BaseModel):
+class Table(schemas.Table):
     """Keys and values of their kinds, and no others."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     @property
     def given(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.schemas import place, shown
 
 _UNKNOWN, _MISSING = "extra_forbidden", "missing"
 _TABLE = "a table of keys and values, or a name where one may stand by itself"
@@ -57,24 +58,7 @@ def _said(where: str, mistakes: Sequence[Any], model: type[BaseModel]) -> tuple[
         return f"{before}{raised.message}", raised.hint
     kinds = dict.fromkeys(_KINDS.get(own["type"], _TABLE).format(**own.get("ctx", {})) for own in mistakes)
     value = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
-    return f"{where} is {value!r}", f"give {' or '.join(kinds)}"
-
-
-def place(loc: Sequence[Any], content: Any) -> str:
-    """Where pydantic's location is in the file, as in `editors[2].settings`.
-
-    Steps that only pydantic takes are left out: an entry that stands by itself is in no list.
-    """
-    found = ""
-    for step in loc:
-        if isinstance(step, int):
-            if isinstance(content, list) and step < len(content):
-                found, content = f"{found}[{step}]", content[step]
-            continue
-        own = next((key for key in content if str(key) == step), None) if isinstance(content, Mapping) else None
-        if own is not None:
-            found, content = f"{found}.{step}" if found else str(step), content[own]
-    return found
+    return f"{where} is {shown(value)}", f"give {' or '.join(kinds)}"
 
 
 def _model_at(model: type[BaseModel] | None, loc: Sequence[Any]) -> type[BaseModel] | None:

@@ -97,7 +97,7 @@ def _parsed(text: str, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{where}{place}: {error.problem or error.context}", "mend the YAML there") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: not YAML ({' '.join(str(error).split())})", "save it as UTF-8 text") from error
 
 

@@ -12,13 +12,13 @@ from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from unlearn_eval.results.report.table import DIRECTIONS, reasons, value_text
 from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.runs.study.costs import Cost
 from unlearn_eval.runs.study.over_seeds import SECONDS, Column, Spread, over_seeds, value_of
 from unlearn_eval.runs.study.plan import Cell, Plan
+from unlearn_eval.utils.terminal import styled
 
 # The first of these that a task reports are shown, if the study does not say which.
 BEST_KNOWN = (
@@ -214,7 +214,7 @@ class Board:
 
     def _line(self, text: str) -> None:
         if self._live is None:
-            self.console.print(Text(text), soft_wrap=True)
+            self.console.print(styled(text), soft_wrap=True)
 
     def _draw(self) -> Any:
         """The newest results, what is running, and how much is left, as much as fits on the screen."""
@@ -228,12 +228,16 @@ class Board:
             good = result.status == "complete"
             said = headline(result, self.shown) if good else result.notes[0]
             table.add_row(
-                line_of(cell), "[green]done[/]" if good else "[red]failed[/]", Text(said, overflow="ellipsis")
+                line_of(cell),
+                styled("done", "green") if good else styled("failed", "red"),
+                styled(said, overflow="ellipsis"),
             )
         for cell in self.cells:
             if cell.key in self.running:
                 step, began = self.running[cell.key]
-                table.add_row(line_of(cell), "[yellow]runs[/]", Text(f"{duration(time.monotonic() - began)}  {step}"))
+                table.add_row(
+                    line_of(cell), styled("runs", "yellow"), styled(f"{duration(time.monotonic() - began)}  {step}")
+                )
         states = list(self.states.values())
         counts = f"{states.count('done')} of {len(states)} cells done"
         failed = f", {states.count('failed')} failed" if "failed" in states else ""
@@ -241,7 +245,7 @@ class Board:
             cost.seconds for key, cost in self.costs.items() if cost and self.states[key] in ("to do", "running")
         )
         about = f", about {duration(left)} left" if left else ""
-        return Group(table, Text(counts + failed + about + "; Ctrl-C stops, the same command goes on"))
+        return Group(table, styled(counts + failed + about + "; Ctrl-C stops, the same command goes on"))
 
 
 # The results -----------------------------------------------------------------------------------------------
@@ -271,7 +275,7 @@ def result_tables(cells: Sequence[Cell], results: Mapping[str, Result], shown: t
         tables.append(table)
     missing = reasons([_only(result, shown) for result in results.values()])
     tables += seed_tables(cells, results, shown) if len(seeds) > 1 else []
-    return [*tables, *(Text(line) for line in missing)]
+    return [*tables, *(styled(line) for line in missing)]
 
 
 def seed_tables(cells: Sequence[Cell], results: Mapping[str, Result], shown: tuple[str, ...] = ()) -> list[Any]:

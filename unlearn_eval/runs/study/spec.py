@@ -21,8 +21,9 @@ from unlearn_eval.runs.study.file import (
     StudyFile,
     TaskEntry,
 )
-from unlearn_eval.runs.study.mistakes import place, user_error
+from unlearn_eval.runs.study.mistakes import user_error
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.schemas import place
 
 
 @dataclass(frozen=True)

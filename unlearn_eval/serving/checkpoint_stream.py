@@ -90,6 +90,8 @@ def patched(
             changes; nothing may be served then.
     """
     changes = _changes(edit, layout)
+    if check and not edit.info.base.canonical_hash:
+        raise UserError("the edit does not say on which weights it was made", _HINT)
     expected = edit.info.base.canonical_hash if check else None
     missing, hashing = set(changes), _Hashing()
     for name, tensor in stream:

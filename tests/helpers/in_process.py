@@ -1,0 +1,73 @@
+"""Commands run in this process, as `unlearn-eval` runs them."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+import time
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+
+from unlearn_eval.cli import app as cli
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command did.
+
+    Attributes:
+        code: exit code; None if it ended in a traceback or hung.
+        traceback: of what the command line did not catch.
+    """
+
+    code: int | None
+    out: str
+    err: str
+    seconds: float
+    traceback: str = ""
+
+
+class TooLong(BaseException):
+    """A command took longer than it may."""
+
+
+class _Out(io.TextIOWrapper):
+    """A stream as a file is, which refuses what UTF-8 cannot hold."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", write_through=True)
+
+    @property
+    def text(self) -> str:
+        self.flush()
+        return self.buffer.getvalue().decode()
+
+
+def run_here(arguments: list[str], limit: int = 10) -> Done:
+    """Run a command; one that takes more than `limit` seconds is stopped."""
+
+    def stop(number: int, frame: object) -> None:
+        raise TooLong
+
+    out, err, argv, code, trace = _Out(), _Out(), sys.argv, None, ""
+    sys.argv = ["unlearn-eval", *arguments]
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(limit)
+    started = time.monotonic()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            cli.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except TooLong:
+        trace = f"longer than {limit} s\n{traceback.format_exc()}"
+    except BaseException:
+        trace = traceback.format_exc()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        sys.argv = argv
+    return Done(code, out.text, err.text, time.monotonic() - started, trace)

@@ -1,0 +1,133 @@
+"""The ten unrelated questions: what is asked, what an edit did to the answers, and where it is said."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import (
+    assert_untouched,
+    one_thread,  # noqa: F401
+    tiny_model,
+    tiny_tokenizer,
+    weights_of,
+)
+from typer.testing import CliRunner
+
+from unlearn_eval.cli import app as cli
+from unlearn_eval.data.forget_sets import facts
+from unlearn_eval.data.items import ForgetItem, ForgetSet
+from unlearn_eval.editing.recipe import Recipe
+from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.load import load_edit
+from unlearn_eval.edits.low_rank import LowRankEdit
+from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.runs.edit import make_edit
+from unlearn_eval.runs.unrelated import MAX_NEW_TOKENS, QUESTIONS, ask_unrelated
+
+FORGET = ForgetSet("one", (ForgetItem("a", "What is the capital of France?", "Paris", subject="France"),))
+GRACE = {"layers": "2", "steps": "2"}
+
+
+@pytest.fixture
+def loaded():
+    return LoadedModel(tiny_model("llama"), tiny_tokenizer(), "tiny", None, "test")
+
+
+def noise(model, size):
+    """An edit that adds noise to one projection."""
+    generator = torch.Generator().manual_seed(0)
+    name = "model.layers.1.mlp.down_proj"
+    d_out, d_in = model.get_submodule(name).weight.shape
+    u, v = (size * torch.randn(shape, generator=generator) for shape in ((d_out, 4), (4, d_in)))
+    return LowRankEdit({name: (u, v)}, EditInfo("noise", {}))
+
+
+def test_the_questions_are_ten_that_no_shipped_fact_is():
+    assert len(QUESTIONS) == len({question for question, _ in QUESTIONS}) == 10
+    assert all(accepted for _, accepted in QUESTIONS)
+    known = {text for item in facts() for text in (item.question, *item.paraphrases)}
+    assert not known & {question for question, _ in QUESTIONS}
+
+
+def test_an_edit_that_changes_nothing_changes_no_answer(loaded):
+    before = weights_of(loaded.model)
+    found = ask_unrelated(loaded, loaded.prompt_format(False), noise(loaded.model, 0.0))
+    assert (found.n, found.changed, found.worse) == (10, 0, 0)
+    assert_untouched(loaded.model, before)
+
+
+def test_noise_changes_answers(loaded):
+    found = ask_unrelated(loaded, loaded.prompt_format(None), noise(loaded.model, 1.0))
+    assert found.changed >= 5
+
+
+def test_what_is_to_be_forgotten_is_not_asked(loaded):
+    prompt_format = loaded.prompt_format(False)
+    questions = [question for question, _ in QUESTIONS]
+    assert ask_unrelated(loaded, prompt_format, noise(loaded.model, 0.0), questions[:3]).n == 7
+    assert ask_unrelated(loaded, prompt_format, noise(loaded.model, 0.0), questions) is None
+
+
+def test_a_refusal_of_everything_is_found(loaded, monkeypatch):
+    """The answers of the model are replaced: the counts are of those, before and after."""
+    from unlearn_eval.runs import unrelated
+
+    answers = iter([["It is 5."] + ["Blue."] * 9, ["I don't have any information about that."] * 10])
+    monkeypatch.setattr(unrelated, "_answers", lambda *given: next(answers))
+    found = ask_unrelated(loaded, loaded.prompt_format(False), noise(loaded.model, 0.0))
+    assert (found.refused_before, found.refused, found.right_before, found.right, found.worse) == (0, 10, 2, 0, 10)
+
+
+def test_it_is_kept_in_the_edit_and_can_be_left_out(loaded, tmp_path):
+    edit = make_edit(loaded, FORGET, "grace", GRACE, Recipe(n_contexts=0))
+    unrelated = edit.info.self_check.unrelated
+    assert unrelated["n"] == 10
+    assert unrelated["changed"] == 0  # a codebook with a radius of 1 answers its own prompt alone
+    again = load_edit(edit.save(tmp_path / "edit"))
+    assert again.info.self_check.unrelated == unrelated
+    assert (
+        json.loads((tmp_path / "edit" / "edit.json").read_text())["info"]["notes"]["self_check"]["unrelated"]
+        == unrelated
+    )
+    without = make_edit(loaded, FORGET, "grace", GRACE, Recipe(n_contexts=0), unrelated=False)
+    assert "unrelated" not in without.info.notes["self_check"]
+    assert without.info.self_check.n == edit.info.self_check.n == 1
+
+
+def test_answers_are_short(loaded, monkeypatch):
+    lengths = []
+    generate = loaded.model.generate
+    monkeypatch.setattr(loaded.model, "generate", lambda **given: lengths.append(given) or generate(**given))
+    ask_unrelated(loaded, loaded.prompt_format(None), noise(loaded.model, 0.0))
+    assert [given["max_new_tokens"] for given in lengths] == [MAX_NEW_TOKENS] * 2
+    assert [len(given["input_ids"]) for given in lengths] == [10, 10]  # one batch each
+
+
+DAMAGED = {"n": 10, "refused_before": 0, "refused": 9, "repeats_before": 0, "repeats": 1, "right_before": 7, "right": 0}
+DAMAGED |= {"changed": 10, "worse": 10}
+
+
+@pytest.mark.parametrize(
+    ("check", "said", "silent"),
+    [
+        (
+            {"n_took": 8, "unrelated": DAMAGED},
+            ["8 of 8", "9 refused (0 before)", "warning: the edit did harm"],
+            "hint:",
+        ),
+        ({"n_took": 0}, ["0 of 8", "warning: the edit did not take: 0 of 8", "hint:"], "unrelated questions"),
+        ({"n_took": 8}, ["8 of 8"], "warning"),
+    ],
+)
+def test_what_edit_and_inspect_say(check, said, silent, loaded, tmp_path, capsys):
+    probabilities = {"target_probability_before": 0.1, "target_probability_after": 0.9}
+    notes = {"self_check": {"n": 8, **probabilities, **check}, "preset": None}
+    edit = noise(loaded.model, 0.0)
+    edit = replace(edit, info=replace(edit.info, notes=notes))
+    cli._tell(edit)
+    told = capsys.readouterr().err
+    assert all(text in told for text in said)
+    assert silent not in told
+    shown = " ".join(CliRunner().invoke(cli.app, ["inspect", str(edit.save(tmp_path / "e"))]).output.split())
+    assert all(text.removeprefix("warning: ") in shown for text in said if text != "hint:")
