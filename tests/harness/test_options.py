@@ -174,7 +174,7 @@ WRONG = [
     ("unlearn_lume", {"ids": 7}, "ids in --metadata is 7"),
     ("unlearn_thinking", {"thinking_tokens": 0}, "thinking_tokens in --metadata is 0"),
     ("unlearn_forms", {"split": "s.json", "forget": "capital_of"}, "'split' and 'forget' in --metadata exclude"),
-    ("unlearn_forms", {"retain": "capital_of", "n_retain": 3}, "'retain' and 'n_retain' in --metadata exclude"),
+    ("unlearn_zsre", {"retain": 1, "n_retain": 3}, "'retain' and 'n_retain' in --metadata exclude"),
 ]
 
 
@@ -186,6 +186,11 @@ def test_values_of_another_kind_are_refused(data, task, metadata, message):
     if len(metadata) == 1:
         with pytest.raises(UserError, match=message):
             evaluate(Silent(), task, metadata)
+
+
+def test_the_number_of_retained_items_holds_for_named_ones():
+    found = evaluate(Silent(), "unlearn_thinking", FACTS | {"n_retain": 2}, **SHORT)
+    assert [s["doc"]["split"] for s in found["samples"]["unlearn_thinking"]].count("retain") == 2
 
 
 # Generation ------------------------------------------------------------------------------------------------

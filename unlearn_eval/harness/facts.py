@@ -35,6 +35,7 @@ class FactsTask(UnlearningTask):
     """`unlearn_facts`: forget, retain, and the neighbors of what is forgotten (near facts that should stay)."""
 
     splits = ("forget", "retain", "neighbors")
+    exclusive = (("split", "forget"), ("split", "retain"))
 
     @classmethod
     def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:

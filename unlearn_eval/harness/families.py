@@ -19,7 +19,7 @@ from unlearn_eval.data.registry import benchmark_documents
 from unlearn_eval.data.shapes import Asked, asked
 from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores, refusal_scores
-from unlearn_eval.harness.options import ANSWERS, Check, a_count, a_text, names, names_or_count
+from unlearn_eval.harness.options import ANSWERS, Check, a_count, a_text, anything, names, names_or_count
 from unlearn_eval.harness.reference import find_reference
 from unlearn_eval.harness.requests import OPEN_UNLEARNING
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Released, Scores, UnlearningTask, merge_scores
@@ -287,7 +287,7 @@ _MUSE = Family(
         "muse": Released({"short": _MUSE_STOPS}, {"stem": False, "compat": OPEN_UNLEARNING}),
         OPEN_UNLEARNING: Released({"short": _MUSE_STOPS}, {"compat": OPEN_UNLEARNING}),
     },
-    options={"retain_reference": a_text},
+    options={"retain_reference": a_text, "gradnorm": anything, "reference_model": a_text},
     no_examples="its questions bring the benchmark's own examples, and its texts are read alone",
 )
 _LUME_PARTS = tuple(f"{role}_{task}" for role in ("forget", "retain") for task in ("creative", "personal", "biography"))
@@ -381,6 +381,8 @@ class BenchmarkTask(UnlearningTask):
         self.released = {**type(self).released, **self.family.released}
         self.needs_moments = any("mia_min_k_plus_plus" in own.keys for own in self.family.overall.values())
         super().__init__(config)
+
+    exclusive = (("retain", "n_retain"),)
 
     @classmethod
     def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:

@@ -35,6 +35,7 @@ class FactsInForms(UnlearningTask):
     """What the tasks on any forget set share: the facts to forget, and those to keep as a control."""
 
     splits = ("forget", "retain")
+    exclusive = (("split", "forget"), ("split", "retain"))
 
     @classmethod
     def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
@@ -88,6 +89,8 @@ def forget_and_retain(metadata: Mapping[str, Any]) -> tuple[list[_Fact], list[_F
         chosen = set(random.Random(int(metadata.get("seed", 0))).sample(free, min(n, len(free))))
         retain = [key for key in free if key in chosen]
     kept = _facts(records, retain)
+    if metadata.get("n_retain"):
+        kept = kept[: int(metadata["n_retain"])]
     for name, own in (("forget", facts), ("retain", kept)):
         if not own and not (name == "retain" and may_forget_all(metadata)):
             raise UserError(f"the {name} set is empty", "give it at least one item")

@@ -18,7 +18,6 @@ from unlearn_eval.harness.names import TASKS_FOLDER
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 Check = Callable[[object], str | None]  # None, or what was expected instead
-TOGETHER = (("split", "forget"), ("split", "retain"), ("retain", "n_retain"))  # of two, one would not be read
 LENGTHS = ("max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval prefers a task's own max_gen_toks
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
@@ -130,12 +129,13 @@ def refuse_examples(task: str, reason: str | None) -> None:
 
 
 def _check_metadata(tasks: Sequence[str], known: Sequence[str], metadata: Mapping[str, Any]) -> None:
+    metadata = {key: value for key, value in metadata.items() if value not in ("", [], {})}
     read = {task: _options(task) for task in known}
     for task in known:
         check_values(read[task], metadata)
-    for first, second in TOGETHER:
-        if first in metadata and second in metadata and any({first, second} <= own.keys() for own in read.values()):
-            raise UserError(f"'{first}' and '{second}' in --metadata exclude each other", f"leave out '{second}'")
+        for first, second in task_class(task)[0].exclusive:
+            if first in metadata and second in metadata:
+                raise UserError(f"'{first}' and '{second}' in --metadata exclude each other", f"leave out '{second}'")
     if len(known) < len(tasks):
         return  # another task may read the key
     used = {key for own in read.values() for key in own}

@@ -210,6 +210,7 @@ class UnlearningTask(ConfigurableTask):
     # What a family says of itself -------------------------------------------------------------------------
 
     no_examples: str | None = None  # why a class takes no examples
+    exclusive: tuple[tuple[str, str], ...] = ()  # keys of a run's metadata of which the second would not be read
 
     @classmethod
     def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:

@@ -52,6 +52,8 @@ class UtilityTask(Bundle):
 
     no_examples = "of its parts only lm-eval's have examples; --metadata '{\"num_fewshot\": N}' is for these"
 
+    exclusive = (("split", "forget"),)
+
     @classmethod
     def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
         """What our own part reads, and which parts of lm-eval there are."""
