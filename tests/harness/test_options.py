@@ -11,7 +11,7 @@ from saying import SayingLM
 from tofu_files import write_tofu
 
 from unlearn_eval.data.registry import is_ours
-from unlearn_eval.harness.options import check_options, task_class
+from unlearn_eval.harness.options import check_options, read_by, task_class
 from unlearn_eval.metrics import contains_answer
 from unlearn_eval.utils.errors import UserError
 
@@ -152,8 +152,13 @@ def test_every_key_of_a_task_s_metadata_is_read_or_refused(task):
         if key in read:
             continue
         with pytest.raises(UserError, match=f"unknown key in --metadata '{key}'"):
-            check_options([task], metadata={key: "x"})
+            check_options([task], metadata={key: "x"}, strict=True)
         check_options([task, "arc_easy"], metadata={key: "x"})  # which may read it
+        if key in everything:
+            assert key not in read_by(task, read, {key: "x"}), "another task's key is not recorded"
+            continue
+        with pytest.raises(UserError, match=f"unknown key in --metadata '{key}'"):
+            check_options([task], metadata={key: "x"})
 
 
 WRONG = [
@@ -186,6 +191,13 @@ def test_values_of_another_kind_are_refused(data, task, metadata, message):
     if len(metadata) == 1:
         with pytest.raises(UserError, match=message):
             evaluate(Silent(), task, metadata)
+
+
+def test_what_another_task_reads_is_not_recorded():
+    found = evaluate(Silent(), "unlearn_thinking", FACTS | {"samples": 2}, limit=1, **SHORT)
+    recorded = found["configs"]["unlearn_thinking"]["metadata"]
+    assert "samples" not in recorded
+    assert recorded["forget"] == FACTS["forget"]
 
 
 def test_the_number_of_retained_items_holds_for_named_ones():

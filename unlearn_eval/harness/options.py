@@ -8,7 +8,7 @@ plain `lm_eval` call it.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,7 @@ def check_options(
     metadata: Mapping[str, Any] | None = None,
     num_fewshot: int | None = None,
     gen_kwargs: Mapping[str, Any] | None = None,
+    strict: bool = False,
 ) -> None:
     """Refuse options of a run that our tasks among these would record and not apply. No data is read.
 
@@ -107,6 +108,7 @@ def check_options(
         tasks: names, without patterns.
         metadata: of the run, as the user gave them.
         num_fewshot, gen_kwargs: as for lm-eval.
+        strict: whether keys of the metadata are refused that only other tasks of ours read. They are not recorded.
 
     Raises:
         UserError: naming the option and the task.
@@ -117,7 +119,8 @@ def check_options(
         raise UserError(f"num_fewshot is {num_fewshot}", "give a whole number of at least 0")
     for task in known if num_fewshot else ():
         refuse_examples(task, _no_examples(task))
-    _check_metadata(tasks, known, {key: value for key, value in (metadata or {}).items() if value is not None})
+    given = {key: value for key, value in (metadata or {}).items() if value not in (None, "", [], {})}
+    _check_metadata(tasks, known, given, set() if strict else all_keys())
     if gen_kwargs and known:
         _check_generation(tasks, known, gen_kwargs)
 
@@ -128,8 +131,9 @@ def refuse_examples(task: str, reason: str | None) -> None:
         raise UserError(f"{task} takes no examples (num_fewshot): {reason}", "leave out --num_fewshot")
 
 
-def _check_metadata(tasks: Sequence[str], known: Sequence[str], metadata: Mapping[str, Any]) -> None:
-    metadata = {key: value for key, value in metadata.items() if value not in ("", [], {})}
+def _check_metadata(
+    tasks: Sequence[str], known: Sequence[str], metadata: Mapping[str, Any], elsewhere: Collection[str]
+) -> None:
     read = {task: _options(task) for task in known}
     for task in known:
         check_values(read[task], metadata)
@@ -140,7 +144,7 @@ def _check_metadata(tasks: Sequence[str], known: Sequence[str], metadata: Mappin
         return  # another task may read the key
     used = {key for own in read.values() for key in own}
     for key in metadata:
-        if key not in used:
+        if key not in used and key not in elsewhere:
             error = unknown_name("key in --metadata", key, used)
             raise UserError(f"{error.message}: {' and '.join(tasks)} would not read it", error.hint)
 
@@ -175,6 +179,20 @@ def _options(task: str) -> Mapping[str, Check]:
     kind, metadata = task_class(task)
     read: Mapping[str, Check] = kind.options(metadata)
     return read
+
+
+@cache
+def all_keys() -> frozenset[str]:
+    """The keys of metadata that any of our tasks reads."""
+    names = (path.stem for path in Path(TASKS_FOLDER).glob("*/unlearn_*.yaml"))
+    return frozenset(key for name in names for key in _options(name))
+
+
+def read_by(task: str, options: Mapping[str, Check], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata without what only other tasks of ours read, so that no result of this one records it."""
+    if not is_ours(task):
+        return dict(metadata)
+    return {key: value for key, value in metadata.items() if key in options or key not in all_keys()}
 
 
 def task_class(task: str) -> tuple[Any, Mapping[str, Any]]:

@@ -25,7 +25,7 @@ from unlearn_eval.harness.alignment import REASONS, AlignmentRoom
 from unlearn_eval.harness.chat_template import Decoder, decoder_of
 from unlearn_eval.harness.examples import ExampleSampler, accepted_answers, example_pool, example_turn, is_example
 from unlearn_eval.harness.instances import make_instance
-from unlearn_eval.harness.options import ALWAYS, Check, check_values, refuse_examples
+from unlearn_eval.harness.options import ALWAYS, Check, check_values, read_by, refuse_examples
 from unlearn_eval.harness.plan import as_made, may_forget_all, plan_metadata
 from unlearn_eval.metrics import mean_and_stderr
 from unlearn_eval.metrics.alignment import Question
@@ -194,8 +194,10 @@ class UnlearningTask(ConfigurableTask):
         requests.install()
         config = {key: value for key, value in (config or {}).items() if key != "class"}
         planned = plan_metadata(str(config.get("task")), config.get("metadata") or {})
-        config["metadata"] = {**self.defaults, **planned}
-        check_values(self.options(config["metadata"]), config["metadata"])
+        metadata = {**self.defaults, **planned}
+        options = self.own_options(metadata)
+        config["metadata"] = metadata = read_by(str(config.get("task")), options, metadata)
+        check_values(options, metadata)
         config.setdefault("metric_list", [])
         super().__init__(config=config)
         if self.data_hash is None:  # lm-eval 0.5 loads documents when they are first needed; metrics ask for them
@@ -216,6 +218,10 @@ class UnlearningTask(ConfigurableTask):
     def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
         """The keys of a run's metadata that the task reads, with a check of each value."""
         return ALWAYS
+
+    def own_options(self, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """The keys that the task reads; with those of the whole that it is a part of."""
+        return self.options(metadata)
 
     @classmethod
     def why_no_examples(cls, metadata: Mapping[str, Any]) -> str | None:

@@ -72,6 +72,10 @@ class OwnPart(UnlearningTask):
     splits = (*BINS, "neutral", "open")
     no_examples = UtilityTask.no_examples
 
+    def own_options(self, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """With what names the parts of lm-eval."""
+        return UtilityTask.options(metadata)
+
     @classmethod
     def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
         """What is forgotten, how large the bins are, and the unedited model."""

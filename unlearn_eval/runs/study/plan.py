@@ -390,7 +390,11 @@ def _expanded(tasks: tuple[TaskSpec, ...]) -> list[TaskSpec]:
     found = [replace(task, task=name) for task in tasks for name in names_of(task.task, task.include_path)]
     for task in found:
         check_options(
-            [task.task], metadata=task.metadata, num_fewshot=task.num_fewshot, gen_kwargs=task.gen_kwargs or None
+            [task.task],
+            metadata=task.metadata,
+            num_fewshot=task.num_fewshot,
+            gen_kwargs=task.gen_kwargs or None,
+            strict=True,
         )
     names = [task.task for task in found]
     if twice := [name for name in names if names.count(name) > 1]:
