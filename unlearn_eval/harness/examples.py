@@ -49,7 +49,7 @@ class ExampleSampler(ContextSampler):  # type: ignore[misc]
 
     document: Document | None = None
 
-    def sample(self, n: int, *_: Any, **__: Any) -> Sequence[Document]:
+    def sample(self, n: int, *_: object, **__: object) -> Sequence[Document]:
         """`n` examples for the current document, each marked for `example_turn`.
 
         Raises:

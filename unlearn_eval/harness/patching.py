@@ -6,12 +6,15 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.harness.names import MODELS, TASKS_FOLDER
 from unlearn_eval.utils.patching import OneOf, Patches, Place, replaced, wrap
+
+if TYPE_CHECKING:
+    from unlearn_eval.harness.lm import LM
 
 PATCHES = Patches("lm_eval", tested=("0.4.13", "0.5.0.dev1"))
 
@@ -70,7 +73,7 @@ def check_our_options(evaluator: Any) -> None:
 def _checking_first(evaluate: Any) -> Any:
     parameters = inspect.signature(evaluate)
 
-    def evaluating(*arguments: Any, **options: Any) -> Any:
+    def evaluating(*arguments: object, **options: object) -> Any:
         from unlearn_eval.harness.options import check_options
 
         given = parameters.bind(*arguments, **options).arguments
@@ -89,7 +92,7 @@ def _checking_first(evaluate: Any) -> Any:
     return evaluating
 
 
-def _parsed(text: Any) -> dict[str, Any]:
+def _parsed(text: str | Mapping[str, Any] | None) -> dict[str, Any]:
     from lm_eval.utils import simple_parse_args_string
 
     return dict(simple_parse_args_string(text)) if isinstance(text, str) else dict(text or {})
@@ -138,7 +141,7 @@ def keep_trace_markers() -> None:
 def _keeping_markers(decode: Any) -> Any:
     from unlearn_eval.models.thinking import decode_with_markers, special_markers
 
-    def decoding(self: Any, tokens: Any, skip_special_tokens: bool = True) -> Any:
+    def decoding(self: LM, tokens: Sequence[int] | int, skip_special_tokens: bool = True) -> Any:
         markers = vars(self).get("_unlearn_eval_markers")
         if markers is None:
             markers = self._unlearn_eval_markers = special_markers(self.tokenizer)

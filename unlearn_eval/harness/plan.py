@@ -249,7 +249,9 @@ def given_arguments(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**(given or {}), **({} if thinks is None else {ENABLE_THINKING: thinks})}
 
 
-def prompt_difference(made: Any, system: str | None, arguments: Mapping[str, Any] | None) -> str | None:
+def prompt_difference(
+    made: PromptFormat | EvalPlan, system: str | None, arguments: Mapping[str, Any] | None
+) -> str | None:
     """How a run's prompts differ from those of an edit, in words; None if they do not.
 
     Args:

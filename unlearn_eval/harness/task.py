@@ -412,7 +412,7 @@ class UnlearningTask(ConfigurableTask):
             return example_turn(doc, self._asks_bare, str(super().doc_to_text(doc, doc_to_text)))[0]
         return doc["question"] if self._asks_bare else super().doc_to_text(doc, doc_to_text)
 
-    def doc_to_target(self, doc: Document, doc_to_target: Any = None) -> Any:
+    def doc_to_target(self, doc: Document, doc_to_target: object = None) -> Any:
         """The answer; of an example as it follows the example's question."""
         return (
             example_turn(doc, self._asks_bare, "")[1] if is_example(doc) else super().doc_to_target(doc, doc_to_target)

@@ -323,7 +323,9 @@ _OF_TOKENIZERS = frozenset(
 )
 
 
-def check_template_arguments(tokenizer: Any, arguments: Mapping[str, Any], name: str = "the model") -> None:
+def check_template_arguments(
+    tokenizer: PreTrainedTokenizerBase | None, arguments: Mapping[str, Any], name: str = "the model"
+) -> None:
     """Refuse arguments that a chat template would not read.
 
     Args:

@@ -15,7 +15,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 AS_IS, NONE, SHORT = "as_is", "none", "short"
 DECODINGS = (AS_IS, NONE, SHORT)
@@ -100,7 +104,7 @@ class Thinking:
         return trace.strip().removeprefix(self.opening).removesuffix(_BETWEEN_CHANNELS).strip()
 
 
-def thinking_of(tokenizer: Any) -> Thinking | None:
+def thinking_of(tokenizer: PreTrainedTokenizerBase | None) -> Thinking | None:
     """The markers of a tokenizer's chat template; None if it mentions none."""
     text = template_text(tokenizer)
     if _ANALYSIS.partition("analysis")[0] in text and "analysis" in text and "final" in text:
@@ -113,7 +117,7 @@ def thinking_of(tokenizer: Any) -> Thinking | None:
     return Thinking(opening, closing, _written_empty(tokenizer, text, closing) or usual)
 
 
-def template_text(tokenizer: Any) -> str:
+def template_text(tokenizer: PreTrainedTokenizerBase | None) -> str:
     """A tokenizer's chat templates as one text; empty if it has none."""
     found = getattr(tokenizer, "chat_template", None)
     return "\n".join(map(str, found.values())) if isinstance(found, Mapping) else str(found or "")
@@ -130,21 +134,19 @@ def _markers(text: str) -> tuple[str, str] | None:
     return None
 
 
-def _written_empty(tokenizer: Any, text: str, closing: str) -> str | None:
+def _written_empty(tokenizer: PreTrainedTokenizerBase | None, text: str, closing: str) -> str | None:
     """What the template adds to a prompt when it is told not to think."""
     if not re.search(r"\benable_thinking\b", text):
         return None
 
-    def render(**arguments: Any) -> str:
-        messages = [{"role": "user", "content": "q"}]
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **arguments))
-
-    thinks, answers = render(enable_thinking=True), render(enable_thinking=False)
+    assert tokenizer is not None
+    put = partial(tokenizer.apply_chat_template, [{"role": "user", "content": "q"}], tokenize=False)
+    thinks, answers = (str(put(add_generation_prompt=True, enable_thinking=on)) for on in (True, False))
     added = answers.removeprefix(thinks)
     return added if answers.startswith(thinks) and closing in added else None
 
 
-def special_markers(tokenizer: Any) -> frozenset[int]:
+def special_markers(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The ids of a trace's markers that a tokenizer takes for special tokens, and so leaves out of decoded text."""
     thinking = thinking_of(tokenizer)
     if thinking is None:
