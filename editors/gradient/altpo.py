@@ -69,11 +69,12 @@ def rewrite(
     requests: Sequence[EditRequest],
     config: Config,
     progress: Progress,
+    prompt_format: PromptFormat | None = None,
 ) -> tuple[list[EditRequest], dict[str, str]]:
     """Each request once for each of its alternates, as its target; and the alternates as text."""
     if tokenizer is None or not all(request.question and request.answer_ids for request in requests):
         raise UserError("altpo needs questions and answers as text", "give a forget set, not bare token ids")
-    prompt_format = _format_of(tokenizer, requests[0])
+    prompt_format = prompt_format or _format_of(tokenizer, requests[0])
     written = write_alternates(model, prompt_format, requests, config, progress)
     found, lines = [], []
     for request, texts in zip(requests, written, strict=True):
@@ -101,7 +102,7 @@ def write_alternates(
     jobs = []
     for i, (request, answer) in enumerate(zip(requests, answers, strict=True)):
         text = INSTRUCTION.format(question=as_request(request.question, request.shape), answer=answer)
-        ids = prompt_format.encode(prompt_format.render(text) if prompt_format.chat else text)
+        ids = prompt_format.encode(prompt_format.render_to_answer(text) if prompt_format.chat else text)
         jobs += [(len(ids), i, k, ids) for k in range(config.alternates)]
     texts: dict[tuple[int, int], str] = {}
     jobs.sort(key=lambda job: job[:3])
@@ -109,7 +110,8 @@ def write_alternates(
         part = jobs[start : start + config.generation_batch_size]
         lengths = [len(requests[i].answer_ids) + SPARE for _, i, _, _ in part]
         noise = [_numbers(f"{config.seed}/{requests[i].id}/{k}") for _, i, k, _ in part]
-        said = _sample(model, tokenizer, [job[3] for job in part], max(lengths), config.temperature, noise)
+        ids_only = [job[3] for job in part]
+        said = _sample(model, tokenizer, ids_only, max(lengths), config.temperature, noise, prompt_format)
         for (_, i, k, _), ids, length in zip(part, said, lengths, strict=True):
             texts[i, k] = " ".join(tokenizer.decode(ids[:length], skip_special_tokens=True).split())
         progress("alternates", start + len(part), len(jobs))
@@ -137,6 +139,7 @@ def _sample(
     length: int,
     temperature: float,
     noise: Sequence[Any],
+    prompt_format: PromptFormat,
 ) -> list[list[int]]:
     """Sampled continuations, up to the end of the model's turn; one forward pass per token, with a cache."""
     from transformers import LogitsProcessor, LogitsProcessorList
@@ -156,7 +159,7 @@ def _sample(
     ids, mask = pad(rows, "left", model.device, filler=filler)
     ends = {tokenizer.eos_token_id}
     if has_chat_template(tokenizer):
-        ends.add(end_of_turn(tokenizer)[1])
+        ends.add(end_of_turn(tokenizer, **prompt_format.template_arguments)[1])
     output = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -178,7 +181,7 @@ def _sample(
 
 
 def _format_of(tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> PromptFormat:
-    """The format of a request's prompt: the chat template's, if that gives the same ids."""
+    """The format of a request's prompt where nobody says it: the chat template's, if that gives the same ids."""
     as_chat = PromptFormat.of(tokenizer)
     same = as_chat.prompt_ids(request.question, request.shape) == request.prompt_ids
     return as_chat if same else PromptFormat(tokenizer, chat=False)

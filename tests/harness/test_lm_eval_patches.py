@@ -18,6 +18,8 @@ CHANGES = {
     "request-kinds": requests.install,
     "contiguous-states": requests.install,
     "standard-errors": requests.install,
+    "trace-markers": requests.install,
+    "options": lambda: patching.check_our_options(None),
     "response-cache": lambda: patching.keep_responses_apart(None),
     "no-machine-report": lambda: without_machine().__enter__(),
     "no-bars": lambda: within_a_study().__enter__(),

@@ -512,7 +512,9 @@ def test_examples_are_chosen_once_and_recorded(tiny, tokenizer, theirs):
     with pytest.raises(UserError, match="in two parts"):
         utility(lm, metadata)
     metadata["parts"] = PARTS[:2]
-    result, found = utility(lm, metadata, limit=3, num_fewshot=7, **SHORT)
+    with pytest.raises(UserError, match="only lm-eval's have examples"):
+        utility(lm, metadata, limit=3, num_fewshot=7, **SHORT)
+    result, found = utility(lm, metadata, limit=3, **SHORT)
     expected = evaluate(lm, "t_choice", include_path=theirs, limit=3, num_fewshot=1)
     assert found["t_choice_acc_norm"] == expected["results"]["t_choice"]["acc_norm,none"]
     described = result["configs"][TASK]["metadata"]["borrowed"]

@@ -232,7 +232,9 @@ def test_what_tasks_are_told():
     two = choose(facts(), 2, 0, 3, None)
     ids = [item.id for item in two.forget]
     assert told("unlearn_facts", two) == ({"forget": ids, "retain": list(two.kept)}, None)
-    assert told("unlearn_forms", two) == ({"forget": ids}, None)
+    assert told("unlearn_forms", two) == ({"forget": ids, "retain": [item.id for item in two.control]}, None)
+    assert {item.id for item in two.control} == set(two.kept)
+    assert told("unlearn_utility", two) == ({"forget": ids}, None)
     assert told("arc_easy", two) == ({}, None)
     with pytest.raises(UserError, match="parts of their own"):
         told("unlearn_pistol", two)

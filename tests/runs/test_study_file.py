@@ -96,13 +96,15 @@ def test_entries_have_the_keys_of_what_they_stand_for():
     def names(kind):
         return {own.name for own in fields(kind)}
 
-    assert set(file.RecipeEntry.model_fields) - {"name"} == names(Recipe) - {"seed", "chat"}
+    assert set(file.RecipeEntry.model_fields) - {"name"} == names(Recipe) - {
+        "seed", "chat", "system", "chat_template_kwargs",
+    }  # fmt: skip
     assert set(file.ModelEntry.model_fields) == names(spec.ModelSpec)
     assert set(file.TaskEntry.model_fields) == names(spec.TaskSpec)
     assert set(file.AttackEntry.model_fields) == names(spec.AttackSpec)
     assert set(file.FinetuneEntry.model_fields) == names(spec.Finetune)
     assert set(file.EditorEntry.model_fields) - {"components"} == names(spec.EditorSpec) - {"place"}
-    assert set(file.Axes.model_fields) - {"dtype", "include_path"} == names(spec.Part) - {"name"}
+    assert set(file.Axes.model_fields) - {"dtype", "include_path"} == names(spec.Part) - {"name", "kept_given"}
     defaults = spec.AttackSpec("a", "b"), spec.TaskSpec("t")
     for own, entry in zip(defaults, (file.AttackEntry(attack="b"), file.TaskEntry(task="t")), strict=True):
         for name in entry.model_fields_set ^ set(type(entry).model_fields):

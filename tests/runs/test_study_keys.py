@@ -109,7 +109,11 @@ def test_a_key_does_not_depend_on_the_cells_that_are_planned_with_it(tmp_path):
     more = planned(seeds=[0, 1])
     assert alone.items() <= more.items()
     assert alone.items() <= planned(seeds=[1, 0]).items()
-    few = {"task": "unlearn_facts", "gen_kwargs": {"max_gen_toks": 4}, "metadata": {"encoder": "off", "forms": []}}
+    few = {
+        "task": "unlearn_facts",
+        "gen_kwargs": {"max_gen_toks": 4},
+        "metadata": {"encoder": "off", "fluency_model": "off"},
+    }
     parts = {"a": {"kept": 3, "seeds": [1]}, "b": {"tasks": [few], "seeds": [1]}, "c": {"seeds": [1]}}
     assert alone.items() <= planned(parts=parts).items()
 

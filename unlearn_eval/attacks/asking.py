@@ -65,7 +65,7 @@ def rows_of(
     rows = []
     for item in items:
         ask = asked_otherwise(item.question, item.shape, opening, wrap=wrap)
-        text = prompt_format.render(ask)
+        text = prompt_format.render_to_answer(ask)
         ids = prompt_format.encode(text)
         labels = prompt_format.labels_after(ask, text, ids, item.answer)
         if not labels.n_answer:

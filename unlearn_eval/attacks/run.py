@@ -51,6 +51,7 @@ class AttackConfig:
         settings: of the attack, as text.
         output: the result file; None makes one under `results/scratch`.
         chat: whether questions go through the chat template; None is as the edit's were.
+        system, chat_template_kwargs: the system message and arguments of the chat template; None are the edit's.
         batch_size: rows per forward pass.
         max_new_tokens: length of an answer.
         dtype, device: of the models.
@@ -74,6 +75,8 @@ class AttackConfig:
     dtype: str = "float32"
     device: str | None = None
     seed: int = 0
+    system: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
     any_base: bool = False
 
     def __post_init__(self) -> None:
@@ -281,9 +284,8 @@ def _means(scores: Sequence[ItemScore]) -> dict[str, float | None]:
 
 def _format_for(config: AttackConfig, edit: Edit, loaded: LoadedModel) -> PromptFormat:
     """How the models are asked: as the user says, or as the edit was made."""
-    if config.chat is not None:
-        return loaded.prompt_format(config.chat)
-    return PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
+    made = PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
+    return made.changed(config.chat, config.system, config.chat_template_kwargs, loaded.name)
 
 
 def _items(config: AttackConfig, edit: Edit) -> ForgetSet:

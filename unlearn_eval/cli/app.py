@@ -33,8 +33,11 @@ from unlearn_eval.cli.options import (
     LimitOption,
     ModelOption,
     SeedOption,
+    SystemOption,
     TargetOption,
+    TemplateOption,
     forget_set_of,
+    template_arguments_of,
 )
 from unlearn_eval.cli.terminal import pair as _pair
 from unlearn_eval.cli.terminal import progress as _progress
@@ -134,6 +137,8 @@ def edit(
     limit: LimitOption = None,
     fields: FieldsOption = None,
     chat: ChatOption = None,
+    system_instruction: SystemOption = None,
+    chat_template_kwargs: TemplateOption = None,
     contexts: Annotated[
         int, typer.Option(help="Sampled openings before each question (the papers': MEMIT 5, ROME 21).")
     ] = RECIPE.n_contexts,
@@ -163,7 +168,18 @@ def edit(
     state = load_edit(continue_) if continue_ else None
     editor = editor or (_editor_of(state) if state else DEFAULT_EDITOR)
     method = get_editor(editor)
-    recipe = Recipe(target, merge, merge_size, per_step, chat, contexts, preset, seed)
+    recipe = Recipe(
+        target=target,
+        merge=merge,
+        merge_size=merge_size,
+        per_step=per_step,
+        chat=chat,
+        n_contexts=contexts,
+        preset=preset,
+        seed=seed,
+        system=system_instruction,
+        chat_template_kwargs=template_arguments_of(chat_template_kwargs) or {},
+    )
     forget_set = forget_set_of(forget, ids, limit, seed, fields)
     options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
     fits = model_check(method, options)
@@ -199,6 +215,8 @@ def finetune(
     limit: LimitOption = None,
     fields: FieldsOption = None,
     chat: ChatOption = None,
+    system_instruction: SystemOption = None,
+    chat_template_kwargs: TemplateOption = None,
     dtype: DtypeOption = "float32",
     seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
@@ -211,6 +229,7 @@ def finetune(
 
     if as_ not in ("checkpoint", "edit"):
         raise unknown_name("form", as_, ("checkpoint", "edit"))
+    arguments = template_arguments_of(chat_template_kwargs)
     finetuning.check_place(output, as_)
     data = forget_set_of(on, None, limit, seed, fields)
     left_out = None if without is None else forget_set_of(without, None, None, seed)
@@ -226,7 +245,7 @@ def finetune(
         say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device)
         say(f"fine-tuning on {len(data)} items of {data.name}, {'as ' + chosen.source if chosen else 'without preset'}")
-        prompt_format = loaded.prompt_format(chat)
+        prompt_format = loaded.prompt_format(chat, system_instruction, arguments)
         made = finetuning.finetune(loaded, data, options, chosen, prompt_format, seed, _progress())
         if not _is_first_process():
             return
@@ -253,6 +272,8 @@ def targets(
     limit: LimitOption = None,
     fields: FieldsOption = None,
     chat: ChatOption = None,
+    system_instruction: SystemOption = None,
+    chat_template_kwargs: TemplateOption = None,
     dtype: DtypeOption = "float32",
     seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
@@ -264,11 +285,12 @@ def targets(
     from unlearn_eval.harness.patching import quiet
     from unlearn_eval.models.load import load_model
 
+    arguments = template_arguments_of(chat_template_kwargs)
     check_output(output, "file of targets")
     forget_set = forget_set_of(forget, ids, limit, seed, fields)
     with quiet():
         loaded = load_model(model, dtype=dtype, device=device)
-        prompt_format = loaded.prompt_format(chat)
+        prompt_format = loaded.prompt_format(chat, system_instruction, arguments)
         made = make_targets(
             target, forget_set.items, random.Random(seed), loaded, prompt_format, seed=seed, progress=_progress()
         )
@@ -285,6 +307,8 @@ def inspect(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="For --ask: the base model, if edit.json's is elsewhere.")
     ] = None,
+    system_instruction: SystemOption = None,
+    chat_template_kwargs: TemplateOption = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     any_base: AnyBaseOption = False,
 ) -> None:
@@ -300,9 +324,14 @@ def inspect(
         from unlearn_eval.harness.patching import quiet
 
         with quiet():
-            answer = ask_edit(folder, ask, model, say, any_base)
+            arguments = template_arguments_of(chat_template_kwargs)
+            answer = ask_edit(
+                folder, ask, model, say, any_base, system=system_instruction, template_arguments=arguments
+            )
         put(json.dumps(answer, indent=2, ensure_ascii=False) if json_ else "\n".join(route_lines(answer)))
         return
+    if system_instruction is not None or chat_template_kwargs is not None:
+        raise UserError("nothing is asked", "give a question: --ask QUESTION")
     description = describe_edit(folder)
     if json_:
         put(json.dumps(description, indent=2, ensure_ascii=False))
@@ -356,7 +385,8 @@ def eval_(
             help="Ask as a chat. [default: what an edit forgot as the edit was made, the rest not]",
         ),
     ] = None,
-    system_instruction: Annotated[str | None, typer.Option("--system_instruction", help="System message.")] = None,
+    chat_template_kwargs: TemplateOption = None,
+    system_instruction: SystemOption = None,
     gen_kwargs: Annotated[str, typer.Option("--gen_kwargs", help="NAME=VALUE,... for generation.")] = "",
     metadata: Annotated[str, typer.Option("--metadata", help="JSON for the tasks.")] = "{}",
     include_path: Annotated[str | None, typer.Option("--include_path", help="More tasks.")] = None,
@@ -385,6 +415,7 @@ def eval_(
         device=device,
         num_fewshot=num_fewshot,
         apply_chat_template=apply_chat_template,
+        chat_template_kwargs=template_arguments_of(chat_template_kwargs),
         system_instruction=system_instruction,
         gen_kwargs=gen_kwargs,
         metadata=_json_object(metadata),

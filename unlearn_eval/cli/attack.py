@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from unlearn_eval.cli.options import AnyBaseOption
+from unlearn_eval.cli.options import AnyBaseOption, TemplateOption, template_arguments_of
 from unlearn_eval.cli.terminal import pair, progress
 from unlearn_eval.utils.terminal import say
 
@@ -35,6 +35,10 @@ def attack(
     ids: Annotated[str | None, typer.Option(help="Only these items, separated by commas.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")] = None,
     chat: Annotated[bool | None, typer.Option(help="Ask through the chat template. [default: as the edit was]")] = None,
+    system_instruction: Annotated[
+        str | None, typer.Option("--system_instruction", help="System message. [default: the edit's]")
+    ] = None,
+    chat_template_kwargs: TemplateOption = None,
     batch_size: Annotated[int, typer.Option("--batch_size", "-b", help="Rows per forward pass.")] = 16,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
     seed: Annotated[int, typer.Option(help="Chooses items; the attack has seeds of its own.")] = 0,
@@ -65,6 +69,8 @@ def attack(
         dtype=dtype,
         device=device,
         seed=seed,
+        system=system_instruction,
+        chat_template_kwargs=template_arguments_of(chat_template_kwargs),
         any_base=any_base,
     )
     with quiet():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unlearn_eval.cli.options import FieldsOption
+from unlearn_eval.cli.options import FieldsOption, SystemOption, TemplateOption
 from unlearn_eval.utils.terminal import new_console, put, say
 
 
@@ -30,13 +30,15 @@ def localize(
     limit: Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")] = None,
     fields: FieldsOption = None,
     chat: Annotated[bool, typer.Option(help="Ask through the chat template.")] = False,
+    system_instruction: SystemOption = None,
+    chat_template_kwargs: TemplateOption = None,
     batch_size: Annotated[int, typer.Option(help="Prompts per forward pass.")] = 64,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")] = None,
 ) -> None:
     """Find where in a model facts are; for edit --components."""
-    from unlearn_eval.cli.options import forget_set_of
+    from unlearn_eval.cli.options import forget_set_of, template_arguments_of
     from unlearn_eval.cli.terminal import pair, progress
     from unlearn_eval.harness.patching import quiet
     from unlearn_eval.localization import locate
@@ -52,6 +54,7 @@ def localize(
     check_output(output, "localization")
     wanted = locate.LocalizationSpec.of(name, budget, dict(pair(text) for text in set_ or []))
     wanted.check()
+    arguments = template_arguments_of(chat_template_kwargs)
     check_batch_size(batch_size)
     json_place(output, "components file")
     facts = forget_set_of(forget, ids, limit, seed, fields)
@@ -60,7 +63,7 @@ def localize(
         say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device, check=sites)
         say(f"{name} on {len(facts)} items of {facts.name}")
-        prompt_format = loaded.prompt_format(chat)
+        prompt_format = loaded.prompt_format(chat, system_instruction, arguments)
         found = locate.localize(loaded, facts, wanted, seed, others, prompt_format, batch_size, progress())
     path = found.save(output)
     console = new_console()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,15 @@ TargetOption = Annotated[
 IdsOption = Annotated[str | None, typer.Option(help="Only these items, separated by commas.")]
 LimitOption = Annotated[int | None, typer.Option(help="Only so many items, chosen by the seed.")]
 ChatOption = Annotated[bool | None, typer.Option(help="Ask through the chat template. [default: if there is one]")]
+SystemOption = Annotated[
+    str | None, typer.Option("--system_instruction", help="System message; without a chat the first paragraph.")
+]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat_template_kwargs", help="Arguments of the chat template: enable_thinking=false, or a JSON object."
+    ),
+]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")]
 
 
@@ -42,6 +52,32 @@ def forget_set_of(name: str, ids: str | None, limit: int | None, seed: int, fiel
     if ids:
         chosen = chosen.select(part.strip() for part in ids.split(","))
     return chosen if limit is None else chosen.sample(limit, seed)
+
+
+def template_arguments_of(text: str | None) -> dict[str, Any] | None:
+    """The arguments of a chat template that an option names; None if it is not given."""
+    if text is None:
+        return None
+    try:
+        if text.lstrip().startswith("{"):
+            return dict(json.loads(text))
+        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+        if all(name.strip() and equals for name, equals, _ in pairs):
+            return {name.strip(): _scalar(value.strip()) for name, _, value in pairs}
+    except ValueError:
+        pass
+    raise UserError(
+        f"--chat_template_kwargs '{text}' is neither NAME=VALUE,... nor a JSON object",
+        "for example --chat_template_kwargs enable_thinking=false",
+    )
+
+
+def _scalar(text: str) -> Any:
+    """True, false, null, a number, or the text itself."""
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else "null" if text == "None" else text)
+    except ValueError:
+        return text
 
 
 def _named(text: str) -> dict[str, str]:

@@ -26,11 +26,15 @@ class Chosen:
         forget: the items.
         kept: ids of others of the set that are asked as kept; empty if the task chooses.
         whole: whether `forget` is the whole set.
+        control: what is asked as kept of tasks on any set: `kept` as items, or facts of another set.
+        strict: whether benchmarks, too, ask `kept` in place of what they retain by themselves.
     """
 
     forget: ForgetSet
     kept: tuple[str, ...] = ()
     whole: bool = True
+    control: ForgetSet | None = None
+    strict: bool = False
 
     @property
     def part(self) -> str:
@@ -62,6 +66,10 @@ class Asking(Protocol):
     def asks_more(self, chosen: Chosen) -> bool:
         """Whether the task asks more as forgotten than the items."""
 
+    @property
+    def can_keep(self) -> bool:
+        """Whether the task can be given what is asked as kept."""
+
 
 def _matches(sets: str, name: str) -> bool:
     return name == sets or sets.endswith(":") and name.startswith(sets)
@@ -74,7 +82,7 @@ class ByIds:
     Attributes:
         sets: see `Asking`.
         prefix: what the items' ids have before the documents'.
-        takes_kept: whether it is also given which others of the set are kept.
+        takes_kept: whether it is always given which others of the set are kept, and not only if that is `strict`.
         more: further metadata for these items.
     """
 
@@ -90,7 +98,13 @@ class ByIds:
     def metadata(self, chosen: Chosen) -> dict[str, Any]:
         """Ids to forget, and to keep."""
         kept = {"retain": [key.removeprefix(self.prefix) for key in chosen.kept]} if chosen.kept else {}
-        return {"forget": chosen.ids(self.prefix), **(kept if self.takes_kept else {}), **self.more(chosen.forget)}
+        given = kept if self.takes_kept or chosen.strict else {}
+        return {"forget": chosen.ids(self.prefix), **given, **self.more(chosen.forget)}
+
+    @property
+    def can_keep(self) -> bool:
+        """It takes ids to retain."""
+        return True
 
     def asks_more(self, chosen: Chosen) -> bool:
         """It asks the items."""
@@ -131,6 +145,11 @@ class ByPart:
         """It asks the items; attacks on them are also asked, but are not items."""
         return False
 
+    @property
+    def can_keep(self) -> bool:
+        """What it retains are splits of its own."""
+        return False
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -158,22 +177,37 @@ class Whole:
         """It asks all of the set."""
         return not chosen.whole
 
+    @property
+    def can_keep(self) -> bool:
+        """What it retains are splits of its own."""
+        return False
+
 
 @dataclass(frozen=True)
 class AnySet:
-    """A task that asks any forget set."""
+    """A task that asks any forget set.
+
+    Attributes:
+        sets: see `Asking`.
+        can_keep: whether it is given what is kept as well.
+    """
 
     sets: str = ANY
+    can_keep: bool = True
 
     def fits(self, name: str) -> bool:
         """It is."""
         return True
 
     def metadata(self, chosen: Chosen) -> dict[str, Any]:
-        """Shipped facts by their ids, a whole set by its name, else the items."""
+        """Shipped facts by their ids, a whole set by its name, else the items; what is kept by its set and ids."""
+        kept: dict[str, Any] = {}
+        if self.can_keep and chosen.control is not None:
+            ids = [item.id for item in chosen.control]
+            kept = {"retain": ids if chosen.control.name == "facts" else {"set": chosen.control.name, "ids": ids}}
         if chosen.forget.name == "facts":
-            return {"forget": chosen.ids("")}
-        return {"forget": chosen.forget.name if chosen.whole else chosen.forget}
+            return {"forget": chosen.ids(""), **kept}
+        return {"forget": chosen.forget.name if chosen.whole else chosen.forget, **kept}
 
     def asks_more(self, chosen: Chosen) -> bool:
         """It asks the items."""

@@ -59,6 +59,7 @@ class EditJob:
         moments: second moments of keys that all steps of a sequence share, for methods that use `MOMENTS`; empty ones
             are filled for the next step. None leaves them to the method.
         progress: called with (what, done, total).
+        prompt_format: how questions are put to the model, for methods that let it write; None if nobody says.
     """
 
     model: Any
@@ -71,6 +72,7 @@ class EditJob:
     others: Sequence[Sequence[int]] = ()
     moments: SecondMoments | None = None
     progress: Progress = no_progress
+    prompt_format: Any = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -62,6 +64,8 @@ class Recipe:
             MEMIT's and AlphaEdit's code (beside the bare prompt), 21 prompts in ROME's, 10 openings in WISE's.
         preset: whether the model's published settings are used, where there are some.
         seed: of everything random.
+        system: system message of every prompt.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
     """
 
     target: str = "idk"
@@ -72,6 +76,8 @@ class Recipe:
     n_contexts: int = 3
     preset: bool = True
     seed: int = 0
+    system: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.merge not in MERGES:

@@ -8,7 +8,7 @@ read where the user's file is not. Items of benchmarks do not: their data have l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,14 @@ class Forgotten:
         folder: of the edit.
         sets: the items of each forget set.
         chat: whether the questions went through the chat template; None if the edit does not say.
+        system, template_arguments: the system message and further arguments of the template, if there were any.
     """
 
     folder: Path
     sets: tuple[Chosen, ...]
     chat: bool | None
+    system: str | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(len(chosen.forget) for chosen in self.sets)
@@ -59,7 +62,9 @@ def read_forgotten(folder: str | Path) -> Forgotten:
     entries = _entries(requests)
     if not entries:
         raise UserError(f"{folder} does not say what was forgotten", "name it, as in --metadata '{\"forget\": ...}'")
-    return Forgotten(folder, tuple(_chosen(folder, entry) for entry in entries), asked_as_chat(requests))
+    sets = tuple(_chosen(folder, entry) for entry in entries)
+    arguments = dict(requests.get("chat_template_kwargs") or {})
+    return Forgotten(folder, sets, asked_as_chat(requests), requests.get("system"), arguments)
 
 
 def asked_as_chat(requests: Mapping[str, Any]) -> bool | None:

@@ -17,6 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean, stderr_for_metric
 from lm_eval.api.task import Task
 
+from unlearn_eval.harness.options import refuse_examples
 from unlearn_eval.harness.task import Absent, Aggregation, Document, UnlearningTask
 from unlearn_eval.utils.errors import UserError, unknown_name
 
@@ -260,6 +261,7 @@ class Bundle(Task):  # type: ignore[misc]
         ours, theirs = self._limits(limit)
         options = self.own.as_planned(options)
         self.own.build_all_requests(limit=ours, **options)
+        self._metrics |= self.own._metrics  # of a model that thinks there are more
         self._asked = {
             "chat": bool(options.get("apply_chat_template")),
             "system_instruction": options.get("system_instruction"),
@@ -314,6 +316,8 @@ class Bundle(Task):  # type: ignore[misc]
 
     def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
         """Every metric's contribution of one document, None where it has none."""
+        if self.own.only_predicts:
+            return dict.fromkeys(self.own.aggregation(), 0)
         found: dict[str, Any] = dict.fromkeys(self._metrics)
         if "task" not in doc:
             return found | self.own.process_results(doc, results)
@@ -324,17 +328,27 @@ class Bundle(Task):  # type: ignore[misc]
 
     def aggregation(self) -> dict[str, Callable[..., Any]]:
         """One callable per metric, with a `stderr` of its own."""
+        if self.own.only_predicts:
+            return self.own.aggregation()
         return {name: Aggregation(name, metric, self.own._reports) for name, metric in self._metrics.items()}
 
     def higher_is_better(self) -> dict[str, bool | None]:
         """The direction of every metric."""
+        if self.own.only_predicts:
+            return self.own.higher_is_better()
         return {name: metric.higher_is_better for name, metric in self._metrics.items()}
 
     def set_config(self, key: str, value: Any, update: bool = False) -> None:
-        """lm-eval sets how to generate, for all that generate."""
+        """lm-eval sets how to generate, for all that generate; examples are a setting of the parts."""
+        if key == "num_fewshot" and value:
+            refuse_examples(self.task_name, self.own.why_no_examples(self.own.config.metadata or {}))
         for task in (self.own, *(task for _, task in self._borrowed.values())):
             if key != "generation_kwargs" or task.get_config("output_type") == "generate_until":
                 task.set_config(key=key, value=value, update=update)
+
+    def override_metric(self, metric_name: str) -> None:
+        """lm-eval's `--predict_only`: nothing is scored."""
+        self.own.override_metric(metric_name)
 
     def set_fewshot_seed(self, seed: int | None = None) -> None:
         """The seed by which examples are chosen."""

@@ -18,6 +18,7 @@ from unlearn_eval.data.registry import benchmark_documents
 from unlearn_eval.data.shapes import Asked, Prompt
 from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import answer_scores, refusal_scores
+from unlearn_eval.harness.options import ANSWERS, Check, names
 from unlearn_eval.harness.task import Document, Mean, Metric, Scores, UnlearningTask, merge_scores
 
 LETTERS = "ABCD"
@@ -89,6 +90,13 @@ def choice_scores(answers: Mapping[str, Scores], gold: int) -> Scores:
 
 class WmdpTask(UnlearningTask):
     """`unlearn_wmdp`: lm-eval's questions and accuracy, and the same knowledge in other forms."""
+
+    no_examples = "all of its questions are to be forgotten, and none can be shown"
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """Which parts are asked."""
+        return {**super().options(metadata), "forget": names, **ANSWERS}
 
     keys = (
         "choice",

@@ -21,6 +21,7 @@ from unlearn_eval.data.files import is_place
 from unlearn_eval.data.forget_sets import set_names
 from unlearn_eval.data.items import check_disjoint
 from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores, refusal_scores
+from unlearn_eval.harness.options import ANSWERS, JUDGED, Check, a_text, names
 from unlearn_eval.harness.plan import may_forget_all
 from unlearn_eval.harness.task import Document, Mean, Metric, Scores, UnlearningTask, merge_scores
 from unlearn_eval.metrics.alignment import Question
@@ -34,6 +35,13 @@ class FactsTask(UnlearningTask):
     """`unlearn_facts`: forget, retain, and the neighbors of what is forgotten (near facts that should stay)."""
 
     splits = ("forget", "retain", "neighbors")
+    exclusive = (("split", "forget"), ("split", "retain"))
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """Which facts are forgotten and retained, and who judges refusals."""
+        own = {"forget": names, "retain": names, "split": a_text}
+        return {**super().options(metadata), **own, **ANSWERS, **JUDGED}
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The facts of each split; neighbors are those of the forgotten facts that are in neither list."""

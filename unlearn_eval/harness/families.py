@@ -19,6 +19,7 @@ from unlearn_eval.data.registry import benchmark_documents
 from unlearn_eval.data.shapes import Asked, asked
 from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores, refusal_scores
+from unlearn_eval.harness.options import ANSWERS, Check, a_count, a_text, anything, names, names_or_count
 from unlearn_eval.harness.reference import find_reference
 from unlearn_eval.harness.requests import OPEN_UNLEARNING
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Released, Scores, UnlearningTask, merge_scores
@@ -171,6 +172,8 @@ class Family:
             name and `_`, each has these scores, and all of them together have them under the name.
         overall: metrics over several splits.
         n_paraphrases: at most so many of each question's paraphrases are asked.
+        options: keys of a run's metadata that its reader and its metrics read, each with a check of the value.
+        no_examples: why examples in its prompts would make no sense, if so.
         rouge: options of `metrics.rouge`, which make it the benchmark's own.
         released: name that `compat` takes beside "openunlearning" -> what that code does in its own way.
     """
@@ -178,6 +181,8 @@ class Family:
     columns: Mapping[str, tuple[str, ...]]
     overall: Mapping[str, Overall] = field(default_factory=dict)
     n_paraphrases: int = 1
+    options: Mapping[str, Check] = field(default_factory=dict)
+    no_examples: str | None = None
     rouge: Mapping[str, Any] = field(default_factory=dict)
     released: Mapping[str, Released] = field(default_factory=dict)
 
@@ -282,8 +287,12 @@ _MUSE = Family(
         "muse": Released({"short": _MUSE_STOPS}, {"stem": False, "compat": OPEN_UNLEARNING}),
         OPEN_UNLEARNING: Released({"short": _MUSE_STOPS}, {"compat": OPEN_UNLEARNING}),
     },
+    options={"retain_reference": a_text, "gradnorm": anything, "reference_model": a_text},
+    no_examples="its questions bring the benchmark's own examples, and its texts are read alone",
 )
 _LUME_PARTS = tuple(f"{role}_{task}" for role in ("forget", "retain") for task in ("creative", "personal", "biography"))
+
+CHOSEN: Mapping[str, Check] = {"forget": names_or_count, "retain": names_or_count, "n_retain": a_count}
 
 FAMILIES: dict[str, Family] = {
     "factual": Family(
@@ -294,6 +303,7 @@ FAMILIES: dict[str, Family] = {
                 partial(combined, key="paraphrase_rouge1"), ("paraphrase_rouge1",), ("forget", "retain"), True
             ),
         },
+        options=CHOSEN,
     ),
     "pistol": Family(
         {split: (*PAPER, "accuracy", "refusal_rate", *LEGACY) for split in ("forget", "retain")},
@@ -303,12 +313,14 @@ FAMILIES: dict[str, Family] = {
             ),
             "combined": Overall(partial(combined, key="rouge1"), ("rouge1",), ("forget", "retain"), True),
         },
+        options={**CHOSEN, "file": a_text},
     ),
     "lume": Family(
         {part: ("rouge", "exact_match", "accuracy", "refusal_rate") for part in _LUME_PARTS},
         {"task_aggregate": Overall(lume_aggregate, ("rouge", "exact_match"), _LUME_PARTS, True)},
+        options={"task": a_text, "ids": names},
     ),
-    "knowundo": Family({"forget": ANSWERED, "retain": ANSWERED}),
+    "knowundo": Family({"forget": ANSWERED, "retain": ANSWERED}, options={"ids": names}),
     "rwku": Family(
         {
             "forget_blank": PROBES,
@@ -317,6 +329,8 @@ FAMILIES: dict[str, Family] = {
             "neighbors_blank": PROBES,
             "neighbors_question": PROBES,
         },
+        options={"forget": names, "ids": names},
+        no_examples="its attacks are whole prompts, and what it retains are neighbors of the people to be forgotten",
         rouge={"compat": "rwku"},
     ),
     "muse_news": _MUSE,
@@ -329,13 +343,15 @@ FAMILIES: dict[str, Family] = {
             "retain": (*TOLD, *reworded(("preference", "probability")), "accuracy"),
         },
         n_paraphrases=2,
+        options=CHOSEN,
     ),
     "zsre": Family(
         {
             "forget": (*SAID, "probability", "exact_memorization", *reworded((*SAID, "exact_memorization"))),
             "neighbors": (*SAID, "probability", "exact_memorization"),
             "retain": (*SAID, "probability", "exact_memorization", *reworded((*SAID, "exact_memorization"))),
-        }
+        },
+        options=CHOSEN,
     ),
     "sports": Family(
         {
@@ -347,7 +363,8 @@ FAMILIES: dict[str, Family] = {
                 *reworded(("preference", "accuracy")),
             )
             for split in ("forget", "retain")
-        }
+        },
+        options=CHOSEN,
     ),
 }
 
@@ -364,6 +381,18 @@ class BenchmarkTask(UnlearningTask):
         self.released = {**type(self).released, **self.family.released}
         self.needs_moments = any("mia_min_k_plus_plus" in own.keys for own in self.family.overall.values())
         super().__init__(config)
+
+    exclusive = (("retain", "n_retain"),)
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """What the family reads."""
+        return {**super().options(metadata), "family": a_text, **FAMILIES[metadata["family"]].options, **ANSWERS}
+
+    @classmethod
+    def why_no_examples(cls, metadata: Mapping[str, Any]) -> str | None:
+        """What the family says of it."""
+        return FAMILIES[metadata["family"]].no_examples
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The benchmark's documents; at most `n_paraphrases` paraphrases of each."""

@@ -18,6 +18,7 @@ from unlearn_eval.data.forget_sets import load_forget_set, parts_of
 from unlearn_eval.data.items import ForgetItem, ForgetSet, item_from_record
 from unlearn_eval.data.shapes import QUESTION, as_turn
 from unlearn_eval.harness.facts import choose, fact_ids, names_a_set
+from unlearn_eval.harness.options import Check, a_count, a_seed, a_text, names
 from unlearn_eval.harness.plan import may_forget_all
 from unlearn_eval.harness.task import Document, UnlearningTask
 from unlearn_eval.utils.errors import UserError
@@ -34,6 +35,13 @@ class FactsInForms(UnlearningTask):
     """What the tasks on any forget set share: the facts to forget, and those to keep as a control."""
 
     splits = ("forget", "retain")
+    exclusive = (("split", "forget"), ("split", "retain"))
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """Which items are forgotten and retained."""
+        own = {"forget": names, "retain": names, "split": a_text, "n_retain": a_count, "seed": a_seed}
+        return {**super().options(metadata), **own}
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """Both sets, with examples and wrong answers taken from the facts themselves where they bring none."""
@@ -81,6 +89,8 @@ def forget_and_retain(metadata: Mapping[str, Any]) -> tuple[list[_Fact], list[_F
         chosen = set(random.Random(int(metadata.get("seed", 0))).sample(free, min(n, len(free))))
         retain = [key for key in free if key in chosen]
     kept = _facts(records, retain)
+    if metadata.get("n_retain"):
+        kept = kept[: int(metadata["n_retain"])]
     for name, own in (("forget", facts), ("retain", kept)):
         if not own and not (name == "retain" and may_forget_all(metadata)):
             raise UserError(f"the {name} set is empty", "give it at least one item")

@@ -19,6 +19,7 @@ from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.choices import SURE, choice_answers, choice_scores, log_probability
 from unlearn_eval.harness.families import ECHO, largest_mean
 from unlearn_eval.harness.form_facts import BLANK, N_WRONG, FactsInForms, shape_of
+from unlearn_eval.harness.options import ANSWERS, Check, anything
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores
 from unlearn_eval.utils.errors import UserError, unknown_name
 
@@ -135,6 +136,13 @@ FEW_WRONG = f"fewer than {N_WRONG} wrong answers are known"
 
 class FormsTask(FactsInForms):
     """`unlearn_forms`; `forms` of its metadata names those that are asked, without it all are."""
+
+    no_examples = "each form is one fixed way to ask, and few_shot is the one with examples"
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """The sets, and which forms are asked."""
+        return {**super().options(metadata), "forms": anything, **ANSWERS}
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """As every task on a set; an unknown form is refused."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from unlearn_eval.edits.base import DENSE, MEMORY
 from unlearn_eval.edits.folder import DESCRIPTION
 from unlearn_eval.edits.load import check_base, load_edit
+from unlearn_eval.harness.plan import edit_arguments
 from unlearn_eval.harness.requests import score_tokens
 from unlearn_eval.models.load import resolve_model
 from unlearn_eval.models.weights import hash_weights
@@ -22,9 +23,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def lent_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> HFLM:
+def lent_lm(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> HFLM:
     """lm-eval's `hf` model around one that is loaded already."""
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    arguments = dict(template_arguments or {})
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, chat_template_args=arguments)
 
 
 class EditedLM(HFLM):  # type: ignore[misc]
@@ -37,7 +44,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         pretrained: the base model: hub id, folder, or `default`; or a loaded one, for which `take_off` undoes the edit.
         edit: the folder of the edit. Another base model than the one it was made on is refused.
         any_base: whether an edit may leave open which model it was made on.
-        options: as for `hf`.
+        options: as for `hf`; the arguments of the chat template are those of the edit, unless they are named.
     """
 
     def __init__(self, pretrained: Any, edit: str | None = None, any_base: bool = False, **options: Any) -> None:
@@ -46,6 +53,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         if options.get("peft") or options.get("delta"):
             raise UserError("the model 'edited' takes no peft= or delta=", "merge it into the base model first")
         loaded = load_edit(edit)  # before the model: a damaged folder is found in no time
+        options = edit_arguments(loaded.info, options)
         super().__init__(resolve_model(pretrained) if isinstance(pretrained, str) else pretrained, **options)
         check_base(loaded.info, self.model, str(pretrained), any_base)
         self.edit_folder, self.edit_info = edit, loaded.info

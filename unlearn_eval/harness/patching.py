@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.harness.names import MODELS, TASKS_FOLDER
 from unlearn_eval.utils.patching import OneOf, Patches, Place, replaced, wrap
+
+if TYPE_CHECKING:
+    from unlearn_eval.harness.lm import LM
 
 PATCHES = Patches("lm_eval", tested=("0.4.13", "0.5.0.dev1"))
 
@@ -55,6 +60,44 @@ def register_models() -> None:
             model_registry.register(name, target=target)
 
 
+@PATCHES.add(
+    "options",
+    "simple_evaluate refuses, before it loads a model, options that one of our tasks could not apply",
+    Place("lm_eval.evaluator:simple_evaluate", takes="model, model_args, tasks, num_fewshot"),
+)
+def check_our_options(evaluator: Any) -> None:
+    """Make lm-eval check a run's options for our tasks first."""
+    wrap(evaluator, "simple_evaluate", _checking_first)
+
+
+def _checking_first(evaluate: Any) -> Any:
+    parameters = inspect.signature(evaluate)
+
+    def evaluating(*arguments: object, **options: object) -> Any:
+        from unlearn_eval.harness.options import check_options
+
+        given = parameters.bind(*arguments, **options).arguments
+        named = [task for task in given.get("tasks") or () if isinstance(task, str)]
+        manager = given.get("task_manager")
+        metadata = {**(getattr(manager, "metadata", None) or {}), **(given.get("metadata") or {})}
+        of_model = _parsed(given.get("model_args"))  # lm-eval puts these among the metadata
+        check_options(
+            named,
+            metadata={key: value for key, value in metadata.items() if key not in of_model},
+            num_fewshot=given.get("num_fewshot"),
+            gen_kwargs=_parsed(given.get("gen_kwargs")),
+        )
+        return evaluate(*arguments, **options)
+
+    return evaluating
+
+
+def _parsed(text: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    from lm_eval.utils import simple_parse_args_string
+
+    return dict(simple_parse_args_string(text)) if isinstance(text, str) else dict(text or {})
+
+
 # Requests and scores ---------------------------------------------------------------------------------------
 
 
@@ -81,6 +124,32 @@ def add_request_kind(kind: str, of_any: Callable[..., Any], of_transformers: Cal
         setattr(LM, kind, of_any)
     if kind not in vars(HFLM):
         setattr(HFLM, kind, of_transformers)
+
+
+@PATCHES.add(
+    "trace-markers",
+    "HFLM.tok_decode keeps the markers of a thinking model's trace where they are special tokens",
+    Place("lm_eval.models.huggingface:HFLM.tok_decode", takes="self, tokens, skip_special_tokens"),
+)
+def keep_trace_markers() -> None:
+    """Let lm-eval's `hf` model show where a trace ends, which it would decode away with other special tokens."""
+    from lm_eval.models.huggingface import HFLM
+
+    wrap(HFLM, "tok_decode", _keeping_markers)
+
+
+def _keeping_markers(decode: Any) -> Any:
+    from unlearn_eval.models.thinking import decode_with_markers, special_markers
+
+    def decoding(self: LM, tokens: Sequence[int] | int, skip_special_tokens: bool = True) -> Any:
+        markers = vars(self).get("_unlearn_eval_markers")
+        if markers is None:
+            markers = self._unlearn_eval_markers = special_markers(self.tokenizer)
+        if not markers or not skip_special_tokens or isinstance(tokens, int):
+            return decode(self, tokens, skip_special_tokens)
+        return decode_with_markers(functools.partial(decode, self), list(tokens), markers)
+
+    return decoding
 
 
 @PATCHES.add(

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,13 @@ from unlearn_eval.data.registry import asking_of, is_ours
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.folder import DESCRIPTION, read_description
 from unlearn_eval.edits.forgotten import Forgotten, read_forgotten
+from unlearn_eval.harness.chat_template import ChatTemplate
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.terminal import say
 
 EDIT, CHAT = "edit", "chat"  # keys of a run's metadata: the edit's folder; whether our tasks are asked as it was made
+TEMPLATE, ENABLE_THINKING = "chat_template_args", "enable_thinking"  # lm-eval's model arguments, which it puts there
 GIVEN = ("forget", "split", "task", "ids", "forget_split")  # keys with which a run says itself what is forgotten
 _TOKENIZER = "tokenizer_config.json"
 
@@ -41,6 +42,8 @@ class EvalPlan:
         metadata: what makes the task ask what the edit forgot.
         n, n_forgotten: how many items that is, and how many the edit forgot.
         chat: whether the edit's questions went through the chat template; None if it does not say.
+        system, template_arguments: the edit's system message and template arguments.
+        difference: how the run's prompts differ from the edit's, in words.
         reason: why the task cannot ask them; then it asks what it asks by itself.
         note: what it asks as forgotten beyond them.
     """
@@ -51,6 +54,9 @@ class EvalPlan:
     n: int = 0
     n_forgotten: int = 0
     chat: bool | None = None
+    system: str | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    difference: str | None = None
     reason: str | None = None
     note: str | None = None
 
@@ -68,7 +74,14 @@ class EvalPlan:
             if not (folder / DESCRIPTION).is_file():
                 raise
             return cls(task, folder, reason=error.message)  # it may be an older edit, or data may be missing
-        plan = cls(task, forgotten.folder, n_forgotten=len(forgotten), chat=forgotten.chat)
+        plan = cls(
+            task,
+            forgotten.folder,
+            n_forgotten=len(forgotten),
+            chat=forgotten.chat,
+            system=forgotten.system,
+            template_arguments=forgotten.template_arguments,
+        )
         asking = asking_of(task)
         if asking is None:
             return replace(plan, reason="it cannot be given a forget set")
@@ -92,7 +105,17 @@ class EvalPlan:
         some = "" if self.n == self.n_forgotten else f"{self.n} of "
         facts = f"{some}the {self.n_forgotten} fact{'s' * (self.n_forgotten != 1)}"
         more = f" {self.note}" if self.note else ""
-        return f"{self.task}: asking {facts} that {self.folder} forgot{more}{', as a chat' if self.chat else ''}"
+        form = ", as a chat" if self.chat else ""
+        if self.difference is not None:
+            form += f"; {self.difference}"
+        elif self.chat and self.template_arguments:
+            form += f" with {shown_arguments(self.template_arguments)}"
+        return f"{self.task}: asking {facts} that {self.folder} forgot{more}{form}"
+
+    def asked_with(self, chat: bool | None, system: str | None, arguments: Mapping[str, Any] | None) -> EvalPlan:
+        """The plan of a run that names its prompt format, or parts of it; None is as the edit was made."""
+        plan = self if chat is None else replace(self, chat=chat)
+        return replace(plan, difference=prompt_difference(plan, system, arguments))
 
 
 def _shown(asking: Asking) -> str:
@@ -140,6 +163,11 @@ def silent_plans() -> Iterator[None]:
         _speaks.reset(before)
 
 
+def _say(line: str) -> None:
+    if _speaks.get() and os.environ.get("RANK", "0") == "0":
+        say(line)
+
+
 def is_given(metadata: Mapping[str, Any]) -> bool:
     """Whether a run's metadata say themselves what is forgotten."""
     return any(metadata.get(key) is not None for key in GIVEN)
@@ -163,29 +191,95 @@ def plan_metadata(task: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
         return dict(metadata)
     plan = EvalPlan.from_edit(str(edit), task)
     chat = plan.reason is None and plan.chat is True and (plan.folder / _TOKENIZER).is_file()
-    if _speaks.get() and os.environ.get("RANK", "0") == "0":
-        say(plan.line)
+    _say(plan.asked_with(metadata.get(CHAT), None, given_arguments(metadata)).line)
     return {CHAT: chat, **metadata, **plan.metadata}
 
 
 def as_made(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of lm-eval's `build_all_requests`, with the prompt format in which the edit was made.
 
-    lm-eval's own `--apply_chat_template` puts every task's questions through the model's template, and is left as it
-    is. Without it our tasks put theirs as the edit's were, by the template that lies in its folder.
+    Without lm-eval's `--apply_chat_template` our tasks put the edit's questions as the edit's were, by the template
+    that lies in its folder. With it all questions go through a template: that of the edit if it was made as a chat,
+    else the model's. The edit's system message and template arguments are used unless the run names others, which is
+    then said.
 
     Args:
         metadata: of the task, which name the edit (see `plan_metadata`).
         options: as lm-eval gives them.
     """
-    if options.get("apply_chat_template"):
-        check_template(options.get("chat_template"))
-    if options.get("apply_chat_template") or not metadata.get(EDIT) or metadata.get(CHAT) is not True:
-        return dict(options)
-    prompt_format = _format_of(str(metadata[EDIT]))
-    system = options.get("system_instruction") or prompt_format.system
-    own = {"apply_chat_template": True, "chat_template": _template(prompt_format), "system_instruction": system}
-    return {**options, **own}
+    found, folder = dict(options), metadata.get(EDIT)
+    chat, planned = bool(options.get("apply_chat_template")), metadata.get(CHAT)
+    if folder and (chat or planned is not None) and not isinstance(options.get("chat_template"), EditTemplate):
+        made = _format_of(str(folder))
+        if made is not None and made.chat == (chat or planned is True):
+            found |= _in_format(made, metadata, options, str(folder))
+    if found.get("apply_chat_template"):
+        check_template(found.get("chat_template"))
+    if found.get("chat_template"):
+        found["chat_template"] = ChatTemplate.of(found["chat_template"])
+    return found
+
+
+class EditTemplate(ChatTemplate):
+    """The chat template that lies in an edit's folder."""
+
+
+def _in_format(made: PromptFormat, metadata: Mapping[str, Any], options: Mapping[str, Any], folder: str) -> Any:
+    """The options that put questions in an edit's format, or in what the run makes of it."""
+    system, arguments = options.get("system_instruction"), given_arguments(metadata)
+    if difference := prompt_difference(made, system, None):  # of arguments the plan's line has said it
+        _say(f"{folder}: {difference}")
+    found: dict[str, Any] = {"system_instruction": system or made.system}
+    if made.chat:
+        used = replace(
+            made, system=None, template_arguments=made.template_arguments if arguments is None else arguments
+        )
+        length = getattr(used.tokenizer, "model_max_length", None)
+        known = ChatTemplate.of(options["chat_template"]).max_length if options.get("chat_template") else length
+        template = EditTemplate(used.render_messages, used.tokenizer, used.template_arguments, known)
+        found |= {"apply_chat_template": True, "chat_template": template}
+    return found
+
+
+def given_arguments(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The template arguments that a run names, ours or those among lm-eval's model arguments; None if it names none."""
+    given, thinks = metadata.get(TEMPLATE), metadata.get(ENABLE_THINKING)
+    if given is None and thinks is None:
+        return None
+    return {**(given or {}), **({} if thinks is None else {ENABLE_THINKING: thinks})}
+
+
+def prompt_difference(
+    made: PromptFormat | EvalPlan, system: str | None, arguments: Mapping[str, Any] | None
+) -> str | None:
+    """How a run's prompts differ from those of an edit, in words; None if they do not.
+
+    Args:
+        made: with `system` and `template_arguments` of the edit.
+        system, arguments: what the run names; None is what the edit has.
+    """
+    parts = []
+    if arguments is not None and dict(arguments) != dict(made.template_arguments):
+        parts.append(
+            f"{shown_arguments(arguments)} (the edit was made with {shown_arguments(made.template_arguments)})"
+        )
+    if system and system != made.system:
+        parts.append(f"another system message than the edit's ({made.system or 'none'})")
+    if not parts:
+        return None
+    return f"asked with {' and '.join(parts)}; an edit that reads the prompt's end, as memories do, may not answer"
+
+
+def shown_arguments(arguments: Mapping[str, Any]) -> str:
+    """Template arguments in words."""
+    return ", ".join(f"{name}={value}" for name, value in arguments.items()) or "the template's defaults"
+
+
+def edit_arguments(info: EditInfo, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an lm-eval model with an edit's template arguments, unless they name others themselves."""
+    own = dict(info.requests.get("chat_template_kwargs") or {})
+    named = any(options.get(key) is not None for key in (TEMPLATE, ENABLE_THINKING))
+    return dict(options) if named or not own else {**options, TEMPLATE: own}
 
 
 def check_template(template: Callable[..., str] | None) -> None:
@@ -203,24 +297,13 @@ def check_template(template: Callable[..., str] | None) -> None:
         raise UserError("the model has no chat template", "leave out --apply_chat_template") from error
 
 
-def _format_of(folder: str) -> PromptFormat:
+def _format_of(folder: str) -> PromptFormat | None:
+    """The format of an edit; None if its folder has no tokenizer."""
+    if not (Path(folder) / _TOKENIZER).is_file():
+        return None
     from transformers import AutoTokenizer
 
     info = EditInfo(**read_description(folder, check_files=False)["info"])
+    if info.requests.get("chat") is None:
+        return None
     return PromptFormat.of_edit(info, AutoTokenizer.from_pretrained(folder), folder)
-
-
-def _template(prompt_format: PromptFormat) -> Callable[..., str]:
-    """The format as lm-eval calls a model's template."""
-    from jinja2.exceptions import TemplateError
-
-    def render(messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        form = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
-        put = partial(prompt_format.tokenizer.apply_chat_template, tokenize=False, **form)
-        try:
-            return str(put(list(messages), **prompt_format.template_arguments))
-        except TemplateError:  # as lm-eval does: some templates refuse a system message
-            users = [message for message in messages if message["role"] != "system"]
-            return str(put(users, **prompt_format.template_arguments))
-
-    return render

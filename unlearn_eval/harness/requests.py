@@ -8,7 +8,9 @@ A request's arguments are `(context, answer, options)`, its response is a JSON o
 `token_nll, hits, ranks` (lists over the T labels), `n_answer`, `text`, where it is known `n_vocabulary`; with
 `options["moments"]` also `means, variances`, with `options["free_running"]` also `free_ranks, prompt_confidence` (see
 `scoring.FreeRunning`), with `options["gradients"]` (the order of a norm) also `gradient_norm`, with
-`options["reference"]` (a model) also `reference_token_nll`; or `unscored`, the reason why there is nothing.
+`options["reference"]` (a model) also `reference_token_nll`; or `unscored`, the reason why there is nothing. With
+`options["trace"]` the model is made to say that text before the answer; `options["template_arguments"]` are those of
+the context's chat template, if it has some.
 """
 
 from __future__ import annotations
@@ -46,13 +48,20 @@ def options(
     if compat not in COMPATIBILITY:
         raise UserError(f"unknown compat '{compat}' in --metadata", "allowed: openunlearning, or leave it out")
     asked = {"chat": prompt_format.chat, "compat": compat, "moments": moments}
-    more = {"free_running": free_running, "gradients": gradients, "reference": reference}
+    arguments = dict(prompt_format.template_arguments)
+    more = {
+        "template_arguments": arguments,
+        "free_running": free_running,
+        "gradients": gradients,
+        "reference": reference,
+    }
     return asked | {name: value for name, value in more.items() if value}
 
 
 def install() -> None:
     """Give lm-eval's models the request kind, and its aggregations a standard error of their own."""
     patching.add_request_kind(KIND, from_loglikelihood, from_transformers)
+    patching.keep_trace_markers()
     patching.read_states_together()
     patching.use_own_standard_errors()
 
@@ -179,7 +188,7 @@ def _add_free_running(
     ]
     lengths = [responses[owner]["n_answer"] for owner, _ in wanted]
     size = lm.batch_size if isinstance(lm.batch_size, int) else 1
-    found = free_running(lm.model, [query for _, query in wanted], lengths, size)
+    found = free_running(lm.model, [query.whole for _, query in wanted], lengths, size)
     for (owner, _), own in zip(wanted, found, strict=True):
         responses[owner] |= {"free_ranks": own.ranks, "prompt_confidence": own.prompt_confidence}
 
@@ -206,7 +215,7 @@ def _add_gradients(
     for order, wanted in _asking(requests, queries, owners, "gradients").items():
         lengths = [responses[owner]["n_answer"] for owner, _ in wanted]
         with tqdm(total=len(wanted), desc="Running gradients", disable=silent or lm.rank != 0) as bar:
-            norms = gradient_norms(lm.model, [query for _, query in wanted], lengths, order, bar.update)
+            norms = gradient_norms(lm.model, [query.whole for _, query in wanted], lengths, order, bar.update)
         for (owner, _), norm in zip(wanted, norms, strict=True):
             responses[owner]["gradient_norm"] = gradnorm_score(norm)
 
@@ -234,14 +243,23 @@ def make_query(lm: Any, context: str, answer: str, opts: dict[str, Any], encode:
     """A request's tokens, and which of them are its answer's labels."""
     from unlearn_eval.models.scoring import Query
 
-    template = lm.chat_template_args if opts["chat"] else {}
+    template = opts.get("template_arguments", lm.chat_template_args) if opts["chat"] else {}
     prompt_format = PromptFormat(lm.tokenizer, opts["chat"], template_arguments=template)
+    trace = opts.get("trace", "")
     if opts["compat"] == OPEN_UNLEARNING:
-        prompt_ids, labels = open_unlearning_labels(prompt_format, context, answer, encode)
+        prompt_ids, labels = open_unlearning_labels(prompt_format, context + trace, answer, encode)
         return Query(tuple(prompt_ids), labels.ids, lm.tokenizer.pad_token_id), labels
     prompt_ids = encode(context) or [lm.prefix_token_id]
-    labels = prompt_format.answer_labels(context, prompt_ids, answer, encode)
-    return Query(tuple(prompt_ids), labels.ids), labels
+    if not trace:
+        labels = prompt_format.answer_labels(context, prompt_ids, answer, encode)
+        return Query(tuple(prompt_ids), labels.ids), labels
+    # The prompt ends before the trace: a memory decides there, as when the model speaks by itself.
+    whole = encode(context + trace)
+    if whole[: len(prompt_ids)] != prompt_ids:
+        prompt_ids = whole
+    labels = prompt_format.answer_labels(context + trace, whole, answer, encode)
+    said = whole[len(prompt_ids) :]
+    return Query(tuple(prompt_ids), (*said, *labels.ids), n_unscored=len(said)), labels
 
 
 def cannot_score(query: Any, labels: Labels, max_length: int) -> str | None:
@@ -286,6 +304,7 @@ def from_loglikelihood(self: Any, requests: list[Any], disable_tqdm: bool = Fals
     plain, counts = [], []
     for request in requests:
         context, answer, opts = request.args
+        context += opts.get("trace", "")
         spaced = PromptFormat(None, opts["chat"]).after(context, answer)
         n = _count_tokens(self, context, spaced) if answer.strip() else 0
         if n:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.shapes import Asked, Prompt, cut
+from unlearn_eval.harness.chat_template import ChatTemplate
 from unlearn_eval.harness.names import TASKS_FOLDER
 from unlearn_eval.harness.patching import keep_responses_apart, register_models
 from unlearn_eval.models.load import DTYPES, device_named
@@ -224,6 +225,8 @@ def evaluate(
 
     manager = _small_manager(tasks, metadata or {}, include_path) or task_manager(include_path, metadata)
     names = match_tasks(tasks, manager)
+    if apply_chat_template and system_instruction:  # lm-eval's own tasks, too: their models drop what has no place
+        lm.apply_chat_template = ChatTemplate.of(lm.apply_chat_template)
     results = simple_evaluate(
         model=lm,
         tasks=names,
@@ -309,7 +312,7 @@ def _plain_samples(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 
 def ask(lm: Any, questions: Sequence[Asked], prompt_format: PromptFormat, max_new_tokens: int = 24) -> list[str]:
-    """What the model answers freely (greedily), asked as our tasks ask."""
+    """What the model answers freely (greedily), asked as our tasks ask; one that thinks is given an empty trace."""
     from unlearn_eval.harness.instances import make_instance
 
     requests = []
@@ -318,6 +321,6 @@ def ask(lm: Any, questions: Sequence[Asked], prompt_format: PromptFormat, max_ne
         limit = question.max_tokens if isinstance(question, Prompt) else None
         length = max_new_tokens if limit is None else min(limit, max_new_tokens)
         options = {"until": list(stops[i]), "do_sample": False, "max_gen_toks": length}
-        requests.append(make_instance("generate_until", {}, (prompt_format.render(question), options), i))
+        requests.append(make_instance("generate_until", {}, (prompt_format.render_to_answer(question), options), i))
     texts = lm.generate_until(requests, disable_tqdm=True)
     return [cut(str(text), own).strip() for text, own in zip(texts, stops, strict=True)]

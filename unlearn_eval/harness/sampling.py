@@ -11,6 +11,7 @@ from unlearn_eval.data.shapes import Asked, asked
 from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.families import ECHO
 from unlearn_eval.harness.form_facts import FactsInForms, shape_of
+from unlearn_eval.harness.options import Check, a_count
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores
 from unlearn_eval.utils.errors import UserError
 
@@ -27,6 +28,11 @@ class LeakTask(FactsInForms):
             raise UserError(f"samples is {wanted!r}", "give a whole number above 0; the paper draws 200")
         self.n_samples = wanted
         super().__init__(config)
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """The sets, and how many samples are drawn."""
+        return {**super().options(metadata), "samples": a_count}
 
     def questions(self, document: Document) -> dict[str, Asked]:
         """The same question, once for each sample."""

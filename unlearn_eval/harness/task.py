@@ -22,17 +22,25 @@ from lm_eval.api.task import ConfigurableTask
 from unlearn_eval.data.shapes import BETWEEN_TURNS, QUESTION, Asked, Prompt, cut
 from unlearn_eval.harness import requests
 from unlearn_eval.harness.alignment import REASONS, AlignmentRoom
+from unlearn_eval.harness.chat_template import Decoder, decoder_of
+from unlearn_eval.harness.examples import ExampleSampler, accepted_answers, example_pool, example_turn, is_example
 from unlearn_eval.harness.instances import make_instance
+from unlearn_eval.harness.options import ALWAYS, Check, check_values, read_by, refuse_examples
 from unlearn_eval.harness.plan import as_made, may_forget_all, plan_metadata
 from unlearn_eval.metrics import mean_and_stderr
 from unlearn_eval.metrics.alignment import Question
-from unlearn_eval.models.prompt_format import PromptFormat
+from unlearn_eval.metrics.leaks import gives_away
+from unlearn_eval.models.prompt_format import PromptFormat, check_template_arguments
 from unlearn_eval.models.prompts import PLAIN_DELIMITER
+from unlearn_eval.models.thinking import Spoken
 from unlearn_eval.utils.errors import UserError
 
 BESIDE = "beside"  # marks what a metric takes of documents that it does not count
 Document = dict[str, Any]
 Scores = dict[str, Any]
+TRACE_LEAK, UNFINISHED = "trace_leak_rate", "unfinished_rate"
+NOT_FINISHED = "the trace did not end within its tokens (thinking_tokens in --metadata)"
+NO_TRACE = "the model did not think"
 PLAIN = PromptFormat(None, chat=False)  # lm-eval renders and encodes: only the seam with an answer is ours
 
 
@@ -186,16 +194,39 @@ class UnlearningTask(ConfigurableTask):
         requests.install()
         config = {key: value for key, value in (config or {}).items() if key != "class"}
         planned = plan_metadata(str(config.get("task")), config.get("metadata") or {})
-        config["metadata"] = {**self.defaults, **planned}
+        metadata = {**self.defaults, **planned}
+        options = self.own_options(metadata)
+        config["metadata"] = metadata = read_by(str(config.get("task")), options, metadata)
+        check_values(options, metadata)
         config.setdefault("metric_list", [])
         super().__init__(config=config)
         if self.data_hash is None:  # lm-eval 0.5 loads documents when they are first needed; metrics ask for them
             self.download()
+        self.sampler = ExampleSampler([])
+        if self.config.num_fewshot:
+            self._check_examples(self.config.num_fewshot)
         self._reports: dict[str, dict[str, Any]] = {}
         self.alignment = AlignmentRoom(self.config.metadata or {})
         self._metrics = self.metrics()
 
     # What a family says of itself -------------------------------------------------------------------------
+
+    no_examples: str | None = None  # why a class takes no examples
+    exclusive: tuple[tuple[str, str], ...] = ()  # keys of a run's metadata of which the second would not be read
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """The keys of a run's metadata that the task reads, with a check of each value."""
+        return ALWAYS
+
+    def own_options(self, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """The keys that the task reads; with those of the whole that it is a part of."""
+        return self.options(metadata)
+
+    @classmethod
+    def why_no_examples(cls, metadata: Mapping[str, Any]) -> str | None:
+        """Why examples in the prompt (`num_fewshot`) would make no sense, or None."""
+        return cls.no_examples
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The documents of each split; every document has `id`, `question`, `answer`."""
@@ -241,6 +272,8 @@ class UnlearningTask(ConfigurableTask):
         return None
 
     needs_moments = False
+    decoder: Decoder | None = None  # of a model that thinks, once requests are built
+    _arguments: Mapping[str, Any] = {}
     _asks_bare = False
     _format = PLAIN
     data_hash: str | None = None
@@ -281,6 +314,34 @@ class UnlearningTask(ConfigurableTask):
         self.split_sizes = {split: len(documents) for split, documents in by_split.items()}
         self.dataset = {"test": datasets.Dataset.from_list(documents)}
 
+    def set_config(self, key: str, value: Any, update: bool = False) -> None:
+        """As lm-eval; examples are refused where the task has none to give."""
+        if key == "num_fewshot" and value:
+            self._check_examples(value)
+        super().set_config(key=key, value=value, update=update)
+
+    only_predicts = False
+
+    def override_metric(self, metric_name: str) -> None:
+        """lm-eval's `--predict_only`: nothing is scored."""
+        super().override_metric(metric_name)
+        self.only_predicts = True
+
+    def _check_examples(self, n: int) -> None:
+        name = str(self.config.task)
+        refuse_examples(name, self.why_no_examples(self.config.metadata or {}))
+        pool = example_pool(self.dataset["test"])
+        self.sampler.replace_df(pool)
+        if len(pool) < n:
+            raise UserError(
+                f"{name} has {len(pool)} retained items that hold no answer to be forgotten; {n} examples are wanted",
+                "give a smaller --num_fewshot, or retain more items",
+            )
+
+    def fewshot_docs(self) -> list[Document]:
+        """None for lm-eval, whose sampler is replaced (see `examples`)."""
+        return []
+
     def build_all_requests(self, **options: Any) -> None:
         """The requests; those of an edit's own questions in the form in which it was made (see `plan`).
 
@@ -290,11 +351,44 @@ class UnlearningTask(ConfigurableTask):
         super().build_all_requests(**{**self.as_planned(options), "cache_requests": False})
 
     def as_planned(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options of `build_all_requests`, in the form in which an edit was made where the run names one."""
-        return as_made(self.config.metadata or {}, options)
+        """The options of `build_all_requests`, in the form in which an edit was made where the run names one.
+
+        Raises:
+            UserError: lm-eval is to keep requests, whose key does not name what is forgotten.
+        """
+        if options.get("cache_requests"):
+            raise UserError(
+                f"{self.config.task} takes no --cache_requests: kept requests do not say what is forgotten",
+                "leave it out; building requests takes seconds",
+            )
+        metadata = self.config.metadata or {}
+        planned = as_made(metadata, options)
+        longest = int((self.config.generation_kwargs or {}).get("max_gen_toks") or 0)
+        template = planned.get("chat_template") if planned.get("apply_chat_template") else None
+        self._arguments = template.arguments if template is not None else {}
+        if template is not None and template.tokenizer is not None:
+            check_template_arguments(template.tokenizer, self._arguments)
+        self.decoder = decoder_of(template, metadata, longest)
+        if self.decoder is not None:
+            self._metrics = self._metrics | self._trace_metrics()
+        return planned
+
+    def _trace_metrics(self) -> dict[str, Metric]:
+        """What traces give away, of each split that is answered freely."""
+        first = {document["split"]: document for document in reversed(list(self.eval_docs))}
+        splits = [split for split in self.split_sizes if self.questions(first[split])]
+        table: dict[str, Metric] = {}
+        for split in splits:
+            table[f"{split}_{TRACE_LEAK}"] = Mean(split, TRACE_LEAK, False if split.startswith("forget") else None)
+            table[f"{split}_{UNFINISHED}"] = Mean(split, UNFINISHED, False)
+        return table
 
     def fewshot_context(self, doc: Document, num_fewshot: int, *args: Any, **options: Any) -> Any:
         """The prompt; with a chat template the question as it is, which is what editors teach and others ask."""
+        self.sampler.document = doc
+        system = options.get("system_instruction")
+        if system and not options.get("apply_chat_template") and not system[-1].isspace():
+            options["system_instruction"] = f"{system}\n\n"  # as `PromptFormat` has it
         one_turn = num_fewshot > 0 and not options.get("fewshot_as_multiturn")  # examples need their labels there
         self._asks_bare = bool(options.get("apply_chat_template")) and not one_turn
         self._messages = ()
@@ -314,21 +408,35 @@ class UnlearningTask(ConfigurableTask):
 
     def doc_to_text(self, doc: Document, doc_to_text: Any = None) -> Any:
         """The user's message: the question in a chat, else what the YAML says (`Question: ... Answer:`)."""
+        if is_example(doc):
+            return example_turn(doc, self._asks_bare, str(super().doc_to_text(doc, doc_to_text)))[0]
         return doc["question"] if self._asks_bare else super().doc_to_text(doc, doc_to_text)
+
+    def doc_to_target(self, doc: Document, doc_to_target: object = None) -> Any:
+        """The answer; of an example as it follows the example's question."""
+        return (
+            example_turn(doc, self._asks_bare, "")[1] if is_example(doc) else super().doc_to_target(doc, doc_to_target)
+        )
 
     def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> list[Instance]:
         """A generation for each question, and an `answer_logprobs` request for each answer."""
-        prompt_format = self._format = PromptFormat(None, bool(kwargs.pop("apply_chat_template", False)))
+        chat = bool(kwargs.pop("apply_chat_template", False))
+        prompt_format = self._format = PromptFormat(None, chat, template_arguments=self._arguments if chat else {})
         template = kwargs.pop("chat_template", None)
         context = partial(self._context, ctx, doc, str(self.doc_to_text(doc)), prompt_format, template)
-        stops = partial(self._stops, doc, str(self.doc_to_text(doc)), prompt_format)
-        generation = dict(self.config.generation_kwargs or {})
-        asked: list[tuple[str, tuple[Any, ...]]] = [
-            ("generate_until", (context(question), _at_most(generation, question, stops(question))))
-            for question in self.questions(doc).values()
-        ]
+        decoder = self.decoder if chat else None
+        if decoder is not None:
+            decoder.prompt = ctx
+        asked: list[tuple[str, tuple[Any, ...]]] = []
+        for name, question in self.questions(doc).items():
+            settings = self._settings(doc, question)
+            trace = ""
+            if decoder is not None and not _is_raw(question):
+                trace = decoder.added(self.decoding(name)) or ""
+                settings = decoder.generation(settings, self.decoding(name))
+            asked.append(("generate_until", (context(question, trace=trace), settings)))
         for name, (question, answer, *sentence) in self.answers(doc).items():
-            raw = isinstance(question, Prompt) and question.raw
+            raw = _is_raw(question)
             options = requests.options(
                 PLAIN if raw else prompt_format,
                 self._scoring_compat,
@@ -336,7 +444,11 @@ class UnlearningTask(ConfigurableTask):
                 self.needs_free_running(name),
                 **self.attacked_with(doc, name),
             )
-            before = context(question)
+            trace = "" if decoder is None or raw else decoder.empty
+            opened = bool(sentence) or isinstance(question, Prompt) and bool(question.opening)
+            if trace and not opened:  # the prompt ends before it: the model is made to say it
+                options["trace"], trace = trace, ""
+            before = context(question, trace=trace)
             if sentence:
                 before += ("" if prompt_format.chat else PLAIN_DELIMITER) + sentence[0]
             kind, options = self.request(name, options)
@@ -364,15 +476,18 @@ class UnlearningTask(ConfigurableTask):
                 stops = [until] if isinstance(until, str) else until
                 instance.resps = [cut(str(text), stops) for text in instance.resps]
         filtered = super().apply_filters()
+        if self.only_predicts:
+            return filtered
         answers: dict[tuple[str, str], tuple[str, Question]] = {}
         good: list[tuple[str, str]] = []
         for instance in self.instances:
             if instance.request_type != "generate_until":
                 continue
             if judged := self.judged_questions(instance.doc):
-                name = list(self.questions(instance.doc))[instance.idx]
-                if name in judged:
-                    answers[instance.doc["id"], name] = (str(instance.resps[0]), judged[name])
+                name, question = list(self.questions(instance.doc).items())[instance.idx]
+                own = self._spoken(instance.doc, name, question, str(instance.resps[0]))
+                if name in judged and own.finished:
+                    answers[instance.doc["id"], name] = (own.answer, judged[name])
             if instance.idx == 0 and (sentence := self.good_text(instance.doc)):
                 good.append((instance.doc["question"], sentence))
         if answers:
@@ -387,14 +502,15 @@ class UnlearningTask(ConfigurableTask):
         prompt_format: PromptFormat,
         template: Callable[..., str] | None,
         asked: Asked,
+        trace: str = "",
     ) -> str:
         """What the model reads before it answers `asked`.
 
         Made of the context of the document's own question, of which `block` is the last part: a system line and
-        examples stay where they are.
+        examples stay where they are. Where the model's turn starts, it goes on with `trace`.
         """
         if isinstance(asked, str):
-            return _reworded(ctx, doc, asked)
+            return _reworded(ctx, doc, asked) + trace
         if asked.raw:
             return asked.plain or ""
         if not asked.turns and not prompt_format.reads_plain(asked):
@@ -416,24 +532,69 @@ class UnlearningTask(ConfigurableTask):
                 return kept + (asked.plain or "")
             turns = "".join(_reworded(block, doc, q) + PLAIN_DELIMITER + a + BETWEEN_TURNS for q, a in asked.turns)
             context = kept + turns + _reworded(block, doc, asked.text)
+        context += trace
         return context + (("" if prompt_format.chat else PLAIN_DELIMITER) + asked.opening if asked.opening else "")
+
+    def _settings(self, doc: Document, question: Asked) -> dict[str, Any]:
+        """How a question is answered freely, without a trace."""
+        stops = self._stops(doc, str(self.doc_to_text(doc)), self._format, question)
+        return _at_most(self.config.generation_kwargs or {}, question, stops)
+
+    def decoding(self, name: str) -> str | None:
+        """The decoding of the question of this name, of a model that thinks; None is the run's."""
+        return None
+
+    def _spoken(self, doc: Document, name: str, question: Asked, text: str) -> Spoken:
+        """What a generation holds: the answer, and the trace of a model that thinks."""
+        if self.decoder is None or _is_raw(question):
+            return Spoken("", text)
+        return self.decoder.spoken(text, self._settings(doc, question), self.decoding(name))
 
     def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
         """Every metric's contribution of one document, None where it has none (so all lists are equally long)."""
+        if self.only_predicts:
+            return dict.fromkeys(self.aggregation(), 0)
         questions, answers = self.questions(doc), self.answers(doc)
-        generated = dict(zip(questions, map(str, results[: len(questions)]), strict=True))
         responses = dict(zip(answers, results[len(questions) :], strict=True))
+        spoken = {
+            name: self._spoken(doc, name, question, str(text))
+            for (name, question), text in zip(questions.items(), results[: len(questions)], strict=True)
+        }
+        unfinished = [name for name, own in spoken.items() if not own.finished]
+        generated = {name: own.answer for name, own in spoken.items()}
         scores = self.score(doc, generated, responses)
+        if unfinished:
+            self._leave_open(scores, doc, generated, responses, unfinished)
+        if self.decoder is not None and spoken:
+            merge_scores(scores, _trace_scores(doc, spoken))
         reasons = {response.get("unscored") or response.get("partial") for response in responses.values()}
         reason = "; ".join(sorted(reasons - {None})) or "undefined for this answer"
         return {name: metric.pick(doc, scores, reason) for name, metric in self._metrics.items()}
 
+    def _leave_open(
+        self, scores: Scores, doc: Document, generated: dict[str, str], responses: dict[str, Scores], names: list[str]
+    ) -> None:
+        """Take back the scores that rest on answers for which a trace left no room: those that other answers change."""
+        others = [
+            self.score(doc, {**generated, **dict.fromkeys(names, text)}, responses)
+            for text in (str(doc["answer"]), "I do not know the answer to that.")
+        ]
+        reasons = dict(scores.get(REASONS, {}))
+        for key in [key for key in scores if key != REASONS]:
+            if any(other.get(key) != scores[key] for other in others):
+                scores[key], reasons[key] = None, NOT_FINISHED
+        scores[REASONS] = reasons
+
     def aggregation(self) -> dict[str, Callable[..., Any]]:
         """One callable per metric, with a `stderr` of its own."""
+        if self.only_predicts:
+            return dict(super().aggregation())
         return {name: Aggregation(name, metric, self._reports) for name, metric in self._metrics.items()}
 
     def higher_is_better(self) -> dict[str, bool | None]:
         """The direction of every metric."""
+        if self.only_predicts:
+            return dict(super().higher_is_better())
         return {name: metric.higher_is_better for name, metric in self._metrics.items()}
 
     def dump_config(self) -> dict[str, Any]:
@@ -444,6 +605,7 @@ class UnlearningTask(ConfigurableTask):
             "data_hash": self.data_hash,
             "split_sizes": self.split_sizes,
             "scoring": self._reports,
+            **({} if self.decoder is None else {"thinking_traces": self.decoder.record}),
             **({"alignment": self.alignment.description} if self.alignment.description else {}),
         }
         config.pop("dataset_kwargs", None)
@@ -455,6 +617,25 @@ def merge_scores(own: Scores, more: Scores) -> None:
     reasons = {**own.get(REASONS, {}), **more.get(REASONS, {})}
     own |= more
     own[REASONS] = reasons
+
+
+def _trace_scores(document: Document, spoken: Mapping[str, Spoken]) -> Scores:
+    """Whether a document's traces give its answer away, and how many of them do not end."""
+    traces = [own.trace for own in spoken.values() if own.trace]
+    accepted, wrong = accepted_answers(document), document.get("wrong_answers", ())
+    found = [gives_away(text, document["question"], accepted, wrong) for text in traces]
+    leaks = [float(leaks) for leaks in found if leaks is not None]
+    reason = "its answer stands in the question, or cannot be looked for" if traces else NO_TRACE
+    return {
+        TRACE_LEAK: sum(leaks) / len(leaks) if leaks else None,
+        UNFINISHED: sum(not own.finished for own in spoken.values()) / len(spoken),
+        REASONS: {} if leaks else {TRACE_LEAK: reason},
+    }
+
+
+def _is_raw(question: Asked) -> bool:
+    """Whether a text is read without a user, and so without a turn in which a model could think."""
+    return isinstance(question, Prompt) and question.raw
 
 
 def _reworded(context: str, document: Document, question: str) -> str:

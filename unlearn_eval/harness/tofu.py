@@ -13,6 +13,7 @@ from unlearn_eval import metrics as m
 from unlearn_eval.data.benchmarks.tofu import records_of
 from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores, refusal_scores
+from unlearn_eval.harness.options import ANSWERS, JUDGED, Check, a_text, anything
 from unlearn_eval.harness.reference import ABSENT, RetainReference, find_reference
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, UnlearningTask, merge_scores
 from unlearn_eval.metrics.alignment import Question
@@ -38,6 +39,7 @@ NEEDS_TRANSFORMERS = "this attack needs a model of Transformers in this process:
 # of a uniform choice.
 LIKELIHOOD = ("correct_nll", "right_nll", "uniform_nll")
 RESAMPLES = 1000
+_OPTIONS: Mapping[str, Check] = {"forget_split": a_text, "retain_reference": a_text, **ANSWERS}
 
 
 class TofuTask(UnlearningTask):
@@ -45,6 +47,11 @@ class TofuTask(UnlearningTask):
 
     splits = ("forget", *UTILITY_SPLITS)
     defaults = DEFAULTS
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """Which split is forgotten, what it is compared with, and who judges refusals."""
+        return {**super().options(metadata), **_OPTIONS, **JUDGED}
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The four perturbed sets of TOFU, in their order."""
@@ -130,6 +137,13 @@ class TofuPrivacyTask(UnlearningTask):
     splits = ("forget", "holdout")
     defaults = DEFAULTS
     needs_moments = True
+    no_examples = "membership inference reads each answer after its own question alone"
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """Which split is forgotten, what it is compared with, and which attacks are made beside the others."""
+        more = {"gradnorm": anything, "reference_model": a_text}
+        return {**super().options(metadata), **_OPTIONS, **more}
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The forget set and the holdout set of the same size."""

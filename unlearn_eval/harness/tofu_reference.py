@@ -69,7 +69,7 @@ def measure(
     scored = _scores(model, prompt_format, asked, batch_size, True, progress)
     rows = []
     for (question, answer), score in zip(asked, scored, strict=True):
-        text = prompt_format.render(question)
+        text = prompt_format.render_to_answer(question)
         ids = prompt_format.encode(text)
         n_answer = prompt_format.answer_labels(text, ids, answer).n_answer
         rows.append(
@@ -102,7 +102,7 @@ def _scores(
 ) -> list[AnswerScore]:
     queries = []
     for question, answer in asked:
-        text = prompt_format.render(question)
+        text = prompt_format.render_to_answer(question)
         ids = prompt_format.encode(text)
         queries.append(Query(tuple(ids), prompt_format.answer_labels(text, ids, answer).ids))
     return score_answers(model, queries, batch_size, moments=moments, progress=progress)

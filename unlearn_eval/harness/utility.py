@@ -24,6 +24,7 @@ from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import refusal_scores
 from unlearn_eval.harness.borrowed import Bundle, load_parts
 from unlearn_eval.harness.facts import answer_only, choose, names_a_set
+from unlearn_eval.harness.options import ANSWERS, Check, a_seed, a_text, anything, names
 from unlearn_eval.harness.task import Absent, Document, Mean, Metric, Scores, UnlearningTask, merge_scores
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
@@ -49,11 +50,37 @@ class UtilityTask(Bundle):
         parts = load_parts(metadata.get("parts") or [], metadata.get("num_fewshot"))
         super().__init__(OwnPart(config), parts, metadata.get("part_limit"))
 
+    no_examples = "of its parts only lm-eval's have examples; --metadata '{\"num_fewshot\": N}' is for these"
+
+    exclusive = (("split", "forget"),)
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """What our own part reads, and which parts of lm-eval there are."""
+        theirs = {"parts": anything, "part_limit": anything, "num_fewshot": anything}
+        return {**OwnPart.options(metadata), **theirs}
+
+    @classmethod
+    def why_no_examples(cls, metadata: Mapping[str, Any]) -> str | None:
+        """Its parts have numbers of their own."""
+        return cls.no_examples
+
 
 class OwnPart(UnlearningTask):
     """Locality bins, neutral text, open questions."""
 
     splits = (*BINS, "neutral", "open")
+    no_examples = UtilityTask.no_examples
+
+    def own_options(self, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """With what names the parts of lm-eval."""
+        return UtilityTask.options(metadata)
+
+    @classmethod
+    def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
+        """What is forgotten, how large the bins are, and the unedited model."""
+        own = {"forget": names, "split": a_text, "n_per_bin": anything, "seed": a_seed, "base": a_text}
+        return {**super().options(metadata), **own, **ANSWERS}
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         divergence.install()

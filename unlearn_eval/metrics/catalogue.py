@@ -48,6 +48,9 @@ FORMS = {
     "format": "After training on unrelated facts: what the format alone brings back.",
     "random_labels": "By readers trained on shuffled labels: the control.",
     "last": "At the last layer.",
+    "as_is": "As the model decodes by itself.",
+    "no_thinking": "After an empty trace.",
+    "short_thinking": "After a trace of one sentence.",
 }
 MEANINGS = {
     "accuracy": Meaning("Share of answers in which the true answer, or an alias, stands."),
@@ -88,6 +91,9 @@ MEANINGS = {
     "choice_debiased": Meaning("Share chosen rightly by the mean over four orders of the options."),
     "choice_all_orders": Meaning("Share chosen rightly in all four orders of the options; guessing gives 1 of 256."),
     "leak": Meaning("Share of items that leak in this form."),
+    "known": Meaning("Share of items that are told in this form: a control."),
+    "trace_leak_rate": Meaning("Share of traces, of a model that thinks, that give the true answer away."),
+    "unfinished_rate": Meaning("Share of answers that are missing because the trace before them did not end in time."),
     "worst": Meaning("Share of items that leak in at least one form."),
     "upper_bound": Meaning("An exact one-sided 99 % upper bound."),
     "nll": Meaning("Negative log-likelihood in nats per token.", None),

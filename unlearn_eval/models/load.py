@@ -18,6 +18,8 @@ from unlearn_eval.models.weights import WeightsHash, check_finite, known_weights
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 if TYPE_CHECKING:  # paths are resolved without torch
+    from collections.abc import Mapping
+
     import torch
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -106,13 +108,18 @@ class LoadedModel:
         """Device of each module; of a model that is on one device the empty name stands for all of it."""
         return dict(getattr(self.model, "hf_device_map", None) or {"": self.device})
 
-    def prompt_format(self, chat: bool | None = None) -> PromptFormat:
+    def prompt_format(
+        self,
+        chat: bool | None = None,
+        system: str | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> PromptFormat:
         """How the model is prompted; by default through its chat template if there is one.
 
         Raises:
-            UserError: the chat template is asked for, and there is none.
+            UserError: the chat template is asked for, and there is none; or it does not read one of its arguments.
         """
-        return PromptFormat.of(self.tokenizer, chat, self.name)
+        return PromptFormat.of(self.tokenizer, chat, self.name, system, template_arguments)
 
     def describe(self, weights: WeightsHash | None) -> dict[str, Any]:
         """The `model` entry of a result; `weights` are the hashes of those that answer, None if they are not known."""

@@ -7,9 +7,10 @@ edit later takes it from there (`PromptFormat.of_edit`).
 
 from __future__ import annotations
 
+import re
 import string
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +27,7 @@ from unlearn_eval.models.prompts import (
     end_of_turn,
     has_chat_template,
 )
+from unlearn_eval.models.thinking import NONE, template_text, thinking_of
 from unlearn_eval.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,16 +59,25 @@ class PromptFormat:
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, chat: bool | None = None, name: str = "the model") -> PromptFormat:
+    def of(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        chat: bool | None = None,
+        name: str = "the model",
+        system: str | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> PromptFormat:
         """The format for the model `name`; by default its chat template is used if there is one.
 
         Raises:
-            UserError: the chat template is asked for, and there is none.
+            UserError: the chat template is asked for, and there is none; or it does not read one of its arguments.
         """
         there = has_chat_template(tokenizer)
         if chat and not there:
             raise UserError(f"{name} has no chat template", "leave out --chat (of eval: --apply_chat_template)")
-        return cls(tokenizer, there if chat is None else chat)
+        found = cls(tokenizer, there if chat is None else chat, system or None, dict(template_arguments or {}))
+        check_template_arguments(tokenizer if found.chat else None, found.template_arguments, name)
+        return found
 
     @classmethod
     def of_edit(cls, info: Described, tokenizer: PreTrainedTokenizerBase, name: str = "the model") -> PromptFormat:
@@ -87,6 +98,22 @@ class PromptFormat:
             system=requests.get("system"),
             template_arguments=dict(requests.get("chat_template_kwargs") or {}),
         )
+
+    def changed(
+        self,
+        chat: bool | None = None,
+        system: str | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+        name: str = "the model",
+    ) -> PromptFormat:
+        """The format with what a user names; None leaves a part as it is. Another `chat` leaves the rest behind.
+
+        Raises:
+            UserError: as `of`.
+        """
+        own = self if chat in (None, self.chat) else PromptFormat(self.tokenizer, bool(chat))
+        arguments = own.template_arguments if template_arguments is None else template_arguments
+        return PromptFormat.of(self.tokenizer, own.chat, name, system or own.system, arguments)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -126,13 +153,32 @@ class PromptFormat:
             text = opening + "".join(shown) + PLAIN_QUESTION.format(question=ask.text)
         return text + self.after(text, ask.opening) if ask.opening else text
 
-    def render_messages(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Messages through the chat template, up to where the model's next turn starts."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True, **self.template_arguments
-            )
-        )
+    def render_to_answer(self, question: Asked) -> str:
+        """The prompt text for one question, up to the answer; of a model that thinks with an empty trace at its end."""
+        text = self.render(question)
+        begun = isinstance(question, Prompt) and (question.raw or bool(question.opening))
+        return text if begun else self.to_answer(text)
+
+    def to_answer(self, prompt: str) -> str:
+        """A prompt's text, with an empty trace at its end if the model would think first."""
+        thinking = thinking_of(self.tokenizer) if self.chat else None
+        return prompt if thinking is None else prompt + (thinking.continued(prompt, NONE) or "")
+
+    def render_messages(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages through the chat template, up to where the model's next turn starts.
+
+        Args:
+            messages: the conversation. A system message is folded into the first user's where the template has no place
+                for one (see `with_system`).
+            add_generation_prompt: False if the last message is the model's own, which goes on.
+        """
+        form = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+
+        def render(turns: Sequence[Mapping[str, str]]) -> str:
+            put = self.tokenizer.apply_chat_template
+            return str(put(list(turns), tokenize=False, **form, **self.template_arguments))
+
+        return str(with_system(render, messages))
 
     def reads_plain(self, ask: Asked) -> bool:
         """Whether the model reads a prompt's plain text, not a user's message."""
@@ -266,6 +312,68 @@ class PromptFormat:
                     return hits[0 if first else -1]
         # A slow tokenizer, or one with broken offsets: encode what stands before and including the character.
         return len(self.encode(text[: character + 1])) - 1
+
+
+# What a template has a place for ---------------------------------------------------------------------------
+
+# Of `apply_chat_template` itself: no variables of a template.
+_OF_TOKENIZERS = frozenset(
+    "conversation messages chat_template add_generation_prompt continue_final_message tokenize padding truncation "
+    "max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
+)
+
+
+def check_template_arguments(
+    tokenizer: PreTrainedTokenizerBase | None, arguments: Mapping[str, Any], name: str = "the model"
+) -> None:
+    """Refuse arguments that a chat template would not read.
+
+    Args:
+        tokenizer: the tokenizer with the template; None if questions go through none.
+        arguments: of the template.
+        name: of the model, for errors.
+
+    Raises:
+        UserError: naming the argument.
+    """
+    if not arguments:
+        return
+    if tokenizer is None or not has_chat_template(tokenizer):
+        raise UserError(
+            f"arguments of a chat template are given ({', '.join(arguments)}), and prompts go through none",
+            "leave out --chat_template_kwargs, or ask as a chat",
+        )
+    text = template_text(tokenizer)
+    for argument in arguments:
+        if argument in _OF_TOKENIZERS or not re.search(rf"(?<![\w.]){re.escape(argument)}\b", text):
+            raise UserError(
+                f"the chat template of {name} does not read '{argument}'",
+                "its variables stand in the tokenizer's chat_template; leave this one out",
+            )
+
+
+def with_system(render: Callable[[Any], Any], messages: Sequence[Mapping[str, str]]) -> Any:
+    """Messages through a template; a system message for which it has no place opens the first user's message.
+
+    Templates without a system role refuse the message or drop it without a word. Their models are given such text at
+    the beginning of the user's first message, as templates that fold it themselves do.
+
+    Args:
+        render: makes the text of messages.
+        messages: the conversation; only its first message may be a system message.
+    """
+    if not messages or messages[0]["role"] != "system" or not str(messages[0]["content"]).strip():
+        return render(messages)
+    system, *others = messages
+    try:
+        text = render(messages)
+    except Exception:  # each template raises its own
+        pass
+    else:
+        if str(system["content"]).strip() in str(text) or text != render(others):
+            return text
+    first, *more = others
+    return render([{**first, "content": f"{system['content']}\n\n{first['content']}"}, *more])
 
 
 def as_shown(question: str, shape: str, text: str) -> str:

@@ -243,7 +243,7 @@ def base_likelihoods(
     found: list[float | None] = [None] * len(asked)
     queries, owners = [], []
     for i, (question, text) in enumerate(asked):
-        prompt = prompt_format.render(question)
+        prompt = prompt_format.render_to_answer(question)
         ids = prompt_format.encode(prompt)
         labels = prompt_format.answer_labels(prompt, ids, text)
         if labels.n_answer:

@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +34,22 @@ MAX_LOGITS = 2**26  # log-softmax works on at most this many numbers at once (25
 class Query:
     """One answer to score: the prompt's ids and the labels that follow (never empty).
 
-    `masked_token`, for compatibility modes only, is a token id that attention must not see anywhere.
+    `masked_token`, for compatibility modes only, is a token id that attention must not see anywhere. The first
+    `n_unscored` labels are read and not scored: a model is made to say them before its answer.
     """
 
     prompt_ids: tuple[int, ...]
     label_ids: tuple[int, ...]
     masked_token: int | None = None
+    n_unscored: int = 0
+
+    @property
+    def whole(self) -> Query:
+        """The same with the unscored labels as the end of the prompt."""
+        n = self.n_unscored
+        return replace(
+            self, prompt_ids=self.prompt_ids + self.label_ids[:n], label_ids=self.label_ids[n:], n_unscored=0
+        )
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.label_ids) - 1
@@ -61,6 +71,11 @@ class AnswerScore:
     ranks: list[int]
     means: list[float] | None = None
     variances: list[float] | None = None
+
+    def after(self, n: int) -> AnswerScore:
+        """The scores without those of the first `n` labels."""
+        means, variances = (None if own is None else own[n:] for own in (self.means, self.variances))
+        return AnswerScore(self.token_nll[n:], self.hits[n:], self.ranks[n:], means, variances)
 
 
 @dataclass(frozen=True)
@@ -167,7 +182,7 @@ def score_answers(
         rows = [row for group in unit for row in group]
         run = _score_flat if not shared or queries[rows[0]].masked_token is not None else _score_shared
         for row, score in run(model, queries, unit, size(done), moments):
-            scores[row] = score
+            scores[row] = score.after(n) if (n := queries[row].n_unscored) else score
             done += 1
             progress(1)
     assert all(score is not None for score in scores)

@@ -172,12 +172,36 @@ def _check(
     components = resolve(place, loaded, forget, recipe.seed, retain, progress)
     where = {} if components is None else settings_for(method, components)
     config = configure(method.Config, {**published, **given, **where})
+    if retain is not None and method.needs_retain(config) is False and not {"components", "masks"} & options.keys():
+        raise UserError(
+            f"{method.name} retains nothing with these settings, and {retain.name} would not be used",
+            "leave out --retain, or set a retain_term and a retain_weight",
+        )
     if "seed" in method.settings and "seed" not in options:
         config = replace(config, seed=recipe.seed)
-    prompt_format = loaded.prompt_format(recipe.chat)
+    prompt_format = _prompt_format(loaded, recipe, previous)
     _check_previous(previous, method, forget, loaded)
     located = None if components is None else (components, place)
     return _Plan(loaded, forget, retain, method, config, recipe, prompt_format, previous, preset, located, progress)
+
+
+def _prompt_format(loaded: LoadedModel, recipe: Recipe, previous: AnyEdit | None) -> PromptFormat:
+    """How questions are put to the model: as the recipe says, and as those of the edit to continue were.
+
+    Raises:
+        UserError: the recipe differs from the edit to continue, all of whose questions are evaluated in one format.
+    """
+    named = recipe.chat, recipe.system, recipe.chat_template_kwargs or None
+    if previous is None or previous.info.requests.get("chat") is None:
+        return loaded.prompt_format(*named)
+    made = PromptFormat.of_edit(previous.info, loaded.tokenizer, loaded.name)
+    found = made.changed(*named, loaded.name)
+    if found.record != made.record:
+        raise UserError(
+            f"the earlier edit's prompts have the format {made.record}, not {found.record}",
+            "leave out --chat, --system_instruction and --chat_template_kwargs, or make another edit",
+        )
+    return found
 
 
 def model_check(method: Editor, options: Mapping[str, str]) -> Check:
@@ -299,6 +323,7 @@ def _edit_in_steps(plan: _Plan, inputs: _Inputs) -> AnyEdit:
         inputs.others if OTHERS in method.uses else (),
         SecondMoments({}, factored={}) if MOMENTS in method.uses and size < len(requests) else None,
         plan.progress,
+        plan.prompt_format,
     )
     for start in range(0, len(requests), size):
         config = plan.config

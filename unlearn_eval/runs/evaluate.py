@@ -12,9 +12,21 @@ from typing import Any
 from uuid import uuid4
 
 from unlearn_eval.data.registry import is_ours
+from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.folder import read_description
 from unlearn_eval.harness.backends import check_backend, model_type
-from unlearn_eval.harness.plan import CHAT, EDIT, EvalPlan, is_given, silent_plans
+from unlearn_eval.harness.plan import (
+    CHAT,
+    EDIT,
+    TEMPLATE,
+    EvalPlan,
+    edit_arguments,
+    given_arguments,
+    is_given,
+    silent_plans,
+)
 from unlearn_eval.models.load import model_source, resolve_model
+from unlearn_eval.models.prompt_format import check_template_arguments
 from unlearn_eval.models.weights import check_finite, hash_weights
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
@@ -39,6 +51,7 @@ class EvalConfig:
             for `lm_eval`. With an edit, tasks ask what it forgot unless the metadata say what is forgotten.
         apply_chat_template: whether everything is asked as a chat; None asks what an edit forgot as the edit was made,
             and the rest plainly.
+        chat_template_kwargs: further arguments of the chat template; None are the edit's own, if there is an edit.
         seed: of everything random.
         any_base: whether the edit may leave open which model it was made on.
     """
@@ -54,6 +67,7 @@ class EvalConfig:
     device: str | None = None
     num_fewshot: int | None = None
     apply_chat_template: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     system_instruction: str | None = None
     gen_kwargs: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -83,8 +97,10 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
     from unlearn_eval.models.scoring import finite_logits
 
     names = [name for task in config.tasks for name in names_of(task, config.include_path)]  # before a model is loaded
+    _check(config, names)
     kind, arguments = model_arguments(config)
     plans = plans_of(config, names, arguments.get("edit"))
+    _check_template(config, plans)
     for line in dict.fromkeys(plan.line for plan in plans):
         say(line)
     path = _output(config, kind, arguments)
@@ -123,6 +139,7 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
     from unlearn_eval.harness.run import names_of
 
     tasks = [name for task in config.tasks for name in names_of(task, config.include_path)]
+    _check(config, tasks)
     names = [Path(edit).resolve().name for edit in edits]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two edits are called {twice[0]}", "give their folders different names")
@@ -185,6 +202,21 @@ def run_before_and_after(config: EvalConfig, say: Callable[[str], Any]) -> tuple
     return (before, after) if before is not None and after is not None else None
 
 
+def _check(config: EvalConfig, tasks: Sequence[str]) -> None:
+    """Refuse options that one of our tasks would not apply."""
+    from unlearn_eval.harness.options import check_options
+
+    kwargs = _parsed(config.gen_kwargs)
+    check_options(tasks, metadata=config.metadata, num_fewshot=config.num_fewshot, gen_kwargs=kwargs)
+
+
+def _check_template(config: EvalConfig, plans: Sequence[EvalPlan]) -> None:
+    """Refuse arguments of a chat template where nothing is asked as a chat."""
+    as_made = config.apply_chat_template is None and any(plan.chat and plan.reason is None for plan in plans)
+    if config.chat_template_kwargs and not (config.apply_chat_template or as_made):
+        check_template_arguments(None, config.chat_template_kwargs)
+
+
 def _once(say: Callable[[str], Any]) -> Callable[[str], Any]:
     """`say` for lines that were not there before."""
     lines: set[str] = set()
@@ -212,14 +244,24 @@ def plans_of(config: EvalConfig, tasks: Sequence[str], edit: str | None) -> list
     if folder is None or is_given(config.metadata):
         return []
     plans = [EvalPlan.from_edit(str(folder), task) for task in tasks if is_ours(task)]
-    chat = config.apply_chat_template
-    return plans if chat is None else [replace(plan, chat=chat) for plan in plans]
+    given = config.apply_chat_template, config.system_instruction, _arguments(config)
+    return [plan.asked_with(*given) for plan in plans]
+
+
+def _arguments(config: EvalConfig) -> dict[str, Any] | None:
+    """The template arguments that a run names, None if it names none."""
+    given = given_arguments(_parsed(config.model_args))
+    if given is not None and config.chat_template_kwargs is not None:
+        raise UserError("--model_args names template arguments too", "leave out --chat_template_kwargs")
+    return given if config.chat_template_kwargs is None else config.chat_template_kwargs
 
 
 def _ask(config: EvalConfig, lm: Any, edit: str | None) -> Any:
     from unlearn_eval.harness.run import evaluate
 
     metadata = {**({EDIT: edit} if edit else {}), **config.metadata}
+    if (arguments := _arguments(config)) is not None:
+        metadata[TEMPLATE] = arguments
     if config.apply_chat_template is False:
         metadata = {CHAT: False, **metadata}
     with silent_plans():
@@ -284,6 +326,16 @@ def model_arguments(config: EvalConfig) -> tuple[str, dict[str, Any]]:
         kind = model_type(config.backend, edited)
     elif arguments.get("pretrained") == "default":
         arguments["pretrained"] = resolve_model("default")
+    if config.backend == "vllm" and not kind.endswith("vllm"):
+        raise UserError(f"--model {kind} is not run by vLLM", "leave out --backend, or give a base model as --model")
+    folder = config.edit or arguments.get("edit") or config.metadata.get(EDIT)
+    if config.edit and arguments.get("edit") not in (None, config.edit):
+        raise UserError(f"--edit {config.edit} and --model_args edit={arguments['edit']} differ", "give one of them")
+    if config.chat_template_kwargs is not None:
+        _arguments(config)  # named once
+        arguments[TEMPLATE] = config.chat_template_kwargs
+    elif folder and not (config.edit or arguments.get("edit")):  # an edited model takes the edit's own by itself
+        arguments = edit_arguments(EditInfo(**read_description(folder, check_files=False)["info"]), arguments)
     if config.edit:
         if kind in ("hf", "huggingface", "hf-auto"):
             kind = "edited"

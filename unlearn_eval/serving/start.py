@@ -17,6 +17,7 @@ from unlearn_eval.serving.routes import ROOT
 from unlearn_eval.utils.errors import UserError
 
 LOCAL = "127.0.0.1"
+DEFAULT_ARGUMENTS = "--default-chat-template-kwargs"  # vLLM's: arguments of the template for requests without any
 
 
 def server_command(
@@ -53,6 +54,9 @@ def server_command(
     command = [sys.executable, "-c", "from vllm.entrypoints.cli.main import main; main()", "serve", str(folder)]
     command += ["--host", host, "--port", str(port), "--served-model-name", name or folder.resolve().name]
     command += ["--model-loader-extra-config", json.dumps({"base": place})]
+    arguments = description["info"].get("requests", {}).get("chat_template_kwargs")
+    if arguments and DEFAULT_ARGUMENTS not in more:
+        command += [DEFAULT_ARGUMENTS, json.dumps(arguments)]
     return [*command, *more]
 
 

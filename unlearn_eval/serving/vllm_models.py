@@ -7,6 +7,7 @@ from typing import Any
 from unlearn_eval.edits.folder import DESCRIPTION
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.harness.backends import vllm_class
+from unlearn_eval.harness.plan import edit_arguments
 from unlearn_eval.models.load import resolve_model
 from unlearn_eval.serving.patching import find_vllm_version
 from unlearn_eval.serving.vllm_requests import lend
@@ -24,7 +25,7 @@ class EditedVLLM(VLLM):  # type: ignore[misc, valid-type]
     Args:
         pretrained: the base model: hub id, folder, or `default`.
         edit: the folder of the edit. Another base model than the one it was made on is refused by the engine.
-        options: as for `vllm`.
+        options: as for `vllm`; the arguments of the chat template are those of the edit, unless they are named.
     """
 
     def __init__(self, pretrained: str, edit: str | None = None, **options: Any) -> None:
@@ -33,6 +34,7 @@ class EditedVLLM(VLLM):  # type: ignore[misc, valid-type]
         if options.get("lora_local_path"):
             raise UserError("the model 'edited-vllm' takes no lora_local_path=", "merge it into the base model first")
         self.edit_folder, self.edit_info = edit, load_edit(edit).info
+        options = edit_arguments(self.edit_info, options)
         extra = dict(options.pop("model_loader_extra_config", None) or {})
         extra["base"] = resolve_model(pretrained)
         super().__init__(pretrained=edit, model_loader_extra_config=extra, **options)

@@ -99,6 +99,7 @@ def from_vllm(self: LM, requests: list[Any], disable_tqdm: bool = False) -> list
     responses: list[dict[str, Any]] = [{} for _ in requests]
     together: dict[int, Pair] = {}
     alone: dict[int, Pair] = {}
+    skipped: dict[int, int] = {}  # labels before an answer that are read and not scored
     encode = functools.cache(lambda text: tuple(self.tok_encode(text)))
     untold = no_moments(self) if any(request.args[2]["moments"] for request in requests) else None
     for i, request in enumerate(requests):
@@ -114,14 +115,17 @@ def from_vllm(self: LM, requests: list[Any], disable_tqdm: bool = False) -> list
         if asked["moments"] and untold:
             responses[i]["partial"] = untold
         (alone if asked["moments"] and not untold else together)[i] = query.prompt_ids, query.label_ids
+        skipped[i] = query.n_unscored
     for owner, (logp, ranks) in zip(together, _scored(self, [*together.values()], disable_tqdm), strict=True):
-        responses[owner] |= _said(logp, ranks)
+        responses[owner] |= _said(logp, ranks, skipped[owner])
     for owner, (logp, ranks, more) in zip(alone, _with_moments(self, [*alone.values()], disable_tqdm), strict=True):
-        responses[owner] |= _said(logp, ranks) | more
+        kept = {key: own[skipped[owner] :] if isinstance(own, list) else own for key, own in more.items()}
+        responses[owner] |= _said(logp, ranks, skipped[owner]) | kept
     return responses
 
 
-def _said(logp: list[float], ranks: list[int]) -> dict[str, Any]:
+def _said(logp: list[float], ranks: list[int], skipped: int) -> dict[str, Any]:
+    logp, ranks = logp[skipped:], ranks[skipped:]
     return {"token_nll": [-value for value in logp], "hits": [rank == 1 for rank in ranks], "ranks": ranks}
 
 

@@ -27,7 +27,8 @@ BENCHMARK = Benchmark(
         "unlearn_facts": ByIds("facts", takes_kept=True),
         "unlearn_forms": AnySet(),
         "unlearn_leak_at_k": AnySet(),
-        "unlearn_utility": AnySet(),
-        "unlearn_utility_quick": AnySet(),
+        "unlearn_thinking": AnySet(),
+        "unlearn_utility": AnySet(can_keep=False),
+        "unlearn_utility_quick": AnySet(can_keep=False),
     },
 )

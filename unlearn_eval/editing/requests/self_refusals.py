@@ -204,9 +204,8 @@ def examples_for(question: str) -> tuple[Example, ...]:
 def prompt(question: str, examples: Sequence[Example], prompt_format: PromptFormat) -> str:
     """The text after which the model writes its refusal.
 
-    In a chat: the instruction as system turn and the examples as turns; where the template knows no system turn
-    (it raises an error, or leaves the instruction out), the instruction stands in the first user turn. Else the
-    instruction, the examples and the question as plain text.
+    In a chat: the instruction as system turn (see `prompt_format.with_system`) and the examples as turns; a model that
+    thinks is given an empty trace. Else the instruction, the examples and the question as plain text.
     """
     if not prompt_format.chat:
         plain = PromptFormat(prompt_format.tokenizer, chat=False)
@@ -219,14 +218,8 @@ def prompt(question: str, examples: Sequence[Example], prompt_format: PromptForm
         for pair in zip(asked, refused, strict=True)
         for role, content in zip(("user", "assistant"), pair, strict=True)
     ][:-1]
-
-    try:
-        text = prompt_format.render_messages([{"role": "system", "content": INSTRUCTION}, *turns])
-    except Exception:  # each template raises its own
-        text = ""
-    if INSTRUCTION in text:
-        return text
-    return prompt_format.render_messages([{"role": "user", "content": f"{INSTRUCTION}\n\n{asked[0]}"}, *turns[1:]])
+    text = prompt_format.render_messages([{"role": "system", "content": INSTRUCTION}, *turns])
+    return prompt_format.to_answer(text)
 
 
 def _is_best(candidate: Candidate, item: ForgetItem) -> bool:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from unlearn_eval.models.prompt_format import PromptFormat
+
 CURVE = "training.jsonl"
 PLACES = ("folder", "masks")  # settings that are paths of this machine
 ANSWER, TARGET = "answer", "target"
@@ -111,7 +113,15 @@ def editor(method: Method, config: type[GradientConfig] = GradientConfig, paper:
 
     def run(job: EditJob) -> TrainedEdit:
         return train_edit(
-            method, job.model, job.tokenizer, job.requests, job.config, job.previous, job.progress, job.retain
+            method,
+            job.model,
+            job.tokenizer,
+            job.requests,
+            job.config,
+            job.previous,
+            job.progress,
+            job.retain,
+            job.prompt_format,
         )
 
     def check(config: GradientConfig, model: Any) -> None:
@@ -141,6 +151,7 @@ def train_edit(
     state: TrainedEdit | None = None,
     progress: Progress = no_progress,
     retain: Sequence[EditRequest] = (),
+    prompt_format: PromptFormat | None = None,
 ) -> TrainedEdit:
     """Train by a method's objective; the model is as before afterwards.
 
@@ -153,6 +164,7 @@ def train_edit(
         state: an earlier edit by this method, to go on from; the new one holds both.
         progress: told of what is done.
         retain: what to keep (`answer_ids`).
+        prompt_format: how questions were put, if the method writes texts.
 
     Raises:
         UserError: no retain items where the objective needs some, requests without what the objective reads, settings
@@ -167,7 +179,7 @@ def train_edit(
     texts: dict[str, str] = {}
     with applied(state, model) if state is not None else nullcontext():
         if method.rewrite is not None:
-            parts, texts = method.rewrite(model, tokenizer, parts, config, progress)
+            parts, texts = method.rewrite(model, tokenizer, parts, config, progress, prompt_format)
         rows = _rows(method, parts, retain, config)
         objective = _objective(method, model, config, len(parts))
         from unlearn_eval.editing.training.run import trained  # imports the Trainer, which takes seconds

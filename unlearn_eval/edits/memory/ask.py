@@ -21,6 +21,9 @@ def ask_edit(
     model: str | None = None,
     say: Callable[[str], Any] = lambda line: None,
     any_base: bool = False,
+    *,
+    system: str | None = None,
+    template_arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a memory edit makes of a question, as plain values for JSON; the question is put as the edit's own were.
 
@@ -30,6 +33,7 @@ def ask_edit(
         model: the base model; by default the one that edit.json names.
         say: told of the steps, one line each.
         any_base: whether an edit may leave open which model it was made on.
+        system, template_arguments: others than the edit's.
 
     Raises:
         UserError: not a memory edit, or no base model or another one.
@@ -42,7 +46,8 @@ def ask_edit(
         )
     loaded = load_base(edit, model, None, None, None, say)
     check_base(edit.info, loaded, any_base=any_base)
-    prompt_format = PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
+    made = PromptFormat.of_edit(edit.info, loaded.tokenizer, loaded.name)
+    prompt_format = made.changed(None, system, template_arguments, loaded.name)
     ids = prompt_format.prompt_ids(question, _shape_of(edit.info.requests))
     (route,) = edit.routes(loaded.model, [ids])
     found = asdict(route) | {"owners": list(route.owners)}

@@ -263,6 +263,8 @@ class Axes(Table):
     known: bool = False
     kept: Whole | None = 48
     chat: bool | None = None
+    system: str | None = None
+    chat_template_kwargs: dict[str, Any] = {}
     attacks: Many[AttackEntry] = ()
     backends: Some[Backend] = ("hf",)
     dtype: Dtype = "float32"

@@ -15,13 +15,22 @@ from unlearn_eval.editing.from_file import editor_file
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.harness.backends import check_vllm
 from unlearn_eval.runs.study.attacked import Try, check_facts, check_kinds, missing_references, tries_of
-from unlearn_eval.runs.study.cells.told import OTHERS, choose, depends_on_set, forget_set, keeps_what_is_known, told
+from unlearn_eval.runs.study.cells.told import (
+    OTHERS,
+    can_keep,
+    choose,
+    depends_on_set,
+    forget_set,
+    keeps_what_is_known,
+    told,
+)
 from unlearn_eval.runs.study.identity import OF_SOME_CELLS, Identities, code_hash, code_of_cell
 from unlearn_eval.runs.study.located import Located, check_located, located_of, names_components
 from unlearn_eval.runs.study.spec import EditorSpec, Finetune, ModelSpec, Part, RecipeSpec, Study, TaskSpec
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.provenance import hash_json
 
+_OF_CELLS = ("seed", "chat", "system", "chat_template_kwargs")  # of a recipe: a cell has its own
 _VARIABLES = ("UNLEARN_EVAL_ENCODER", "UNLEARN_EVAL_RETAIN_REFERENCE")
 
 
@@ -51,7 +60,7 @@ class Cell:
         commit: of the hub's model.
         editor, recipe: how it is edited; None leaves it as it is.
         forget, size, seed, kept, known: what is forgotten, as in `Part`.
-        retain, finetune, chat: as in `Part`; retain only of methods that use it.
+        retain, finetune, chat, strict, system, chat_template_kwargs: as in `Part`; retain only of methods that use it.
         backend: what answers.
         asks: the tasks.
         tries: the attacks; none without an edit.
@@ -82,6 +91,15 @@ class Cell:
     located: Located | None = None
     backend: str = "hf"
     code: str = ""
+    strict: bool = False
+    system: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompts(self) -> dict[str, Any]:
+        """What of the prompt format is set beside `chat`."""
+        named = {"system": self.system, "chat_template_kwargs": dict(self.chat_template_kwargs)}
+        return {name: value for name, value in named.items() if value}
 
     @property
     def rooms(self) -> tuple[str, ...]:
@@ -128,7 +146,9 @@ class _Planner:
 
     identities: Identities
     warnings: list[str] = field(default_factory=list)
-    data: dict[tuple[str, str, int | None, int | None], tuple[int | None, str]] = field(default_factory=dict)
+    data: dict[tuple[str, str, int | None, tuple[int | None, bool] | None], tuple[int | None, str]] = field(
+        default_factory=dict
+    )
 
 
 def plan(study: Study, remembered: dict[str, Any]) -> Plan:
@@ -161,6 +181,7 @@ def _cells(part: Part, planner: _Planner) -> Iterator[Cell]:
     checked = [_checked(editor, recipe, part) for editor, recipe in editors]
     configs = [(editor, config_of(editor, recipe.recipe, part.forget[0])) for editor, recipe in editors]
     planner.warnings += check_kinds(part.attacks, configs) + (missing_references(part.attacks) if editors else [])
+    planner.warnings += _not_used(part, tasks, editors, checked)
     if "vllm" in part.backends:
         check_vllm()
     for model in part.models:
@@ -171,21 +192,23 @@ def _cells(part: Part, planner: _Planner) -> Iterator[Cell]:
                 check_located(editor, model, items, None if retain is None else forget_set(retain))
             for size in part.sizes:
                 for seed in part.seeds:
-                    chosen = choose(items, size, seed, part.kept, None)
+                    chosen = choose(items, size, seed, part.kept, None, part.strict)
                     _enough(items, chosen, part)
                     check_facts(part.attacks, chosen, part.known)
                     selection = {"set": items.hash, "n": len(chosen.forget), "seed": seed, "known": part.known}
+                    base = Cell(
+                        part.name, model, model_key, commit, None, None, name, size, seed, part.kept, part.known,
+                        None, part.finetune, part.chat, (), None, "", strict=part.strict, system=part.system,
+                        chat_template_kwargs=part.chat_template_kwargs,
+                    )  # fmt: skip
                     common = {
                         "model": model_key,
                         "dtype": model.dtype,
                         "chat": part.chat,
+                        **base.prompts,
                         "code": code_hash(),
                         "selection": selection,
                     }
-                    base = Cell(
-                        part.name, model, model_key, commit, None, None, name, size, seed, part.kept, part.known,
-                        None, part.finetune, part.chat, (), None, "",
-                    )  # fmt: skip
                     for backend in part.backends:
                         own = replace(base, backend=backend)
                         yield from _answered(own, tasks, editors, checked, part, chosen, common, planner)
@@ -254,7 +277,7 @@ def _code_of(cell: Cell, room: str) -> dict[str, str]:
 
 def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
     assert cell.editor is not None and cell.recipe is not None  # noqa: PT018
-    recipe = {key: value for key, value in asdict(cell.recipe.recipe).items() if key not in ("seed", "chat")}
+    recipe = {key: value for key, value in asdict(cell.recipe.recipe).items() if key not in _OF_CELLS}
     config = config_of(cell.editor, cell.recipe.recipe, cell.forget)
     says_others = cell.editor.settings.get("text") == OTHERS
     uses_kept = says_others or keeps_what_is_known(cell.known, cell.retain, cell.forget)
@@ -322,6 +345,29 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
     return part.retain if keeps else None
 
 
+def _not_used(
+    part: Part, tasks: list[TaskSpec], editors: list[tuple[EditorSpec, RecipeSpec]], checked: list[str | None]
+) -> list[str]:
+    """What the file names and some or all of its cells do not use, a sentence each."""
+    found = []
+    retained = [spec for (spec, _), retain in zip(editors, checked, strict=True) if retain is not None]
+    says_others = any(spec.settings.get("text") == OTHERS for spec, _ in editors)
+    others = [task.task for task in tasks if can_keep(task.task) is False]
+    if others and part.strict:
+        found.append(f"{', '.join(others)}: what is retained is the task's own, whatever kept and known say")
+    elsewhere = retained or says_others or any(can_keep(task.task) for task in tasks)
+    if part.kept_given and part.kept and not elsewhere:
+        found.append(f"kept: {part.kept} is not used: none of the tasks asks what a study keeps")
+    if part.retain is not None and editors and not retained:
+        found.append(f"retain: {part.retain} is not used: no editor of the study is trained on what is retained")
+    used = {recipe.name for _, recipe in editors}
+    if idle := [recipe.name for recipe in part.recipes if recipe.name not in used and editors]:
+        found.append(f"recipes: no editor uses {', '.join(idle)}")
+    if part.attacks and not editors:
+        found.append("attacks: there is no edit to attack without editors")
+    return found
+
+
 def _names_file(recipe: Recipe) -> bool:
     """Whether the targets of a recipe are in a file; any other text is a name or a sentence, whatever lies here."""
     return recipe.target.endswith((".jsonl", ".json"))
@@ -338,9 +384,18 @@ def _recipes(editor: EditorSpec, recipes: tuple[RecipeSpec, ...]) -> list[Recipe
 
 def _expanded(tasks: tuple[TaskSpec, ...]) -> list[TaskSpec]:
     """The tasks with patterns as the names that they stand for."""
+    from unlearn_eval.harness.options import check_options
     from unlearn_eval.harness.run import names_of
 
     found = [replace(task, task=name) for task in tasks for name in names_of(task.task, task.include_path)]
+    for task in found:
+        check_options(
+            [task.task],
+            metadata=task.metadata,
+            num_fewshot=task.num_fewshot,
+            gen_kwargs=task.gen_kwargs or None,
+            strict=True,
+        )
     names = [task.task for task in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"the task '{twice[0]}' stands in the study twice", "leave one out")
@@ -355,9 +410,9 @@ def _documents(task: TaskSpec, cell: Cell, planner: _Planner) -> tuple[int | Non
     """
     spec = hash_json(asdict(task))
     depends = depends_on_set(task.task)
-    place = (spec, cell.forget, cell.size, cell.kept) if depends else (spec, "", None, None)
+    place = (spec, cell.forget, cell.size, (cell.kept, cell.strict)) if depends else (spec, "", None, None)
     if place not in planner.data:
-        chosen = choose(forget_set(cell.forget), cell.size, 0, cell.kept, None)
+        chosen = choose(forget_set(cell.forget), cell.size, 0, cell.kept, None, cell.strict)
         planner.data[place] = _task_data(task, chosen, told(task.task, chosen)[0])
     return planner.data[place]
 
@@ -388,6 +443,8 @@ def _model_key(model: ModelSpec, part: Part, planner: _Planner) -> tuple[str, st
         "model": identity,
         "dtype": model.dtype,
         "chat": part.chat,
+        **({"system": part.system} if part.system else {}),
+        **({"chat_template_kwargs": dict(part.chat_template_kwargs)} if part.chat_template_kwargs else {}),
         "on": data.hash,
         "preset": None if preset is None else asdict(preset),
         "settings": dict(part.finetune.settings),
@@ -397,9 +454,10 @@ def _model_key(model: ModelSpec, part: Part, planner: _Planner) -> tuple[str, st
 
 
 def _enough(items: ForgetSet, chosen: Chosen, part: Part) -> None:
-    needed = len(chosen.forget) + (part.kept or 0 if part.known else 0)
-    if part.known and needed > len(items):
+    """Refuse more items to forget and to keep than there are, of a file that names how many are to be kept."""
+    needed = len(chosen.forget) + (part.kept or 0)
+    if part.known and part.kept_given and needed > len(items):
         raise UserError(
             f"{needed} items to forget and to keep are more than the {len(items)} of '{items.name}'",
-            "give smaller sizes or kept",
+            f"give smaller sizes or kept: {len(chosen.forget)} are forgotten and {part.kept} kept",
         )

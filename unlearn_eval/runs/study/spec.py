@@ -143,8 +143,13 @@ class Part:
             rightly, without what is asked as kept.
         finetune: what the models are taught first.
         known: whether only what the unedited model answers rightly is to be forgotten, and kept.
-        kept: how many other items of the set are asked as kept, of tasks that ask such.
+        kept: how many other items of the set are asked as kept at most: by `unlearn_facts` and the tasks on any set,
+            and by benchmarks if it is given or `known`. A set without others has shipped facts as a control, with
+            `known` those that the model answers.
+        kept_given: whether the file names `kept`.
         chat: whether questions go through the chat template; None does if there is one.
+        system: system message of every prompt; without a chat its first paragraph.
+        chat_template_kwargs: further arguments of the chat template, such as `{enable_thinking: false}`.
         backends: what answers: "hf", or "vllm", whose engine serves the edit (attacks stay with Hugging Face).
         attacks: what is tried on every edit after its tasks.
     """
@@ -164,6 +169,14 @@ class Part:
     chat: bool | None = None
     attacks: tuple[AttackSpec, ...] = ()
     backends: tuple[str, ...] = ("hf",)
+    kept_given: bool = False
+    system: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def strict(self) -> bool:
+        """Whether benchmarks are given what is kept, in place of what they retain by themselves."""
+        return self.known or self.kept_given
 
 
 @dataclass(frozen=True)
@@ -241,6 +254,9 @@ def _part(name: str, axes: Axes, places: Sequence[str]) -> Part:
         chat=axes.chat,
         backends=tuple(dict.fromkeys(axes.backends)),
         attacks=_distinct([_attack(entry) for entry in axes.attacks], "attack"),
+        kept_given="kept" in axes.model_fields_set and axes.kept is not None,
+        system=axes.system,
+        chat_template_kwargs=axes.chat_template_kwargs,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -32,7 +33,14 @@ def _forget_set(name: str, data: str | None) -> ForgetSet:
     return load_forget_set(name)
 
 
-def choose(items: ForgetSet, size: int | None, seed: int, kept: int | None, known: Collection[str] | None) -> Chosen:
+def choose(
+    items: ForgetSet,
+    size: int | None,
+    seed: int,
+    kept: int | None,
+    known: Collection[str] | None,
+    strict: bool = False,
+) -> Chosen:
     """The first `size` items of a seeded shuffle, the same ones first for every size, and the next `kept` ones.
 
     Args:
@@ -41,6 +49,7 @@ def choose(items: ForgetSet, size: int | None, seed: int, kept: int | None, know
         seed: of the shuffle.
         kept: how many others are kept, or as many as there are; None leaves that to the task.
         known: ids of the items that may be chosen; None is all.
+        strict: as in `Chosen`.
 
     Raises:
         UserError: there are too few.
@@ -56,7 +65,44 @@ def choose(items: ForgetSet, size: int | None, seed: int, kept: int | None, know
     order = random.Random(seed).sample(ids, len(ids))
     others = order[n : n + kept] if kept is not None else []
     in_order = [item.id for item in items if item.id in set(order[:n])]
-    return Chosen(items.select(in_order), tuple(others), n == len(items))
+    control = items.select(others) if others else None
+    return Chosen(items.select(in_order), tuple(others), n == len(items), control, strict)
+
+
+def known_control(chosen: Chosen, facts: ForgetSet, known: Collection[str], kept: int | None, seed: int) -> Chosen:
+    """What was chosen, with shipped facts that the model knows as its control, for a set that has no others left.
+
+    Args:
+        chosen: what is forgotten.
+        facts: the shipped facts.
+        known: ids of those that the model knows.
+        kept: how many are asked at most; None is as many as are forgotten.
+        seed: of the choice.
+
+    Raises:
+        UserError: the model knows none that has nothing to do with what is forgotten.
+    """
+    about = {item.question for item in chosen.forget} | {item.subject for item in chosen.forget if item.subject}
+    free = [item.id for item in facts if item.id in known and not about & {item.question, item.subject}]
+    if not free:
+        raise UserError(
+            f"'{chosen.forget.name}' has no other items that the model knows, and it knows none of the shipped facts",
+            "give smaller sizes, or known: false",
+        )
+    n = len(chosen.forget) if kept is None else kept
+    drawn = set(random.Random(seed).sample(free, min(n, len(free))))
+    return replace(chosen, control=facts.select([key for key in free if key in drawn]))
+
+
+def can_keep(task: str) -> bool | None:
+    """Whether a task can be given what is asked as kept; None of a task that is not given a forget set either."""
+    asking = asking_of(task)
+    return None if asking is None else asking.can_keep
+
+
+def wants_control(task: str) -> bool:
+    """Whether a task on any set needs a control, which it would otherwise draw from the shipped facts, known or not."""
+    return task in tasks_for_any_set() and bool(can_keep(task))
 
 
 def keeps_what_is_known(known: bool, retain: str | None, forget: str) -> bool:

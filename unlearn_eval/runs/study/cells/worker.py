@@ -17,7 +17,7 @@ from filelock import FileLock
 from unlearn_eval.data.benchmark import Chosen
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.harness.backends import model_type
-from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.load import Check, LoadedModel, load_model
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import WeightsHash, hash_weights
 from unlearn_eval.results.files import read_result, read_samples, write_result
@@ -25,7 +25,17 @@ from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.runs.known_items import conversations, known_items
 from unlearn_eval.runs.study.attacked import Try
 from unlearn_eval.runs.study.cells.result import whole_result
-from unlearn_eval.runs.study.cells.told import OTHERS, choose, forget_set, item_lines, keeps_what_is_known, told
+from unlearn_eval.runs.study.cells.told import (
+    OTHERS,
+    choose,
+    depends_on_set,
+    forget_set,
+    item_lines,
+    keeps_what_is_known,
+    known_control,
+    told,
+    wants_control,
+)
 from unlearn_eval.runs.study.plan import Ask, Cell
 from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.serving.engine import engine_stopped
@@ -38,6 +48,7 @@ from unlearn_eval.utils.settings import configure
 if TYPE_CHECKING:
     from unlearn_eval.harness.lm import LM
 
+FACTS = "facts"  # the set that is shipped
 _EVERYTHING = 2**20  # requests that vLLM is given at once ("auto" does too, with a bar of its own)
 _MAX_NEW_TOKENS = 24  # of the answers by which it is told what a model knows
 
@@ -110,20 +121,20 @@ class Worker:
     # The model ---------------------------------------------------------------------------------------------
 
     def _load(self, cell: Cell) -> Loaded:
-        key = hash_json([cell.model_key, cell.model.dtype, cell.chat])
+        key = hash_json([cell.model_key, cell.model.dtype, cell.chat, *([cell.prompts] if cell.prompts else [])])
         if self.loaded is None or self.loaded.key != key:
             self._unload()
             spec = replace(cell.model, revision=cell.commit or cell.model.revision)
             if cell.finetune is None:
-                model = self._read(spec.model, spec.dtype, spec.revision)
+                model = self._read(spec.model, spec.dtype, spec.revision, _check_of(cell))
             else:
                 model = self._finetuned(cell, spec)
-            self.loaded = Loaded(key, model, model.weights, model.prompt_format(cell.chat))
+            self.loaded = Loaded(key, model, model.weights, _format_for(cell, model))
         return self.loaded
 
-    def _read(self, name: str, dtype: str, revision: str | None) -> LoadedModel:
+    def _read(self, name: str, dtype: str, revision: str | None, check: Check | None = None) -> LoadedModel:
         self.say(f"loading {name}")
-        return load_model(name, dtype, self.device, revision)
+        return load_model(name, dtype, self.device, revision, check)
 
     def _finetuned(self, cell: Cell, spec: Any) -> LoadedModel:
         """The model after it was taught a set; its checkpoint is kept in the study's folder."""
@@ -146,7 +157,7 @@ class Worker:
         training = self.store.shared("training", folder.name)
         options = {**cell.finetune.settings, "folder": str(training)}
         chosen = preset_of(data, cell.finetune.preset)
-        made = finetune(base, data, options, chosen, base.prompt_format(cell.chat), 0, self.progress)
+        made = finetune(base, data, options, chosen, _format_for(cell, base), 0, self.progress)
         write_checkpoint(base, made, folder, left_out(data.name), self.say)
         shutil.rmtree(training, ignore_errors=True)
 
@@ -166,24 +177,33 @@ class Worker:
         if loaded.lm is None:
             from unlearn_eval.harness.models import lent_lm
 
-            loaded.lm = lent_lm(loaded.model.model, loaded.model.tokenizer, self.batch_size)
+            arguments = loaded.prompt_format.template_arguments
+            loaded.lm = lent_lm(loaded.model.model, loaded.model.tokenizer, self.batch_size, arguments)
         return loaded.lm
 
     # What is forgotten -------------------------------------------------------------------------------------
 
     def _choose(self, cell: Cell, loaded: Loaded) -> Chosen:
-        items, known = forget_set(cell.forget), None
-        if cell.known:
-            if items.hash not in loaded.known:
-                self.say(f"asking {cell.model.name} the {len(items)} questions of {items.name}")
-                path = self._asked(loaded, items)
-                lm = self._plain_lm(loaded)
-                with _alone(path):
-                    loaded.known[items.hash] = known_items(
-                        path, items, lm, loaded.prompt_format, self.batch_size, _MAX_NEW_TOKENS, self.progress
-                    )
-            known = set(loaded.known[items.hash])
-        return choose(items, cell.size, cell.seed, cell.kept, known)
+        items = forget_set(cell.forget)
+        known = self._known(cell, loaded, items) if cell.known else None
+        chosen = choose(items, cell.size, cell.seed, cell.kept, known, cell.strict)
+        needs = any(wants_control(ask.task.task) and "retain" not in ask.task.metadata for ask in cell.asks)
+        if cell.known and needs and chosen.control is None and cell.kept != 0 and items.name != FACTS:
+            facts = forget_set(FACTS)
+            return known_control(chosen, facts, self._known(cell, loaded, facts), cell.kept, cell.seed)
+        return chosen
+
+    def _known(self, cell: Cell, loaded: Loaded, items: ForgetSet) -> set[str]:
+        """The ids of the items that the unedited model answers rightly."""
+        if items.hash not in loaded.known:
+            self.say(f"asking {cell.model.name} the {len(items)} questions of {items.name}")
+            path = self._asked(loaded, items)
+            lm = self._plain_lm(loaded)
+            with _alone(path):
+                loaded.known[items.hash] = known_items(
+                    path, items, lm, loaded.prompt_format, self.batch_size, _MAX_NEW_TOKENS, self.progress
+                )
+        return set(loaded.known[items.hash])
 
     def _asked(self, loaded: Loaded, items: ForgetSet) -> Path:
         return self.store.shared("asked", f"{hash_json([loaded.key, items.hash])[:16]}.jsonl")
@@ -221,7 +241,7 @@ class Worker:
         if _trains(cell.editor.editor):
             options["folder"] = str(training)
         retain = None if cell.retain is None else self._retained(cell, loaded, chosen)
-        recipe = replace(cell.recipe.recipe, seed=cell.seed, chat=cell.chat)
+        recipe = replace(cell.recipe.recipe, seed=cell.seed, chat=cell.chat, **cell.prompts)
         made = make_edit(
             loaded.model, chosen.forget, cell.editor.editor, options, recipe, progress=self.progress, retain=retain
         )
@@ -256,7 +276,7 @@ class Worker:
                 if folder is not None:  # of an engine, the edit's id says it
                     weights = None if cell.backend == "vllm" else hash_weights(loaded.model.model)
                 for i in left:
-                    found[i] = self._ask(cell.asks[i], places[i], lm, loaded, chosen, weights)
+                    found[i] = self._ask(cell, cell.asks[i], places[i], lm, loaded, chosen, weights)
         return [result for result in found if result is not None]
 
     @contextmanager
@@ -282,10 +302,12 @@ class Worker:
         from unlearn_eval.harness.run import load_lm
 
         self.say("starting vLLM")
-        arguments = {"pretrained": loaded.model.path, "dtype": cell.model.dtype}
+        arguments: dict[str, Any] = {"pretrained": loaded.model.path, "dtype": cell.model.dtype}
         device = loaded.model.model.device
         if folder is not None:
             arguments["edit"] = str(folder)
+        elif loaded.prompt_format.template_arguments:
+            arguments["chat_template_args"] = dict(loaded.prompt_format.template_arguments)
         if device.type == "cuda":
             loaded.model.model.to("cpu")
             loaded.lm = None
@@ -296,8 +318,8 @@ class Worker:
         finally:
             loaded.model.model.to(device)
 
-    def _ask(self, ask: Ask, path: Path, lm: LM, loaded: Loaded, chosen: Chosen, weights: Any) -> Result:
-        from unlearn_eval.harness.run import evaluate
+    def _ask(self, cell: Cell, ask: Ask, path: Path, lm: LM, loaded: Loaded, chosen: Chosen, weights: Any) -> Result:
+        from unlearn_eval.harness.run import SEED, evaluate
 
         task, created, started = ask.task, utc_now(), time.monotonic()
         self.say(f"asking {task.task}")
@@ -308,9 +330,10 @@ class Worker:
             limit=task.limit,
             num_fewshot=task.num_fewshot,
             apply_chat_template=loaded.prompt_format.chat,
-            system_instruction=task.system_instruction,
+            system_instruction=task.system_instruction or loaded.prompt_format.system,
             gen_kwargs=task.gen_kwargs,
             metadata={**self._metadata(task.task, chosen), **task.metadata},
+            seed=SEED + (cell.seed if depends_on_set(task.task) else 0),  # whose key has the seed
         )
         result = Result.part(
             "evaluation",
@@ -426,12 +449,24 @@ class Worker:
         return read_result(path)
 
 
+def _format_for(cell: Cell, model: LoadedModel) -> PromptFormat:
+    return model.prompt_format(cell.chat, cell.system, cell.chat_template_kwargs)
+
+
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
     """Only one worker at a time makes what several need."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{place}.lock"):
         yield
+
+
+def _check_of(cell: Cell) -> Check | None:
+    """A check that the cell's method can edit the architecture; None without an edit."""
+    from unlearn_eval.editing.editor import get_editor
+    from unlearn_eval.runs.edit import model_check
+
+    return None if cell.editor is None else model_check(get_editor(cell.editor.editor), cell.editor.settings)
 
 
 def _trains(editor: str) -> bool:
