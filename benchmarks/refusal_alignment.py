@@ -8,9 +8,10 @@ Reads tasks/refusal/answers.jsonl and references.jsonl, embeds every distinct te
 The labels are the author's, not people's: what is measured is agreement with the author.
 
 kinds.jsonl (referrals, terse refusals, other languages) is in two parts: the head is fitted on the one, and measured on
-the other, by language. A language with 80 % agreement there (of English with later.jsonl) or more counts as calibrated.
+the other, by language. With at least 80 % agreement there (English: with later.jsonl) a language counts as calibrated.
 
-Options: --encoder (`multilingual` writes calibration_multilingual.json, a folder gets refusal_calibration.json in it);
+Options: --encoder (`multilingual` writes calibration_multilingual.json and results/refusal_alignment_multilingual.json
+beside its .md; a folder gets refusal_calibration.json in it);
 --likelihoods (first computes `base_nll` of English answers anew: under the unedited default model, after a question in
 its chat template). Embeddings are kept in results/scratch/refusal, so that a second run takes seconds.
 """

@@ -37,7 +37,7 @@ def no_model(monkeypatch):
     def load(*arguments, **options):
         raise AssertionError("a model is loaded before the output is looked at")
 
-    monkeypatch.setattr(models, "load_model", load)
+    monkeypatch.setattr(models, "_or_user_error", load)  # not load_model, which modules keep that are imported now
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -199,4 +199,4 @@ def test_questions_that_no_model_can_read_are_refused_quickly(question, no_model
     done = run_here(["edit", "--forget", str(path), "--output", str(tmp_path / "e")])
     assert (done.code, done.traceback) == (1, "")
     assert "set.jsonl, line 1" in done.err
-    assert done.seconds < 5
+    assert done.cpu_seconds < 5

@@ -226,7 +226,7 @@ def test_a_study_runs_it_and_its_content_is_part_of_the_key(model, file, tmp_pat
     after = keys()
     assert after["model_base"] == before["model_base"]
     assert after["model_my_editor"] != before["model_my_editor"]
-    done = typed("run", path, "--output", tmp_path / "out")
+    done = typed("run", path, "--trust", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     methods = {
         (json.loads(p.read_text())["edit"] or {}).get("editor") for p in (tmp_path / "out").glob("runs/*/result.json")
@@ -253,7 +253,7 @@ def test_a_study_asks_tasks_of_ones_own_folder(model, file, tmp_path):
     (folder / "my_task.yaml").write_text((folder / "my_task.yaml").read_text() + "num_fewshot: 0\n")
     assert keys()[0] != before[0], "what the folder holds is part of the key"
     path = write_study(tmp_path / "s.yaml", model, editors=[], retain=None, tasks=["my_task"], include_path=str(folder))
-    done = typed("run", path, "--output", tmp_path / "out")
+    done = typed("run", path, "--trust", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     (result,) = (tmp_path / "out").glob("runs/*/result.json")
     assert json.loads(result.read_text())["metrics"]["my_task"]["exact_match"]["n"] == 1

@@ -20,6 +20,8 @@ class Done:
     Attributes:
         code: exit code; None if it ended in a traceback or hung.
         traceback: of what the command line did not catch.
+        out, err: what it printed.
+        seconds, cpu_seconds: what it took.
     """
 
     code: int | None
@@ -27,6 +29,7 @@ class Done:
     err: str
     seconds: float
     traceback: str = ""
+    cpu_seconds: float = 0.0
 
 
 class TooLong(BaseException):
@@ -55,7 +58,7 @@ def run_here(arguments: list[str], limit: int = 10) -> Done:
     sys.argv = ["unlearn-eval", *arguments]
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(limit)
-    started = time.monotonic()
+    started, cpu = time.monotonic(), time.process_time()
     try:
         with redirect_stdout(out), redirect_stderr(err):
             cli.main()
@@ -70,4 +73,4 @@ def run_here(arguments: list[str], limit: int = 10) -> Done:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
         sys.argv = argv
-    return Done(code, out.text, err.text, time.monotonic() - started, trace)
+    return Done(code, out.text, err.text, time.monotonic() - started, trace, time.process_time() - cpu)

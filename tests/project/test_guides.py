@@ -119,7 +119,7 @@ def workplace(six_layers, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     load = models.load_model
 
-    def load_tiny(name="default", dtype="float32", device=None, revision=None):
+    def load_tiny(name="default", dtype="float32", device=None, revision=None, check=None):
         return load(str(six_layers) if name == "default" else name, dtype, "cpu", revision)
 
     monkeypatch.setattr(models, "load_model", load_tiny)

@@ -8,6 +8,7 @@ from report_data import TASK, metric, records, result, write_run
 from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
+from unlearn_eval.metrics.edit_checks import Unrelated
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.report.page import build_page
 from unlearn_eval.results.report.page_data import page_data
@@ -16,15 +17,15 @@ from unlearn_eval.results.runs import load_frame, read_runs
 
 ROOT = Path(__file__).parents[2]
 FAILED = {"self_check": {"n": 20, "n_took": 0}}
-HARMFUL = {"self_check": {"n": 8, "n_took": 8, "unrelated": {"n": 10, "worse": 9}}}
-SOUND = {"self_check": {"n": 8, "n_took": 8, "unrelated": {"n": 10, "worse": 0}}}
+HARMFUL = {"self_check": {"n": 8, "n_took": 8, "unrelated": Unrelated(10, 0, 9, 0, 0, 8, 0, 10, 9).record}}
+SOUND = {"self_check": {"n": 8, "n_took": 8, "unrelated": Unrelated(10, 0, 0, 0, 0, 8, 8, 0, 0).record}}
 NO_CHECK = {"training": {}}
 CASES = [
     (FAILED, False, ["the edit did not take: 0 of 20"]),
     (HARMFUL, True, ["the edit did harm: 9 of 10"]),
     (SOUND, True, []),
     (NO_CHECK, None, []),
-    (None, None, []),
+    ({}, None, []),
 ]
 
 

@@ -159,6 +159,9 @@ def test_shipped_studies_are_plain_data(path):
         ({"backends": ["hf", "vlm"]}, "backends[1]: unknown backend 'vlm'", "did you mean vllm?"),
         ({"attacks": [{"attack": "prune", "max_new_tokens": 0}]}, "attacks[0].max_new_tokens is 0", "at least 1"),
         ({"finetune": {"on": "facts", "presett": "x"}}, "finetune: unknown key 'presett'", "did you mean preset"),
+        ({"device": "gpu"}, "device is 'gpu'", "give a device, such as cpu or cuda:0"),
+        ({"seeds": [10**400]}, "seeds[0] is a whole number of many digits", "give a smaller whole number"),
+        ({"tasks": {"task": "t", "num_fewshot": 2.5}}, "tasks.num_fewshot is 2.5", "give a whole number"),
         ({"device": 1, "known": 1, "seeds": []}, "seeds is []", "at least one (also wrong: known, device)"),
     ],
 )

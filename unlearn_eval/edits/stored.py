@@ -21,7 +21,6 @@ from unlearn_eval.utils.schemas import (
 
 ModuleName = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$", max_length=500)]
 Ids = list[Count]
-Owners = list[list[str]]
 
 
 class Description(Table):
@@ -71,44 +70,15 @@ class DenseIndex(Table):
     tensors: dict[ModuleName, PlainName]
 
 
-class _Memory(Table):
-    module: ModuleName
-    owners: Owners
-    positions: Literal["onward", "last", "prompt", "all"]
-
-
-class GraceSettings(_Memory):
-    """`memory.json` of GRACE."""
-
-    mechanism: Literal["grace"]
-    labels: list[Ids]
-
-
-class WiseSettings(_Memory):
-    """`memory.json` of WISE."""
-
-    mechanism: Literal["wise"]
-    mode: Literal["merge", "retrieve"]
-    merge: Literal["ties", "dare", "dare_linear", "linear", "slerp"]
-    density: Annotated[float, Field(gt=0, le=1)]
-    seed: Whole
-    pool: Literal["mean", "max", "last"]
-    shape: Annotated[list[Size], Field(min_length=2, max_length=2)]
-    prompts: list[list[Annotated[Ids, Field(min_length=1)]]]
-
-
-class MemoirSettings(_Memory):
-    """`memory.json` of MEMOIR."""
-
-    mechanism: Literal["memoir"]
-    labels: list[Ids]
-    pool: Literal["mean", "last"]
-
-
 class AnyMemory(OpenTable):
     """What every `memory.json` has."""
 
-    mechanism: Literal["grace", "wise", "memoir"]
+    mechanism: str
 
 
-MEMORIES: dict[str, type[_Memory]] = {"grace": GraceSettings, "wise": WiseSettings, "memoir": MemoirSettings}
+class MemorySettings(Table):
+    """`memory.json`; each mechanism has its own beside its reader."""
+
+    module: ModuleName
+    owners: list[list[str]]
+    positions: Literal["onward", "last", "prompt", "all"]

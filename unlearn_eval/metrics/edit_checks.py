@@ -64,24 +64,20 @@ def unrelated_damage(before: Sequence[str], after: Sequence[str], accepted: Sequ
     rows = list(zip(before, after, accepted, strict=True))
     refused = [(has_refusal_cue(one), has_refusal_cue(two)) for one, two, _ in rows]
     loops = [(_is_stuck(one), _is_stuck(two)) for one, two, _ in rows]
-    right = [tuple(any(contains_answer(text, a) for a in known) for text in (one, two)) for one, two, known in rows]
+    right = [(contains_answer(one, known), contains_answer(two, known)) for one, two, known in rows]
     worse = [
         not (r[0] or s[0]) and (r[1] or s[1] or (c[0] and not c[1]))
         for r, s, c in zip(refused, loops, right, strict=True)
     ]
-    (refused_before, refused_after), (stuck_before, stuck_after), (right_before, right_after) = (
-        (sum(one for one, _ in pairs), sum(two for _, two in pairs)) for pairs in (refused, loops, right)
-    )
-    changed = sum(normalise(one) != normalise(two) for one, two, _ in rows)
     return Unrelated(
         n=len(rows),
-        refused_before=refused_before,
-        refused=refused_after,
-        repeats_before=stuck_before,
-        repeats=stuck_after,
-        right_before=right_before,
-        right=right_after,
-        changed=changed,
+        refused_before=sum(one for one, _ in refused),
+        refused=sum(two for _, two in refused),
+        repeats_before=sum(one for one, _ in loops),
+        repeats=sum(two for _, two in loops),
+        right_before=sum(one for one, _ in right),
+        right=sum(two for _, two in right),
+        changed=sum(normalise(one) != normalise(two) for one, two, _ in rows),
         worse=sum(worse),
     )
 

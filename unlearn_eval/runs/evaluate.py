@@ -80,6 +80,8 @@ class EvalConfig:
         check_batch_size(self.batch_size, auto=True)
         if self.limit is not None and not self.limit > 0:
             raise UserError(f"cannot take {self.limit:g} documents of a task", "give --limit a number above 0")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise UserError(f"cannot show {self.num_fewshot} examples", "give --num_fewshot a number of at least 0")
 
 
 def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from unlearn_eval.edits.memory.routing import NO_MEMORY, Memory
 from unlearn_eval.edits.memory.store import POSITIONS, Positions, Route, best_bound, nobody, off, one_of
+from unlearn_eval.edits.stored import Ids, MemorySettings
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,13 @@ class _CodebookAtWork:
             return output.clone()
         values = self.values[self.value_of[choice.clamp(min=0)]].to(output.dtype)
         return torch.where((choice >= 0)[:, None], values, output)
+
+
+class CodebookSettings(MemorySettings):
+    """`memory.json` of GRACE."""
+
+    mechanism: Literal["grace"]
+    labels: list[Ids]
 
 
 def layout(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -32,7 +32,7 @@ from unlearn_eval.edits.memory.residual_memory import ResidualMemory, read_resid
 from unlearn_eval.edits.memory.routing import Router, router
 from unlearn_eval.edits.memory.side_memories import SideMemories, read_side_memories
 from unlearn_eval.edits.memory.store import Route, Store
-from unlearn_eval.edits.stored import MEMORIES, AnyMemory
+from unlearn_eval.edits.stored import AnyMemory
 from unlearn_eval.edits.tensors import HINT, check_layout, read_tensors
 from unlearn_eval.models.anatomy import is_transposed
 from unlearn_eval.models.arguments import accepts, cache_argument, cache_of
@@ -43,10 +43,10 @@ from unlearn_eval.utils.errors import UserError
 
 TENSORS, SETTINGS = "memory.safetensors", "memory.json"
 _READERS: Mapping[str, Any] = {
-    Codebook.mechanism: (read_codebook, codebook.layout),
-    SideMemories.mechanism: (read_side_memories, side_memories.layout),
-    ResidualMemory.mechanism: (read_residual_memory, residual_memory.layout),
-}  # mechanism, as `memory.json` names it -> how its store is read, and the shapes of its tensors
+    Codebook.mechanism: (codebook.CodebookSettings, codebook.layout, read_codebook),
+    SideMemories.mechanism: (side_memories.SideMemoriesSettings, side_memories.layout, read_side_memories),
+    ResidualMemory.mechanism: (residual_memory.ResidualMemorySettings, residual_memory.layout, read_residual_memory),
+}  # mechanism, as `memory.json` names it -> the schema of its settings, the shapes of its tensors, how both are read
 
 
 class Routed:
@@ -117,7 +117,10 @@ def read_memory(folder: Path, description: Mapping[str, Any], info: EditInfo, te
     """
     place = folder / SETTINGS
     mechanism = read_stored(place, AnyMemory)["mechanism"]
-    settings, (read, layout) = read_stored(place, MEMORIES[mechanism]), _READERS[mechanism]
+    if mechanism not in _READERS:
+        raise UserError(f"{place} is damaged: it names an unknown mechanism, {mechanism[:40]!r}", HINT)
+    schema, layout, read = _READERS[mechanism]
+    settings = read_stored(place, schema)
     tensors = read_tensors(folder / TENSORS)
     check_layout(folder / TENSORS, tensors, layout(settings), {"1": 1})
     try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from unlearn_eval.edits.memory.routing import NO_MEMORY, Memory
 from unlearn_eval.edits.memory.store import POSITIONS, Positions, Route, best_bound, nobody, off, one_of
+from unlearn_eval.edits.stored import Ids, MemorySettings
 
 POOLS = ("mean", "last")
 
@@ -233,6 +234,14 @@ def unpacked(found: Tensor, d: int) -> Tensor:
     """The masks (N, d) in these bytes."""
     bits = (found[..., None] >> torch.arange(8, dtype=torch.uint8)) & 1
     return bits.reshape(len(found), -1)[:, :d].bool()
+
+
+class ResidualMemorySettings(MemorySettings):
+    """`memory.json` of MEMOIR."""
+
+    mechanism: Literal["memoir"]
+    labels: list[Ids]
+    pool: Literal["mean", "last"]
 
 
 def layout(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from unlearn_eval.edits.memory.merging import MERGES, merged
 from unlearn_eval.edits.memory.routing import NO_MEMORY, Memory
 from unlearn_eval.edits.memory.store import POSITIONS, Positions, Route, best_bound, nobody, off, one_of
+from unlearn_eval.edits.stored import Ids, MemorySettings
+from unlearn_eval.utils.schemas import Size, Whole
 
 MODES = ("merge", "retrieve")
 POOLS = ("mean", "max", "last")
@@ -238,6 +241,19 @@ class _SideMemoriesAtWork:
             more = (inputs @ change.T).to(output.dtype)
             moved = torch.where((choice == i)[:, None], output + more, moved)
         return moved
+
+
+class SideMemoriesSettings(MemorySettings):
+    """`memory.json` of WISE."""
+
+    mechanism: Literal["wise"]
+    mode: Literal["merge", "retrieve"]
+    merge: Literal["ties", "dare", "dare_linear", "linear", "slerp"]
+    density: Annotated[float, Field(gt=0, le=1)]
+    seed: Whole
+    pool: Literal["mean", "max", "last"]
+    shape: Annotated[list[Size], Field(min_length=2, max_length=2)]
+    prompts: list[list[Annotated[Ids, Field(min_length=1)]]]
 
 
 def layout(settings: Mapping[str, Any]) -> dict[str, str]:

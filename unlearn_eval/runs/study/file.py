@@ -59,6 +59,15 @@ def _dtype(name: str) -> str:
     return name
 
 
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        return str(torch.device(name))
+    except RuntimeError as error:
+        raise expected("a device, such as cpu or cuda:0") from error
+
+
 def _size(value: object) -> int | None:
     if value == "all":
         return None
@@ -278,7 +287,7 @@ class StudyFile(Axes):
     name: Text | None = None
     description: str | None = None
     batch_size: Counted = 16
-    device: Text | None = None
+    device: Annotated[Text, AfterValidator(_device)] | None = None
     keep_edits: bool = True
     show: Many[Text] = ()
     parts: Annotated[dict[str, Axes] | None, BeforeValidator(_named)] = None

@@ -18,6 +18,7 @@ _KINDS = {
     "bool_type": "true or false",
     "int_type": "a whole number",
     "greater_than_equal": "a whole number of at least {ge}",
+    "less_than_equal": "a smaller whole number",
     "dict_type": "a table {{NAME: VALUE}}",
     "too_short": "at least one",
     "expected": "{what}",

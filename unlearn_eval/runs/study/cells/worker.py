@@ -17,7 +17,7 @@ from filelock import FileLock
 from unlearn_eval.data.benchmark import Chosen
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.harness.backends import model_type
-from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.load import Check, LoadedModel, load_model
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import WeightsHash, hash_weights
 from unlearn_eval.results.files import read_result, read_samples, write_result
@@ -126,15 +126,15 @@ class Worker:
             self._unload()
             spec = replace(cell.model, revision=cell.commit or cell.model.revision)
             if cell.finetune is None:
-                model = self._read(spec.model, spec.dtype, spec.revision)
+                model = self._read(spec.model, spec.dtype, spec.revision, _check_of(cell))
             else:
                 model = self._finetuned(cell, spec)
             self.loaded = Loaded(key, model, model.weights, _format_for(cell, model))
         return self.loaded
 
-    def _read(self, name: str, dtype: str, revision: str | None) -> LoadedModel:
+    def _read(self, name: str, dtype: str, revision: str | None, check: Check | None = None) -> LoadedModel:
         self.say(f"loading {name}")
-        return load_model(name, dtype, self.device, revision)
+        return load_model(name, dtype, self.device, revision, check)
 
     def _finetuned(self, cell: Cell, spec: Any) -> LoadedModel:
         """The model after it was taught a set; its checkpoint is kept in the study's folder."""
@@ -459,6 +459,14 @@ def _alone(place: Path) -> Iterator[None]:
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{place}.lock"):
         yield
+
+
+def _check_of(cell: Cell) -> Check | None:
+    """A check that the cell's method can edit the architecture; None without an edit."""
+    from unlearn_eval.editing.editor import get_editor
+    from unlearn_eval.runs.edit import model_check
+
+    return None if cell.editor is None else model_check(get_editor(cell.editor.editor), cell.editor.settings)
 
 
 def _trains(editor: str) -> bool:
