@@ -342,6 +342,9 @@ class Bundle(Task):  # type: ignore[misc]
         """lm-eval sets how to generate, for all that generate; examples are a setting of the parts."""
         if key == "num_fewshot" and value:
             refuse_examples(self.task_name, self.own.why_no_examples(self.own.config.metadata or {}))
+        if key == "num_fewshot":
+            self.own.set_config(key=key, value=value, update=update)
+            return
         for task in (self.own, *(task for _, task in self._borrowed.values())):
             if key != "generation_kwargs" or task.get_config("output_type") == "generate_until":
                 task.set_config(key=key, value=value, update=update)
