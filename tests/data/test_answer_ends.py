@@ -135,16 +135,10 @@ def test_no_leak_in_an_answer_to_another_question(tmp_path, monkeypatch, task):
     from tofu_files import write_tofu
 
     monkeypatch.setenv("UNLEARN_EVAL_DATA", str(write_tofu(tmp_path)))
-<<<<<<< HEAD
-    metadata = {"encoder": "off", "forget": ["capital_of/france"], "retain": ["capital_of/spain"]}
-    metadata |= {"samples": 2, "forms": ["direct", "paraphrase", "primed", "few_shot", "dialogue"]}
-    metadata = {"encoder": "off"} if task == "unlearn_tofu" else metadata
-=======
     forgotten = {"forget": ["capital_of/france"], "retain": ["capital_of/spain"]}
     further = {"unlearn_forms": {"forms": ["direct", "paraphrase", "primed", "few_shot", "dialogue"]}}
     further["unlearn_leak_at_k"] = {"samples": 2}
     metadata = {} if task == "unlearn_tofu" else forgotten | further.get(task, {})
->>>>>>> text
     quiet, _, _ = run(lambda doc: " No idea.", task, metadata)
     goes_on, _, _ = run(
         lambda doc: f" No idea.\n\nQuestion: {doc['question']}\nAnswer: {doc['answer']}", task, metadata
