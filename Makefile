@@ -31,7 +31,7 @@ test-all: $(INSTALLED) $(MODEL)  ## the slow tests too
 	$(PYTEST) -m "not gpu and not vllm"
 
 test-faults: $(INSTALLED)  ## odd files of strangers by every command that reads them
-	OMP_NUM_THREADS=1 $(PYTEST) tests/project/test_faults.py
+	OMP_NUM_THREADS=1 $(PYTEST) tests/project/test_odd_files.py
 
 test-vllm: $(VLLM_DONE)  ## edits in real engines: vLLM on a CPU, with both of its model runners, in an environment of its own
 	$(VLLM_TEST) -m vllm

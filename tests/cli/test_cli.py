@@ -132,5 +132,14 @@ def test_a_full_disk_is_two_lines_and_other_failures_keep_their_traceback(monkey
     assert lines[1].startswith("hint: ")
     assert len(lines) == 2
     monkeypatch.setattr(cli, "app", fail(errno.EPIPE))
-    with pytest.raises(OSError, match="Broken pipe"):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "", "whoever read it has gone"
+
+    def broken():
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
         cli.main()

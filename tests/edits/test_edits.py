@@ -132,7 +132,9 @@ def test_another_base_is_refused():
     with applied(random_edit(model), model), pytest.raises(UserError, match="other weights"):
         check_base(info, model)  # an edit on top of an edit
     check_base(info, model)
-    check_base(EditInfo("memit", {}), model)  # nothing is known of its base
+    with pytest.raises(UserError, match="does not say on which weights"):
+        check_base(EditInfo("memit", {}), model)
+    check_base(EditInfo("memit", {}), model, any_base=True)
 
 
 # The folder ------------------------------------------------------------------------------------------------

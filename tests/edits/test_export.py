@@ -191,7 +191,9 @@ def test_an_edit_that_does_not_name_its_base(base, tmp_path):
     with pytest.raises(UserError, match="does not say which model") as error:
         export_merged(edit, tmp_path / "merged")
     assert "--model" in error.value.hint
-    export_merged(edit, tmp_path / "merged", model=str(base))
+    with pytest.raises(UserError, match="does not say on which weights.*\nhint: .*--any-base"):
+        export_merged(edit, tmp_path / "merged", model=str(base))
+    export_merged(edit, tmp_path / "merged", model=str(base), any_base=True)
 
 
 @pytest.mark.parametrize(

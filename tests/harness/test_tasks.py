@@ -678,7 +678,7 @@ def test_an_answer_of_nothing(tiny, tokenizer, tmp_path, monkeypatch):
 def test_nothing_is_0_for_undefined(tiny, tokenizer, tmp_path, monkeypatch, task):
     """When nothing can be scored, every value is null with a reason and everything is counted as unscored."""
     monkeypatch.setenv("UNLEARN_EVAL_DATA", str(write_tofu(tmp_path)))
-    result = evaluate(hf(tiny("llama"), tokenizer, max_length=8), task, **SHORT)
+    result = evaluate(hf(tiny("llama"), tokenizer, max_length=8), task, **(SHORT if task == "unlearn_tofu" else {}))
     for name, value in values(result, task).items():
         said = report(result, task)[name]
         if any(part in name for part in READ_FROM_TEXT):

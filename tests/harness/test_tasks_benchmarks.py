@@ -398,7 +398,7 @@ def test_sports_prefers_one_of_the_sports(tiny, tokenizer, data):
         ("lume", {"task": "poems"}, "unknown LUME task 'poems'"),
         ("sports", {"forget": "tenis"}, "unknown sport or athlete 'tenis'(.|\n)*tennis"),
         ("factual", {"forget": "real_author"}, "unknown part or question 'real_author'"),
-        ("counterfact", {"forget": 0}, "forget or retain is 0"),
+        ("counterfact", {"forget": 0}, "forget in --metadata is 0"),
         ("counterfact", {"forget": 3}, "the retain set of unlearn_counterfact is empty"),
     ],
 )

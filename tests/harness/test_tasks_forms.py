@@ -381,7 +381,7 @@ def test_leak_at_k_task():
     settings = {json.dumps(a[1]) for s in result["samples"]["unlearn_leak_at_k"] for a in s["arguments"]}
     assert len(settings) == 1
     assert json.loads(settings.pop())["do_sample"] is True
-    with pytest.raises(UserError, match="samples is 0"):
+    with pytest.raises(UserError, match="samples in --metadata is 0"):
         evaluate(Told(says), "unlearn_leak_at_k", {"samples": 0})
 
 

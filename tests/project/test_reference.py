@@ -13,7 +13,7 @@ from unlearn_eval.results.schema import Metric, Result, utc_now
 from unlearn_eval.utils.errors import UserError
 
 SHORT = {"gen_kwargs": {"max_gen_toks": 2}}
-TASKS = ("unlearn_tofu", "unlearn_tofu_privacy")
+TASKS = {"unlearn_tofu": SHORT, "unlearn_tofu_privacy": {}}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def runs(tiny, tokenizer, tofu_root):
         patch.delenv("UNLEARN_EVAL_RETAIN_REFERENCE", raising=False)
         patch.setattr("unlearn_eval.harness.tofu.RESAMPLES", 20)
         return {
-            seed: {task: evaluate(hf(tiny("llama", seed), tokenizer), task, **SHORT) for task in TASKS}
+            seed: {task: evaluate(hf(tiny("llama", seed), tokenizer), task, **own) for task, own in TASKS.items()}
             for seed in (0, 1)
         }
 

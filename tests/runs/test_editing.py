@@ -239,7 +239,7 @@ def test_conflicts_are_named(loaded):
 
 
 def test_memit_wants_preservation(loaded):
-    with pytest.raises(UserError, match="preservation is 0"):
+    with pytest.raises(UserError, match="preservation cannot be '0'.*\nhint: give a number above 0"):
         edit_of(loaded, options={"layers": "1", "preservation": "0"})
 
 

@@ -436,12 +436,13 @@ def test_a_full_disk_stops_the_study_and_damages_nothing(model, tmp_path, monkey
 def test_a_full_disk_is_recognised_where_the_error_does_not_say_so(model, tmp_path, monkeypatch):
     from unlearn_eval.runs import edit as editing
 
+    usage = shutil.disk_usage(tmp_path)
+
     def fails(*arguments, **options):
+        monkeypatch.setattr(study_run.shutil, "disk_usage", lambda folder: usage._replace(free=4096))
         raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
 
-    usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(editing, "make_edit", fails)
-    monkeypatch.setattr(study_run.shutil, "disk_usage", lambda folder: usage._replace(free=4096))
     study = write_study(tmp_path / "study.yaml", model)
     done = run(study, "--output", tmp_path / "output")
     assert done.exit_code == 1

@@ -197,7 +197,8 @@ def test_an_architecture_without_the_parts_is_refused(model, tmp_path):
 def test_edits_that_one_attack_cannot_treat_are_named(model, tmp_path):
     reference = [own | {"reference": str(model)} for own in (RELEARN, QUANTIZE)]
     path = write_study(tmp_path / "study.yaml", model, editors=[memit(model), GRACE], attacks=reference)
-    (warning,) = planned(path).warnings
+    warnings = planned(path).warnings
+    (warning,) = (own for own in warnings if own.startswith("relearn"))
     assert warning.startswith("relearn cannot treat the edits of grace and is null there")
 
 

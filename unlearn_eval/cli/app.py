@@ -44,7 +44,6 @@ from unlearn_eval.cli.terminal import progress as _progress
 from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.edits.records import SelfCheck
-from unlearn_eval.metrics.edit_checks import took, unrelated_line
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.folders import check_output, check_place
 from unlearn_eval.utils.terminal import new_console, put, say
@@ -614,6 +613,8 @@ def _models() -> list[str]:
 
 def _tell(made: Any) -> None:
     """What the self-check found, and what to try if an edit did not take."""
+    from unlearn_eval.metrics.edit_checks import took, unrelated_line
+
     check, preset = made.info.self_check, made.info.notes["preset"]
     say(
         f"self-check: {check.n_took} of {check.n} targets are now the most likely answer (probability per token "

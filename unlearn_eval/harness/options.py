@@ -114,7 +114,7 @@ def check_options(
         UserError: naming the option and the task.
     """
     tasks = list(tasks)
-    known = [task for task in tasks if is_ours(task)]
+    known = [task for task in tasks if _is_shipped(task)]
     if num_fewshot is not None and num_fewshot < 0:
         raise UserError(f"num_fewshot is {num_fewshot}", "give a whole number of at least 0")
     for task in known if num_fewshot else ():
@@ -190,7 +190,7 @@ def all_keys() -> frozenset[str]:
 
 def read_by(task: str, options: Mapping[str, Check], metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata without what only other tasks of ours read, so that no result of this one records it."""
-    if not is_ours(task):
+    if not _is_shipped(task):
         return dict(metadata)
     return {key: value for key, value in metadata.items() if key in options or key not in all_keys()}
 
@@ -202,9 +202,20 @@ def task_class(task: str) -> tuple[Any, Mapping[str, Any]]:
     return getattr(importlib.import_module(module), name), content.get("metadata") or {}
 
 
+def _is_shipped(task: str) -> bool:
+    """Whether a task is ours and its file in our folder; a benchmark of the user's own has its file elsewhere."""
+    return is_ours(task) and _file(task) is not None
+
+
+@cache
+def _file(task: str) -> Path | None:
+    return next(Path(TASKS_FOLDER).glob(f"*/{task}.yaml"), None)
+
+
 @cache
 def _content(task: str) -> Mapping[str, Any]:
-    (path,) = Path(TASKS_FOLDER).glob(f"*/{task}.yaml")
+    path = _file(task)
+    assert path is not None, task
     return _read(path)
 
 

@@ -306,4 +306,8 @@ def _format_of(folder: str) -> PromptFormat | None:
     info = EditInfo(**read_description(folder, check_files=False)["info"])
     if info.requests.get("chat") is None:
         return None
-    return PromptFormat.of_edit(info, AutoTokenizer.from_pretrained(folder), folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the tokenizer in {folder} cannot be read: {error}", "make the edit again") from error
+    return PromptFormat.of_edit(info, tokenizer, folder)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from unlearn_eval.utils.provenance import hash_json
 from unlearn_eval.utils.settings import check_batch_size
 
 SEED = 1234
+_NAMED = re.compile(r"^(?:task|group): *([\w-]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,32 @@ def _everything(include_path: str | None, metadata: str) -> Any:
 def _manager_for(names: Sequence[str], metadata: Mapping[str, Any], include_path: str | None) -> Any:
     """A task manager that knows these names; lm-eval's thousands of files are read only if one of them is there."""
     small = _small_manager(names, metadata, include_path)
+    if small is None:
+        _check_written(names, include_path)
     return small or _everything(include_path, json.dumps(dict(metadata), sort_keys=True))
+
+
+def _check_written(names: Sequence[str], include_path: str | None) -> None:
+    """Refuse names that stand in none of the files of tasks: lm-eval parses them all, which takes ten seconds.
+
+    Raises:
+        UserError: a name stands nowhere; the nearest of those that are there are given.
+    """
+    import lm_eval.tasks
+
+    missing = {name for name in names if not set("*?[") & set(name)} - _own_names()
+    folders = [Path(lm_eval.tasks.__file__).parent, *([Path(include_path).expanduser()] if include_path else [])]
+    known = set(_own_names())
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if path.suffix in (".yaml", ".yml", ".py") or (not path.suffix and path.name.endswith("_yaml")):
+                text = path.read_text(encoding="utf-8", errors="replace")
+                missing -= {name for name in missing if name in text}
+                known.update(_NAMED.findall(text))
+        if not missing:
+            return
+    if missing:
+        raise unknown_name("task", sorted(missing)[0], sorted(known))
 
 
 def _small_manager(names: Sequence[str], metadata: Mapping[str, Any], include_path: str | None) -> Any:

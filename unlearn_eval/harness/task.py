@@ -343,12 +343,8 @@ class UnlearningTask(ConfigurableTask):
         return []
 
     def build_all_requests(self, **options: Any) -> None:
-        """The requests; those of an edit's own questions in the form in which it was made (see `plan`).
-
-        lm-eval's cache of requests (`--cache_requests`) is not used: its key is the task's name, and what a task asks
-        depends on its metadata.
-        """
-        super().build_all_requests(**{**self.as_planned(options), "cache_requests": False})
+        """The requests; those of an edit's own questions in the form in which it was made (see `plan`)."""
+        super().build_all_requests(**self.as_planned(options))
 
     def as_planned(self, options: dict[str, Any]) -> dict[str, Any]:
         """The options of `build_all_requests`, in the form in which an edit was made where the run names one.

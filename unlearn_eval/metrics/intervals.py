@@ -149,7 +149,11 @@ def summary_interval(
     """
     if mean is None or stderr is None or n < 2:
         return None
-    if bounds == (0, 1) and math.isclose(stderr**2 * (n - 1), mean * (1 - mean), rel_tol=1e-6, abs_tol=1e-12):
+    if (
+        bounds == (0, 1)
+        and stderr <= 1
+        and math.isclose(stderr**2 * (n - 1), mean * (1 - mean), rel_tol=1e-6, abs_tol=1e-12)
+    ):
         z = 1.959963984540054
         middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))

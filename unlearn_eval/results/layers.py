@@ -15,7 +15,7 @@ def scores_by_layer(ranking: Iterable[Mapping[str, Any]], n_layers: int) -> dict
     """
     scores: dict[str, list[Any]] = {}
     for unit in ranking:
-        scores.setdefault(unit["kind"], [None] * n_layers)[unit["layer"]] = unit["score"]
+        scores.setdefault(unit["kind"], [None] * n_layers)[unit["layer"]] = unit.get("score")
     return scores
 
 

@@ -222,6 +222,12 @@ def _spread(
             if norm is not None:
                 residuals = _before_norm(norm, read_outputs(model, parts.projection_name(layer), columns), residuals)
             earlier = past.get(f"keys.{layer}")
+            if earlier is not None and (earlier.ndim != 2 or earlier.shape[1] != keys.shape[1]):
+                shape = "×".join(map(str, earlier.shape))
+                raise UserError(
+                    f"the keys of layer {layer} in the edit to go on from are {shape}, not N×{keys.shape[1]}",
+                    "make that edit again, or get another copy from where it came",
+                )
             earlier = None if earlier is None else earlier.to(keys).T
             u, v = update(layer, keys.T, residuals.T, earlier)
             handle.keep(parts.projection(model, layer).weight)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ state alone; and its import takes 7 CPU-seconds and 260 MB more than PyTorch's, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -58,9 +59,9 @@ def merged(changes: Sequence[Change], how: str = "ties", density: float = 0.53, 
     elif how.startswith("dare"):
         generator = torch.Generator().manual_seed(seed)
         values = [_dropped(value, density, generator) for value in values]
-    table = torch.zeros(len(changes), len(union), dtype=values[0].dtype)
+    table = torch.zeros(len(changes), len(union), dtype=reduce(torch.promote_types, (own.dtype for own in values)))
     for row, (index, _), value in zip(table, changes, values, strict=True):
-        row[torch.searchsorted(union, index.long())] = value.cpu()
+        row[torch.searchsorted(union, index.long())] = value.to(table)
     return union, _combined(table, how)
 
 

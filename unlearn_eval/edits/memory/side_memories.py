@@ -274,8 +274,9 @@ def read_side_memories(settings: Mapping[str, Any], tensors: Mapping[str, Tensor
             raise ValueError("indices do not fit the matrix")
     n_at_work = n if settings["mode"] == "retrieve" else min(n, 1)
     n_prompts, n_owners = (list(map(len, settings[name])) for name in ("prompts", "owners"))
-    if len(tensors["thresholds"]) != n_at_work or n_prompts not in ([], n_owners):
-        raise ValueError(f"{n} shards need {n_at_work} thresholds, and a prompt for each owner or none at all")
+    kept = dict(enumerate(n_prompts)) if n_prompts else dict.fromkeys(range(n), 0)
+    if len(tensors["thresholds"]) != n_at_work or any(kept.get(i) not in (0, n_owners[i]) for i in range(n)):
+        raise ValueError(f"{n} shards need {n_at_work} thresholds, and a prompt for each owner of a shard or none")
     return SideMemories(
         indices,
         deltas,

@@ -224,7 +224,7 @@ def answer_class(record: Record, label: str = DIRECT) -> str:
 def _score(record: Record, name: str) -> float | None:
     nested = record.get("metrics")
     value = nested.get(name) if isinstance(nested, dict) else record.get(name)
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else None
 
 
 def _question(record: Record, doc: Record) -> str:
