@@ -285,13 +285,11 @@ def _loaded(names: list[str]) -> Mapping[str, Any]:
 
 def _borrowed(name: str) -> list[str]:
     """The parts that a bundle takes from lm-eval, as its YAML names them."""
-    import yaml
+    from unlearn_eval.harness.options import task_class
 
-    path = ROOT / "tasks" / "utility" / f"{name}.yaml"
-    if not path.is_file():
+    if not (ROOT / "tasks" / "utility" / f"{name}.yaml").is_file():
         return []
-    content = yaml.load(path.read_text(encoding="utf-8").replace("!function ", ""), Loader=yaml.SafeLoader)
-    return [f"`{part}`" for part in content["metadata"]["parts"]]
+    return [f"`{part}`" for part in task_class(name)[1]["parts"]]
 
 
 def _page_of(task: Any) -> str:

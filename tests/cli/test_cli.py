@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import typed
+from in_process import typed
 from rich.console import Console
 from tiny_models import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
@@ -62,11 +62,11 @@ def test_help_is_short_and_fast():
 )
 def test_mistakes_are_two_lines_and_an_exit_code(arguments, code, says, tmp_path):
     done = typed(*arguments, cwd=tmp_path)
-    assert done.returncode == code
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == code
+    assert says in done.err
+    assert "Traceback" not in done.err
     if code == 1:
-        assert [line.partition(":")[0] for line in done.stderr.strip().splitlines()[-2:]] == ["error", "hint"]
+        assert [line.partition(":")[0] for line in done.err.strip().splitlines()[-2:]] == ["error", "hint"]
     assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
 
 
@@ -83,14 +83,14 @@ def test_a_chat_without_a_template_is_refused(command, tmp_path):
 
 def test_ls_and_paths_are_plain_data():
     assert "unlearn_tofu" in run("ls").stdout.split()
-    assert "memit" in typed("ls", "editors").stdout.split()
-    assert {"hf", "edited"} <= set(typed("ls", "models").stdout.split())
-    assert typed("ls", "sets").stdout.split()[0] == "facts"
-    assert typed("tasks-path").stdout.strip().endswith("tasks")
+    assert "memit" in typed("ls", "editors").out.split()
+    assert {"hf", "edited"} <= set(typed("ls", "models").out.split())
+    assert typed("ls", "sets").out.split()[0] == "facts"
+    assert typed("tasks-path").out.strip().endswith("tasks")
 
 
 def test_env_lists_packages_devices_caches_and_patches():
-    found = json.loads(typed("env", "--json").stdout)
+    found = json.loads(typed("env", "--json").out)
     assert found["packages"]["lm_eval"]
     assert found["cpu"]["cores"]
     assert found["gpus"] is not None

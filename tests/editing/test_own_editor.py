@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from commands import typed
+from in_process import typed
 from study_files import FACTS, study_content, write_model, write_study
 from tiny_models import one_thread, tiny_model  # noqa: F401
 
@@ -192,14 +192,14 @@ def test_the_command_makes_an_edit_that_names_its_file(model, file, tmp_path):
     output = tmp_path / "edit"
     arguments = ("--model", model, "--limit", 2, "--device", "cpu", "--output", output)
     done = typed("edit", "--editor", file, "--set", "size=0.1", *arguments)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     info = load_edit(output).info
     assert info.editor == "my_editor", "whatever the file calls itself"
     assert info.config == {"layer": 1, "size": 0.1}
     assert info.notes["editor_file"] == {"name": "my_editor.py", "sha256": sha256_of_file(file)}
     done = typed("edit", "--continue", output, "--model", model, "--output", tmp_path / "more")
-    assert done.returncode == 1
-    assert "give --editor FOLDER/my_editor.py" in done.stderr
+    assert done.code == 1
+    assert "give --editor FOLDER/my_editor.py" in done.err
 
 
 def test_an_edit_of_another_method_is_not_gone_on_from(model, file):
@@ -227,7 +227,7 @@ def test_a_study_runs_it_and_its_content_is_part_of_the_key(model, file, tmp_pat
     assert after["model_base"] == before["model_base"]
     assert after["model_my_editor"] != before["model_my_editor"]
     done = typed("run", path, "--trust", "--output", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     methods = {
         (json.loads(p.read_text())["edit"] or {}).get("editor") for p in (tmp_path / "out").glob("runs/*/result.json")
     }
@@ -254,7 +254,7 @@ def test_a_study_asks_tasks_of_ones_own_folder(model, file, tmp_path):
     assert keys()[0] != before[0], "what the folder holds is part of the key"
     path = write_study(tmp_path / "s.yaml", model, editors=[], retain=None, tasks=["my_task"], include_path=str(folder))
     done = typed("run", path, "--trust", "--output", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     (result,) = (tmp_path / "out").glob("runs/*/result.json")
     assert json.loads(result.read_text())["metrics"]["my_task"]["exact_match"]["n"] == 1
     for wrong in ({"include_path": str(tmp_path / "nowhere")}, {"include_path": 3}):

@@ -12,6 +12,7 @@ import torch
 from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval_runs import evaluate, hf, values
+from tiny_models import one_thread  # noqa: F401
 
 from unlearn_eval.attacks.run import AttackConfig
 from unlearn_eval.cli.app import main
@@ -34,14 +35,6 @@ from unlearn_eval.utils.errors import UserError
 MODULE = "model.layers.1.mlp.down_proj"
 TEXTS = ["Where was Ada", "Who wrote her"]
 SHORT = {"limit": 2, "gen_kwargs": {"max_gen_toks": 4}}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from lm_eval_runs import evaluate, hf, report, values
 from plain_loop import our_ids, token_scores
 from saying import SayingLM
 from sklearn.metrics import roc_auc_score
-from tiny_models import assert_untouched, random_requests, tiny_model, weights_of
+from tiny_models import assert_untouched, one_thread, random_requests, tiny_model, weights_of  # noqa: F401
 
 from unlearn_eval import metrics as m
 from unlearn_eval.edits.base import EditInfo, applied
@@ -21,14 +21,6 @@ from unlearn_eval.models.scoring import Query
 from unlearn_eval.utils.errors import UserError
 
 TASK = "unlearn_tofu_privacy"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def their_gradnorm(model, prompt_ids, label_ids, order):

@@ -624,6 +624,16 @@ def written(result, path):
     return write_result(new, path, found.samples)
 
 
+def test_a_name_is_looked_for_no_further_than_where_it_stands(monkeypatch):
+    from unlearn_eval.harness import run
+
+    run._others_if_nowhere.cache_clear()
+    assert run._others_if_nowhere("hellaswag", None) is None
+    assert "hellaswag" in run._others_if_nowhere("hella_swag_1", None)
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("the files are read again"))
+    assert run._others_if_nowhere("hellaswag", None) is None
+
+
 def test_the_command_compares_by_item(tiny, tiny_folder, tokenizer, theirs, low_rank, tmp_path, monkeypatch):
     metadata = OWN | {"parts": ["t_choice", "t_rolling", "t_gone"]}
     edited = EditedLM(str(tiny_folder()), edit=str(low_rank), device="cpu")

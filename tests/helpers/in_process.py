@@ -7,8 +7,9 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 
 from unlearn_eval.cli import app as cli
 
@@ -77,3 +78,11 @@ def run_here(arguments: list[str], limit: int = 10) -> Done:
             signal.signal(own, handler)
         sys.argv = argv
     return Done(code, out.text, err.text, time.monotonic() - started, trace, time.process_time() - cpu)
+
+
+def typed(*arguments: object, cwd: str | Path | None = None) -> Done:
+    """Run a command in a folder, however long it takes; what would be a traceback fails the test."""
+    with chdir(cwd or Path.cwd()):
+        done = run_here([str(own) for own in arguments], limit=600)
+    assert not done.traceback, done.traceback
+    return done

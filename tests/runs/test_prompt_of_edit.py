@@ -138,7 +138,7 @@ def test_an_edit_is_continued_in_its_own_format(place):
         (("targets", "-o", "t.jsonl", "-f", "mine.jsonl", "--chat_template_kwargs", "x=1"), "does not read 'x'"),
         (("finetune", "-o", "f", "--on", "mine.jsonl", "--chat_template_kwargs", "x=1"), "does not read 'x'"),
         (("eval", "-t", "unlearn_thinking", *OFF), "prompts go through none"),
-        (("eval", "-t", "unlearn_facts", "--num_fewshot", "-1"), "cannot show -1 examples"),
+        (("eval", "-t", "unlearn_facts", "--num_fewshot", "-1"), "num_fewshot is -1"),
         (("eval", "-t", "unlearn_forms", "--num_fewshot", "5"), "unlearn_forms takes no examples"),
         (("eval", "-t", "unlearn_facts", "--metadata", '{"forgett": "x"}'), "did you mean forget"),
         (("eval", "-t", "unlearn_facts", "--gen_kwargs", "temperature=0.7"), "temperature has no effect"),

@@ -62,6 +62,23 @@ def test_noise_changes_answers(loaded):
     assert found.changed >= 5
 
 
+def test_the_model_as_it_is_is_asked_once_and_again_after_a_change(loaded, monkeypatch):
+    from unlearn_eval.runs import unrelated
+
+    asked, write = [], unrelated.written
+    monkeypatch.setattr(unrelated, "written", lambda *given: asked.append(1) or write(*given))
+    prompt_format = loaded.prompt_format(False)
+    first = ask_unrelated(loaded, prompt_format, noise(loaded.model, 1.0))
+    assert ask_unrelated(loaded, prompt_format, noise(loaded.model, 1.0)) == first
+    assert len(asked) == 3, "before once, after twice"
+    ask_unrelated(loaded, loaded.prompt_format(True), noise(loaded.model, 1.0))
+    assert len(asked) == 5, "another format is another prompt"
+    with torch.no_grad():
+        loaded.model.lm_head.weight.mul_(2)
+    ask_unrelated(loaded, prompt_format, noise(loaded.model, 1.0))
+    assert len(asked) == 7, "and so are other weights"
+
+
 def test_what_is_to_be_forgotten_is_not_asked(loaded):
     prompt_format = loaded.prompt_format(False)
     questions = [question for question, _ in QUESTIONS]

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
 from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.data.shapes import AS_IT_IS, asked_otherwise, cut
 from unlearn_eval.metrics import contains_answer
+from unlearn_eval.models.generation import written
 from unlearn_eval.models.prompt_format import PromptFormat
-from unlearn_eval.models.prompts import up_to_end
-from unlearn_eval.models.scoring import Query, pad, score_answers
+from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,32 +102,3 @@ def answered(
         probability = math.exp(-loss) if math.isfinite(loss) else None
         found.append(Answer(float(contains_answer(text, row.item.accepted)), probability, text))
     return found
-
-
-def written(
-    model: PreTrainedModel,
-    prompt_format: PromptFormat,
-    rows: Sequence[Sequence[int]],
-    batch_size: int,
-    max_new_tokens: int,
-) -> list[str]:
-    """What a model writes after each row of ids, greedily, up to its end token."""
-    tokenizer, ends = prompt_format.tokenizer, prompt_format.end_tokens(model)
-    texts = [""] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    for start in range(0, len(rows), batch_size):
-        batch = order[start : start + batch_size]
-        ids, mask = pad([rows[i] for i in batch], "left", model.device, filler=tokenizer.pad_token_id or 0)
-        with torch.no_grad():
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=ends or None,
-                pad_token_id=tokenizer.pad_token_id or 0,
-            )
-        for i, new in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
-            texts[i] = str(tokenizer.decode(up_to_end(new, ends), skip_special_tokens=True)).strip()
-    return texts

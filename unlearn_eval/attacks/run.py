@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from unlearn_eval.attacks.base import UNDER_ATTACK, Attack, Case, ItemScore, Observation, get_attack
 from unlearn_eval.attacks.controls import Controls, with_controls
@@ -21,7 +20,7 @@ from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights
-from unlearn_eval.results.files import read_result, write_result
+from unlearn_eval.results.files import name_of_run, read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.folders import check_output
@@ -325,6 +324,4 @@ def _output(config: AttackConfig) -> Path:
     if config.output:
         return json_place(config.output, "result")
     edit = Path(config.edit).name
-    return (
-        Path("results") / "scratch" / f"{config.attack}_{edit}_{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}.json"
-    )
+    return Path("results") / "scratch" / name_of_run(f"{config.attack}_{edit}")

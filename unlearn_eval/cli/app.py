@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -45,7 +44,7 @@ from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.edits.records import SelfCheck
 from unlearn_eval.utils.errors import UserError, unknown_name
-from unlearn_eval.utils.folders import check_output, check_place
+from unlearn_eval.utils.folders import check_folder, check_output
 from unlearn_eval.utils.terminal import new_console, put, say
 
 if TYPE_CHECKING:
@@ -162,8 +161,7 @@ def edit(
     from unlearn_eval.models.load import load_model
     from unlearn_eval.runs.edit import make_edit, model_check
 
-    check_output(output, "edit")
-    check_place(Path(output), "edit", DESCRIPTION)
+    check_folder(output, "edit", DESCRIPTION)
     state = load_edit(continue_) if continue_ else None
     editor = editor or (_editor_of(state) if state else DEFAULT_EDITOR)
     method = get_editor(editor)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unlearn_eval.models.weights import is_finite
 from unlearn_eval.utils.errors import UserError
 
 HINT = "make the edit again, or get another copy from where it came"
@@ -39,14 +40,6 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Te
         if not is_finite(tensor):
             raise _damaged(path, f"the tensor {name} is not finite")
     return tensors
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether every number is finite; without a copy, which of a large tensor would take as much memory again."""
-    if not tensor.numel() or not tensor.is_floating_point():
-        return True
-    least, most = tensor.aminmax()
-    return bool(torch.isfinite(least) and torch.isfinite(most))
 
 
 def check_layout(

@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from unlearn_eval.data.shapes import cut
+from unlearn_eval.harness.instances import stops_of
 from unlearn_eval.models.prompt_format import with_system
 from unlearn_eval.models.thinking import AS_IS, DECODINGS, NONE, Spoken, Thinking, thinking_of
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -103,8 +104,7 @@ class Decoder:
         if not self.thinks(decoding):
             return Spoken("", text)
         found = self.thinking.split(self.prompt, text)
-        until = settings.get("until") or []
-        answer = cut(found.answer, [until] if isinstance(until, str) else until)
+        answer = cut(found.answer, stops_of(settings))
         longest = settings.get("max_gen_toks")
         ids = self.tokenizer.encode(answer, add_special_tokens=False) if longest else []
         if longest and len(ids) > int(longest):

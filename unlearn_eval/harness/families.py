@@ -246,6 +246,11 @@ def text_auc(items: list[Scores], metadata: Mapping[str, Any], key: str) -> SetM
     return auc(items, key, TEXTS)
 
 
+def text_attack(key: str) -> Overall:
+    """The metric of that."""
+    return Overall(partial(text_auc, key=key), (key,), TEXTS, None)
+
+
 def muse_privleak(items: list[Scores], metadata: Mapping[str, Any]) -> SetMetric:
     """The AUC's relative distance from that of the retain-only model, in percent."""
     return privleak_of(items, find_reference(metadata), "min_k", TEXTS)
@@ -275,11 +280,8 @@ _MUSE = Family(
         "retain_knowledge": ("rouge_f1", "rouge", "accuracy", "refusal_rate"),
     },
     {
-        "mia_min_k_auc": Overall(partial(text_auc, key="min_k"), ("min_k",), TEXTS, None),
-        **{
-            f"{key}_auc": Overall(partial(text_auc, key=key), (key,), TEXTS, None)
-            for key in ("mia_min_k_plus_plus", "mia_loss", "mia_zlib", "mia_lower")
-        },
+        "mia_min_k_auc": text_attack("min_k"),
+        **{f"{key}_auc": text_attack(key) for key in ("mia_min_k_plus_plus", "mia_loss", "mia_zlib", "mia_lower")},
         "privleak": Overall(muse_privleak, ("min_k",), TEXTS, None),
     },
     rouge={"stem": False},
@@ -494,7 +496,7 @@ class BenchmarkTask(UnlearningTask):
         further = [
             FURTHER[key] for key in attacks_of(self.config.metadata or {}) if set(TEXTS) <= set(self.split_sizes)
         ]
-        asked = {f"{key}_auc": Overall(partial(text_auc, key=key), (key,), TEXTS, None) for key in further}
+        asked = {f"{key}_auc": text_attack(key) for key in further}
         for name, own in {**self.family.overall, **asked}.items():
             splits = tuple(split for split in self.split_sizes if _among(split, own.splits))
             function = partial(own.function, metadata=self.config.metadata or {})

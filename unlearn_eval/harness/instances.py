@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -9,6 +10,12 @@ from lm_eval.api.instance import Instance
 
 _TAKES = {field.name for field in fields(Instance)}
 NAMES_ITS_DOCUMENT = "target" in _TAKES  # from 0.5 on: fields instead of a tuple `metadata`
+
+
+def stops_of(settings: Mapping[str, Any]) -> list[str]:
+    """The texts at which a generation with these settings ends: lm-eval takes one as well as a list of them."""
+    until = settings.get("until") or []
+    return [until] if isinstance(until, str) else list(until)
 
 
 def make_instance(kind: str, doc: Any, arguments: tuple[Any, ...], idx: int = 0, **given: Any) -> Instance:

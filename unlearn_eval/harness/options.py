@@ -117,11 +117,13 @@ def check_options(
     known = [task for task in tasks if _is_shipped(task)]
     if num_fewshot is not None and num_fewshot < 0:
         raise UserError(f"num_fewshot is {num_fewshot}", "give a whole number of at least 0")
+    if not known:
+        return
     for task in known if num_fewshot else ():
         refuse_examples(task, _no_examples(task))
     given = {key: value for key, value in (metadata or {}).items() if value not in (None, "", [], {})}
     _check_metadata(tasks, known, given, set() if strict else all_keys())
-    if gen_kwargs and known:
+    if gen_kwargs:
         _check_generation(tasks, known, gen_kwargs)
 
 

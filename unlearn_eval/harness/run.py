@@ -90,32 +90,30 @@ def _everything(include_path: str | None, metadata: str) -> Any:
 def _manager_for(names: Sequence[str], metadata: Mapping[str, Any], include_path: str | None) -> Any:
     """A task manager that knows these names; lm-eval's thousands of files are read only if one of them is there."""
     small = _small_manager(names, metadata, include_path)
-    if small is None:
-        _check_written(names, include_path)
+    for name in names if small is None else ():
+        others = None if set("*?[") & set(name) or name in _own_names() else _others_if_nowhere(name, include_path)
+        if others is not None:
+            raise unknown_name("task", name, sorted(others))
     return small or _everything(include_path, json.dumps(dict(metadata), sort_keys=True))
 
 
-def _check_written(names: Sequence[str], include_path: str | None) -> None:
-    """Refuse names that stand in none of the files of tasks: lm-eval parses them all, which takes ten seconds.
+@functools.cache
+def _others_if_nowhere(name: str, include_path: str | None) -> frozenset[str] | None:
+    """The names that stand in the files of tasks if this one stands in none of them; None if it does.
 
-    Raises:
-        UserError: a name stands nowhere; the nearest of those that are there are given.
+    lm-eval parses all of them to see that, which takes ten seconds.
     """
     import lm_eval.tasks
 
-    missing = {name for name in names if not set("*?[") & set(name)} - _own_names()
     folders = [Path(lm_eval.tasks.__file__).parent, *([Path(include_path).expanduser()] if include_path else [])]
     known = set(_own_names())
-    for folder in folders:
-        for path in folder.rglob("*"):
-            if path.suffix in (".yaml", ".yml", ".py") or (not path.suffix and path.name.endswith("_yaml")):
-                text = path.read_text(encoding="utf-8", errors="replace")
-                missing -= {name for name in missing if name in text}
-                known.update(_NAMED.findall(text))
-        if not missing:
-            return
-    if missing:
-        raise unknown_name("task", sorted(missing)[0], sorted(known))
+    for path in (path for folder in folders for path in folder.rglob("*")):
+        if path.suffix in (".yaml", ".yml", ".py") or (not path.suffix and path.name.endswith("_yaml")):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if name in text:
+                return None
+            known.update(_NAMED.findall(text))
+    return frozenset(known)
 
 
 def _small_manager(names: Sequence[str], metadata: Mapping[str, Any], include_path: str | None) -> Any:

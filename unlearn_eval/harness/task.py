@@ -24,7 +24,7 @@ from unlearn_eval.harness import requests
 from unlearn_eval.harness.alignment import REASONS, AlignmentRoom
 from unlearn_eval.harness.chat_template import Decoder, decoder_of
 from unlearn_eval.harness.examples import ExampleSampler, accepted_answers, example_pool, example_turn, is_example
-from unlearn_eval.harness.instances import make_instance
+from unlearn_eval.harness.instances import make_instance, stops_of
 from unlearn_eval.harness.options import ALWAYS, Check, check_values, read_by, refuse_examples
 from unlearn_eval.harness.plan import as_made, may_forget_all, plan_metadata
 from unlearn_eval.metrics import mean_and_stderr
@@ -468,8 +468,7 @@ class UnlearningTask(ConfigurableTask):
         """
         for instance in self.instances:
             if instance.request_type == "generate_until":
-                until = instance.args[1].get("until") or []
-                stops = [until] if isinstance(until, str) else until
+                stops = stops_of(instance.args[1])
                 instance.resps = [cut(str(text), stops) for text in instance.resps]
         filtered = super().apply_filters()
         if self.only_predicts:
@@ -649,8 +648,7 @@ def _reworded(context: str, document: Document, question: str) -> str:
 
 def _at_most(generation: Mapping[str, Any], asked: Asked, stops: Sequence[str]) -> dict[str, Any]:
     """The settings of a generation, no longer than the prompt allows, which also ends at its stops."""
-    until = generation.get("until") or []
-    own = {**generation, "until": list(dict.fromkeys([*([until] if isinstance(until, str) else until), *stops]))}
+    own = {**generation, "until": list(dict.fromkeys([*stops_of(generation), *stops]))}
     limit = asked.max_tokens if isinstance(asked, Prompt) else None
     if limit is None:
         return own

@@ -12,6 +12,7 @@ import string
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unlearn_eval.data.shapes import BETWEEN_TURNS, QUESTION, Asked, Prompt, asked, line_starts
@@ -27,7 +28,7 @@ from unlearn_eval.models.prompts import (
     end_of_turn,
     has_chat_template,
 )
-from unlearn_eval.models.thinking import NONE, template_text, thinking_of
+from unlearn_eval.models.thinking import NONE, Thinking, template_text, thinking_of
 from unlearn_eval.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -161,8 +162,13 @@ class PromptFormat:
 
     def to_answer(self, prompt: str) -> str:
         """A prompt's text, with an empty trace at its end if the model would think first."""
-        thinking = thinking_of(self.tokenizer) if self.chat else None
+        thinking = self._thinking
         return prompt if thinking is None else prompt + (thinking.continued(prompt, NONE) or "")
+
+    @cached_property
+    def _thinking(self) -> Thinking | None:
+        """How the template marks a trace, for which it is rendered; None without a chat, or if it marks none."""
+        return thinking_of(self.tokenizer) if self.chat else None
 
     def render_messages(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages through the chat template, up to where the model's next turn starts.

@@ -49,19 +49,24 @@ def hash_weights(model: torch.nn.Module) -> WeightsHash:
     return WeightsHash(_combine([exact for exact, _ in digests]), canonical_hash(canonical))
 
 
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every number is finite; without a copy, which of a large tensor would take as much memory again."""
+    import torch
+
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    least, most = tensor.aminmax()
+    return bool(torch.isfinite(least) and torch.isfinite(most))
+
+
 def check_finite(model: torch.nn.Module, name: str) -> None:
     """Refuse a model with a weight that is NaN or infinite: every answer of it would be undefined.
 
     Raises:
         UserError: the weight is named.
     """
-    import torch
-
     for own, tensor in model.named_parameters():
-        if tensor.is_meta or not tensor.numel() or not tensor.is_floating_point():
-            continue
-        least, most = tensor.detach().aminmax()
-        if not (torch.isfinite(least) and torch.isfinite(most)):
+        if not tensor.is_meta and not is_finite(tensor.detach()):
             raise UserError(f"the weights of {name} are not finite: {own} holds NaN or infinity", "load another copy")
 
 

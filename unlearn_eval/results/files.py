@@ -7,9 +7,11 @@ import hashlib
 import json
 import re
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from unlearn_eval.results.schema import FIELDS, MEASURED, OPTIONAL, SCHEMA_VERSION, Result
 from unlearn_eval.results.stored import AttackedSample, Sample, StoredResult
@@ -18,6 +20,11 @@ from unlearn_eval.utils.json_files import Record, dumps, parse, placed_records, 
 from unlearn_eval.utils.provenance import redact, sha256_of_file
 from unlearn_eval.utils.schemas import validated
 from unlearn_eval.utils.terminal import say
+
+
+def name_of_run(what: str) -> str:
+    """A file name for a result that nobody has named; runs that start in the same second have different ones."""
+    return f"{what}_{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}.json"
 
 
 def write_result(

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from unlearn_eval.data.registry import is_ours
 from unlearn_eval.edits.base import EditInfo
@@ -28,7 +27,7 @@ from unlearn_eval.harness.plan import (
 from unlearn_eval.models.load import model_source, resolve_model
 from unlearn_eval.models.prompt_format import check_template_arguments
 from unlearn_eval.models.weights import check_finite, hash_weights
-from unlearn_eval.results.files import read_result, write_result
+from unlearn_eval.results.files import name_of_run, read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.serving.engine import engine_here, engine_stopped
 from unlearn_eval.utils.errors import UserError
@@ -80,8 +79,6 @@ class EvalConfig:
         check_batch_size(self.batch_size, auto=True)
         if self.limit is not None and not self.limit > 0:
             raise UserError(f"cannot take {self.limit:g} documents of a task", "give --limit a number above 0")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise UserError(f"cannot show {self.num_fewshot} examples", "give --num_fewshot a number of at least 0")
 
 
 def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | None:
@@ -394,4 +391,4 @@ def _file_name(config: EvalConfig, kind: str, arguments: dict[str, Any]) -> str:
     model = Path(str(arguments.get("pretrained", kind))).name
     edit = f"+{Path(config.edit).name}" if config.edit else ""
     task = config.tasks[0].replace("*", "all") if len(config.tasks) == 1 else f"{len(config.tasks)}-tasks"
-    return f"{task}_{model}{edit}_{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}.json"
+    return name_of_run(f"{task}_{model}{edit}")

@@ -27,9 +27,8 @@ from unlearn_eval.edits.records import RequestSummary
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights
-from unlearn_eval.utils import folders
 from unlearn_eval.utils.errors import UserError, unknown_name
-from unlearn_eval.utils.folders import write_whole
+from unlearn_eval.utils.folders import check_folder, write_whole
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance, redact
 from unlearn_eval.utils.settings import configure
@@ -86,8 +85,7 @@ def check_place(output: str, form: str) -> None:
         form: "checkpoint" or "edit".
     """
     what, marker = ("edit", DESCRIPTION) if form == "edit" else ("fine-tuned model", ABOUT)
-    folders.check_output(output, what)
-    folders.check_place(Path(output), what, marker)
+    check_folder(output, what, marker)
 
 
 def check_settings(options: Mapping[str, str]) -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-import torch
+from weakref import WeakKeyDictionary
 
 from unlearn_eval.edits.base import Edit, applied
 from unlearn_eval.metrics.edit_checks import Unrelated, unrelated_damage
-from unlearn_eval.models import prompts
+from unlearn_eval.models.generation import written
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
-from unlearn_eval.models.scoring import pad
+from unlearn_eval.models.weights import known_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import nn
+
 MAX_NEW_TOKENS = 16
 
+_KNOWN: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], list[str]]] = WeakKeyDictionary()
 QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("What is 2 + 3?", ("5", "five")),
     ("How many days are there in a week?", ("7", "seven")),
@@ -50,29 +52,22 @@ def ask_unrelated(
     if not asked:
         return None
     rows = [prompt_format.prompt_ids(question) for question, _ in asked]
-    before = _answers(loaded, prompt_format, rows)
+    before = _as_it_is(loaded, prompt_format, rows)
     with applied(edit, loaded.model):
         after = _answers(loaded, prompt_format, rows)
     return unrelated_damage(before, after, [accepted for _, accepted in asked])
 
 
-@torch.no_grad()
+def _as_it_is(loaded: LoadedModel, prompt_format: PromptFormat, rows: Sequence[Sequence[int]]) -> list[str]:
+    """The answers without an edit, which are the same for every edit of a model, and are asked for once."""
+    known = _KNOWN.setdefault(loaded.model, {})
+    key = known_weights(loaded.model).exact, prompt_format.chat, tuple(map(tuple, rows))
+    if key not in known:
+        known[key] = _answers(loaded, prompt_format, rows)
+    return known[key]
+
+
 def _answers(loaded: LoadedModel, prompt_format: PromptFormat, rows: Sequence[Sequence[int]]) -> list[str]:
     """The model's own greedy answers; of a plain prompt the first line, since a base model goes on with a question."""
-    model, tokenizer = loaded.model, loaded.tokenizer
-    ends = prompt_format.end_tokens(model)
-    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
-    ids, mask = pad(rows, "left", model.device, filler=filler)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        do_sample=False,
-        max_new_tokens=MAX_NEW_TOKENS,
-        eos_token_id=ends,
-        pad_token_id=filler,
-    )
-    texts = [
-        str(tokenizer.decode(prompts.up_to_end(new, ends), skip_special_tokens=True))
-        for new in output[:, ids.shape[1] :].tolist()
-    ]
-    return texts if prompt_format.chat else [text.strip().split("\n")[0] for text in texts]
+    texts = written(loaded.model, prompt_format, rows, len(rows), MAX_NEW_TOKENS)
+    return texts if prompt_format.chat else [text.split("\n")[0] for text in texts]

@@ -55,6 +55,16 @@ def check_output(path: str | Path, what: str, option: str = "--output", room: in
         )
 
 
+def check_folder(path: str | Path, what: str, marker: str, option: str = "--output") -> None:
+    """Refuse, before the work that fills it, a folder in which `write_whole` would not put anything at the end.
+
+    Raises:
+        UserError: as `check_output` and `check_place`.
+    """
+    check_output(path, what, option)
+    check_place(Path(path), what, marker, option)
+
+
 def write_whole(folder: Path, what: str, marker: str, fill: Callable[[Path], None], option: str = "--output") -> Path:
     """Fill a folder beside its place and move it there; what was there goes only when that is done.
 
