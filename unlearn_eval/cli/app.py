@@ -631,9 +631,13 @@ def _tell(made: Any) -> None:
 
 def _tell_training(notes: dict[str, Any], check: SelfCheck | None = None) -> None:
     """What became of the answers, and what went otherwise than asked."""
+    from unlearn_eval.editing.training.stop import stop_line
+
     if check is not None and check.answer_probability_before is not None:
         before, after = check.answer_probability_before, check.answer_probability_after
         say(f"the answers' probability per token {before:.3f} -> {after:.3f}, in {notes['steps']} steps")
+    if line := stop_line(notes):
+        say(line)
     if "diverged_after_step" in notes:
         say(f"the loss was not finite after {notes['diverged_after_step']} steps: kept is step {notes['kept_step']}")
         say("hint: give a smaller --set learning_rate, or fewer --set epochs")

@@ -6,7 +6,7 @@ import gc
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -158,8 +158,16 @@ class Worker:
         options = {**cell.finetune.settings, "folder": str(training)}
         chosen = preset_of(data, cell.finetune.preset)
         made = finetune(base, data, options, chosen, _format_for(cell, base), 0, self.progress)
+        self._say_end(made.info.notes)
         write_checkpoint(base, made, folder, left_out(data.name), self.say)
         shutil.rmtree(training, ignore_errors=True)
+
+    def _say_end(self, notes: Mapping[str, Any]) -> None:
+        """What ended a training run before its last step."""
+        from unlearn_eval.editing.training.stop import stop_line
+
+        if line := stop_line(notes.get("training", {})):
+            self.say(line)
 
     def _unload(self) -> None:
         self.loaded = None
@@ -245,6 +253,7 @@ class Worker:
         made = make_edit(
             loaded.model, chosen.forget, cell.editor.editor, options, recipe, progress=self.progress, retain=retain
         )
+        self._say_end(made.info.notes)
         made.save(folder, loaded.model.tokenizer, loaded.model.model.config)
         shutil.rmtree(training, ignore_errors=True)
         return folder
