@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,10 +37,11 @@ def run(
     from unlearn_eval.runs.study.plan import plan
     from unlearn_eval.runs.study.read import read_study, study_file
     from unlearn_eval.runs.study.run import DiskFull, Options, made_otherwise, run_study, states_of
-    from unlearn_eval.runs.study.show import Board, plan_lines, plan_table, result_tables
+    from unlearn_eval.runs.study.show import Board, plan_lines, plan_table, result_tables, search_lines
     from unlearn_eval.runs.study.spec import study_of
     from unlearn_eval.runs.study.store import FILES, Store
     from unlearn_eval.runs.study.trust import check_trust
+    from unlearn_eval.runs.study.tune import searches_of
     from unlearn_eval.utils.folders import check_output
 
     path = study_file(study)
@@ -58,9 +60,13 @@ def run(
         states, results = states_of(planned, store)
         there = list(store.results())
         costs = _costs(planned, there, wanted.device)
+        searches = searches_of(planned)
         target = data if dry_run else console
         target.print(plan_table(planned, states, costs))
         for line in plan_lines(planned, states, costs, made_otherwise(planned, there, states)):
+            target.print(line, soft_wrap=True, highlight=False)
+        on_validation = replace(planned, cells=tuple(search.untuned for search in searches))
+        for line in search_lines(searches, _costs(on_validation, there, wanted.device)):
             target.print(line, soft_wrap=True, highlight=False)
         if dry_run:
             return
@@ -68,7 +74,7 @@ def run(
         options = Options(list(sys.argv), retry_failed, remembered)
         run_cells = None if ray is None else _on_ray(ray, planned, store, board, options, costs)
         try:
-            run_study(planned, store, board, options, run_cells)
+            planned = run_study(planned, store, board, options, run_cells)
         except (KeyboardInterrupt, DiskFull) as error:
             if isinstance(error, DiskFull):
                 say(f"error: {error}")

@@ -13,7 +13,9 @@ from unlearn_eval.data.benchmark import Chosen
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.editing.from_file import editor_file
 from unlearn_eval.editing.recipe import Recipe
+from unlearn_eval.editing.spaces import SPACES
 from unlearn_eval.harness.backends import check_vllm
+from unlearn_eval.harness.options import REPORT
 from unlearn_eval.runs.study.attacked import Try, check_facts, check_kinds, missing_references, tries_of
 from unlearn_eval.runs.study.cells.told import (
     OTHERS,
@@ -26,7 +28,7 @@ from unlearn_eval.runs.study.cells.told import (
 )
 from unlearn_eval.runs.study.identity import OF_SOME_CELLS, Identities, code_hash, code_of_cell
 from unlearn_eval.runs.study.located import Located, check_located, located_of, names_components
-from unlearn_eval.runs.study.spec import EditorSpec, Finetune, ModelSpec, Part, RecipeSpec, Study, TaskSpec
+from unlearn_eval.runs.study.spec import EditorSpec, Finetune, ModelSpec, Part, RecipeSpec, Study, TaskSpec, Tune
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.provenance import hash_json
 
@@ -50,6 +52,23 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """What a cell is to a search for settings.
+
+    Attributes:
+        of: the editor that is tuned.
+        number: of the trial; None of a result that is reported.
+        state: `trial`, or of what is reported `untuned` or `tuned`.
+        settings: that were searched.
+    """
+
+    of: str
+    number: int | None
+    state: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Cell:
     """One result: a model, unedited or edited, asked some tasks.
 
@@ -62,6 +81,7 @@ class Cell:
         forget, size, seed, kept, known: what is forgotten, as in `Part`.
         retain, finetune, chat, strict, system, chat_template_kwargs: as in `Part`; retain only of methods that use it.
         backend: what answers.
+        trial: of which search it is, and which trial or outcome; None of a study without `tune`.
         asks: the tasks.
         tries: the attacks; none without an edit.
         located: the localization that says where the edit is made, if one does.
@@ -94,6 +114,7 @@ class Cell:
     strict: bool = False
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    trial: Trial | None = None
 
     @property
     def prompts(self) -> dict[str, Any]:
@@ -138,10 +159,11 @@ class Plan:
     study: Study
     cells: tuple[Cell, ...]
     warnings: tuple[str, ...] = ()
+    planner: Planner | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass
-class _Planner:
+class Planner:
     """What planning reads more than once."""
 
     identities: Identities
@@ -162,20 +184,64 @@ def plan(study: Study, remembered: dict[str, Any]) -> Plan:
         UserError: an unknown editor, setting, task, recipe or set; a combination that cannot be; data or a model
             that is not there.
     """
-    planner = _Planner(Identities(remembered))
+    planner = Planner(Identities(remembered))
     cells: dict[str, Cell] = {}
     for part in study.parts:
-        for unnamed in _cells(part, planner):
-            cell = replace(unnamed, code=code_of_cell(unnamed.rooms))
+        for cell in cells_of(reported(part), planner):
             if cell.key in cells:
                 planner.warnings.append(f"{cell.name} stands in the study twice, and is run once")
             cells.setdefault(cell.key, cell)
     if not cells:
         raise UserError("the study has no cells", "give it editors, recipes and tasks that go together")
-    return Plan(study, tuple(cells.values()), tuple(dict.fromkeys(planner.warnings)))
+    return Plan(study, tuple(cells.values()), tuple(dict.fromkeys(planner.warnings)), planner)
 
 
-def _cells(part: Part, planner: _Planner) -> Iterator[Cell]:
+def cells_of(part: Part, planner: Planner) -> Iterator[Cell]:
+    """The cells of a part, each with the code that it depends on."""
+    for unnamed in _cells(part, planner):
+        own = replace(unnamed, code=code_of_cell(unnamed.rooms))
+        searched = own.editor is not None and is_tuned(part, own.editor)
+        yield replace(own, trial=Trial(own.editor.name, None, "untuned")) if own.editor and searched else own
+
+
+def reported(part: Part) -> Part:
+    """A part with its tasks on the documents by which nothing is chosen; without `tune` on all of theirs."""
+    return part if part.tune is None else replace(part, tasks=in_portion(part, REPORT))
+
+
+def is_tuned(part: Part, editor: EditorSpec) -> bool:
+    """Whether an editor's settings are searched."""
+    if part.tune is None:
+        return False
+    named = part.tune.editors
+    return editor.name in named if named else editor.editor in SPACES or bool(space_given(part.tune, editor))
+
+
+def space_given(tune: Tune, editor: EditorSpec) -> Mapping[str, Any]:
+    """What a study says of where to look for an editor's settings."""
+    return tune.spaces.get(editor.name) or tune.spaces.get(editor.editor) or {}
+
+
+def in_portion(part: Part, portion: str) -> tuple[TaskSpec, ...]:
+    """The tasks of a part that is tuned, those of ours on one portion of their documents."""
+    assert part.tune is not None
+    own = {"portion": portion, "validation_share": part.tune.validation}
+    return tuple(
+        replace(task, metadata={**task.metadata, **own}) if takes_portions(task.task) else task
+        for task in _expanded(part.tasks)
+    )
+
+
+def takes_portions(task: str) -> bool:
+    """Whether a task is ours and can be asked one portion of its documents."""
+    from unlearn_eval.data.registry import is_ours
+    from unlearn_eval.harness.options import task_class
+    from unlearn_eval.harness.task import UnlearningTask
+
+    return is_ours(task) and issubclass(task_class(task)[0], UnlearningTask)
+
+
+def _cells(part: Part, planner: Planner) -> Iterator[Cell]:
     tasks = _expanded(part.tasks)
     editors = [(editor, recipe) for editor in part.editors for recipe in _recipes(editor, part.recipes)]
     checked = [_checked(editor, recipe, part) for editor, recipe in editors]
@@ -222,7 +288,7 @@ def _answered(
     part: Part,
     chosen: Chosen,
     common: Mapping[str, Any],
-    planner: _Planner,
+    planner: Planner,
 ) -> Iterator[Cell]:
     """The cells of one back end: the unedited model, then every edit of it."""
     yield _asked(base, tasks, chosen, common, planner)
@@ -237,7 +303,7 @@ def _answered(
         yield _tried(_asked(own, tasks, chosen, common, planner), tries)
 
 
-def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[str, Any], planner: _Planner) -> Cell:
+def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[str, Any], planner: Planner) -> Cell:
     """The cell with its tasks and its key."""
     asks = []
     for task in tasks:
@@ -275,7 +341,7 @@ def _code_of(cell: Cell, room: str) -> dict[str, str]:
     return {room: code_hash(room)} if room in cell.rooms else {}
 
 
-def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
+def _edit_key(cell: Cell, common: Mapping[str, Any], planner: Planner) -> str:
     assert cell.editor is not None and cell.recipe is not None  # noqa: PT018
     recipe = {key: value for key, value in asdict(cell.recipe.recipe).items() if key not in _OF_CELLS}
     config = config_of(cell.editor, cell.recipe.recipe, cell.forget)
@@ -402,7 +468,7 @@ def _expanded(tasks: tuple[TaskSpec, ...]) -> list[TaskSpec]:
     return found
 
 
-def _documents(task: TaskSpec, cell: Cell, planner: _Planner) -> tuple[int | None, str]:
+def _documents(task: TaskSpec, cell: Cell, planner: Planner) -> tuple[int | None, str]:
     """How many documents a task has, and their hash, with the items of the first seed as those to forget.
 
     One seed stands for all, so that a task is loaded once; it is always the same one, so that a cell's key does not
@@ -428,7 +494,7 @@ def _task_data(task: TaskSpec, chosen: Chosen, metadata: Mapping[str, Any]) -> t
     return n, data
 
 
-def _model_key(model: ModelSpec, part: Part, planner: _Planner) -> tuple[str, str | None]:
+def _model_key(model: ModelSpec, part: Part, planner: Planner) -> tuple[str, str | None]:
     identity, commit = planner.identities.model(model)
     if part.finetune is None:
         return identity, commit

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group
@@ -19,6 +19,9 @@ from unlearn_eval.runs.study.costs import Cost
 from unlearn_eval.runs.study.over_seeds import SECONDS, Column, Spread, over_seeds, value_of
 from unlearn_eval.runs.study.plan import Cell, Plan
 from unlearn_eval.utils.terminal import styled
+
+if TYPE_CHECKING:
+    from unlearn_eval.runs.study.tune import Search
 
 # The first of these that a task reports are shown, if the study does not say which.
 BEST_KNOWN = (
@@ -89,6 +92,28 @@ def plan_table(plan: Plan, states: Mapping[str, str], costs: Mapping[str, Cost |
             gigabytes(max(cost.memory_bytes for cost in left if cost)) if any(left) else "–",
         )
     return table
+
+
+def search_lines(searches: Sequence[Search], costs: Mapping[str, Cost | None]) -> list[str]:
+    """How much is searched, and about how long that takes.
+
+    Args:
+        searches: of the study.
+        costs: of their untuned cells on the validation documents.
+    """
+    if not searches:
+        return []
+    tune, known = searches[0].tune, [cost for own in searches if (cost := costs[own.untuned.key]) is not None]
+    each = f"{tune.trials} trials" if tune.trials is not None else f"about {duration(float(tune.seconds or 0))}"
+    goal = f"{'most' if tune.maximizes else 'least'} {tune.goal[1]}"
+    bar = f" at {tune.bar[2]:.0%} of {tune.bar[1]}" if tune.bar else ""
+    lines = [f"tuning: {len(searches)} searches of {each} for {goal}{bar}, on {tune.validation:.0%} of the documents"]
+    if tune.trials is None:
+        lines.append(f"about {duration(float(tune.seconds or 0) * len(searches))} in all for the trials")
+    elif len(known) == len(searches):
+        total = sum(cost.seconds for cost in known) * tune.trials * (1 + tune.screen)
+        lines.append(f"about {duration(total)} for the trials, and a cell for each seed of what is chosen")
+    return lines
 
 
 def plan_lines(
@@ -180,6 +205,21 @@ class Board:
         with Live(console=self.console, get_renderable=self._draw, refresh_per_second=4, transient=True) as self._live:
             yield
         self._live = None
+
+    def add(self, cells: Sequence[Cell], states: Mapping[str, str], results: Mapping[str, Result]) -> None:
+        """Cells that were planned while others ran."""
+        known = {own.key for own in self.cells}
+        self.cells = (*self.cells, *(cell for cell in cells if cell.key not in known))
+        self.states.update(states)
+        self.results.update(results)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(styled(text), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """A line where lines are written, and nothing where a table is drawn anew."""
+        self._line(text)
 
     def begin(self, cell: Cell) -> None:
         """A cell is begun."""

@@ -20,6 +20,7 @@ from unlearn_eval.runs.study.file import (
     ModelEntry,
     StudyFile,
     TaskEntry,
+    TuneEntry,
 )
 from unlearn_eval.runs.study.mistakes import user_error
 from unlearn_eval.utils.errors import UserError
@@ -129,6 +130,35 @@ class AttackSpec:
 
 
 @dataclass(frozen=True)
+class Tune:
+    """How settings are searched, as in `TuneEntry`.
+
+    Attributes:
+        goal: (task, metric).
+        maximizes: whether more of it is better.
+        bar: (task, metric, share of the unedited model's that has to be kept), or None.
+        trials, seconds: the budget of each search.
+        validation, screen, editors, spaces, seed: as in the file.
+    """
+
+    goal: tuple[str, str]
+    maximizes: bool
+    bar: tuple[str, str, float] | None = None
+    trials: int | None = None
+    seconds: float | None = None
+    validation: float = 0.5
+    screen: float = 0.0
+    editors: tuple[str, ...] = ()
+    spaces: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that a trial is asked."""
+        return tuple(dict.fromkeys([self.goal[0], *(self.bar[:1] if self.bar else ())]))
+
+
+@dataclass(frozen=True)
 class Part:
     """One product of axes; a study without `parts` has one.
 
@@ -150,6 +180,7 @@ class Part:
         chat: whether questions go through the chat template; None does if there is one.
         system: system message of every prompt; without a chat its first paragraph.
         chat_template_kwargs: further arguments of the chat template, such as `{enable_thinking: false}`.
+        tune: how settings are searched; None leaves them as they are.
         backends: what answers: "hf", or "vllm", whose engine serves the edit (attacks stay with Hugging Face).
         attacks: what is tried on every edit after its tasks.
     """
@@ -172,6 +203,7 @@ class Part:
     kept_given: bool = False
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tune: Tune | None = None
 
     @property
     def strict(self) -> bool:
@@ -257,12 +289,34 @@ def _part(name: str, axes: Axes, places: Sequence[str]) -> Part:
         kept_given="kept" in axes.model_fields_set and axes.kept is not None,
         system=axes.system,
         chat_template_kwargs=axes.chat_template_kwargs,
+        tune=None if axes.tune is None else _tune(axes.tune),
     )
 
 
 def _model(entry: ModelEntry, dtype: str) -> ModelSpec:
     name = entry.name or (Path(entry.model).name if "/" in entry.model else entry.model)
     return ModelSpec(_slug(name), entry.model, entry.dtype or dtype, entry.revision)
+
+
+def _tune(entry: TuneEntry) -> Tune:
+    goal, bar = str(entry.minimize or entry.maximize), entry.subject_to
+    return Tune(
+        goal=_metric(goal),
+        maximizes=entry.minimize is None,
+        bar=None if bar is None else (*_metric(bar.metric), bar.at_least),
+        trials=entry.trials,
+        seconds=None if entry.trials is not None else entry.seconds,
+        validation=entry.validation,
+        screen=entry.screen,
+        editors=tuple(_slug(name) for name in entry.editors),
+        spaces=entry.spaces,
+        seed=entry.seed,
+    )
+
+
+def _metric(name: str) -> tuple[str, str]:
+    task, _, metric = name.partition("/")
+    return task, metric
 
 
 def _finetune(entry: FinetuneEntry) -> Finetune:
