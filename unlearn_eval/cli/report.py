@@ -16,7 +16,7 @@ PathsArgument = Annotated[list[str] | None, typer.Argument(help="Result files, o
 def report(
     paths: PathsArgument = None,
     output: Annotated[str, typer.Option("--output", "-o", help="The page to write (.html).")] = "report.html",
-    title: Annotated[str, typer.Option(help="What the page is called.")] = "unlearn-eval",
+    title: Annotated[str, typer.Option(help="Title of the page. [default: the study's name]")] = "",
     base: Annotated[
         str | None, typer.Option("--base", help="Compare with this result, where no unedited run is found by itself.")
     ] = None,

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,8 @@ class Runs:
         n_skipped: how many were skipped.
         files: everything that was looked at.
         localizations: (path, content) of each file of `unlearn-eval localize` that stood among them.
+        study: the name of the study that all results are cells of, or None.
+        show: the metrics that the study shows, if it says which.
     """
 
     runs: tuple[Run, ...]
@@ -70,6 +72,8 @@ class Runs:
     n_skipped: int = 0
     files: tuple[Path, ...] = ()
     localizations: tuple[tuple[Path, dict[str, Any]], ...] = ()
+    study: str | None = None
+    show: tuple[str, ...] = ()
 
 
 def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None = None) -> Runs:
@@ -120,7 +124,26 @@ def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None 
     runs = _named(results, roots)
     if named_base is not None:
         runs = _with_base(runs, named_base)
-    return Runs(runs, tuple(notes), n_skipped, tuple(files), tuple(localizations))
+    return Runs(runs, tuple(notes), n_skipped, tuple(files), tuple(localizations), *_study(results))
+
+
+def _study(results: Mapping[Path, Result]) -> tuple[str | None, tuple[str, ...]]:
+    """Name and shown metrics of the one study that results are cells of; (None, ()) where they are not, or of several.
+
+    A cell's result is DIR/runs/NAME-KEY/result.json, beside DIR/study.json if that is still there.
+    """
+    folders = {
+        path.resolve().parents[2] if _CELL.search(path.with_suffix("").as_posix()) and "cell" in result.config else None
+        for path, result in results.items()
+    }
+    folder = folders.pop()
+    if folder is None or folders:
+        return None, ()
+    try:
+        study = parse(read_text(folder / "study.json", "study"), folder / "study.json", "")["study"]
+        return str(study["name"]), tuple(str(name).rpartition("/")[2] for name in study.get("show") or ())
+    except (UserError, KeyError, TypeError, AttributeError):
+        return folder.name, ()
 
 
 def is_localization(content: object) -> bool:

@@ -13,10 +13,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from unlearn_eval.results.groups import Spread
 from unlearn_eval.results.report.table import DIRECTIONS, reasons, value_text
 from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.runs.study.costs import Cost
-from unlearn_eval.runs.study.over_seeds import SECONDS, Column, Spread, over_seeds, value_of
+from unlearn_eval.runs.study.over_seeds import SECONDS, Column, over_seeds, value_of
 from unlearn_eval.runs.study.plan import Cell, Plan
 from unlearn_eval.utils.terminal import styled
 
