@@ -11,7 +11,7 @@ from unlearn_eval.results.files import write_result
 from unlearn_eval.results.groups import frontier_axes, group_runs, ranked, scores, spread
 from unlearn_eval.results.report.outcome import Number, outcome
 from unlearn_eval.results.report.page_data import page_data
-from unlearn_eval.results.runs import read_runs
+from unlearn_eval.results.runs import load_frame, read_runs
 from unlearn_eval.results.schema import Metric
 
 
@@ -193,3 +193,45 @@ def test_a_failed_edit_is_no_result_and_means_are_no_counts():
     assert outcome({}.get, ["forget_accuracy"], []) == "has no numbers of this task."
     rouge = {"forget_rouge": Number(0.123, 20, False, 0.95, 0.001)}
     assert outcome(rouge.get, ["forget_rouge"], []) == "forgets: ROUGE-L 0.12 (0.95 before)."
+
+
+# Over seeds, beyond the page -------------------------------------------------------------------------------
+
+
+def test_a_frame_over_seeds_has_one_row_for_each_method(write):
+    pytest.importorskip("pandas")
+    write("base", metrics(1.0, 1.0))
+    for seed, right in enumerate((0.1, 0.2, 0.6)):
+        write(f"a{seed}", metrics(right, 0.9), "memit", seed)
+    write("b", metrics(0.4, 0.8), "rome", 0)
+    whole = load_frame(write.folder, over_seeds=True)
+    rows = whole[whole.metric == "forget_accuracy"].set_index("method")
+    assert list(rows.index) == ["no edit", "memit", "rome"]
+    memit = rows.loc["memit"]
+    assert (memit.value, memit.deviation) == (pytest.approx(0.3), pytest.approx(stdev([0.1, 0.2, 0.6])))
+    assert (memit.n_seeds, memit.seeds, memit.runs, memit.direction) == (3, [0, 1, 2], ["a0", "a1", "a2"], "lower")
+    assert math.isnan(rows.loc["rome"].deviation)
+    assert len(load_frame(write.folder)) == 5 * 2
+
+
+def test_what_settings_were_chosen_by_is_no_result(write):
+    write("base", metrics(1.0, 1.0))
+    about = {"editor": "npo", "recipe": "plain"}
+    for i, state in enumerate(("untuned", "tuned")):
+        write(
+            state,
+            metrics(0.5, 0.9),
+            "npo",
+            0,
+            cell=about | {"trial": {"of": "npo", "number": None, "state": state}, "i": i},
+        )
+    for number in (0, 1):
+        trial = {"of": "npo", "number": number, "state": "trial"}
+        write(f"t{number}", metrics(0.1, 0.9), "npo", 0, cell=about | {"editor": f"npo-t{number}", "trial": trial})
+    found = read_runs(write.folder)
+    assert [run.name for run in found.runs] == ["base", "tuned", "untuned"]
+    assert [run.name for run in found.trials] == ["t0", "t1"]
+    (write.folder / "alone").mkdir()
+    (write.folder / "t0.json").rename(write.folder / "alone" / "t0.json")
+    alone = read_runs(write.folder / "alone")  # who asks for trials gets them
+    assert [run.name for run in alone.runs] == ["t0"]

@@ -63,6 +63,7 @@ class Runs:
         n_skipped: how many were skipped.
         files: everything that was looked at.
         localizations: (path, content) of each file of `unlearn-eval localize` that stood among them.
+        trials: runs by which a study has chosen settings; they are not among `runs`.
         study: the name of the study that all results are cells of, or None.
         show: the metrics that the study shows, if it says which.
     """
@@ -74,6 +75,7 @@ class Runs:
     localizations: tuple[tuple[Path, dict[str, Any]], ...] = ()
     study: str | None = None
     show: tuple[str, ...] = ()
+    trials: tuple[Run, ...] = ()
 
 
 def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None = None) -> Runs:
@@ -124,7 +126,16 @@ def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None 
     runs = _named(results, roots)
     if named_base is not None:
         runs = _with_base(runs, named_base)
-    return Runs(runs, tuple(notes), n_skipped, tuple(files), tuple(localizations), *_study(results))
+    trials = tuple(run for run in runs if is_trial(run.result))
+    runs = tuple(run for run in runs if run not in trials) or runs
+    return Runs(runs, tuple(notes), n_skipped, tuple(files), tuple(localizations), *_study(results), trials)
+
+
+def is_trial(result: Result) -> bool:
+    """Whether a result is one by which a study has chosen settings."""
+    cell = result.config.get("cell")
+    trial = cell.get("trial") if isinstance(cell, dict) else None
+    return isinstance(trial, dict) and trial.get("state") == "trial"
 
 
 def _study(results: Mapping[Path, Result]) -> tuple[str | None, tuple[str, ...]]:
@@ -351,14 +362,18 @@ def result_faults(result: Result) -> tuple[str, ...]:
 # As a table ------------------------------------------------------------------------------------------------
 
 
-def frame(runs: Runs) -> pandas.DataFrame:
-    """One row for each metric of each run, in the order of the files.
+def frame(runs: Runs, over_seeds: bool = False) -> pandas.DataFrame:
+    """One row for each metric of each run, in the order of the files; or, over seeds, of each method with its recipe.
 
     Columns: run, model, method, forget_set, base, task, metric, value, low, high (95 % interval), stderr, n,
     n_unscored, direction ("higher" or "lower" is better, or None), reason (why there is no value), seed, status,
     created, edit_seconds, evaluation_seconds, peak_memory_bytes (of the edit), took (whether the edit took by its own
     self-check, or None), faults (why the edit is not to be read as a result, or ""), file. The lines on skipped files
     are in `frame.attrs["notes"]`.
+
+    Over seeds the columns are: method (with what tells it from the others), model, forget_set, task, metric, value (the
+    mean), deviation (sample standard deviation; None below two seeds), n_seeds (that have a value), seeds, direction,
+    edit_seconds (mean), faults, runs (their names).
 
     Raises:
         UserError: pandas is not installed.
@@ -367,6 +382,12 @@ def frame(runs: Runs) -> pandas.DataFrame:
         import pandas
     except ImportError as error:
         raise UserError("load_frame needs pandas", "pip install 'unlearn-eval[report]'") from error
+    made = pandas.DataFrame(_rows_over_seeds(runs) if over_seeds else _rows(runs))
+    made.attrs["notes"] = list(runs.notes)
+    return made
+
+
+def _rows(runs: Runs) -> list[dict[str, Any]]:
     from unlearn_eval.metrics.catalogue import interval
 
     rows = []
@@ -383,12 +404,40 @@ def frame(runs: Runs) -> pandas.DataFrame:
                     about
                     | {"task": task, "metric": name, "value": metric.value, "low": low, "high": high}
                     | {"stderr": metric.stderr, "n": metric.n, "n_unscored": metric.n_unscored}
-                    | {"direction": {True: "higher", False: "lower", None: None}[metric.higher_is_better]}
+                    | {"direction": _DIRECTIONS[metric.higher_is_better]}
                     | {"reason": metric.reason, **rest, "file": str(result.path)}
                 )
-    made = pandas.DataFrame(rows)
-    made.attrs["notes"] = list(runs.notes)
-    return made
+    return rows
+
+
+def _rows_over_seeds(runs: Runs) -> list[dict[str, Any]]:
+    from unlearn_eval.results.groups import group_runs, spread
+
+    rows = []
+    for group in group_runs(runs.runs):
+        first = group.runs[0]
+        names = {
+            (task, name): m for run in group.runs for task, own in run.result.metrics.items() for name, m in own.items()
+        }
+        seconds = spread([cost(run.result)["edit_seconds"] for run in group.runs]).mean
+        about: dict[str, Any] = {"method": group.label, "model": first.model, "forget_set": first.forget_set}
+        rest: dict[str, Any] = {
+            "edit_seconds": seconds,
+            "faults": "; ".join(group.faults),
+            "runs": [run.name for run in group.runs],
+        }
+        for (task, name), metric in names.items():
+            found = group.value(task, name)
+            rows.append(
+                about
+                | {"task": task, "metric": name, "value": found.mean, "deviation": found.deviation, "n_seeds": found.n}
+                | {"seeds": [run.result.seed for run in group.runs], "direction": _DIRECTIONS[metric.higher_is_better]}
+                | rest
+            )
+    return rows
+
+
+_DIRECTIONS = {True: "higher", False: "lower", None: None}
 
 
 def cost(result: Result) -> dict[str, float | None]:
@@ -401,8 +450,13 @@ def cost(result: Result) -> dict[str, float | None]:
     }
 
 
-def load_frame(paths: str | Path | Iterable[str | Path]) -> Any:
-    """The metrics of many results as one pandas DataFrame; see `unlearn_eval.results.runs.frame` for its columns."""
+def load_frame(paths: str | Path | Iterable[str | Path], over_seeds: bool = False) -> Any:
+    """The metrics of many results as one pandas DataFrame; see `unlearn_eval.results.runs.frame` for its columns.
+
+    Args:
+        paths: files and folders.
+        over_seeds: whether runs that differ in nothing but their seed are one row, with mean and standard deviation.
+    """
     from unlearn_eval.results.runs import frame, read_runs
 
-    return frame(read_runs(paths))
+    return frame(read_runs(paths), over_seeds)
