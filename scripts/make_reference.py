@@ -466,6 +466,7 @@ def study_schema() -> str:
         "FinetuneEntry": (spec.Finetune,),
         "TuneEntry": (),
         "Bar": (),
+        "Published": (),
     }
     names = _known_names()
     for title, own in {"StudyFile": schema, **schema["$defs"]}.items():

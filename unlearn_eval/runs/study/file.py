@@ -150,6 +150,20 @@ class Entry(Table):
         return {"anyOf": [{"type": "string"}, handler(schema)]}
 
 
+class Published(Table):
+    """What others have measured of a model.
+
+    Attributes:
+        task: by which the same is measured here.
+        source: who has published it.
+        values: metric of the task -> the published number.
+    """
+
+    task: Text
+    source: Text
+    values: dict[str, float]
+
+
 class ModelEntry(Entry):
     """A base model."""
 
@@ -158,6 +172,7 @@ class ModelEntry(Entry):
     name: Text | None = None
     dtype: Dtype | None = None
     revision: Text | None = None
+    published: Published | None = None
 
 
 class EditorEntry(Entry):

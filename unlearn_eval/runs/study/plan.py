@@ -19,11 +19,13 @@ from unlearn_eval.harness.options import REPORT
 from unlearn_eval.runs.study.attacked import Try, check_facts, check_kinds, missing_references, tries_of
 from unlearn_eval.runs.study.cells.told import (
     OTHERS,
+    REFERENCE,
     can_keep,
     choose,
     depends_on_set,
     forget_set,
     keeps_what_is_known,
+    reference_model,
     told,
 )
 from unlearn_eval.runs.study.identity import OF_SOME_CELLS, Identities, code_hash, code_of_cell
@@ -171,6 +173,11 @@ class Planner:
     data: dict[tuple[str, str, int | None, tuple[int | None, bool] | None], tuple[int | None, str]] = field(
         default_factory=dict
     )
+
+    def reference_of(self, task: TaskSpec) -> dict[str, Any]:
+        """The identity of the retain-only model that a task compares with, where its metadata name a model."""
+        named = reference_model(task.metadata)
+        return {} if named is None else {"reference": self.identities.model(ModelSpec("reference", named))}
 
 
 def plan(study: Study, remembered: dict[str, Any]) -> Plan:
@@ -322,6 +329,7 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
             "data": data,
             **({} if cell.backend == "hf" else {"backend": cell.backend}),
             **_code_of(cell, "serving"),
+            **planner.reference_of(task),
             "variables": {name: planner.identities.settings(os.environ.get(name)) for name in _VARIABLES},
         }
         asks.append(Ask(task, hash_json(inputs), n))
@@ -488,7 +496,10 @@ def _task_data(task: TaskSpec, chosen: Chosen, metadata: Mapping[str, Any]) -> t
     from unlearn_eval.harness.run import task_data
 
     plain = {key: value for key, value in metadata.items() if not isinstance(value, ForgetSet)}
-    n, data = task_data(task.task, {**plain, **task.metadata}, task.include_path)
+    own = {**plain, **task.metadata}
+    if reference_model(own) is not None:
+        del own[REFERENCE]  # it is scored when the first cell needs it
+    n, data = task_data(task.task, own, task.include_path)
     if n is not None and task.limit:
         n = min(n, int(task.limit) if task.limit >= 1 else max(1, int(n * task.limit)))
     return n, data

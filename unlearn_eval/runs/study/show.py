@@ -314,9 +314,32 @@ def result_tables(cells: Sequence[Cell], results: Mapping[str, Result], shown: t
             values = [_number(result.metrics[task].get(name)) for name in names]
             table.add_row(*(own[column] for column in who), *values)
         tables.append(table)
+    tables += _published_tables(cells, results)
     missing = reasons([_only(result, shown) for result in results.values()])
     tables += seed_tables(cells, results, shown) if len(seeds) > 1 else []
     return [*tables, *(styled(line) for line in missing)]
+
+
+def _published_tables(cells: Sequence[Cell], results: Mapping[str, Result]) -> list[Any]:
+    """Each number that others have published of an unedited model, beside ours."""
+    rows = []
+    for cell in cells:
+        beside, result = cell.model.published, results.get(cell.key)
+        if beside is None or cell.editor is not None or result is None or result.status != "complete":
+            continue
+        for name, theirs in beside.values.items():
+            ours = value_of(result, (beside.task, name))
+            numbers = ("–", "–") if ours is None else (f"{ours:.3f}", f"{ours - theirs:+.3f}")
+            rows.append((cell.model.name, name.replace("_", " "), numbers[0], f"{theirs:.3f}", numbers[1]))
+    if not rows:
+        return []
+    sources = dict.fromkeys(cell.model.published.source for cell in cells if cell.model.published)
+    table = _table(
+        f"beside what is published: {', '.join(sources)}", "model", "metric", "here", "published", "difference"
+    )
+    for row in rows:
+        table.add_row(*row)
+    return [table]
 
 
 def seed_tables(cells: Sequence[Cell], results: Mapping[str, Result], shown: tuple[str, ...] = ()) -> list[Any]:

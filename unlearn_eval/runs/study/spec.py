@@ -28,6 +28,15 @@ from unlearn_eval.utils.schemas import place
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Published numbers: see `file.Published`."""
+
+    task: str
+    source: str
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A base model.
 
@@ -36,12 +45,14 @@ class ModelSpec:
         model: hub id, folder, GGUF file, or `default`.
         dtype: in which it is loaded.
         revision: of the hub.
+        published: numbers of others, which are shown beside ours; no result depends on them.
     """
 
     name: str
     model: str
     dtype: str = "float32"
     revision: str | None = None
+    published: Beside | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -295,7 +306,9 @@ def _part(name: str, axes: Axes, places: Sequence[str]) -> Part:
 
 def _model(entry: ModelEntry, dtype: str) -> ModelSpec:
     name = entry.name or (Path(entry.model).name if "/" in entry.model else entry.model)
-    return ModelSpec(_slug(name), entry.model, entry.dtype or dtype, entry.revision)
+    told = entry.published
+    beside = None if told is None else Beside(told.task, told.source, told.values)
+    return ModelSpec(_slug(name), entry.model, entry.dtype or dtype, entry.revision, beside)
 
 
 def _tune(entry: TuneEntry) -> Tune:

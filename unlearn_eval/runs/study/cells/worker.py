@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,14 @@ from unlearn_eval.runs.study.attacked import Try
 from unlearn_eval.runs.study.cells.result import whole_result
 from unlearn_eval.runs.study.cells.told import (
     OTHERS,
+    REFERENCE,
     choose,
     depends_on_set,
     forget_set,
     item_lines,
     keeps_what_is_known,
     known_control,
+    reference_model,
     told,
     wants_control,
 )
@@ -328,6 +330,21 @@ class Worker:
             loaded.model.model.to(device)
 
     def _ask(self, cell: Cell, ask: Ask, path: Path, lm: LM, loaded: Loaded, chosen: Chosen, weights: Any) -> Result:
+        metadata = {**self._metadata(ask.task.task, chosen), **ask.task.metadata}
+        if (reference := reference_model(metadata)) is not None:
+            metadata[REFERENCE] = str(self._reference(cell, ask, metadata, reference))
+        return self._evaluated(cell, ask, path, lm, loaded.prompt_format, metadata, loaded.model.describe(weights))
+
+    def _evaluated(
+        self,
+        cell: Cell,
+        ask: Ask,
+        path: Path,
+        lm: LM,
+        prompt_format: PromptFormat,
+        metadata: Mapping[str, Any],
+        model: dict[str, Any],
+    ) -> Result:
         from unlearn_eval.harness.run import SEED, evaluate
 
         task, created, started = ask.task, utc_now(), time.monotonic()
@@ -338,23 +355,38 @@ class Worker:
             include_path=task.include_path,
             limit=task.limit,
             num_fewshot=task.num_fewshot,
-            apply_chat_template=loaded.prompt_format.chat,
-            system_instruction=task.system_instruction or loaded.prompt_format.system,
+            apply_chat_template=prompt_format.chat,
+            system_instruction=task.system_instruction or prompt_format.system,
             gen_kwargs=task.gen_kwargs,
-            metadata={**self._metadata(task.task, chosen), **task.metadata},
+            metadata=metadata,
             seed=SEED + (cell.seed if depends_on_set(task.task) else 0),  # whose key has the seed
         )
         result = Result.part(
             "evaluation",
             created,
             config={"tasks": found.configs},
-            model=loaded.model.describe(weights),
+            model=model,
             data=found.data,
             metrics=found.metrics,
             timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
         )
         write_result(result, path, found.samples)
         return read_result(path)
+
+    def _reference(self, cell: Cell, ask: Ask, metadata: Mapping[str, Any], name: str) -> Path:
+        """The result of the retain-only model of this name on the same task, asked in the same way."""
+        from unlearn_eval.harness.models import lent_lm
+
+        own = {key: value for key, value in metadata.items() if key != REFERENCE}
+        about = [name, cell.model.dtype, cell.chat, cell.prompts, asdict(replace(ask.task, metadata=own)), cell.seed]
+        path = self.store.shared("references", f"{ask.task.task}-{hash_json(about)[:16]}.json")
+        with _alone(path):
+            if read_if_whole(path) is None:
+                model = self._read(name, cell.model.dtype, None)
+                asked = _format_for(cell, model)
+                lm = lent_lm(model.model, model.tokenizer, self.batch_size, asked.template_arguments)
+                self._evaluated(cell, ask, path, lm, asked, own, model.describe(model.weights))
+        return path
 
     def _metadata(self, task: str, chosen: Chosen) -> dict[str, Any]:
         """What the task is told; a set that has no name of its own is written to a file."""
