@@ -102,6 +102,9 @@ def test_portions_have_nothing_in_common_and_do_not_depend_on_the_order():
     again = portion_of(turned, {"portion": "validation", "validation_share": 0.25}, "t")
     assert {own["id"] for own in again["forget"]} == {own["id"] for own in both["validation"]["forget"]}
     assert portion_of(documents, {}, "t") == documents
+    few = portion_of(documents, {"first": 6, "portion": "report"}, "t")
+    assert {split: len(own) for split, own in few.items()} == {"forget": 3, "retain": 2}
+    assert {own["id"] for own in few["forget"]} < {f"forget/{i}" for i in range(6)}
     numbers = {"forget": [{"id": f"{i}"} for i in range(9)]}  # the same item, as another task calls it
     same = portion_of(numbers, {"portion": "validation", "validation_share": 0.25}, "t")
     assert {f"forget/{own['id']}" for own in same["forget"]} == {own["id"] for own in both["validation"]["forget"]}

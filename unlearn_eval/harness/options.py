@@ -79,7 +79,11 @@ def _is_whole(value: object) -> bool:
 
 # What a task reads -----------------------------------------------------------------------------------------
 
-PORTION: Mapping[str, Check] = {"portion": a_portion, "validation_share": a_share}  # what `task.portion_of` reads
+PORTION: Mapping[str, Check] = {  # what `task.portion_of` reads
+    "first": a_count,
+    "portion": a_portion,
+    "validation_share": a_share,
+}
 ALWAYS: Mapping[str, Check] = {  # what `plan` and `chat_template` read for every task
     "edit": a_text,
     "chat": a_flag,

@@ -187,7 +187,7 @@ class Aggregation:
 def portion_of(
     by_split: Mapping[str, list[Document]], metadata: Mapping[str, Any], task: str
 ) -> dict[str, list[Document]]:
-    """The documents of each split, or that portion of them which `metadata` name.
+    """The documents of each split, or those which `metadata` name: the first N, and of these one portion.
 
     The two portions of a split have no document in common and are chosen by its ids alone, so that every task, seed and
     model has the same ones.
@@ -195,9 +195,10 @@ def portion_of(
     Raises:
         UserError: a split of a single document, which has no two portions.
     """
-    wanted = metadata.get("portion")
+    n_first, wanted = metadata.get("first"), metadata.get("portion")
+    by_split = {split: documents[:n_first] for split, documents in by_split.items()}
     if wanted is None:
-        return dict(by_split)
+        return by_split
     share, found = float(metadata.get("validation_share", 0.5)), {}
     for split, documents in by_split.items():
         if len(documents) == 1:

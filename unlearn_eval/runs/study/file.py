@@ -253,6 +253,7 @@ class FinetuneEntry(Entry):
     on: Text
     preset: Text | None = None
     settings: Settings = {}
+    reference: Text | None = None
 
 
 class Bar(Table):
@@ -277,6 +278,7 @@ class TuneEntry(Table):
         validation: share of each split's documents by which trials are judged; results are of the others.
         screen: share of these on which a trial is looked at first, to drop it if it is worse than the median; 0: none.
         editors: names of the editors that are tuned; none: all that have a space.
+        recipes: names of the recipes with which they are tuned; none: all of theirs.
         spaces: by editor: settings with their values, over the shipped space.
         seed: of the search and of its trials.
     """
@@ -289,6 +291,7 @@ class TuneEntry(Table):
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.5
     screen: Annotated[float, Field(ge=0, lt=1)] = 0.0
     editors: Many[Text] = ()
+    recipes: Many[Text] = ()
     spaces: dict[str, dict[str, Any]] = {}
     seed: Whole = 0
 

@@ -20,6 +20,7 @@ from unlearn_eval.runs.study.attacked import Try, check_facts, check_kinds, miss
 from unlearn_eval.runs.study.cells.told import (
     OTHERS,
     REFERENCE,
+    TAUGHT,
     can_keep,
     choose,
     depends_on_set,
@@ -174,10 +175,21 @@ class Planner:
         default_factory=dict
     )
 
-    def reference_of(self, task: TaskSpec) -> dict[str, Any]:
-        """The identity of the retain-only model that a task compares with, where its metadata name a model."""
+    def reference_of(self, task: TaskSpec, taught: Finetune | None) -> dict[str, Any]:
+        """The identity of the retain-only model that a task compares with, where its metadata name a model.
+
+        Raises:
+            UserError: it is to be taught, and the study does not say what.
+        """
         named = reference_model(task.metadata)
-        return {} if named is None else {"reference": self.identities.model(ModelSpec("reference", named))}
+        if named != TAUGHT:
+            return {} if named is None else {"reference": self.identities.model(ModelSpec("reference", named))}
+        if taught is None or taught.reference is None:
+            raise UserError(
+                f"{task.task} compares with the model that the study teaches, and it teaches none",
+                "give finetune: {on: SET, reference: SET}, or another retain_reference",
+            )
+        return {"reference": forget_set(taught.reference).hash}
 
 
 def plan(study: Study, remembered: dict[str, Any]) -> Plan:
@@ -329,7 +341,7 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
             "data": data,
             **({} if cell.backend == "hf" else {"backend": cell.backend}),
             **_code_of(cell, "serving"),
-            **planner.reference_of(task),
+            **planner.reference_of(task, cell.finetune),
             "variables": {name: planner.identities.settings(os.environ.get(name)) for name in _VARIABLES},
         }
         asks.append(Ask(task, hash_json(inputs), n))

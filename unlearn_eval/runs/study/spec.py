@@ -63,11 +63,14 @@ class Finetune:
         on: the set that it is to know.
         preset: as for `unlearn-eval finetune`; None is the data's own.
         settings: of training, as text.
+        reference: the set that a retain-only model is taught in the same way, which tasks with the metadata
+            `retain_reference: model:taught` compare with.
     """
 
     on: str
     preset: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class Tune:
         maximizes: whether more of it is better.
         bar: (task, metric, share of the unedited model's that has to be kept), or None.
         trials, seconds: the budget of each search.
-        validation, screen, editors, spaces, seed: as in the file.
+        validation, screen, editors, recipes, spaces, seed: as in the file.
     """
 
     goal: tuple[str, str]
@@ -160,6 +163,7 @@ class Tune:
     validation: float = 0.5
     screen: float = 0.0
     editors: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
     spaces: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seed: int = 0
 
@@ -322,6 +326,7 @@ def _tune(entry: TuneEntry) -> Tune:
         validation=entry.validation,
         screen=entry.screen,
         editors=tuple(_slug(name) for name in entry.editors),
+        recipes=tuple(_slug(name) for name in entry.recipes),
         spaces=entry.spaces,
         seed=entry.seed,
     )
@@ -333,7 +338,7 @@ def _metric(name: str) -> tuple[str, str]:
 
 
 def _finetune(entry: FinetuneEntry) -> Finetune:
-    return Finetune(entry.on, entry.preset, entry.settings)
+    return Finetune(entry.on, entry.preset, entry.settings, entry.reference)
 
 
 def _editors(entry: EditorEntry, at: str) -> Iterator[EditorSpec]:

@@ -131,6 +131,9 @@ def _searches(part: Part, tune: Tune, planner: Planner) -> Iterator[Search]:
     for name in [*tune.editors, *(own for own in tune.spaces if own not in {e.editor for e in part.editors})]:
         if name not in known:
             raise unknown_name("editor in tune", name, known)
+    for name in tune.recipes:
+        if name not in {own.name for own in part.recipes}:
+            raise unknown_name("recipe in tune", name, [own.name for own in part.recipes])
     asked = {task.task: task for task in in_portion(part, VALIDATION)}
     for task in tune.tasks:
         if task not in asked:
@@ -150,7 +153,7 @@ def _searches(part: Part, tune: Tune, planner: Planner) -> Iterator[Search]:
             narrowed = replace(
                 cell, tasks=tasks, seeds=(tune.seed,), backends=part.backends[:1], attacks=(), editors=(editor,)
             )
-            for recipe in narrowed.recipes:
+            for recipe in (own for own in narrowed.recipes if not tune.recipes or own.name in tune.recipes):
                 own = replace(narrowed, recipes=(recipe,), editors=(replace(editor, recipes=None),))
                 base, untuned = cells_of(own, planner)
                 about = [untuned.key, {n: _plain(v) for n, v in space.items()}, tune.goal, tune.bar, tune.screen]

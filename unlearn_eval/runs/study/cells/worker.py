@@ -28,6 +28,7 @@ from unlearn_eval.runs.study.cells.result import whole_result
 from unlearn_eval.runs.study.cells.told import (
     OTHERS,
     REFERENCE,
+    TAUGHT,
     choose,
     depends_on_set,
     forget_set,
@@ -147,6 +148,14 @@ class Worker:
             if not (folder / ABOUT).is_file():
                 self._finetune(cell, spec, folder)
         return self._read(str(folder), spec.dtype, None)
+
+    def _taught(self, cell: Cell) -> LoadedModel:
+        """The retain-only model that is taught as the cell's model was, beside it in memory."""
+        assert cell.finetune is not None and cell.finetune.reference is not None  # noqa: PT018
+        own = replace(cell.finetune, on=cell.finetune.reference, reference=None)
+        key = hash_json([cell.model_key, asdict(own), forget_set(own.on).hash])
+        spec = replace(cell.model, revision=cell.commit or cell.model.revision)
+        return self._finetuned(replace(cell, finetune=own, model_key=key), spec)
 
     def _finetune(self, cell: Cell, spec: Any, folder: Path) -> None:
         from unlearn_eval.data.registry import left_out
@@ -378,11 +387,19 @@ class Worker:
         from unlearn_eval.harness.models import lent_lm
 
         own = {key: value for key, value in metadata.items() if key != REFERENCE}
-        about = [name, cell.model.dtype, cell.chat, cell.prompts, asdict(replace(ask.task, metadata=own)), cell.seed]
+        about = [
+            name,
+            cell.model_key if name == TAUGHT else None,
+            cell.model.dtype,
+            cell.chat,
+            cell.prompts,
+            asdict(replace(ask.task, metadata=own)),
+            cell.seed,
+        ]
         path = self.store.shared("references", f"{ask.task.task}-{hash_json(about)[:16]}.json")
         with _alone(path):
             if read_if_whole(path) is None:
-                model = self._read(name, cell.model.dtype, None)
+                model = self._taught(cell) if name == TAUGHT else self._read(name, cell.model.dtype, None)
                 asked = _format_for(cell, model)
                 lm = lent_lm(model.model, model.tokenizer, self.batch_size, asked.template_arguments)
                 self._evaluated(cell, ask, path, lm, asked, own, model.describe(model.weights))
