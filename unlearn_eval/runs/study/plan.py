@@ -18,8 +18,10 @@ from unlearn_eval.harness.backends import check_vllm
 from unlearn_eval.harness.options import REPORT
 from unlearn_eval.runs.study.attacked import Try, check_facts, check_kinds, missing_references, tries_of
 from unlearn_eval.runs.study.cells.told import (
+    MODEL,
     OTHERS,
     REFERENCE,
+    STOP,
     TAUGHT,
     can_keep,
     choose,
@@ -377,8 +379,26 @@ def _edit_key(cell: Cell, common: Mapping[str, Any], planner: Planner) -> str:
             "recipe": planner.identities.settings(recipe) if _names_file(cell.recipe.recipe) else recipe,
             **({"kept": cell.kept} if uses_kept else {}),
             "retain": None if cell.retain is None else forget_set(cell.retain).hash,
+            **_taught_reference(cell),
         }
     )
+
+
+def _taught_reference(cell: Cell) -> dict[str, str]:
+    """What the retain-only model is taught, if the edit ends at its probability.
+
+    Raises:
+        UserError: the study teaches none.
+    """
+    assert cell.editor is not None
+    if cell.editor.settings.get(STOP) != f"{MODEL}{TAUGHT}":
+        return {}
+    if cell.finetune is None or cell.finetune.reference is None:
+        raise UserError(
+            f"{cell.editor.name} stops at the probability of the model that the study teaches, and it teaches none",
+            "give finetune: {on: SET, reference: SET}, or stop_probability as a number",
+        )
+    return {"reference": forget_set(cell.finetune.reference).hash}
 
 
 def config_of(editor: EditorSpec, recipe: Recipe, forget: str) -> Any:

@@ -18,6 +18,7 @@ from unlearn_eval.utils.errors import UserError
 
 REFERENCE, MODEL = "retain_reference", "model:"  # a task's reference may be a model, which a study then scores
 TAUGHT = "taught"  # of these the one that the study itself teaches
+STOP = "stop_probability"  # of a method's settings that may name it, too
 OTHERS = "others"  # an editor's `text` that stands for what the model says to the items that are not used
 
 

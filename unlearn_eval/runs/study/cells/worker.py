@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import math
 import shutil
 import sys
 import time
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
@@ -26,8 +29,10 @@ from unlearn_eval.runs.known_items import conversations, known_items
 from unlearn_eval.runs.study.attacked import Try
 from unlearn_eval.runs.study.cells.result import whole_result
 from unlearn_eval.runs.study.cells.told import (
+    MODEL,
     OTHERS,
     REFERENCE,
+    STOP,
     TAUGHT,
     choose,
     depends_on_set,
@@ -149,6 +154,25 @@ class Worker:
                 self._finetune(cell, spec, folder)
         return self._read(str(folder), spec.dtype, None)
 
+    def _probability_without(self, cell: Cell, chosen: Chosen) -> float:
+        """The mean probability per token of the forget answers, of the retain-only model that the study teaches."""
+        from unlearn_eval.editing.requests.build import build_requests
+        from unlearn_eval.models.scoring import Query, score_answers
+
+        about = [cell.model_key, cell.model.dtype, cell.chat, cell.prompts, chosen.forget.hash]
+        path = self.store.shared("references", f"probability-{hash_json(about)[:16]}.json")
+        with _alone(path):
+            if not path.is_file():
+                model = self._taught(cell)
+                asked = _format_for(cell, model)
+                answers = [item.answer for item in chosen.forget]
+                requests = build_requests(chosen.forget.items, answers, asked, (), model.max_length)
+                queries = [Query(own.prompt_ids, own.answer_ids) for own in requests]
+                scores = score_answers(model.model, queries, self.batch_size)
+                found = fmean(math.exp(-fmean(score.token_nll)) for score in scores)
+                write_all({path.name: dumps({"probability": found}) + "\n"}, path.parent)
+        return float(json.loads(path.read_text(encoding="utf-8"))["probability"])
+
     def _taught(self, cell: Cell) -> LoadedModel:
         """The retain-only model that is taught as the cell's model was, beside it in memory."""
         assert cell.finetune is not None and cell.finetune.reference is not None  # noqa: PT018
@@ -259,6 +283,8 @@ class Worker:
             options["text"] = str(self._others(cell, loaded, chosen))
         if _trains(cell.editor.editor):
             options["folder"] = str(training)
+        if options.get(STOP) == f"{MODEL}{TAUGHT}":
+            options[STOP] = repr(self._probability_without(cell, chosen))
         retain = None if cell.retain is None else self._retained(cell, loaded, chosen)
         recipe = replace(cell.recipe.recipe, seed=cell.seed, chat=cell.chat, **cell.prompts)
         made = make_edit(
