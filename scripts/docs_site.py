@@ -33,11 +33,11 @@ def on_files(files: Files, config: Any) -> Files:
     import unlearn_eval.metrics
 
     files.remove(files.get_file_from_path("reference/python.md"))  # the same for those who read the repository
-    for module, page, title in ((unlearn_eval, "python", "Python"), (unlearn_eval.metrics, "metrics", "Metrics in Python")):
+    for module, page in ((unlearn_eval, "python"), (unlearn_eval.metrics, "metrics")):
         named = {name: getattr(module, name) for name in sorted(set(module.__all__), key=str.lower)}
         places = [f"{own.__module__}.{own.__qualname__}" for own in named.values() if hasattr(own, "__qualname__")]
         listed = "\n\n".join(f"::: {place}" for place in places)
-        text = f"# {title}\n\n`from {module.__name__} import ...`\n\n{listed}\n"
+        text = f"# {page.capitalize()}\n\n`from {module.__name__} import ...`\n\n{listed}\n"
         files.append(File.generated(config, f"reference/{page}.md", content=text))
     to_read = [ROOT / _in_repository(file.src_uri) for file in files.documentation_pages()]
     to_read += [ROOT / _in_repository(name) for name in KEPT]
@@ -78,7 +78,8 @@ def _target(source: Path, link: str) -> Path:
 def _in_site(path: Path) -> str:
     """Where a file of the repository lies in the site's sources."""
     relative = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-    return relative.as_posix().removeprefix("docs/") if relative.parts[0] == "docs" else f"project/{relative.as_posix()}"
+    own = relative.parts[0] == "docs"
+    return relative.as_posix().removeprefix("docs/") if own else f"project/{relative.as_posix()}"
 
 
 def _in_repository(uri: str) -> str:
