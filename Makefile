@@ -56,10 +56,10 @@ check: $(INSTALLED)  ## formatting, lint, types, who imports whom, every number 
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python scripts/check_numbers.py
 	$(BIN)/python scripts/make_reference.py --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir $(VENV)/.site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir $(VENV)/.site
 
 docs: $(INSTALLED)  ## the documentation as a site, in site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

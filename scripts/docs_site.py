@@ -14,6 +14,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)\s#]+)")
+WHOLE = re.compile(r"\[([^\[\]]+)\]\((?!\w+:)([^)\s#]+)\)")
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 KEPT = ("project/CHANGELOG.md",)  # no page links to it, the navigation does
 
@@ -65,7 +66,11 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
         uri = _in_site(_target(source, found[1]))
         return os.path.relpath(uri, here) if files.get_file_from_path(uri) else found[1]
 
-    parts = CODE.split(markdown)
+    def without_link(found: re.Match[str]) -> str:
+        path = _target(source, found[2])
+        return found[1] if (source.parent / found[2]).is_dir() and not path.is_file() else found[0]
+
+    parts = CODE.split(WHOLE.sub(without_link, markdown))
     return "".join(part if i % 2 else LINK.sub(rewritten, part) for i, part in enumerate(parts))
 
 
