@@ -235,3 +235,28 @@ def test_what_settings_were_chosen_by_is_no_result(write):
     (write.folder / "t0.json").rename(write.folder / "alone" / "t0.json")
     alone = read_runs(write.folder / "alone")  # who asks for trials gets them
     assert [run.name for run in alone.runs] == ["t0"]
+
+
+def test_the_page_has_trials_behind_what_was_chosen_and_untuned_beside_tuned(write):
+    write("base", metrics(1.0, 1.0))
+    about = {"recipe": "plain", "forget": "facts", "size": 12, "backend": "hf", "part": ""}
+
+    def cell(editor, number, state):
+        return about | {"editor": editor, "trial": {"of": "npo", "number": number, "state": state}}
+
+    write("untuned", metrics(0.5, 0.9), "npo", 0, cell=cell("npo", None, "untuned"))
+    write("tuned", metrics(0.2, 0.9), "npo", 0, cell=cell("npo-tuned", None, "tuned"))
+    for number, right in enumerate((0.3, 0.1)):
+        write(f"t{number}", metrics(right, 0.8), "npo", 0, cell=cell(f"npo-t{number}", number, "trial"))
+    summary, _ = page_data(read_runs(write.folder))
+    labels = [own["label"] for own in summary["groups"]]
+    assert sorted(labels) == ["npo", "npo-tuned", "unedited"]
+    assert {own["hue"] for own in summary["groups"]} == {None, 0}, "one hue untuned and tuned"
+    assert summary["tuned"] == [(labels.index("npo"), labels.index("npo-tuned"))]
+    column = [own["name"] for own in summary["columns"]].index("forget_accuracy")
+    trials = summary["trials"]
+    rows = list(zip(trials["group"], trials["trial"], trials["column"], trials["value"], strict=True))
+    assert [row for row in rows if row[2] == column] == [
+        (labels.index("npo-tuned"), 0, column, 0.3),
+        (labels.index("npo-tuned"), 1, column, 0.1),
+    ]

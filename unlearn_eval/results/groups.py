@@ -94,8 +94,13 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def editor_of(run: Run) -> str:
-    """The method without its recipe."""
-    return run.method if run.method == NO_EDIT else str(_cell(run).get("editor") or run.method)
+    """The method without its recipe, the same untuned and tuned."""
+    cell = _cell(run)
+    return (
+        run.method
+        if run.method == NO_EDIT
+        else str((cell.get("trial") or {}).get("of") or cell.get("editor") or run.method)
+    )
 
 
 def frontier_axes(groups: Sequence[Group], task: str) -> tuple[str | None, str | None]:

@@ -95,6 +95,12 @@ data.means.group.forEach((group, i) => {
   own.cells.set(mean.column, { ...mean, low: ends[0], high: ends[1], stderr: null, unscored: 0, seeds: cells.length, change_low: apart[0], change_high: apart[1],
     reason: cells[0].reason, test: "the largest of the seeds", why: "of several seeds" });
 });
+/** What searches for settings have tried: `{row, values}`, values by column. */
+const trials = data.trials.trial.reduce((found, trial, i) => {
+  const own = found[trial] ??= { row: rows[data.trials.group[i]], values: new Map() };
+  own.values.set(data.trials.column[i], data.trials.value[i]);
+  return found;
+}, []).filter(Boolean);
 const isShownRow = (row) => row.runs.some(isShown);
 /** The rows of the task, from the best; those without an edit first. */
 const shownRows = () => taskNow().order.map((i) => rows[i]).filter(isShownRow);
@@ -329,7 +335,8 @@ function scatter(place, x, y, withLine) {
   if (!points.length) return place.replaceChildren(element("p", { class: "muted" }, shown.length ? "No run here has both numbers." : $("#nothing span").textContent));
   const width = Math.max(300, printWidth ?? (place.clientWidth || Math.min(640, innerWidth - 60))), height = printWidth ? 360 : Math.min(430, Math.max(280, width * 0.55));
   const box = { left: 52, right: width - 16, top: 14, bottom: height - 46 };
-  const spread = (axis) => [...(axis.shows ?? []), ...points.flatMap(({ row }) => [axis.value(row), ...axis.ends(row)])];
+  const tried = withLine ? trials.filter((one) => shown.includes(one.row)).map((one) => ({ ...one, x: x.of(one.values), y: y.of(one.values) })).filter((one) => one.x !== null && one.y !== null) : [];
+  const spread = (axis) => [...(axis.shows ?? []), ...points.flatMap(({ row }) => [axis.value(row), ...axis.ends(row)]), ...tried.map((one) => (axis === x ? one.x : one.y))];
   const sx = scale(spread(x), box.left, box.right, x.flipped), sy = scale(spread(y), box.bottom, box.top, y.flipped);
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `${y.text} against ${x.text}` });
   for (const tick of sx.ticks) {
@@ -347,12 +354,15 @@ function scatter(place, x, y, withLine) {
     svg.append(drawn("polyline", { class: "pareto", points: line }));
   }
   const places = clusters(points, sx, sy);
+  svg.append(...tried.map((one) => paint(drawn("circle", { class: "trial-point", cx: sx.at(one.x), cy: sy.at(one.y), r: 2.5 }), one.row)));
+  if (withLine) svg.append(...tuning(points));
   for (const point of points) svg.append(...seedPoints(point.row, x, y, sx, sy));
   svg.append(...points.map((point) => mark(point, points, sx, sy, x, y)));
   const missed = label(svg, places, box);
   $(".point", svg).setAttribute("tabindex", 0);
   const missing = shown.filter((row) => withLine || !row.isUnedited).length - points.length;
   place.replaceChildren(svg, ...(missed ? [legend(points)] : []),
+    ...(tried.length ? [element("p", { class: "muted" }, `Faint dots: ${plural(tried.length, "trial")} by which settings were chosen, on documents that no result is of. Dashed: from untuned to tuned.`)] : []),
     ...(missing > 0 ? [element("p", { class: "muted" }, `Not drawn for want of one of the two numbers: ${plural(missing, "row")}.`)] : []));
 }
 
@@ -365,6 +375,13 @@ function clusters(points, sx, sy) {
   }
   for (const one of found) one.points.forEach((point, i) => { point.px = one.x + (i - (one.points.length - 1) / 2) * apart; point.py = one.y; });
   return found;
+}
+
+/** A dashed line from each method as it is to itself with the settings that were chosen. */
+function tuning(points) {
+  const at = new Map(points.map((point) => [point.row, point]));
+  return data.tuned.map((pair) => pair.map((g) => at.get(rows[g]))).filter((pair) => pair.every(Boolean))
+    .map(([before, after]) => paint(drawn("line", { class: "tuning", x1: before.px, y1: before.py, x2: after.px, y2: after.py }), after.row));
 }
 
 /** The numbers of each seed, faint. */
@@ -455,7 +472,7 @@ function metricAxis(name) {
   if (!column) return null;
   return {
     text: `${plainly(column)}${column.higher === false ? " (lower is better)" : ""}`, plain: name, flipped: column.higher === false,
-    value: (run) => valueOf(run, column),
+    value: (run) => valueOf(run, column), of: (values) => values.get(column.index) ?? null,
     ends: (run) => { const cell = run.cells.get(column.index); return cell && cell.low !== null ? [cell.low, cell.high] : []; },
   };
 }

@@ -78,6 +78,8 @@ def page_data(runs: Runs, say: Say = lambda line: None) -> tuple[dict[str, Any],
         ],
         "columns": columns,
         "tasks": _tasks(columns, groups, names, by_place, runs.show),
+        "trials": _trials(runs.trials, groups, at),
+        "tuned": _tuned(groups),
         "cells": {key: [cell.get(key) for cell in cells] for key in _CELL_KEYS},
         "attacks": attack_entries(runs),
         "maps": maps(runs),
@@ -271,6 +273,36 @@ def _means(groups: list[Group], names: list[str], columns: list[Cell], cells: Ce
                 apart = spread([cell.get("change") for cell in own]).deviation
                 found.append([g, c, over.mean, over.deviation, over.n, change, None if change is None else apart, p])
     return {key: [row[i] for row in found] for i, key in enumerate(_MEAN_KEYS)}
+
+
+_TRIAL_KEYS = "group trial column value".split()
+
+
+def _trials(trials: Sequence[Run], groups: list[Group], at: dict[tuple[str, str], int]) -> dict[str, list[Any]]:
+    """What a search for settings has tried, as lists by key: each number with the group of what was chosen."""
+    reported = {_searched(group.runs[0]): g for g, group in enumerate(groups)}
+    found = []
+    for i, run in enumerate(trials):
+        group = reported.get((*_searched(run)[:-1], "tuned"), reported.get((*_searched(run)[:-1], "untuned")))
+        if group is not None and run.result.edit is not None:
+            for task, metrics in run.result.metrics.items():
+                found += [[group, i, at[task, name], m.value] for name, m in metrics.items() if (task, name) in at]
+    return {key: [row[i] for row in found] for i, key in enumerate(_TRIAL_KEYS)}
+
+
+def _tuned(groups: list[Group]) -> list[tuple[int, int]]:
+    """The groups of the same method untuned and tuned."""
+    places = {_searched(group.runs[0]): g for g, group in enumerate(groups)}
+    pairs = [(places.get((*key[:-1], "untuned")), g) for key, g in places.items() if key[-1] == "tuned"]
+    return [(before, after) for before, after in pairs if before is not None]
+
+
+def _searched(run: Run) -> tuple[Any, ...]:
+    """Of which search a run is, and as what."""
+    cell = run.result.config.get("cell") or {}
+    trial = cell.get("trial") or {}
+    place = [cell.get(key) for key in ("part", "recipe", "forget", "size", "backend")]
+    return (run.model, *place, trial.get("of"), trial.get("state"))
 
 
 def _dates(runs: Runs) -> list[str]:
