@@ -289,3 +289,25 @@ def test_a_search_that_was_killed_ends_as_one_that_was_not(finished, model, tmp_
 
     assert plain(again) == plain(whole)
     assert again["chosen"]["settings"] in [own["settings"] for own in (*whole["trials"][:3], whole["untuned"])]
+
+
+@pytest.mark.parametrize(
+    ("maximizes", "found", "chosen"),
+    [
+        (False, [(0.5, 0.1), (0.2, -0.1), (0.3, 0.0)], 2),  # less is better, of those that kept the bar
+        (True, [(0.5, 0.1), (0.9, -0.1), (0.6, 0.0)], 2),
+        (False, [(0.5, -0.3), (0.2, -0.2), (0.1, -0.4)], 1),  # none did: the one that came nearest
+        (False, [(None, 0.0), (0.9, 0.1)], -1),  # no trial is better than the untuned settings
+        (False, [(0.7, 0.1), (0.7, 0.2)], 0),
+    ],
+)
+def test_what_is_chosen(monkeypatch, maximizes, found, chosen):
+    from types import SimpleNamespace
+
+    from unlearn_eval.runs.study.tune import _Study
+
+    own = _Study(SimpleNamespace(tune=SimpleNamespace(maximizes=maximizes)), None, None)
+    own.best = Outcome(-1, {}, "complete", 0.1 if maximizes else 0.8, 0.1 if chosen != 1 else -0.9)
+    outcomes = [Outcome(i, {}, "complete", value, excess) for i, (value, excess) in enumerate(found)]
+    monkeypatch.setattr(_Study, "outcomes", lambda self: outcomes)
+    assert own.chosen().number == chosen
