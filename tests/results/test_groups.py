@@ -69,8 +69,8 @@ def test_labels_say_what_differs(write):
     write("cell", metrics(0.1, 0.9), "wise", 0, cell={"editor": "wise", "recipe": "self"})
     labels = {own.runs[0].name: own.label for own in group_runs(read_runs(write.folder).runs)}
     assert labels == {
-        "plain": "memit, layers=[1]",
-        "layers": "memit, layers=[2]",
+        "plain": "memit, idk, layers=[1]",
+        "layers": "memit, idk, layers=[2]",
         "target": "memit, self",
         "alone": "rome",
         "cell": "wise, self",

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from unlearn_eval.utils.terminal import new_console, printable, say
+from unlearn_eval.cli.options import JsonOption
+from unlearn_eval.utils.json_files import dumps
+from unlearn_eval.utils.terminal import new_console, printable, put, say
 
 
 def run(
@@ -27,17 +29,26 @@ def run(
     ray: Annotated[
         str | None, typer.Option("--ray", help="Run on Ray: local, auto (this machine's cluster), or an address.")
     ] = None,
+    json_: JsonOption = False,
 ) -> None:
     """Run a study: models x editors x forget sets x tasks.
 
     The same command goes on where it was cut off. A study is a program: it may name editors and tasks that are code,
     which also --dry-run executes.
     """
-    from unlearn_eval.harness.patching import quiet, within_a_study
+    from unlearn_eval.harness.patching import quiet_libraries, within_a_study
     from unlearn_eval.runs.study.plan import plan
     from unlearn_eval.runs.study.read import read_study, study_file
     from unlearn_eval.runs.study.run import DiskFull, Options, made_otherwise, run_study, states_of
-    from unlearn_eval.runs.study.show import Board, plan_lines, plan_table, result_tables, search_lines
+    from unlearn_eval.runs.study.show import (
+        Board,
+        plan_lines,
+        plan_summary,
+        plan_table,
+        result_tables,
+        search_lines,
+        study_summary,
+    )
     from unlearn_eval.runs.study.spec import study_of
     from unlearn_eval.runs.study.store import FILES, Store
     from unlearn_eval.runs.study.trust import check_trust
@@ -55,13 +66,13 @@ def run(
         check_output(store.folder / "runs", "study")
     remembered = store.read(FILES)
     say(f"planning {path}")
-    with quiet(), within_a_study():
+    with quiet_libraries(), within_a_study():
         planned = plan(wanted, remembered)
         states, results = states_of(planned, store)
         there = list(store.results())
         costs = _costs(planned, there, wanted.device)
         searches = searches_of(planned)
-        target = data if dry_run else console
+        target = data if dry_run and not json_ else console
         target.print(plan_table(planned, states, costs))
         for line in plan_lines(planned, states, costs, made_otherwise(planned, there, states)):
             target.print(line, soft_wrap=True, highlight=False)
@@ -69,6 +80,8 @@ def run(
         for line in search_lines(searches, _costs(on_validation, there, wanted.device)):
             target.print(line, soft_wrap=True, highlight=False)
         if dry_run:
+            if json_:
+                put(dumps(plan_summary(planned.cells, states, costs), indent=2))
             return
         board = Board(console, planned.cells, states, wanted.show, costs, results)
         options = Options(list(sys.argv), retry_failed, remembered)
@@ -83,10 +96,14 @@ def run(
                 say("\ninterrupted; what was finished is kept. Go on with:")
             say(f"  {_command(study, settings, output, retry_failed, ray)}")
             raise typer.Exit(1 if isinstance(error, DiskFull) else 130) from error
-    for table in result_tables(planned.cells, board.results, wanted.show):
-        data.print(table)
+    if json_:
+        put(dumps({"folder": str(store.folder), **study_summary(planned.cells, board.states, board.results)}, indent=2))
+    else:
+        for table in result_tables(planned.cells, board.results, wanted.show):
+            data.print(table)
     _tell_failed(board, _command(study, settings, output, True, ray))
-    data.print(f"results: {store.folder}/runs, one folder for each cell", soft_wrap=True, highlight=False)
+    if not json_:
+        data.print(f"results: {store.folder}/runs, one folder for each cell", soft_wrap=True, highlight=False)
     if "failed" in board.states.values():
         raise typer.Exit(1)
 
@@ -101,13 +118,6 @@ def _on_ray(address: str, planned: Any, store: Any, board: Any, options: Any, co
 
 def _confirm(question: str) -> bool:
     return bool(typer.confirm(printable(question), default=False, err=True))
-
-
-def study_names() -> list[str]:
-    """The studies that are shipped."""
-    from unlearn_eval.runs.study.read import STUDIES_FOLDER
-
-    return sorted(path.stem for path in STUDIES_FOLDER.glob("*.yaml"))
 
 
 def _tell_failed(board: Any, command: str) -> None:

@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from unlearn_eval.edits.base import DENSE, LOW_RANK, MEMORY, EditInfo
+from unlearn_eval.edits.places import DESCRIPTION as DESCRIPTION
+from unlearn_eval.edits.places import check_is_edit
 from unlearn_eval.edits.stored import Description, Version
 from unlearn_eval.edits.tensors import HINT
 from unlearn_eval.utils.errors import UserError
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 EDITED = "Edited"  # before the names of architectures in an edit's config.json; vLLM knows them by our plug-in
-DESCRIPTION = "edit.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 STATE, TARGETS = "state.safetensors", "targets.jsonl"
 KINDS = {  # kind of edit -> the files that it cannot be without
@@ -96,15 +97,8 @@ def check_architecture(folder: Path) -> None:
 
 def read_description(folder: str | Path, check_files: bool = True) -> dict[str, Any]:
     """`edit.json` of a folder; its files are checked against it, unless told not to (errors as in `load_edit`)."""
-    folder = Path(folder)
+    folder = check_is_edit(folder)
     path = folder / DESCRIPTION
-    if not folder.is_dir():
-        raise UserError(f"the edit folder {folder} does not exist", "make one with `unlearn-eval edit --output DIR`")
-    if not path.is_file():
-        raise UserError(
-            f"{folder} is not an edit: it has no {DESCRIPTION}",
-            "name a folder that `unlearn-eval edit` wrote",
-        )
     version = read_stored(path, Version)["schema_version"]
     if version > SCHEMA_VERSION:
         raise UserError(f"{folder} was written in format {version}, newer than {SCHEMA_VERSION}", "update unlearn-eval")

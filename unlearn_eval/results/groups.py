@@ -208,10 +208,10 @@ def _told_apart(names: list[str], more: Sequence[Any], anyway: bool = False) -> 
 
 
 def _asked(run: Run) -> str:
-    """The target and the merging, where they are not the plain ones."""
+    """The target and the merging, where no recipe's name says them."""
     requests = (run.result.edit or {}).get("requests") or {}
     target, merge = str(requests.get("target") or ""), requests.get("merge")
-    target = "" if target == "idk" else target.rpartition("/")[2]
+    target = target.rpartition("/")[2]
     if _cell(run).get("recipe") not in (None, "plain"):
         return ""  # its name is in the method's
     return ", ".join(part for part in (target, "" if merge in (None, "none") else f"merged by {merge}") if part)

@@ -359,6 +359,16 @@ def result_faults(result: Result) -> tuple[str, ...]:
     return edit_faults((result.edit or {}).get("notes"))
 
 
+def result_summary(result: Result) -> dict[str, Any]:
+    """What a command that wrote a result prints of it as JSON."""
+    metrics = {
+        task: {name: dataclasses.asdict(own) for name, own in metrics.items()}
+        for task, metrics in result.metrics.items()
+    }
+    about = {"path": None if result.path is None else str(result.path), "status": result.status}
+    return {**about, "faults": list(result_faults(result)), "notes": result.notes, "metrics": metrics}
+
+
 # As a table ------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""A comparison of two results as Markdown, LaTeX or CSV."""
+"""A comparison of two results as Markdown, LaTeX, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from unlearn_eval.results.comparison import Comparison
 from unlearn_eval.results.schema import Metric
+from unlearn_eval.utils.json_files import dumps
 
 COLUMNS = (
     "task metric direction before before_stderr after after_stderr change change_stderr change_low change_high "
@@ -35,23 +37,24 @@ def comparison_csv(rows: Sequence[Comparison]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in rows:
-        paired = row.paired
-        known = row.after or row.before
-        writer.writerow(
-            [
-                row.task,
-                row.metric,
-                {"↑": "higher", "↓": "lower", "": ""}[row.direction],
-                *_numbers(row.before),
-                *_numbers(row.after),
-                row.difference,
-                *((paired.stderr, paired.low, paired.high, paired.p_value, paired.test) if paired else [None] * 5),
-                known.n if known else None,
-                row.reason,
-            ]
-        )
+    writer.writerows(map(_full, rows))
     return stream.getvalue()
+
+
+def _full(row: Comparison) -> list[Any]:
+    paired = row.paired
+    known = row.after or row.before
+    return [
+        row.task,
+        row.metric,
+        {"↑": "higher", "↓": "lower", "": ""}[row.direction],
+        *_numbers(row.before),
+        *_numbers(row.after),
+        row.difference,
+        *((paired.stderr, paired.low, paired.high, paired.p_value, paired.test) if paired else [None] * 5),
+        known.n if known else None,
+        row.reason,
+    ]
 
 
 def comparison_markdown(rows: Sequence[Comparison]) -> str:
@@ -97,10 +100,21 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(c, c) for c in re.sub(r"\s+", " ", text))
 
 
+def comparison_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Every number in full, by the names of `COLUMNS`; what is undefined is null."""
+    return [dict(zip(COLUMNS, _full(row), strict=True)) for row in rows]
+
+
+def comparison_json(rows: Sequence[Comparison]) -> str:
+    """The same as JSON."""
+    return dumps(comparison_rows(rows), indent=2) + "\n"
+
+
 FORMATS: dict[str, Callable[[Sequence[Comparison]], str]] = {
     "markdown": comparison_markdown,
     "latex": comparison_latex,
     "csv": comparison_csv,
+    "json": comparison_json,
 }
 
 

@@ -252,7 +252,7 @@ const linkOf = (run, ...text) => element("a", { href: `#run-${run.index}`, on: {
 
 function nameOf(row, place) {
   const parts = [element("span", { class: "rank" }, place === null ? "" : String(place)), swatch(row),
-    row.runs.length > 1 ? element("span", {}, row.label) : linkOf(row.first, row.label)];
+    row.runs.length > 1 ? element("span", {}, ...breakable(row.label)) : linkOf(row.first, ...breakable(row.label))];
   if (row.runs.length > 1) {
     const toggle = () => { if (!opened.delete(row.index)) opened.add(row.index); leaderboard(); $(`tr[data-row="${CSS.escape(row.label)}"] td.run button`)?.focus(); };
     parts.push(" ", element("button", { type: "button", "aria-expanded": String(opened.has(row.index)), on: { click: toggle } }, `${row.runs.length} seeds`));

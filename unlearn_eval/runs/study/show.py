@@ -15,10 +15,12 @@ from rich.table import Table
 
 from unlearn_eval.results.groups import Spread
 from unlearn_eval.results.report.table import DIRECTIONS, reasons, value_text
+from unlearn_eval.results.runs import result_summary
 from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.runs.study.costs import Cost
 from unlearn_eval.runs.study.over_seeds import SECONDS, Column, over_seeds, value_of
 from unlearn_eval.runs.study.plan import Cell, Plan
+from unlearn_eval.utils.fitted_tables import FittedTable
 from unlearn_eval.utils.terminal import styled
 
 if TYPE_CHECKING:
@@ -401,6 +403,31 @@ def _with_deviation(found: Spread, seconds: bool) -> str:
     return f"{found.mean:.{digits}f}{deviation}"
 
 
+def plan_summary(cells: Sequence[Cell], states: Mapping[str, str], costs: Mapping[str, Cost | None]) -> dict[str, Any]:
+    """The plan as JSON has it."""
+    known = {
+        key: None if cost is None else {"seconds": cost.seconds, "bytes": cost.memory_bytes}
+        for key, cost in costs.items()
+    }
+    return {"cells": [{**_about(cell), "state": states[cell.key], "cost": known.get(cell.key)} for cell in cells]}
+
+
+def study_summary(cells: Sequence[Cell], states: Mapping[str, str], results: Mapping[str, Result]) -> dict[str, Any]:
+    """The results of a study as JSON has them."""
+    found = []
+    for cell in cells:
+        result = results.get(cell.key)
+        found.append(
+            {**_about(cell), "state": states[cell.key], "result": None if result is None else result_summary(result)}
+        )
+    return {"cells": found}
+
+
+def _about(cell: Cell) -> dict[str, Any]:
+    own = {"key": cell.key, "name": cell.name, "model": cell.model.name, "method": method_of(cell)}
+    return {**own, "forget": cell.forget, "size": cell.size, "seed": cell.seed}
+
+
 def metrics_shown(task: str, metrics: Mapping[str, Metric], shown: tuple[str, ...]) -> list[str]:
     """The metrics of a task that are shown: those that are named alone, or as `TASK/METRIC`."""
     if shown:
@@ -435,11 +462,14 @@ def _only(result: Result, shown: tuple[str, ...]) -> Result:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = FittedTable(
+        title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for column in columns:
         words = column in ("part", "model", "method", "forget", "cell", "state", "so far")
         wraps = " " in column and not words  # the name of a metric
         table.add_column(
             column, justify="left" if words else "right", no_wrap=not wraps, max_width=12 if wraps else None
         )
+        table.n_names = max(table.n_names, len(table.columns) if words else 1)
     return table
