@@ -1,5 +1,6 @@
 """Fixtures: tiny random models of several architectures, a small tokenizer, TOFU-like data of our own."""
 
+import gc
 import os
 import shutil
 import signal
@@ -18,6 +19,12 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def pytest_collection_finish():
+    """Every training ends in accelerate's `gc.collect()`, which looks at all that was imported: let it skip that."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -44,7 +44,7 @@ from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.edits.records import SelfCheck
 from unlearn_eval.utils.errors import UserError, is_out_of_memory, unknown_name
-from unlearn_eval.utils.folders import check_folder, check_output
+from unlearn_eval.utils.folders import check_folder, check_output, is_of_the_disk
 from unlearn_eval.utils.terminal import new_console, put, say
 
 if TYPE_CHECKING:
@@ -561,21 +561,23 @@ def main() -> None:
             raise
         if error.errno in _CANNOT_WRITE:
             _drop_output()  # it may itself be what is full
-            hint = "free some space or give another --output; the same command goes on from there"
-            _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}\nhint: {hint}")
+            _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}\nhint: {_ROOM}")
         _fail(f"{error.filename or 'a file'}: {error.strerror}\nhint: check the path, and what may be done there")
     except Exception as error:
         if str(error).startswith("Could not determine home"):
             _fail("there is no home folder\nhint: set HOME, or UNLEARN_EVAL_CACHE and HF_HOME")
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            _fail(_MEMORY)
+        if not is_of_the_disk(error):
             raise
-        _fail(_MEMORY)
+        _fail(f"cannot write a file: {' '.join(str(error).split())[:200]}\nhint: {_ROOM}")
     except KeyboardInterrupt:
         say("interrupted; what was finished is kept, the same command goes on from there")
         sys.exit(130)
 
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+_ROOM = "free some space or give another --output; the same command goes on from there"
 _MEMORY = "the memory is too small\nhint: give a smaller --batch_size or model, or --dtype bfloat16"
 
 

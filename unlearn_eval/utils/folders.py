@@ -105,7 +105,7 @@ def _fill_and_place(
             path.chmod(0o644)  # safetensors writes for the owner alone
         _put_in_place(temporary, place)
     except Exception as error:
-        if not _is_of_the_disk(error):
+        if not is_of_the_disk(error):
             raise
         reason = " ".join(str(error).split())
         failed, hint = f"cannot write the {what} to {folder}: {reason}", f"free some space or give another {option}"
@@ -141,17 +141,18 @@ def _saved_elsewhere(fill: Callable[[Path], None], name: str) -> Path | None:
         fill(rescue)
     except Exception as error:
         shutil.rmtree(rescue.parent, ignore_errors=True)
-        if not _is_of_the_disk(error):
+        if not is_of_the_disk(error):
             raise
         return None
     return rescue
 
 
-def _is_of_the_disk(error: Exception) -> bool:
-    """Whether writing failed: safetensors has its own error for that, and tokenizers a bare one with a number."""
+def is_of_the_disk(error: Exception) -> bool:
+    """Whether writing failed: safetensors has an error for that; tokenizers and torch are known by their texts."""
     from safetensors import SafetensorError
 
-    return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)
+    known = isinstance(error, OSError | SafetensorError)
+    return known or any(text in str(error) for text in ("(os error ", "PytorchStreamWriter failed", "unexpected pos"))
 
 
 def _put_in_place(new: Path, folder: Path) -> None:

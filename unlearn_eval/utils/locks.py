@@ -67,6 +67,8 @@ def alone(places: Sequence[Path], what: str, tell: Callable[[str], Any] = say) -
             except Timeout:
                 tell(f"waiting for another process, which makes {what}")
                 lock.acquire()
+            except NotImplementedError:  # some network drives have no locks
+                continue
             stack.callback(lock.release)
         yield
 
