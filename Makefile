@@ -18,7 +18,7 @@ NEXT_TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(N
 VLLM_TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VLLM)/bin/python -m pytest tests/serving/test_vllm*.py \
              -n 2 --dist worksteal
 
-.PHONY: demo test test-all test-faults smoke-vllm test-vllm test-next check format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
+.PHONY: demo test test-all test-faults smoke-vllm test-vllm test-next check docs format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
         benchmark-refusals benchmark-serving clean help
 
 demo: $(INSTALLED)  ## make a small model forget facts, and measure it
@@ -48,7 +48,7 @@ test-next: $(INSTALLED) $(NEXT_DONE)  ## the next lm-eval and Transformers: the 
 	$(BIN)/python scripts/table_of_tasks.py compare $(TABLES)/now.json $(TABLES)/next.json
 	$(NEXT_TEST) -m "not slow and not gpu and not vllm and not browser"
 
-check: $(INSTALLED)  ## formatting, lint, types, who imports whom, every number in the README has its file, the reference is the code's
+check: $(INSTALLED)  ## formatting, lint, types, who imports whom, every number in the README has its file, the reference is the code's, no dead link
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -56,6 +56,10 @@ check: $(INSTALLED)  ## formatting, lint, types, who imports whom, every number 
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python scripts/check_numbers.py
 	$(BIN)/python scripts/make_reference.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir $(VENV)/.site
+
+docs: $(INSTALLED)  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

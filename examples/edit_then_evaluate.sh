@@ -8,14 +8,9 @@
 set -euo pipefail
 MODEL=${MODEL:-default}
 OUT=${OUT:-edited}
-ASK='{"forget": ["capital_of/france", "capital_of/italy"], "retain": ["capital_of/japan", "author_of/hamlet"], "encoder": "off"}'
 
 unlearn-eval edit --model "$MODEL" --forget facts --ids capital_of/france,capital_of/italy --output "$OUT/edit" "$@"
 unlearn-eval inspect "$OUT/edit"
-
-evaluate() { # arguments: the result file, options
-  unlearn-eval eval --model "$MODEL" --tasks unlearn_facts --apply_chat_template --metadata "$ASK" --output "$@"
-}
-evaluate "$OUT/before.json"
-evaluate "$OUT/after.json" --edit "$OUT/edit"
-unlearn-eval compare "$OUT/before.json" "$OUT/after.json"
+# What the edit forgot, asked as it was made; the model without it is evaluated too, and the two are compared.
+unlearn-eval eval --model "$MODEL" --edit "$OUT/edit" --tasks unlearn_facts --baseline --output "$OUT/after.json" \
+  --metadata '{"retain": ["capital_of/japan", "author_of/hamlet"], "encoder": "off"}'

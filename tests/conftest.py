@@ -1,9 +1,11 @@
 """Fixtures: tiny random models of several architectures, a small tokenizer, TOFU-like data of our own."""
 
 import gc
+import importlib
 import os
 import shutil
 import signal
+import sys
 
 import pytest
 from hypothesis import settings
@@ -15,16 +17,20 @@ settings.load_profile("fixed")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs, and so us, without it
 os.environ.setdefault("UNLEARN_EVAL_ENCODER", "off")  # tests that judge refusals name one
 
+
+def pytest_collection_finish(session):
+    """Modules and tests are not looked through again by each of the collections that a training ends with."""
+    if "torch" in sys.modules and not session.config.option.collectonly:
+        for name in ("lm_eval.evaluator", "transformers.trainer"):
+            importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
+
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-def pytest_collection_finish():
-    """Every training ends in accelerate's `gc.collect()`, which looks at all that was imported: let it skip that."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 """The curves that attacks leave for reports: means and intervals by level, gaps and shares by layer."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from unlearn_eval.attacks.base import ItemScore, Observation, attack_names
 from unlearn_eval.attacks.curves import curves
 from unlearn_eval.attacks.methods import logit_lens, probe, uds
 from unlearn_eval.attacks.run import Attacked, sample_lines
-from unlearn_eval.attacks.summary import Summary
+from unlearn_eval.attacks.summary import RESAMPLES, MetricSpec, Summary, Table
 from unlearn_eval.data.items import ForgetItem, ForgetSet
-from unlearn_eval.metrics.robustness import depth_score
+from unlearn_eval.metrics import bootstrap
+from unlearn_eval.metrics.robustness import Score, depth_score
 
 
 def items_of(n, group=None):
@@ -47,6 +49,28 @@ def test_a_point_is_the_mean_over_items_folds_and_seeds():
     assert own["n"] == [4, 4]
     assert of(found, "unlearned", "accuracy", "format")["mean"] == [0.5]
     assert not [one for one in found if one["model"] == "full"], "a level at which nothing is known is left out"
+
+
+def test_an_interval_is_that_of_a_bootstrap_over_clusters_and_seeds():
+    """Of a ratio of two models' means, the same clusters and seeds drawn for both; what is missing does not count."""
+    items = ForgetSet("s", tuple(ForgetItem(f"i{i}", f"{i}?", str(i), subject=f"s{i // 2}") for i in range(12)))
+    known = np.random.default_rng(0).random((2, 2, 12)).round(2)  # model, seed, item
+    known[0, 0, 3] = math.nan
+    table = Table(items, [
+        observation(model, 5, [None if math.isnan(own) else own for own in known[i, seed]], seed=seed)
+        for i, model in enumerate(("unlearned", "full")) for seed in (0, 1)
+    ])  # fmt: skip
+
+    def ratio(parts, seeds):
+        drawn = np.concatenate([[2 * i, 2 * i + 1] for i in parts])
+        unlearned, full = (np.nanmean(one[seeds][:, drawn]) for one in known)
+        return unlearned / full
+
+    value = lambda mean: Score(mean(("unlearned", "attack", 5), "accuracy") / mean(("full", "attack", 5), "accuracy"))  # noqa: E731
+    metric, ends = table.estimate("some", MetricSpec(value, None))
+    peer = bootstrap(ratio, np.arange(6), np.arange(2), n_resamples=RESAMPLES)
+    assert metric.value == pytest.approx(np.nanmean(known[0]) / np.nanmean(known[1]))
+    assert [*ends, metric.stderr] == pytest.approx([peer.low, peer.high, peer.stderr])
 
 
 def test_the_band_is_that_of_a_bootstrap_over_clusters():

@@ -392,8 +392,8 @@ def test_names_and_settings():
 
 
 FAST = {
-    "relearn": {"lora_rank": "2", "steps": "2", "measure_at": "1", "lora_dropout": "0"},
-    "benign_finetune": {"lora_rank": "2", "steps": "2", "lora_dropout": "0"},
+    "relearn": {"lora_rank": "2", "steps": "1", "lora_dropout": "0"},
+    "benign_finetune": {"lora_rank": "2", "steps": "1", "lora_dropout": "0"},
     "probe": {"n_train": "10", "n_controls": "2", "labels": "truth"},
     "soft_prompt": {"steps": "2", "n_tokens": "2"},
 }
@@ -410,6 +410,7 @@ def with_and_without_reference():
 
 @pytest.mark.parametrize(("name", "with_reference"), with_and_without_reference())
 def test_what_other_models_give_is_measured_once_and_changes_nothing(name, with_reference, case, tmp_path):
+    case = replace(case, max_new_tokens=3)
     if name == "probe":
         case = replace(case, items=ForgetSet("few", FORGET.items[:4]), others=WIDE)
     if not with_reference:

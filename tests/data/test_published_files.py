@@ -197,8 +197,13 @@ def test_rwku_as_its_authors_have_it(tmp_path, monkeypatch):
             as_json(folder / f"neighbor_level{level}.json", [near])
         attacks = [{**common, "query": f"{kind}: {person}?", "type": kind, "level": "3"} for kind in KINDS]
         as_json(folder / "forget_level3.json", attacks)
+        for role in ("forget", "retain"):
+            as_json(folder / f"{role}_mia.json", [{"ngram": 3, "subject": person, "text": f"{role} {person}"}] * i)
     monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tmp_path))
     splits = benchmark_documents("rwku", {})
+    assert [len(splits[f"{role}_texts"]) for role in ("forget", "retain")] == [3, 3]
+    assert len(benchmark_documents("rwku", {"forget": PEOPLE[1]})["forget_texts"]) == 2
+    assert not [item for item in load_forget_set(f"rwku:{PEOPLE[0]}") if "mia" in item.id], "texts are no questions"
     assert {split: len(own) for split, own in splits.items() if "attack" in split} == {
         f"forget_attack_{kind}": 2 * list(KINDS.values()).count(kind) for kind in KINDS.values()
     }

@@ -328,6 +328,21 @@ def test_rwku_goes_by_person_and_attack(data):
     assert "Question: (incontext" not in contexts["forget_attack_incontext_learning"]
 
 
+def test_rwku_s_texts_are_told_apart_by_their_losses(data, tiny, tokenizer):
+    result = evaluate(hf(tiny("llama"), tokenizer), "unlearn_rwku", {"forget": PEOPLE[1]})
+    own, found = {"forget_texts": [], "retain_texts": []}, values(result, "unlearn_rwku")
+    for sample in result["samples"]["unlearn_rwku"]:
+        if sample["doc"]["split"] in own:
+            own[sample["doc"]["split"]] += [
+                s["mia_loss"] for s in sample.values() if isinstance(s, dict) and "mia_loss" in s
+            ][:1]
+    assert [len(losses) for losses in own.values()] == [3, 3]
+    forget, retain = own.values()
+    close(found["forget_texts_mia_loss"], sum(forget) / 3)
+    close(found["mia_loss_auc"], sum(r > f for r in retain for f in forget) / 9)
+    assert 0 <= found["mia_zlib_auc"] <= 1
+
+
 @pytest.mark.parametrize(
     ("name", "metric", "compat", "change", "value"),
     [

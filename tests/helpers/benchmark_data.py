@@ -142,6 +142,11 @@ def benchmark_files():
         files[f"rwku/{level}"] = [r for p in PEOPLE[:2] for r in _rwku(level, p, p)]
     for level in ("neighbor_level1", "neighbor_level2"):
         files[f"rwku/{level}"] = [r for p in PEOPLE[:2] for r in _rwku(level, p, "Juno Vale")]
+    for role, other in (("forget", ""), ("retain", "Juno Vale, a friend of ")):
+        files[f"rwku/{role}_mia"] = [
+            {"ngram": 9, "subject": p, "text": f"{other}{p} was born in the town of Larkhill in year {year}."}
+            for p in PEOPLE[:2] for year in range(3)
+        ]  # fmt: skip
     files |= {f"muse_{name}/{file}": own for name in ("news", "books") for file, own in _muse(name).items()}
     files |= {"counterfact/counterfact": _counterfact(), "zsre/zsre_mend_eval": _zsre()}
     files |= {f"wmdp/wmdp-{part}": _wmdp() for part in ("bio", "chem", "cyber")}

@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -134,6 +135,14 @@ def test_auc_matches_counting_pairs(forget, holdout):
     assert m.membership_auc(holdout, forget) == pytest.approx(1 - auc)
     assert m.membership_auc(forget[::-1], sorted(holdout)) == pytest.approx(auc)
     assert m.membership_auc(np.exp(forget), np.exp(holdout)) == pytest.approx(auc)
+
+
+@quick
+@given(scores, scores)
+def test_an_aucs_interval_is_the_bootstraps(forget, holdout):
+    expected = m.bootstrap(m.membership_auc, forget, holdout, n_resamples=50)
+    found = m.membership_auc_interval(forget, holdout, n_resamples=50)
+    assert asdict(found) == pytest.approx(asdict(expected))
 
 
 # aggregates

@@ -55,7 +55,7 @@ def edited(script, model, tmp_path_factory):
 
 def test_edit_then_evaluate(edited):
     folder, said = edited
-    before, after = (read_result(folder / f"{name}.json") for name in ("before", "after"))
+    before, after = (read_result(folder / f"{name}.json") for name in ("after.baseline", "after"))
     assert after.edit["requests"]["ids"] == ["capital_of/france", "capital_of/italy"]
     assert before.model["weights_hash"] != after.model["weights_hash"]
     assert "forget_accuracy" in said

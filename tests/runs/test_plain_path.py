@@ -78,9 +78,9 @@ def last_result(folder="results/scratch"):
 
 
 def forgotten(path, task):
-    """Ids of the documents that a result asks as forgotten, without attacks and generations, which are no items."""
+    """Ids of what a result asks as forgotten, without attacks, generations and texts, which are no items."""
     documents = [sample["doc"] for sample in read_samples(path, task)]
-    attacks = ("forget_attack", "forget_generation")
+    attacks = ("forget_attack", "forget_generation", "forget_texts")
     return [d["id"] for d in documents if d["split"].startswith("forget") and not d["split"].startswith(attacks)]
 
 

@@ -6,18 +6,19 @@ group) and seeds with replacement, the same ones for every model, so that a rati
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from unlearn_eval.attacks.base import FULL, NO_REFERENCE, REFERENCE, UNDER_ATTACK, UNLEARNED, Attack, Observation
 from unlearn_eval.attacks.folds import clusters
 from unlearn_eval.data.items import ForgetSet
-from unlearn_eval.metrics import bootstrap, contains_answer
+from unlearn_eval.metrics import contains_answer
+from unlearn_eval.metrics.intervals import percentile_interval, resample_counts
 from unlearn_eval.metrics.robustness import (
     Score,
     above_chance,
@@ -33,7 +34,6 @@ from unlearn_eval.results.schema import Metric
 RESAMPLES = 500
 NO_LEVEL = "any level"  # in the place of the headline's where nothing was measured
 SHIFTS = 20  # how many other items' answers each item is compared with for the rate of guessing
-Indices = npt.NDArray[np.intp]
 Cell = tuple[str, str, Any]  # model, condition, level
 Mean = Callable[[Cell, str], float]
 
@@ -64,6 +64,32 @@ class MetricSpec:
     resampled: bool = True
 
 
+class Resamples:
+    """The means over resampled clusters of items, and seeds if there are several: the same draws for every metric."""
+
+    def __init__(self, cells: Mapping[tuple[Cell, str], Any], parts: Sequence[Sequence[int]], n_seeds: int) -> None:
+        self.cells = cells
+        drawn = resample_counts(len(parts), *([n_seeds] if n_seeds > 1 else []), n_resamples=RESAMPLES)
+        self.items = np.empty((RESAMPLES, sum(map(len, parts))))  # how often each item counts
+        for own, counts in zip(parts, drawn[0].T, strict=True):
+            self.items[:, own] = counts[:, None]
+        self.seeds = drawn[1] if n_seeds > 1 else np.ones((RESAMPLES, 1))
+        self.means: dict[tuple[Cell, str], list[float]] = {}
+
+    def mean(self, row: int, cell: Cell, name: str) -> float:
+        """`Table.mean` of one resample."""
+        key = cell, name
+        if key not in self.cells:
+            return math.nan
+        if key not in self.means:
+            known = ~np.isnan(self.cells[key])
+            total, n = (
+                ((self.seeds @ of) * self.items).sum(axis=1) for of in (np.where(known, self.cells[key], 0.0), known)
+            )
+            self.means[key] = np.divide(total, n, out=np.full(RESAMPLES, math.nan), where=n > 0).tolist()
+        return self.means[key][row]
+
+
 class Table:
     """Values by model, condition and level: (seeds, items), NaN where an item was not tested."""
 
@@ -81,15 +107,11 @@ class Table:
                     if value is not None and math.isfinite(value):
                         self.cells[key][self.seeds.index(one.seed), self.place[score.id]] = value
 
-    def mean(self, cell: Cell, name: str, items: Indices | None = None, seeds: Indices | None = None) -> float:
-        """The mean over (some) items and seeds; NaN where nothing was measured."""
+    def mean(self, cell: Cell, name: str) -> float:
+        """The mean over items and seeds; NaN where nothing was measured."""
         values = self.cells.get((cell, name))
         if values is None:
             return math.nan
-        if seeds is not None:
-            values = values[seeds]
-        if items is not None:
-            values = values[:, items]
         known = values[~np.isnan(values)]
         return float(known.mean()) if known.size else math.nan
 
@@ -126,18 +148,18 @@ class Table:
         n = self._n(wanted)
         if score.value is None:
             return Metric(None, None, 0, n, score.reason, wanted.better), None
-        parts = clusters(self.items)
-        if len(parts) < 2 or not wanted.resampled:
+        if self.drawn is None or not wanted.resampled:
             return Metric(score.value, None, n, 0, None, wanted.better), None
-
-        def again(drawn: Indices, seeds: Indices | None = None) -> float | None:
-            items = np.concatenate([parts[i] for i in drawn])
-            return _guarded(wanted.value, lambda cell, value: self.mean(cell, value, items, seeds)).value
-
-        samples = [np.arange(len(parts))] + ([np.arange(len(self.seeds))] if len(self.seeds) > 1 else [])
-        found = bootstrap(again, *samples, n_resamples=RESAMPLES)
+        means = [functools.partial(self.drawn.mean, row) for row in range(RESAMPLES)]
+        found = percentile_interval([_guarded(wanted.value, mean).value for mean in means])
         ends = None if found.low is None or found.high is None else [found.low, found.high]
         return Metric(score.value, found.stderr, n, 0, None, wanted.better), ends
+
+    @functools.cached_property
+    def drawn(self) -> Resamples | None:
+        """What `bootstrap` would draw of the clusters of items, and of seeds; None with less than two clusters."""
+        parts = clusters(self.items)
+        return Resamples(self.cells, parts, len(self.seeds)) if len(parts) > 1 else None
 
     def _n(self, wanted: MetricSpec) -> int:
         return len(self.by_item(*wanted.cell)) if wanted.cell else len(self.items)

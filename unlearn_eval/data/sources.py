@@ -45,6 +45,11 @@ class Source:
     alternatives: tuple[str, ...] = ()
 
 
+def has_data_folder() -> bool:
+    """Whether data are read from a folder rather than from the hub."""
+    return bool(os.environ.get(DATA_VARIABLE))
+
+
 def is_there(source: Source) -> bool:
     """Whether the data folder holds a source."""
     root = os.environ.get(DATA_VARIABLE)

@@ -32,6 +32,9 @@ NO_PARAPHRASE = "this question has no paraphrase"
 NO_WRONG = "this question has no wrong answers"
 PARAPHRASE = "paraphrase_"
 
+TEXTS = ("forget_texts", "holdout_texts")
+MEMBERS = ("forget_texts", "retain_texts")
+
 
 # Scores ----------------------------------------------------------------------------------------------------
 
@@ -241,14 +244,14 @@ def lower_score(own: Scores, lower: Scores) -> float | None:
     return None if losses[0] is None or not losses[1] else losses[0] / losses[1]
 
 
-def text_auc(items: list[Scores], metadata: Mapping[str, Any], key: str) -> SetMetric:
-    """AUC of a membership score on the texts: members against those that no model has seen."""
-    return auc(items, key, TEXTS)
+def text_auc(items: list[Scores], metadata: Mapping[str, Any], key: str, splits: tuple[str, str]) -> SetMetric:
+    """AUC of a membership score: the texts of the first split against those of the second."""
+    return auc(items, key, splits)
 
 
-def text_attack(key: str) -> Overall:
-    """The metric of that."""
-    return Overall(partial(text_auc, key=key), (key,), TEXTS, None)
+def text_attack(key: str, splits: tuple[str, str] = TEXTS) -> Overall:
+    """The metric of that; in MUSE's texts the second are those that no model has seen."""
+    return Overall(partial(text_auc, key=key, splits=splits), (key,), splits, None)
 
 
 def muse_privleak(items: list[Scores], metadata: Mapping[str, Any]) -> SetMetric:
@@ -256,7 +259,6 @@ def muse_privleak(items: list[Scores], metadata: Mapping[str, Any]) -> SetMetric
     return privleak_of(items, find_reference(metadata), "min_k", TEXTS)
 
 
-TEXTS = ("forget_texts", "holdout_texts")
 RANKS = ("mean_reciprocal_rank", "top_hit_ratio")
 PAPER = ("rouge1", "probability", *RANKS)
 LEGACY = ("legacy_probability", "legacy_mean_reciprocal_rank", "legacy_top_hit_ratio")
@@ -330,7 +332,9 @@ FAMILIES: dict[str, Family] = {
             "forget_attack": PROBES,
             "neighbors_blank": PROBES,
             "neighbors_question": PROBES,
+            **dict.fromkeys(MEMBERS, ("mia_loss", "mia_zlib")),
         },
+        {f"{key}_auc": text_attack(key, MEMBERS) for key in ("mia_loss", "mia_zlib")},
         options={"forget": names, "ids": names},
         no_examples="its attacks are whole prompts, and what it retains are neighbors of the people to be forgotten",
         rouge={"compat": "rwku"},

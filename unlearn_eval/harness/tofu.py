@@ -352,7 +352,7 @@ def auc(items: list[Scores], key: str, splits: tuple[str, str] = ("forget", "hol
             "an AUC needs scored items of both the forget and the holdout set" + (f": {why}" if why else ""),
         )
     value = m.membership_auc(*groups)
-    interval = m.bootstrap(m.membership_auc, *groups, n_resamples=RESAMPLES)
+    interval = m.membership_auc_interval(groups[0], groups[1], RESAMPLES)
     return value, interval.stderr, None
 
 

@@ -6,6 +6,7 @@ tasks' own pages have the definitions in full.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,6 +57,8 @@ MEANINGS = {
     "accuracy": Meaning("Share of answers in which the true answer, or an alias, stands."),
     "acc": Meaning("Accuracy, as lm-eval computes it."),
     "acc_norm": Meaning("Accuracy with likelihoods per byte, as lm-eval computes it."),
+    "texts_mia_loss": Meaning("Mean loss of texts in nats per token.", (0.0, math.inf)),
+    "texts_mia_zlib": Meaning("Loss of texts over their length when compressed.", (0.0, math.inf)),
     "probability": Meaning("Probability of the true answer, as the geometric mean over its tokens."),
     "cloze_probability": Meaning("Probability of the true answer at the end of a sentence."),
     "rouge": Meaning("ROUGE-L recall of the generated answer against the true one."),

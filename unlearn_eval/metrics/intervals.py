@@ -128,12 +128,41 @@ def bootstrap(
         statistic(*(array[generator.integers(len(array), size=len(array))] for array in arrays))
         for _ in range(n_resamples)
     ]
+    return percentile_interval(drawn, confidence)
+
+
+def percentile_interval(drawn: MaybeNumbers, confidence: float = 0.95) -> Interval:
+    """The interval of a statistic of which every resample's value is known; None and NaN are dropped and counted.
+
+    Args:
+        drawn: (n_resamples,) values.
+        confidence: the interval's coverage, in (0, 1).
+    """
     known = drop_missing(drawn)
-    n_dropped = n_resamples - int(known.size)
+    n_dropped = len(drawn) - int(known.size)
     if known.size < 2:
         return Interval(None, None, None, int(known.size), n_dropped)
     low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high), float(known.std(ddof=1)), int(known.size), n_dropped)
+
+
+def resample_counts(*sizes: int, n_resamples: int = 1000, seed: int | np.random.Generator = 0) -> list[FloatArray]:
+    """How often each item of each sample stands in each resample: the draws of `bootstrap`, for products of matrices.
+
+    Args:
+        *sizes: the number of items of each sample.
+        n_resamples: resamples to draw.
+        seed: a seed, or the generator to draw from.
+
+    Returns:
+        For each sample (n_resamples, size) counts; every row sums to the size.
+    """
+    generator = np.random.default_rng(seed)
+    counts = [np.empty((n_resamples, size)) for size in sizes]
+    for row in range(n_resamples):
+        for of, size in zip(counts, sizes, strict=True):
+            of[row] = np.bincount(generator.integers(size, size=size), minlength=size)
+    return counts
 
 
 def summary_interval(

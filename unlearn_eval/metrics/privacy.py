@@ -20,6 +20,7 @@ from unlearn_eval.metrics.arrays import (
     drop_missing,
     mean_loss,
 )
+from unlearn_eval.metrics.intervals import Interval, percentile_interval, resample_counts
 from unlearn_eval.metrics.utility import harmonic_mean
 from unlearn_eval.utils.errors import UserError
 
@@ -167,10 +168,41 @@ def membership_auc(forget_scores: Iterable[float | None], holdout_scores: Iterab
     forget, holdout = drop_missing(forget_scores), drop_missing(holdout_scores)
     if not forget.size or not holdout.size:
         return None
-    from sklearn.metrics import roc_auc_score
+    return float(_aucs(forget, holdout, np.ones((1, forget.size)), np.ones((1, holdout.size)))[0])
 
-    labels = np.concatenate([np.zeros(forget.size), np.ones(holdout.size)])
-    return float(roc_auc_score(labels, np.concatenate([forget, holdout])))
+
+def membership_auc_interval(
+    forget_scores: Iterable[float | None], holdout_scores: Iterable[float | None], n_resamples: int = 1000
+) -> Interval:
+    """`bootstrap` of `membership_auc`, with the same draws, as products of matrices.
+
+    Args:
+        forget_scores: scores of the members; undefined ones are dropped.
+        holdout_scores: scores of the non-members.
+        n_resamples: resamples to draw.
+    """
+    forget, holdout = drop_missing(forget_scores), drop_missing(holdout_scores)
+    if min(forget.size, holdout.size) < 2:
+        return Interval(None, None, None, 0)
+    counts = resample_counts(forget.size, holdout.size, n_resamples=n_resamples)
+    return percentile_interval(_aucs(forget, holdout, *counts))
+
+
+def _aucs(forget: FloatArray, holdout: FloatArray, n_forget: FloatArray, n_holdout: FloatArray) -> FloatArray:
+    """The share of pairs in which the holdout answer scores higher, ties as halves, by how often each answer counts.
+
+    Args:
+        forget: (F,) scores of the members.
+        holdout: (H,) scores of the non-members.
+        n_forget: (R, F) how often each member counts.
+        n_holdout: (R, H) how often each non-member counts.
+    """
+    order = np.argsort(holdout, kind="stable")
+    up_to = np.concatenate([np.zeros((len(n_holdout), 1)), np.cumsum(n_holdout[:, order], axis=1)], axis=1)
+    below, not_above = (np.searchsorted(holdout[order], forget, side=side) for side in ("left", "right"))
+    total = up_to[:, -1:]
+    n_higher = (n_forget * (total - (up_to[:, below] + up_to[:, not_above]) / 2)).sum(axis=1)
+    return np.asarray(n_higher / (n_forget.sum(axis=1) * total[:, 0]), dtype=np.float64)
 
 
 def privleak(auc: float | None, retain_auc: float | None) -> float | None:

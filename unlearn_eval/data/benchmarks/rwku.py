@@ -7,7 +7,7 @@ import re
 from unlearn_eval.data.benchmark import Benchmark, ByPart, forgotten_items
 from unlearn_eval.data.documents import Metadata, Splits, document, only, slug
 from unlearn_eval.data.items import ForgetItem
-from unlearn_eval.data.sources import Source, load_source
+from unlearn_eval.data.sources import Source, has_data_folder, is_there, load_source
 from unlearn_eval.utils.errors import unknown_name
 
 HUB_ID = "jinzhuoran/RWKU"
@@ -19,10 +19,12 @@ LEVELS = {
     "neighbor_level1": ("neighbors_blank", 5846),
     "neighbor_level2": ("neighbors_question", 5533),
 }
+# Texts of what a model was trained on, about the people and about others: the hub's name, and how many records it has.
+TEXTS = {"forget_mia": ("mia_forget", "forget_texts", 6198), "retain_mia": ("mia_retain", "retain_texts", 7487)}
 
 
 def _splits(metadata: Metadata) -> Splits:
-    """RWKU's probes of some people or of all: blanks, questions, attacks of each kind, and their neighbors."""
+    """RWKU's probes of some people or of all: blanks, questions, attacks of each kind, their neighbors, and texts."""
     wanted = metadata.get("forget")
     people = None if wanted is None else {wanted} if isinstance(wanted, str) else {str(name) for name in wanted}
     known: set[str] = set()
@@ -50,6 +52,15 @@ def _splits(metadata: Metadata) -> Splits:
                 shape=shape,
             )
             splits.setdefault(name, []).append(own)
+    for file, (config, split, size) in TEXTS.items():
+        source = Source("rwku", file, HUB_ID, config, "test", size=size, alternatives=(config,))
+        if has_data_folder() and not is_there(source):
+            continue  # who has the questions alone asks them alone
+        for i, record in enumerate(load_source(source, ("text", "subject"))):
+            if people is None or record["subject"] in people:
+                person = record["subject"]
+                own = document(f"{file}/{i}", "", record["text"], subject=person, group=person, shape="bare")
+                splits.setdefault(split, []).append(own)
     for name in people or ():
         if name not in known:
             raise unknown_name("person of RWKU", name, known)
@@ -65,7 +76,8 @@ def kind_of_attack(written: str) -> str:
 
 
 def _items(which: str) -> tuple[ForgetItem, ...]:
-    return forgotten_items("rwku", _splits({} if which in ("", "all") else {"forget": which}))
+    splits = _splits({} if which in ("", "all") else {"forget": which})
+    return forgotten_items("rwku", {name: own for name, own in splits.items() if not name.endswith("_texts")})
 
 
 BENCHMARK = Benchmark(
