@@ -15,8 +15,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from unlearn_eval.data.benchmark import Chosen
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.harness.backends import model_type
@@ -48,7 +46,9 @@ from unlearn_eval.runs.study.plan import Ask, Cell
 from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.serving.engine import engine_stopped
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.folders import remove_whole
 from unlearn_eval.utils.json_files import dumps, write_all
+from unlearn_eval.utils.locks import alone
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json
 from unlearn_eval.utils.settings import configure
@@ -149,7 +149,7 @@ class Worker:
         from unlearn_eval.runs.finetune import ABOUT
 
         folder = self.store.shared("models", f"{cell.model.name}-{cell.model_key[-12:]}")
-        with _alone(folder):
+        with alone([folder], f"the model {cell.model.name}", self.say):
             if not (folder / ABOUT).is_file():
                 self._finetune(cell, spec, folder)
         return self._read(str(folder), spec.dtype, None)
@@ -161,7 +161,7 @@ class Worker:
 
         about = [cell.model_key, cell.model.dtype, cell.chat, cell.prompts, chosen.forget.hash]
         path = self.store.shared("references", f"probability-{hash_json(about)[:16]}.json")
-        with _alone(path):
+        with alone(path):
             if not path.is_file():
                 model = self._taught(cell)
                 asked = _format_for(cell, model)
@@ -195,7 +195,7 @@ class Worker:
         made = finetune(base, data, options, chosen, _format_for(cell, base), 0, self.progress)
         self._say_end(made.info.notes)
         write_checkpoint(base, made, folder, left_out(data.name), self.say)
-        shutil.rmtree(training, ignore_errors=True)
+        remove_whole(training)
 
     def _say_end(self, notes: Mapping[str, Any]) -> None:
         """What ended a training run before its last step."""
@@ -242,7 +242,7 @@ class Worker:
             self.say(f"asking {cell.model.name} the {len(items)} questions of {items.name}")
             path = self._asked(loaded, items)
             lm = self._plain_lm(loaded)
-            with _alone(path):
+            with alone([path], f"the answers of {cell.model.name}", self.say):
                 loaded.known[items.hash] = known_items(
                     path, items, lm, loaded.prompt_format, self.batch_size, _MAX_NEW_TOKENS, self.progress
                 )
@@ -292,7 +292,7 @@ class Worker:
         )
         self._say_end(made.info.notes)
         made.save(folder, loaded.model.tokenizer, loaded.model.model.config)
-        shutil.rmtree(training, ignore_errors=True)
+        remove_whole(training)
         return folder
 
     def _retained(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> ForgetSet:
@@ -423,7 +423,7 @@ class Worker:
             cell.seed,
         ]
         path = self.store.shared("references", f"{ask.task.task}-{hash_json(about)[:16]}.json")
-        with _alone(path):
+        with alone(path):
             if read_if_whole(path) is None:
                 model = self._taught(cell) if name == TAUGHT else self._read(name, cell.model.dtype, None)
                 asked = _format_for(cell, model)
@@ -488,7 +488,7 @@ class Worker:
         settings, known = configure(method.Config, attack.settings), None
         if own.control_key and case.edit.kind in method.kinds:
             place = self.store.shared("controls", f"{attack.attack}-{own.control_key[:16]}.json")
-            with _alone(place):
+            with alone([place], f"the controls of {attack.attack}", self.say):
                 known = kept_controls(method, case, settings, place)
         made = attack_case(method, case, settings, known)
         task, items = task_name(attack.name), chosen.forget
@@ -535,14 +535,6 @@ class Worker:
 
 def _format_for(cell: Cell, model: LoadedModel) -> PromptFormat:
     return model.prompt_format(cell.chat, cell.system, cell.chat_template_kwargs)
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Only one worker at a time makes what several need."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{place}.lock"):
-        yield
 
 
 def _check_of(cell: Cell) -> Check | None:
