@@ -49,8 +49,8 @@ from unlearn_eval.cli.terminal import progress as _progress
 from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.edits.records import SelfCheck
-from unlearn_eval.utils.errors import UserError, unknown_name
-from unlearn_eval.utils.folders import check_folder, check_output
+from unlearn_eval.utils.errors import UserError, is_out_of_memory, unknown_name
+from unlearn_eval.utils.folders import check_folder, check_output, is_of_the_disk
 from unlearn_eval.utils.json_files import dumps
 from unlearn_eval.utils.terminal import LEVEL, QUIET, USUAL, VERBOSE, new_console, put, say
 
@@ -584,26 +584,30 @@ def main() -> None:
         _drop_output()  # whoever read it has gone
         sys.exit(1)
     except OSError as error:
+        if error.errno == errno.ENOMEM or is_out_of_memory(error):
+            _fail(_MEMORY)
         if error.errno is None:
             raise
         if error.errno in _CANNOT_WRITE:
             _drop_output()  # it may itself be what is full
-            hint = "free some space or give another --output; the same command goes on from there"
-            _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}\nhint: {hint}")
+            _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}\nhint: {_ROOM}")
         _fail(f"{error.filename or 'a file'}: {error.strerror}\nhint: check the path, and what may be done there")
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
         if str(error).startswith("Could not determine home"):
             _fail("there is no home folder\nhint: set HOME, or UNLEARN_EVAL_CACHE and HF_HOME")
-        if not (isinstance(error, MemoryError) or any(text in str(error) for text in _TOO_LITTLE)):
+        if is_out_of_memory(error):
+            _fail(_MEMORY)
+        if not is_of_the_disk(error):
             raise
-        _fail("the memory is too small\nhint: give a smaller --batch_size or model, or --dtype bfloat16")
+        _fail(f"cannot write a file: {' '.join(str(error).split())[:200]}\nhint: {_ROOM}")
     except KeyboardInterrupt:
         say("interrupted; what was finished is kept, the same command goes on from there")
         sys.exit(130)
 
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
-_TOO_LITTLE = ("out of memory", "can't allocate memory")
+_ROOM = "free some space or give another --output; the same command goes on from there"
+_MEMORY = "the memory is too small\nhint: give a smaller --batch_size or model, or --dtype bfloat16"
 
 
 def _drop_output() -> None:
@@ -680,10 +684,12 @@ def _editor_of(state: Any) -> str:
 
 
 def _remove(folder: str | None) -> None:
-    import shutil
+    from pathlib import Path
+
+    from unlearn_eval.editing.training.run import remove_run
 
     if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_run(Path(folder))
 
 
 def _is_first_process() -> bool:

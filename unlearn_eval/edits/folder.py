@@ -81,6 +81,18 @@ def _name_architecture(path: Path, own: str | None) -> None:
     write_json(path, config)
 
 
+def check_names_base(base: Mapping[str, Any], hint: str = "make the edit again: vLLM serves no others") -> None:
+    """Refuse an edit whose `base` entry does not say on which weights it was made; `hint` is for the error.
+
+    Raises:
+        UserError: nothing shows which model is its base.
+    """
+    if not base.get("canonical_hash"):
+        raise UserError(
+            "the edit does not say on which weights it was made, so nothing shows whether this is its base", hint
+        )
+
+
 def check_architecture(folder: Path) -> None:
     """Refuse a folder that a server would take for a model of its own.
 

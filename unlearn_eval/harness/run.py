@@ -110,10 +110,13 @@ def _others_if_nowhere(name: str, include_path: str | None) -> frozenset[str] | 
 
     folders = [Path(lm_eval.tasks.__file__).parent, *([Path(include_path).expanduser()] if include_path else [])]
     known = set(_own_names())
+    # As the value of such a key, or in a list: many a word stands in the prose of prompts.
+    key, end = r"""(?:^|\b(?:task|group|tag)["']?\s*:|^\s*-|[\[,])\s*["']?""", r"""["']?\s*(?:$|[\],#])"""
+    named = re.compile(key + re.escape(name) + end, re.MULTILINE)
     for path in (path for folder in folders for path in folder.rglob("*")):
-        if path.suffix in (".yaml", ".yml", ".py") or (not path.suffix and path.name.endswith("_yaml")):
+        if path.suffix in ("", ".yaml", ".yml", ".py") and path.is_file():  # many that are included have no ending
             text = path.read_text(encoding="utf-8", errors="replace")
-            if name in text:
+            if name in text and named.search(text):
                 return None
             known.update(_NAMED.findall(text))
     return frozenset(known)

@@ -15,7 +15,7 @@ from unlearn_eval.models.gguf import converted_gguf
 from unlearn_eval.models.places import resolve_model
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import WeightsHash, check_finite, known_weights
-from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.errors import UserError, is_out_of_memory, unknown_name
 
 if TYPE_CHECKING:  # paths are resolved without torch
     from collections.abc import Mapping
@@ -260,7 +260,7 @@ def _or_user_error(name: str, load: Callable[..., Any], *arguments: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(error):
             raise
         text = " ".join(str(error).split())
         reason, hint = (

@@ -38,7 +38,9 @@ from unlearn_eval.models.arguments import accepts
 from unlearn_eval.models.out_of_memory import until_it_fits
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.folders import remove_whole
 from unlearn_eval.utils.json_files import write_all
+from unlearn_eval.utils.locks import locked
 from unlearn_eval.utils.provenance import hash_json
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ def trained(
     """
     with ExitStack() as stack:
         folder = Path(config.folder) if config.folder else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(_held(folder))
         fingerprint = _claim(folder, config, identity, rows)
         stack.enter_context(_own_randomness(model, config.seed))
         processes, process = _processes()
@@ -453,11 +456,40 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
 # Checkpoints -----------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; of several processes the first looks after it.
+
+    Raises:
+        UserError: another run writes to it, or it holds something else than checkpoints.
+    """
+    if _processes()[1] > 0:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(not path.name.startswith(".") for path in folder.iterdir()) and not (folder / RUN).is_file():
+        raise UserError(f"{folder} holds something else than checkpoints of a run", "give an empty or a new folder")
+    with locked(folder, "wait for it, or give another --output or --set folder=..."):
+        yield
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the checkpoints of a run that is done, or of its steps, unless another process goes on from them."""
+    try:
+        for run in (folder, *folder.glob("*/")):
+            if (run / RUN).is_file():
+                with locked(run):
+                    pass
+    except UserError:
+        return
+    remove_whole(folder)
+
+
 def _claim(folder: Path, config: TrainingConfig, identity: Mapping[str, Any], rows: Rows) -> str:
     """Make the folder this run's; the run's fingerprint.
 
     Raises:
-        UserError: it holds another run's checkpoints (what differs is named), or something else.
+        UserError: it holds another run's checkpoints; what differs is named.
     """
     settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
     content = {part: [[row.prompt_ids, row.label_ids] for row in kind] for part, kind in rows.items()}
@@ -475,8 +507,6 @@ def _claim(folder: Path, config: TrainingConfig, identity: Mapping[str, Any], ro
                 f"{folder} holds checkpoints of another run: {'; '.join(differences[:3])}",
                 "give another folder, or remove it",
             )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds something else than checkpoints of a run", "give an empty or a new folder")
     else:
         write_all({RUN: json.dumps(own, indent=2) + "\n"}, folder)
     return hash_json(own)

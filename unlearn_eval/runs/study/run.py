@@ -14,10 +14,10 @@ from typing import Any
 
 from unlearn_eval.results.files import write_result
 from unlearn_eval.results.schema import Result, utc_now
-from unlearn_eval.runs.study.lock import locked
 from unlearn_eval.runs.study.plan import Cell, Plan
 from unlearn_eval.runs.study.show import Board
 from unlearn_eval.runs.study.store import FILES, RESULT, STUDY, Store
+from unlearn_eval.utils.locks import locked
 from unlearn_eval.utils.provenance import hash_json
 
 _LOOKS = ("part", "model", "editor", "recipe", "forget", "size", "seed", "tasks")  # what people take for the same

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from unlearn_eval.data.benchmark import Chosen
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.harness.backends import model_type
@@ -40,7 +38,9 @@ from unlearn_eval.runs.study.plan import Ask, Cell
 from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.serving.engine import engine_stopped
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.folders import remove_whole
 from unlearn_eval.utils.json_files import dumps, write_all
+from unlearn_eval.utils.locks import alone
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json
 from unlearn_eval.utils.settings import configure
@@ -141,7 +141,7 @@ class Worker:
         from unlearn_eval.runs.finetune import ABOUT
 
         folder = self.store.shared("models", f"{cell.model.name}-{cell.model_key[-12:]}")
-        with _alone(folder):
+        with alone([folder], f"the model {cell.model.name}", self.say):
             if not (folder / ABOUT).is_file():
                 self._finetune(cell, spec, folder)
         return self._read(str(folder), spec.dtype, None)
@@ -159,7 +159,7 @@ class Worker:
         chosen = preset_of(data, cell.finetune.preset)
         made = finetune(base, data, options, chosen, _format_for(cell, base), 0, self.progress)
         write_checkpoint(base, made, folder, left_out(data.name), self.say)
-        shutil.rmtree(training, ignore_errors=True)
+        remove_whole(training)
 
     def _unload(self) -> None:
         self.loaded = None
@@ -199,7 +199,7 @@ class Worker:
             self.say(f"asking {cell.model.name} the {len(items)} questions of {items.name}")
             path = self._asked(loaded, items)
             lm = self._plain_lm(loaded)
-            with _alone(path):
+            with alone([path], f"the answers of {cell.model.name}", self.say):
                 loaded.known[items.hash] = known_items(
                     path, items, lm, loaded.prompt_format, self.batch_size, _MAX_NEW_TOKENS, self.progress
                 )
@@ -246,7 +246,7 @@ class Worker:
             loaded.model, chosen.forget, cell.editor.editor, options, recipe, progress=self.progress, retain=retain
         )
         made.save(folder, loaded.model.tokenizer, loaded.model.model.config)
-        shutil.rmtree(training, ignore_errors=True)
+        remove_whole(training)
         return folder
 
     def _retained(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> ForgetSet:
@@ -404,7 +404,7 @@ class Worker:
         settings, known = configure(method.Config, attack.settings), None
         if own.control_key and case.edit.kind in method.kinds:
             place = self.store.shared("controls", f"{attack.attack}-{own.control_key[:16]}.json")
-            with _alone(place):
+            with alone([place], f"the controls of {attack.attack}", self.say):
                 known = kept_controls(method, case, settings, place)
         made = attack_case(method, case, settings, known)
         task, items = task_name(attack.name), chosen.forget
@@ -451,14 +451,6 @@ class Worker:
 
 def _format_for(cell: Cell, model: LoadedModel) -> PromptFormat:
     return model.prompt_format(cell.chat, cell.system, cell.chat_template_kwargs)
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Only one worker at a time makes what several need."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{place}.lock"):
-        yield
 
 
 def _check_of(cell: Cell) -> Check | None:
