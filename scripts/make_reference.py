@@ -435,14 +435,14 @@ def studies() -> str:
             entry(spec.Finetune, "on"),
             "## `tune`",
             first_sentence(file.TuneEntry.__doc__),
-            table(("key", "what it is"), [(f"`{key}`", text) for key, text in attributes(file.TuneEntry).items()]),
+            table(("key", "what it is"), [(f"`{key}`", text) for key, text in _of_files_alone(file.TuneEntry).items()]),
             f"`subject_to`: `metric`, TASK/METRIC, and `at_least`. {first_sentence(file.Bar.__doc__)}",
         ]
     )  # fmt: skip
 
 
 def _of_files_alone(kind: type[Any]) -> dict[str, str]:
-    """What a study file may say that becomes part of its entries."""
+    """What a study file's own classes say of their keys, without what pydantic says of its own attributes."""
     return {name: text for name, text in attributes(kind).items() if name in kind.model_fields and name != "parts"}
 
 

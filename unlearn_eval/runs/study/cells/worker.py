@@ -161,7 +161,7 @@ class Worker:
 
         about = [cell.model_key, cell.model.dtype, cell.chat, cell.prompts, chosen.forget.hash]
         path = self.store.shared("references", f"probability-{hash_json(about)[:16]}.json")
-        with alone(path):
+        with alone([path], f"the reference of {cell.model.name}", self.say):
             if not path.is_file():
                 model = self._taught(cell)
                 asked = _format_for(cell, model)
@@ -423,7 +423,7 @@ class Worker:
             cell.seed,
         ]
         path = self.store.shared("references", f"{ask.task.task}-{hash_json(about)[:16]}.json")
-        with alone(path):
+        with alone([path], f"the numbers of {name}", self.say):
             if read_if_whole(path) is None:
                 model = self._taught(cell) if name == TAUGHT else self._read(name, cell.model.dtype, None)
                 asked = _format_for(cell, model)
