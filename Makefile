@@ -18,7 +18,7 @@ NEXT_TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(N
 VLLM_TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VLLM)/bin/python -m pytest tests/serving/test_vllm*.py \
              -n 2 --dist worksteal
 
-.PHONY: demo test test-all test-faults smoke-vllm test-vllm test-next check docs format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
+.PHONY: demo test test-all coverage test-faults smoke-vllm test-vllm test-next check docs format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
         benchmark-refusals benchmark-serving clean help
 
 demo: $(INSTALLED)  ## make a small model forget facts, and measure it
@@ -29,6 +29,10 @@ test: $(INSTALLED) $(MODEL)  ## the whole default suite
 
 test-all: $(INSTALLED) $(MODEL)  ## the slow tests too
 	$(PYTEST) -m "not gpu and not vllm"
+
+coverage: $(INSTALLED) $(MODEL)  ## the default suite, and which lines it runs: a table, and pages in .coverage-html/
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu and not vllm" -n 2 --dist worksteal --cov --cov-report=term:skip-covered \
+		--cov-report=html
 
 test-faults: $(INSTALLED)  ## odd files of strangers by every command that reads them
 	OMP_NUM_THREADS=1 $(PYTEST) tests/project/test_odd_files.py

@@ -26,6 +26,7 @@ __all__, __getattr__, __dir__ = lazy.exports(
         "results.comparison": "compare",
         "results.files": "read_result write_result",
         "results.schema": "Metric Result",
+        "results.sharing": "push_results",
         "utils.errors": "UserError",
     },
 )

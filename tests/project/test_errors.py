@@ -149,6 +149,13 @@ def test_the_reason_for_no_forget_quality_is_the_page_s():
     assert says("forget_quality_missing", f"forget_quality: {ABSENT}")
 
 
+def begins(message, title):
+    """Whether a title is a message's first words, after what says in which file and line."""
+    before, found, _ = message.partition(title)
+    place = r"(?:\.\.\.[/\w.]*|line (?:\d+)?|column|byte|item lake|[ ,:])*"
+    return bool(found) and re.fullmatch(place, before) is not None
+
+
 def test_every_page_is_checked_and_in_the_list():
     checked = {cause.__name__ for cause in RAISED} | {"diverged", "forget_quality_missing"}
     assert checked == set(PAGES)
@@ -156,6 +163,7 @@ def test_every_page_is_checked_and_in_the_list():
     for page in PAGES:
         title = (FOLDER / f"{page}.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         assert f"[{title}]({page}.md)" in listed
+        assert begins(quoted(page).splitlines()[0].removeprefix("error: "), title), title
         assert quoted(page).splitlines()[0].removeprefix("error: ") in listed.replace("\\|", "|")
 
 

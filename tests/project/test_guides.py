@@ -1,11 +1,14 @@
 """What the documents tell people to do can be done: commands parse, Python runs, links lead somewhere."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
+import fake_hub
 import pytest
 import typer
 from documented import PAGES, ROOT, SCRIPTS, blocks, commands, files, links, paths
+from report_data import metric, result
 from tiny_models import one_thread, tiny_tokenizer  # noqa: F401
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
@@ -16,6 +19,7 @@ from unlearn_eval.editing.editor import editor_names
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.harness.run import names_of
 from unlearn_eval.models import load as models
+from unlearn_eval.results.files import write_result
 from unlearn_eval.runs.study.read import read_study, study_file
 from unlearn_eval.runs.study.spec import study_of
 
@@ -180,3 +184,23 @@ def test_python_in_documents_runs(workplace, path):
         shutil.rmtree("my_edit")
     exec(compile(code, str(path), "exec"), {"__name__": "document"})
     assert Path("my_edit/edit.json").is_file()
+
+
+def test_an_edit_is_shared_as_the_guide_says(workplace, tmp_path, monkeypatch):
+    hub = fake_hub.install(tmp_path / "hub", monkeypatch)
+    ours(["edit", "--editor", "ridge.py", "--limit", "1", "--set", "target.steps=1", "--output", "my_edit"])
+    measured = result("after", {"forget_accuracy": metric([0.0, 1.0], False)})
+    measured = dataclasses.replace(measured, edit=load_edit("my_edit").info.as_stored())
+    for name in ("after.json", "results/after.json"):
+        write_result(measured, name)
+    page = GUIDES / "sharing.md"
+    pushed, redacted = (words for words in commands(page) if words[1] == "push")
+    ours(pushed[1:])
+    assert b"`forget_accuracy` | 0.5" in hub.files("ORG/NAME")["README.md"]
+    code = "\n".join(blocks(page.read_text(encoding="utf-8"), "python"))
+    exec(compile(code, str(page), "exec"), {"__name__": "document"})
+    ours(redacted[1:])
+    (inspect,) = (words for words in commands(page) if words[1] == "inspect")
+    assert "ridge" in ours(inspect[1:]).output
+    models = {("model", "ORG/NAME"), ("model", "ORG/NAME-redacted")}
+    assert set(hub.repositories) == models | {("dataset", "ORG/NAME-results")}

@@ -16,6 +16,7 @@ from unlearn_eval.attacks.summary import Summary, Table, headline_level, summary
 from unlearn_eval.data.forget_sets import facts, load_forget_set
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.edits.export import load_base
+from unlearn_eval.edits.hub import edit_name
 from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.prompt_format import PromptFormat
@@ -323,5 +324,5 @@ def _reference(config: AttackConfig, say: Say) -> Callable[[], LoadedModel] | No
 def _output(config: AttackConfig) -> Path:
     if config.output:
         return json_place(config.output, "result")
-    edit = Path(config.edit).name
+    edit = edit_name(config.edit)
     return Path("results") / "scratch" / name_of_run(f"{config.attack}_{edit}")

@@ -21,6 +21,7 @@ from unlearn_eval.cli import attack as cli_attack
 from unlearn_eval.cli import env as cli_env
 from unlearn_eval.cli import localize as cli_localization
 from unlearn_eval.cli import ls as cli_ls
+from unlearn_eval.cli import push as cli_push
 from unlearn_eval.cli import report as cli_report
 from unlearn_eval.cli import serve as cli_serve
 from unlearn_eval.cli import study as cli_study
@@ -40,6 +41,7 @@ from unlearn_eval.cli.options import (
     SystemOption,
     TargetOption,
     TemplateOption,
+    TrackerOption,
     check_there,
     forget_set_of,
     template_arguments_of,
@@ -55,7 +57,10 @@ from unlearn_eval.utils.json_files import dumps
 from unlearn_eval.utils.terminal import LEVEL, QUIET, USUAL, VERBOSE, new_console, put, say
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from unlearn_eval.editing.editor import Editor
+    from unlearn_eval.results.schema import Result
 
 app = typer.Typer(
     name="unlearn-eval",
@@ -424,6 +429,7 @@ def eval_(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Evaluate the base model too, and compare the two.")
     ] = False,
+    tracker: TrackerOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Evaluate a model or an edit on lm-eval tasks.
@@ -464,10 +470,13 @@ def eval_(
     from unlearn_eval.harness.patching import quiet_libraries
     from unlearn_eval.results.report.formats import comparison_rows
     from unlearn_eval.results.runs import result_summary
+    from unlearn_eval.runs.trackers import tracker as tracker_of
 
+    log = None if tracker is None else tracker_of(tracker, say)
     if baseline:
         with quiet_libraries():
             both = run_before_and_after(config, say)
+        _log(log, both or ())
         if both is not None and json_:
             from unlearn_eval.results.comparison import compare as compare_results
 
@@ -480,6 +489,7 @@ def eval_(
     with quiet_libraries():
         one = None if folders else run_evaluation(config, say)
         results = run_together(config, folders, say) if folders else [one] if one else []  # a rank may write nothing
+    _log(log, results)
     if json_:
         put(dumps({"results": [result_summary(own) for own in results]}, indent=2))
         return
@@ -516,6 +526,15 @@ def compare(
     _show_comparison(first, second)
 
 
+def _log(log: Callable[[Result, str], None] | None, results: Iterable[Result]) -> None:
+    """Log results by the names of their files."""
+    if log is None:
+        return
+    for result in results:
+        assert result.path is not None
+        log(result, result.path.stem)
+
+
 def _show_comparison(first: Any, second: Any) -> None:
     from unlearn_eval.results.comparison import compare as compare_results
     from unlearn_eval.results.report.table import comparison_tables, fault_lines, reasons, unpaired
@@ -529,6 +548,7 @@ def _show_comparison(first: Any, second: Any) -> None:
     console.print("↑ higher is better, ↓ lower is better; ± standard error; p of each change by itself, two-sided")
 
 
+app.command()(cli_push.push)
 app.command()(cli_attack.attack)
 app.command()(cli_localization.localize)
 app.command()(cli_study.run)

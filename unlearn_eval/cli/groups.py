@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 GROUPS = {
     "Start": ("demo", "ls", "env"),
-    "Edit": ("edit", "finetune", "inspect", "export", "serve"),
+    "Edit": ("edit", "finetune", "inspect", "export", "push", "serve"),
     "Measure": ("eval", "compare", "attack", "localize", "tasks-path"),
     "Studies and reports": ("run", "report", "check"),
 }
@@ -36,7 +36,7 @@ class CommandGroups(TyperGroup):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """The options in a line, then the commands."""
-        formatter.write(f"{_OPTIONS}\nCommands:\n")
+        formatter.write(f"{_OPTIONS}\nCommands:")  # the first group's title ends the line
         self.format_commands(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -32,6 +32,9 @@ TemplateOption = Annotated[
         "--chat_template_kwargs", help="Arguments of the chat template: enable_thinking=false, or a JSON object."
     ),
 ]
+TrackerOption = Annotated[
+    str | None, typer.Option("--tracker", help="Log each result as a run of wandb, mlflow or trackio too.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")]
 

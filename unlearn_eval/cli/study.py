@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unlearn_eval.cli.options import JsonOption
+from unlearn_eval.cli.options import JsonOption, TrackerOption
 from unlearn_eval.utils.json_files import dumps
 from unlearn_eval.utils.terminal import new_console, printable, put, say
 
@@ -29,6 +29,7 @@ def run(
     ray: Annotated[
         str | None, typer.Option("--ray", help="Run on Ray: local, auto (this machine's cluster), or an address.")
     ] = None,
+    tracker: TrackerOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Run a study: models x editors x forget sets x tasks.
@@ -53,8 +54,10 @@ def run(
     from unlearn_eval.runs.study.store import FILES, Store
     from unlearn_eval.runs.study.trust import check_trust
     from unlearn_eval.runs.study.tune import searches_of
+    from unlearn_eval.runs.trackers import tracker as tracker_of
     from unlearn_eval.utils.folders import check_output
 
+    log = None if tracker is None else tracker_of(tracker, say)
     path = study_file(study)
     wanted = study_of(read_study(path, settings or ()), path)
     on_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
@@ -83,7 +86,7 @@ def run(
             if json_:
                 put(dumps(plan_summary(planned.cells, states, costs), indent=2))
             return
-        board = Board(console, planned.cells, states, wanted.show, costs, results)
+        board = Board(console, planned.cells, states, wanted.show, costs, results, log=log)
         options = Options(list(sys.argv), retry_failed, remembered)
         run_cells = None if ray is None else _on_ray(ray, planned, store, board, options, costs)
         try:
@@ -94,14 +97,14 @@ def run(
                 say("hint: free some space; what was finished is kept. Go on with:")
             else:
                 say("\ninterrupted; what was finished is kept. Go on with:")
-            say(f"  {_command(study, settings, output, retry_failed, ray)}")
+            say(f"  {_command(study, settings, output, retry_failed, ray, tracker)}")
             raise typer.Exit(1 if isinstance(error, DiskFull) else 130) from error
     if json_:
         put(dumps({"folder": str(store.folder), **study_summary(planned.cells, board.states, board.results)}, indent=2))
     else:
         for table in result_tables(planned.cells, board.results, wanted.show):
             data.print(table)
-    _tell_failed(board, _command(study, settings, output, True, ray))
+    _tell_failed(board, _command(study, settings, output, True, ray, tracker))
     if not json_:
         data.print(f"results: {store.folder}/runs, one folder for each cell", soft_wrap=True, highlight=False)
     if "failed" in board.states.values():
@@ -147,8 +150,16 @@ def _console(stream: Any) -> Any:
     return new_console(stream, 140)
 
 
-def _command(study: str, settings: list[str] | None, output: str | None, retry_failed: bool, ray: str | None) -> str:
+def _command(
+    study: str,
+    settings: list[str] | None,
+    output: str | None,
+    retry_failed: bool,
+    ray: str | None,
+    tracker: str | None,
+) -> str:
     """The command that goes on."""
-    options = [*(["--output", output] if output else []), *(["--ray", ray] if ray else [])]
+    named = {"--output": output, "--ray": ray, "--tracker": tracker}
+    options = [word for name, value in named.items() if value for word in (name, value)]
     options += ["--retry-failed"] if retry_failed else []
     return shlex.join(["unlearn-eval", "run", study, *(settings or []), *options])

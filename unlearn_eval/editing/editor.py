@@ -258,11 +258,15 @@ def _of_function(module: ModuleType, path: str) -> Editor:
 
 
 def check_state(state: Edit | None, name: str) -> None:
-    """Refuse to go on with the method `name` from an edit that another one made."""
+    """Refuse to go on with the method `name` from an edit that another one made, or whose items were left out."""
     if state is not None and state.info.editor != name:
         raise UserError(
             f"the edit to go on from was made by {state.info.editor}, not by {name}",
             f"use --editor {state.info.editor}, or start a new edit",
+        )
+    if state is not None and state.info.notes.get("redacted"):
+        raise UserError(
+            "the edit to go on from is redacted: it does not say what it forgot", "go on from the one it was made of"
         )
 
 

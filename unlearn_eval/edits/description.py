@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.folder import DESCRIPTION, TARGETS
+from unlearn_eval.edits.hub import local_folder
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.edit import MemoryEdit
@@ -38,7 +39,7 @@ def describe_edit(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no such folder, not an edit, or its files are not as they were written.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     edit = load_edit(folder)
     info, notes = edit.info, edit.info.notes
     files = [path for path in folder.rglob("*") if path.is_file()]

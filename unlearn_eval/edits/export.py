@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.base import MEMORY
 from unlearn_eval.edits.folder import DESCRIPTION
+from unlearn_eval.edits.hub import local_folder
 from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.models.load import LoadedModel, load_model, resolve_model
 from unlearn_eval.models.weights import hash_weights
@@ -54,7 +55,7 @@ def export_merged(
     Raises:
         UserError: not an edit, no base model or another one, or `output` is something else or cannot be written.
     """
-    edit_folder, output = Path(edit_folder), Path(output)
+    edit_folder, output = local_folder(edit_folder), Path(output)
     edit = load_edit(edit_folder)  # before the model: a damaged folder is found in no time
     if edit.kind == MEMORY:
         raise UserError(

@@ -18,6 +18,7 @@ from unlearn_eval.data.forget_sets import load_forget_set
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.data.registry import benchmark_of_set
 from unlearn_eval.edits.folder import read_description
+from unlearn_eval.edits.hub import local_folder
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps
 
@@ -57,7 +58,7 @@ def read_forgotten(folder: str | Path) -> Forgotten:
         UserError: the folder is no edit, does not say what was forgotten, or names a set or an item that is not to be
             had.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     requests = read_description(folder, check_files=False)["info"].get("requests", {})
     entries = _entries(requests)
     if not entries:

@@ -11,6 +11,7 @@ from torch import nn
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.dense import DenseEdit, read_dense
 from unlearn_eval.edits.folder import check_names_base, read_description
+from unlearn_eval.edits.hub import local_folder
 from unlearn_eval.edits.low_rank import LowRankEdit, read_low_rank
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_memory
 from unlearn_eval.edits.records import BaseRef
@@ -32,10 +33,13 @@ READERS: Mapping[str, Callable[..., AnyEdit]] = {
 def load_edit(folder: str | Path) -> Any:
     """The edit in a folder (one of `AnyEdit`), after checking its files: are they as written?
 
+    Args:
+        folder: Folder of the edit, or `hub:ORG/NAME[@REVISION]`.
+
     Raises:
         UserError: no such folder, not an edit, a file is missing or was changed, or a newer format.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     description = read_description(folder)
     kind = description["kind"]
     if kind not in READERS:

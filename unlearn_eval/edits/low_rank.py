@@ -20,6 +20,7 @@ from unlearn_eval.edits.folder import (
     write_edit,
     write_json,
 )
+from unlearn_eval.edits.hub import OnHub
 from unlearn_eval.edits.stored import Adapter
 from unlearn_eval.edits.tensors import check_layout, read_tensors
 from unlearn_eval.models.anatomy import is_transposed
@@ -35,7 +36,7 @@ _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"  # of 
 
 
 @dataclass(frozen=True)
-class LowRankEdit:
+class LowRankEdit(OnHub):
     """Changes W + U V of some linear maps.
 
     Attributes:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from unlearn_eval.edits.hub import DESCRIPTION as DESCRIPTION
+from unlearn_eval.edits.hub import local_folder
 from unlearn_eval.utils.errors import UserError
-
-DESCRIPTION = "edit.json"
 
 
 def check_is_edit(folder: str | Path) -> Path:
-    """The folder, if it holds an edit's description.
+    """The folder on this machine, if it holds an edit's description; of an edit on the hub, that of its snapshot.
 
     Raises:
-        UserError: there is no such folder, or it is not an edit.
+        UserError: there is no such folder, or it is not an edit; or the hub has no such edit, or cannot be reached.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     if not folder.is_dir():
         raise UserError(f"the edit folder {folder} does not exist", "make one with `unlearn-eval edit --output DIR`")
     if not (folder / DESCRIPTION).is_file():

@@ -11,6 +11,7 @@ from lm_eval.models.huggingface import HFLM
 
 from unlearn_eval.edits.base import DENSE, MEMORY
 from unlearn_eval.edits.folder import DESCRIPTION
+from unlearn_eval.edits.hub import local_folder
 from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.harness.plan import edit_arguments
 from unlearn_eval.harness.requests import score_tokens
@@ -42,7 +43,8 @@ class EditedLM(HFLM):  # type: ignore[misc]
 
     Args:
         pretrained: the base model: hub id, folder, or `default`; or a loaded one, for which `take_off` undoes the edit.
-        edit: the folder of the edit. Another base model than the one it was made on is refused.
+        edit: the folder of the edit, or `hub:ORG/NAME[@REVISION]`. Another base model than the one it was made on is
+            refused.
         any_base: whether an edit may leave open which model it was made on.
         options: as for `hf`; the arguments of the chat template are those of the edit, unless they are named.
     """
@@ -52,6 +54,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
             raise UserError("the model 'edited' needs an edit", "give --model_args pretrained=BASE,edit=DIR")
         if options.get("peft") or options.get("delta"):
             raise UserError("the model 'edited' takes no peft= or delta=", "merge it into the base model first")
+        edit = str(local_folder(edit))
         loaded = load_edit(edit)  # before the model: a damaged folder is found in no time
         options = edit_arguments(loaded.info, options)
         super().__init__(resolve_model(pretrained) if isinstance(pretrained, str) else pretrained, **options)

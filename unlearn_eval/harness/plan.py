@@ -21,6 +21,7 @@ from unlearn_eval.data.registry import asking_of, is_ours
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.folder import DESCRIPTION, read_description
 from unlearn_eval.edits.forgotten import Forgotten, read_forgotten
+from unlearn_eval.edits.hub import local_folder
 from unlearn_eval.harness.chat_template import ChatTemplate
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
@@ -70,7 +71,7 @@ class EvalPlan:
         try:
             forgotten = edit if isinstance(edit, Forgotten) else read_forgotten(edit)
         except UserError as error:
-            folder = Path(str(edit))
+            folder = local_folder(str(edit))
             if not (folder / DESCRIPTION).is_file():
                 raise
             return cls(task, folder, reason=error.message)  # it may be an older edit, or data may be missing
@@ -299,6 +300,7 @@ def check_template(template: Callable[..., str] | None) -> None:
 
 def _format_of(folder: str) -> PromptFormat | None:
     """The format of an edit; None if its folder has no tokenizer."""
+    folder = str(local_folder(folder))
     if not (Path(folder) / _TOKENIZER).is_file():
         return None
     from transformers import AutoTokenizer

@@ -9,5 +9,6 @@ __all__, __getattr__, __dir__ = exports(
         "files": "read_result read_samples write_result",
         "comparison": "Comparison compare",
         "runs": "Run Runs load_frame read_runs",
+        "sharing": "push_results",
     },
 )

@@ -13,6 +13,7 @@ from typing import Any
 from unlearn_eval.data.registry import is_ours
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.folder import read_description
+from unlearn_eval.edits.hub import edit_name
 from unlearn_eval.harness.backends import check_backend, model_type
 from unlearn_eval.harness.plan import (
     CHAT,
@@ -43,7 +44,7 @@ class EvalConfig:
         tasks: names or patterns.
         model: a base model (hub id, folder, `default`), or one of lm-eval's model types.
         model_args: further arguments of the model, `NAME=VALUE,...`.
-        edit: the folder of an edit to apply.
+        edit: the folder of an edit to apply, or `hub:ORG/NAME[@REVISION]`.
         backend: what runs a base model: "hf", or "vllm".
         output: the result file; None makes one under `results/scratch`.
         limit, batch_size, device, num_fewshot, system_instruction, gen_kwargs, metadata, include_path, use_cache: as
@@ -137,7 +138,7 @@ def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], 
 
     tasks = [name for task in config.tasks for name in names_of(task, config.include_path)]
     _check(config, tasks)
-    names = [Path(edit).resolve().name for edit in edits]
+    names = [edit_name(edit) for edit in edits]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two edits are called {twice[0]}", "give their folders different names")
     if config.output and Path(config.output).suffix == ".json":
@@ -389,6 +390,6 @@ def _output(config: EvalConfig, kind: str, arguments: dict[str, Any]) -> Path:
 
 def _file_name(config: EvalConfig, kind: str, arguments: dict[str, Any]) -> str:
     model = Path(str(arguments.get("pretrained", kind))).name
-    edit = f"+{Path(config.edit).name}" if config.edit else ""
+    edit = f"+{edit_name(config.edit)}" if config.edit else ""
     task = config.tasks[0].replace("*", "all") if len(config.tasks) == 1 else f"{len(config.tasks)}-tasks"
     return name_of_run(f"{task}_{model}{edit}")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unlearn_eval.edits.folder import DESCRIPTION, check_architecture, check_names_base, read_description
+from unlearn_eval.edits.hub import edit_name, local_folder
 from unlearn_eval.harness.backends import check_vllm
 from unlearn_eval.models.load import resolve_model
 from unlearn_eval.serving.gate import NAME
@@ -31,7 +32,7 @@ def server_command(
     """The command that serves an edit's folder with vLLM.
 
     Args:
-        edit: the folder.
+        edit: the folder, or `hub:ORG/NAME[@REVISION]`.
         model: another place of the base model than the one that edit.json names.
         host, port: where it listens.
         name: by which clients name the model; the folder's, if None.
@@ -41,7 +42,7 @@ def server_command(
         UserError: no vLLM, no edit, no base, or one of these without a port of its own.
     """
     check_vllm()
-    folder = Path(edit)
+    folder = local_folder(edit)
     description = read_description(folder)
     check_architecture(folder)
     check_names_base(description["info"]["base"])
@@ -53,7 +54,7 @@ def server_command(
     except UserError as error:
         raise UserError(f"the edit's base is not here: {error.message}", "give it with --model") from error
     command = [sys.executable, "-c", "from vllm.entrypoints.cli.main import main; main()", "serve", str(folder)]
-    command += ["--host", host, "--port", str(port), "--served-model-name", name or folder.resolve().name]
+    command += ["--host", host, "--port", str(port), "--served-model-name", name or edit_name(edit)]
     command += ["--model-loader-extra-config", json.dumps({"base": place})]
     arguments = description["info"].get("requests", {}).get("chat_template_kwargs")
     if arguments and DEFAULT_ARGUMENTS not in more:

@@ -17,6 +17,7 @@ from typing import Any
 
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.folder import ADAPTER_CONFIG, DESCRIPTION, check_names_base, read_description
+from unlearn_eval.edits.hub import local_folder
 from unlearn_eval.serving import vllm_models
 from unlearn_eval.serving.engine import engine_stopped
 from unlearn_eval.serving.vllm_requests import extends_workers
@@ -50,6 +51,7 @@ def read_adapter(folder: str) -> Adapter:
     Raises:
         UserError: an edit that is no LoRA, or has too high a rank.
     """
+    folder = str(local_folder(folder))
     description, alone = read_description(folder), "evaluate it by itself: --edit DIR --backend vllm"
     kind = description["kind"]
     if kind != "low_rank":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from unlearn_eval.edits.folder import DESCRIPTION, check_names_base
+from unlearn_eval.edits.hub import local_folder
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.harness.backends import vllm_class
 from unlearn_eval.harness.plan import edit_arguments
@@ -24,7 +25,8 @@ class EditedVLLM(VLLM):  # type: ignore[misc, valid-type]
 
     Args:
         pretrained: the base model: hub id, folder, or `default`.
-        edit: the folder of the edit. Another base model than the one it was made on is refused by the engine.
+        edit: the folder of the edit, or `hub:ORG/NAME[@REVISION]`. Another base model than the one it was made on is
+            refused by the engine.
         options: as for `vllm`; the arguments of the chat template are those of the edit, unless they are named.
     """
 
@@ -33,6 +35,7 @@ class EditedVLLM(VLLM):  # type: ignore[misc, valid-type]
             raise UserError("the model 'edited-vllm' needs an edit", "give --model_args pretrained=BASE,edit=DIR")
         if options.get("lora_local_path"):
             raise UserError("the model 'edited-vllm' takes no lora_local_path=", "merge it into the base model first")
+        edit = str(local_folder(edit))
         self.edit_folder, self.edit_info = edit, load_edit(edit).info
         check_names_base(self.edit_info.base)
         options = edit_arguments(self.edit_info, options)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from unlearn_eval.edits.base import MEMORY, EditInfo
 from unlearn_eval.edits.folder import for_disk, read_stored, write_edit
+from unlearn_eval.edits.hub import OnHub
 from unlearn_eval.edits.memory import codebook, residual_memory, side_memories
 from unlearn_eval.edits.memory.codebook import Codebook, read_codebook
 from unlearn_eval.edits.memory.residual_memory import ResidualMemory, read_residual_memory
@@ -61,7 +62,7 @@ class Routed:
 
 
 @dataclass(frozen=True)
-class MemoryEdit:
+class MemoryEdit(OnHub):
     """A memory at one module of a model.
 
     Attributes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -187,6 +187,7 @@ class Board:
         states: by key: done, failed, to do, running.
         shown: metrics to be shown; none: the best known.
         costs: estimates, to say how long it will still take.
+        log: is given each result as it comes, and its cell's name.
     """
 
     console: Console
@@ -196,6 +197,7 @@ class Board:
     costs: Mapping[str, Cost | None] = field(default_factory=dict)
     results: dict[str, Result] = field(default_factory=dict)
     running: dict[str, tuple[str, float]] = field(default_factory=dict)
+    log: Callable[[Result, str], None] | None = None
     _live: Live | None = None
     _told: float = 0.0
 
@@ -251,6 +253,8 @@ class Board:
         what = line_of(cell) if began is None else f"in {duration(time.monotonic() - began)}"
         said = headline(result, self.shown) if result.status == "complete" else f"failed: {result.notes[0]}"
         self._line(f"[{self._place(cell)}] {what}: {said}")
+        if self.log is not None:
+            self.log(result, cell.name)
 
     def _place(self, cell: Cell) -> str:
         return f"{[own.key for own in self.cells].index(cell.key) + 1}/{len(self.cells)}"
