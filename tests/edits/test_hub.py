@@ -5,6 +5,7 @@ import json
 import re
 
 import fake_hub
+import huggingface_hub
 import pytest
 import yaml
 from odd_files import EDITS, IDS, sound_edit
@@ -21,6 +22,7 @@ from unlearn_eval.edits.description import describe_edit
 from unlearn_eval.edits.forgotten import read_forgotten
 from unlearn_eval.edits.hub import edit_name, local_folder
 from unlearn_eval.edits.load import load_edit
+from unlearn_eval.edits.redaction import Names
 from unlearn_eval.edits.sharing import push_edit
 from unlearn_eval.harness.models import EditedLM
 from unlearn_eval.harness.plan import EvalPlan
@@ -60,7 +62,7 @@ def card_of(hub, repository=REPOSITORY):
 
 def a_result(folder, edit, **changes):
     """A result of an edit, with 3 of 4 forgotten."""
-    values = {"forget_accuracy": metric([0.0, 0.0, 0.0, 1.0], False)}
+    values = {"forget_accuracy": metric([0.0, 0.0, 0.0, 1.0], False), "accuracy_France": metric([1.0, 0.0], True)}
     own = dataclasses.replace(result("after", values), edit={**load_edit(edit).info.as_stored(), **changes})
     return write_result(own, folder / "after.json")
 
@@ -139,6 +141,7 @@ def test_what_is_no_edit_on_the_hub_is_said(place, message, edit, hub):
 
 def test_without_a_connection_it_is_said(monkeypatch):
     """Of the real library, which asks nobody while HF_HUB_OFFLINE is set."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="cannot be reached from here, or HF_HUB_OFFLINE is set"):
         load_edit("hub:lab/never-downloaded-by-anyone")
     with pytest.raises(UserError, match="cannot write to lab/new on the hub"):
@@ -318,6 +321,32 @@ def test_a_redacted_edit_names_nothing_and_loads(kind, edit, hub, loaded):
         assert settings.get("prompts", []) == [], "token ids can be decoded"
         assert settings.get("labels") in (None, [[0], [1]])
         assert {name for owners in settings["owners"] for name in owners} == set(own.info.requests.ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("The Hobbit", True),
+        ("forget_the_hobbit.jsonl", True),
+        ("author_of/the_hobbit and 3 more", True),
+        ("TOLKIEN!", True),
+        ("hobbits of Tolkienshire", False),
+        ("12", True),
+        ("layer 12", False),
+        ("text", False),
+    ],
+)
+def test_names_are_found_however_they_are_spelled(text, named):
+    names = Names(frozenset({"author_of/the_hobbit", "12"}), frozenset({"The Hobbit", "Tolkien", "42", "Au"}))
+    assert names.names(text) is named
+
+
+def test_without_the_data_the_ids_still_tell_the_words(edit, hub):
+    folder = edit("low_rank")
+    requests = {"n": 1, "ids": ["mine/quark"], "sets": [{"name": "gone.jsonl", "hash": None, "ids": ["mine/quark"]}]}
+    rewrite(folder, requests=requests, config={"note": "no quark, please"})
+    push_edit(folder, REPOSITORY, redact=True)
+    assert load_edit(f"hub:{REPOSITORY}").info.config == {"note": "redacted"}
 
 
 def test_hidden_ids_differ_from_push_to_push(edit, hub):

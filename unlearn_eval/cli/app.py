@@ -159,7 +159,8 @@ def edit(
         int, typer.Option(help="Requests per step, each on the model as edited so far; 0: all at once.")
     ] = RECIPE.per_step,
     continue_: Annotated[
-        str | None, typer.Option("--continue", help="Folder of an edit to go on from; the new one holds both.")
+        str | None,
+        typer.Option("--continue", help="Edit to go on from, folder or hub:ORG/NAME; the new one holds both."),
     ] = None,
     ids: IdsOption = None,
     limit: LimitOption = None,
@@ -331,7 +332,7 @@ def targets(
 
 @app.command()
 def inspect(
-    folder: Annotated[str, typer.Argument(help="Folder of an edit.")],
+    folder: Annotated[str, typer.Argument(help="Folder of an edit, or hub:ORG/NAME.")],
     ask: Annotated[
         str | None, typer.Option("--ask", help="A question: which memory of a GRACE, WISE or MEMOIR edit would answer?")
     ] = None,
@@ -375,7 +376,7 @@ def inspect(
 
 @app.command()
 def export(
-    folder: Annotated[str, typer.Argument(help="Folder of an edit.")],
+    folder: Annotated[str, typer.Argument(help="Folder of an edit, or hub:ORG/NAME.")],
     merged: Annotated[str, typer.Option("--merged", help="Folder of the checkpoint to write.")],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="The base model, if edit.json's is elsewhere.")
@@ -401,7 +402,7 @@ def eval_(
         str, typer.Option("--model", "-m", help="A base model, or an lm-eval model type with --model_args.")
     ] = "default",
     model_args: Annotated[str, typer.Option("--model_args", "-a", help="As for lm_eval: NAME=VALUE,...")] = "",
-    edit: Annotated[str | None, typer.Option("--edit", help="Folder of an edit to apply.")] = None,
+    edit: Annotated[str | None, typer.Option("--edit", help="Edit to apply: folder or hub:ORG/NAME.")] = None,
     edits: Annotated[
         str | None, typer.Option("--edits", help="Several edits in one vLLM engine: --edits DIR1 DIR2 ...")
     ] = None,

@@ -13,7 +13,7 @@ from unlearn_eval.utils.terminal import say
 
 def attack(
     name: Annotated[str, typer.Argument(help="Which: `unlearn-eval ls attacks`.")],
-    edit: Annotated[str, typer.Option("--edit", help="Folder of the edit.")],
+    edit: Annotated[str, typer.Option("--edit", help="Folder of the edit, or hub:ORG/NAME.")],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="The base model, if edit.json's is elsewhere.")
     ] = None,

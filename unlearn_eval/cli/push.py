@@ -11,7 +11,7 @@ from unlearn_eval.utils.terminal import put, say
 
 
 def push(
-    edit: Annotated[str, typer.Argument(help="Folder of the edit.")],
+    edit: Annotated[str, typer.Argument(help="Folder of the edit, or hub:ORG/NAME.")],
     repository: Annotated[str, typer.Argument(help="ORG/NAME; made if it is not there.")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     redact: Annotated[

@@ -13,7 +13,7 @@ from unlearn_eval.utils.terminal import say
 
 def serve(
     context: typer.Context,
-    edit: Annotated[str, typer.Argument(help="The edit's folder.")],
+    edit: Annotated[str, typer.Argument(help="Folder of the edit, or hub:ORG/NAME.")],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="The base model, if edit.json's name is of no use here.")
     ] = None,

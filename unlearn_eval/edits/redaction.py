@@ -29,7 +29,8 @@ _REQUESTS = ("n", "n_merged", "chat", "system", "chat_template_kwargs", "target"
 _OURS = ("weight_norms", "changes", "preset")  # notes whose names and texts are of modules and of the package
 _NOTES = {"components", "editor_file"}  # that are left out
 _FIXED = {"id", "shape", "source", "fallback"}  # of items and targets; all but the id are words of the package
-_LEAST_LETTERS = 3
+_LEAST_LETTERS, _MOST_CHARACTERS = 3, 500
+_BETWEEN = re.compile(r"[\W_]+")
 _NOTHING = object()
 
 
@@ -65,6 +66,8 @@ class Names:
             items = [item for chosen in read_forgotten(folder).sets for item in chosen.forget]
         except UserError:  # an older edit, or the data are not here
             items = []
+        if not items:
+            words.update(name.rpartition("/")[2] for name in ids)  # of capital_of/france
         for item in items:
             words.update(_texts({key: value for key, value in item.record.items() if key not in _FIXED}))
         return cls(frozenset(ids), frozenset(words))
@@ -87,10 +90,14 @@ class Names:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
-        # Shorter names, and numbers, stand in much that has nothing to do with them.
-        long = [name for name in self.ids | self.words if sum(map(str.isalpha, name)) >= _LEAST_LETTERS]
-        either = "|".join(map(re.escape, sorted(long, key=len, reverse=True)))
-        return re.compile(rf"(?<![^\W_])(?:{either})(?![^\W_])", re.IGNORECASE) if long else None
+        found = {
+            r"[\W_]+".join(filter(None, _BETWEEN.split(name)))  # however it is spelled: "The Hobbit", the_hobbit
+            for name in self.ids | self.words
+            # Shorter names, and numbers, stand in much that has nothing to do with them; whole texts in nothing else.
+            if sum(map(str.isalpha, name)) >= _LEAST_LETTERS and len(name) <= _MOST_CHARACTERS
+        }
+        either = "|".join(sorted(found, key=len, reverse=True))
+        return re.compile(rf"(?<![^\W_])(?:{either})(?![^\W_])", re.IGNORECASE) if found else None
 
 
 def write_redacted(
