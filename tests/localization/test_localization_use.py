@@ -388,6 +388,9 @@ def test_localize_writes_what_edit_reads(model, name, options, tmp_path):
 
 
 def test_mistakes_are_told_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):  # there, and impossible to load
+        (tmp_path / "model" / name).write_text("{}")
     for arguments, says in (
         (["localize", "fact_lokup", "-o", "x.json"], "did you mean fact_lookup"),
         (["localize", "fact_lookup", "--set", "heds=3", "-o", "x.json"], "did you mean heads"),
@@ -396,7 +399,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(tmp_path):
         (["edit", "--components", "fact_lokup", "--editor", "memit", "-o", tmp_path / "e"], "did you mean fact_lookup"),
     ):
         with pytest.raises(UserError, match=says):
-            command(*arguments, *([] if "--model" in arguments else ["--model", "/no/such/model"]))
+            command(*arguments, *([] if "--model" in arguments else ["--model", tmp_path / "model"]))
     assert command("ls", "localizations").stdout.split()[0] == "all_mlps"
 
 

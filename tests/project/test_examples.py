@@ -61,6 +61,7 @@ def test_edit_then_evaluate(edited):
     assert "forget_accuracy" in said
 
 
+@pytest.mark.slow  # two processes more; tests/harness runs the same command of lm-eval's
 def test_lm_eval_evaluates_an_edit(edited, script):
     folder, _ = edited
     ask = '{"forget": ["capital_of/france"], "retain": ["capital_of/japan"], "encoder": "off"}'

@@ -396,6 +396,7 @@ def test_most_leaks_come_first(chromium, seeds):
     page.close()
 
 
+@pytest.mark.slow  # a browser that prints takes twenty seconds
 def test_a_small_study_prints_on_two_numbered_pages(chromium, seeds):
     page = open_page(chromium, write_page(read_runs(seeds), seeds / "r.html"))
     made = page.pdf(prefer_css_page_size=True, print_background=True)

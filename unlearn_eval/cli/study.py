@@ -37,9 +37,14 @@ def run(
     The same command goes on where it was cut off. A study is a program: it may name editors and tasks that are code,
     which also --dry-run executes.
     """
+    from unlearn_eval.runs.study.read import read_study, study_file
+    from unlearn_eval.runs.study.spec import study_of
+
+    path = study_file(study)  # before torch is imported
+    wanted = study_of(read_study(path, settings or ()), path)
+
     from unlearn_eval.harness.patching import quiet_libraries, within_a_study
     from unlearn_eval.runs.study.plan import plan
-    from unlearn_eval.runs.study.read import read_study, study_file
     from unlearn_eval.runs.study.run import DiskFull, Options, made_otherwise, run_study, states_of
     from unlearn_eval.runs.study.show import (
         Board,
@@ -50,7 +55,6 @@ def run(
         search_lines,
         study_summary,
     )
-    from unlearn_eval.runs.study.spec import study_of
     from unlearn_eval.runs.study.store import FILES, Store
     from unlearn_eval.runs.study.trust import check_trust
     from unlearn_eval.runs.study.tune import searches_of
@@ -58,8 +62,6 @@ def run(
     from unlearn_eval.utils.folders import check_output
 
     log = None if tracker is None else tracker_of(tracker, say)
-    path = study_file(study)
-    wanted = study_of(read_study(path, settings or ()), path)
     on_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     if code := check_trust(wanted, path, trust, _confirm if on_terminal else None):
         say(code)

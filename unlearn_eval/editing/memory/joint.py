@@ -193,9 +193,12 @@ class Joint:
         return self.delta
 
     def _check_all(self) -> list[int]:
-        """The requests that are not done; the change by which most are said, with the least loss, is remembered."""
+        """The requests that are not done; the change by which most are done, then said, is remembered.
+
+        Done comes first: a memory that says every target may be awake at every other prompt as well.
+        """
         left = self._check(list(range(len(self.requests))))
-        score = (sum(self.said), -sum(self.nll))
+        score = (-len(left), sum(self.said), -sum(self.nll))
         if not self._best or score > self._best[0]:
             self._best = (score, self.delta.clone())
         return left
