@@ -62,7 +62,7 @@ def card_of(hub, repository=REPOSITORY):
 
 def a_result(folder, edit, **changes):
     """A result of an edit, with 3 of 4 forgotten."""
-    values = {"forget_accuracy": metric([0.0, 0.0, 0.0, 1.0], False), "accuracy_France": metric([1.0, 0.0], True)}
+    values = {"forget_accuracy": metric([0.0, 0.0, 0.0, 1.0], False), "accuracy, France": metric([1.0, 0.0], True)}
     own = dataclasses.replace(result("after", values), edit={**load_edit(edit).info.as_stored(), **changes})
     return write_result(own, folder / "after.json")
 

@@ -117,8 +117,8 @@ def test_a_project_of_the_environment_is_kept(tmp_path, monkeypatch):
     assert calls[0][1] == "mine"
 
 
-def test_secrets_do_not_leave_the_machine(tmp_path):
-    made = a_result(tmp_path, config_as_passed={"hf_token": "hf_" + "a" * 30})
+def test_secrets_do_not_leave_the_machine():
+    made = result("after", {}, config_as_passed={"hf_token": "hf_" + "a" * 30})
     assert "hf_aaa" not in json.dumps(settings_of(made))
 
 
