@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.metrics.edit_checks import edit_faults, took
 from unlearn_eval.results.files import read_result, result_from
+from unlearn_eval.results.foreign import OPEN_UNLEARNING, kind_of, read_content
 from unlearn_eval.results.schema import SCHEMA_VERSION, Metric, Result
 from unlearn_eval.results.stored import Localization
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.json_files import parse, read_text
 from unlearn_eval.utils.schemas import validated
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None 
     notes, n_skipped = [], 0
     for path in files:
         try:
-            content = parse(read_text(path, "result file"), path, "")
+            content = read_content(path)
             if is_localization(content):
                 validated(Localization, content, path, "is not a sound localization", "")
                 localizations.append((path, content))
@@ -160,7 +160,7 @@ def _is_left_out(path: Path, root: Path) -> bool:
 def _read(content: object, path: Path, named: bool) -> tuple[Result | None, str | None]:
     """The result in the content of a file and a note on it; None of what is none, unless the user has named it."""
     is_result = isinstance(content, dict) and {"schema_version", "metrics"} <= content.keys()
-    if not is_result and not named:
+    if not is_result and not named and kind_of(content) is None:
         return None, None
     note = None
     if isinstance(content, dict) and is_result and content["schema_version"] != SCHEMA_VERSION:
@@ -235,6 +235,8 @@ def _shortened(runs: list[Run]) -> list[Run]:
 def _method(result: Result) -> str:
     """The editor, and the recipe that a study ran it with if that is not the plain one."""
     editor = (result.edit or {}).get("editor")
+    if result.kind == OPEN_UNLEARNING:  # its files say only, by their folder, what the run is called
+        return str(result.config.get("run") or OPEN_UNLEARNING)
     if not editor:
         return NO_EDIT
     cell = result.config.get("cell")

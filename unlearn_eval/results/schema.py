@@ -30,7 +30,7 @@ class Metric:
     Attributes:
         value: the number, or None with a `reason`.
         stderr: its standard error, or None if it has none.
-        n: the items that it rests on.
+        n: the items that it rests on; None if that is not known.
         n_unscored: the items that were asked and could not be scored.
         reason: why there is no value; None if there is one.
         higher_is_better: None if neither direction is.
@@ -38,7 +38,7 @@ class Metric:
 
     value: float | None
     stderr: float | None = None
-    n: int = 0
+    n: int | None = 0
     n_unscored: int = 0
     reason: str | None = None
     higher_is_better: bool | None = None
@@ -50,7 +50,7 @@ class Metric:
             raise ValueError(f"a metric without a value has no standard error: {self}")
         if not all(number is None or math.isfinite(number) for number in (self.value, self.stderr)):
             raise ValueError(f"a metric's value is finite, or None with a reason: {self}")
-        if (self.stderr or 0) < 0 or self.n < 0 or self.n_unscored < 0:
+        if (self.stderr or 0) < 0 or (self.n or 0) < 0 or self.n_unscored < 0:
             raise ValueError(f"standard error and counts are not negative: {self}")
 
 

@@ -122,7 +122,7 @@ def _line(row: Comparison) -> list[str]:
         *(_text(*_numbers(metric)) for metric in (row.before, row.after)),
         _text(row.difference, stderr, signed=True),
         "–" if p is None else f"{p:.3f}" if p >= 1e-3 else f"{p:.0e}",
-        str(known.n) if known else "",
+        "" if known is None else "–" if known.n is None else str(known.n),
     ]
 
 

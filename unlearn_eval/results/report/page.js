@@ -111,7 +111,7 @@ function cellHelp(run, column, cell) {
   if (cell.value === null) return `${column.name}: no value, because ${cell.reason}`;
   const lines = [`${run.name}, ${column.name}: ${cell.value}`];
   if (cell.stderr !== null) lines.push(`standard error ${number(cell.stderr)}, 95 % interval ${range(cell.low, cell.high)}`);
-  lines.push(`over ${cell.n} items${cell.unscored ? `, ${cell.unscored} more could not be scored` : ""}`);
+  lines.push(`${cell.n === null ? "number of items not known" : `over ${cell.n} items`}${cell.unscored ? `, ${cell.unscored} more could not be scored` : ""}`);
   if (run.base !== null) lines.push(changeHelp(run, cell));
   return lines.join("\n");
 }

@@ -183,6 +183,7 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
     dirty = {True: ", with changes that are in no commit", False: "", None: ""}[git.get("dirty")]
     rows: list[tuple[str, Any]] = [
         ("file", result.path.name if result.path else None),
+        ("written by", result.provenance.get("written_by")),
         ("kind, status", f"{result.kind}, {result.status}"),
         ("warning", "\n".join(run.faults)),
         ("created", result.created),
