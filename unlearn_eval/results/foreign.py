@@ -30,7 +30,7 @@ LM_EVAL, OPEN_UNLEARNING = "lm-eval", "OpenUnlearning"  # kinds of results
 WRITERS = {LM_EVAL: "lm-evaluation-harness", OPEN_UNLEARNING: "OpenUnlearning"}
 _AGGREGATE, _ITEMS = "agg_value", "value_by_index"
 _RESULTS = re.compile(r"results_(?P<date>.+)\.json")
-_FOLDERS = re.compile(r"evals?|results?|checkpoint-.*")  # which say nothing of what they hold
+_FOLDERS = re.compile(r"evals?([_-].*)?|results?|checkpoint-.*")  # which say nothing of what they hold
 
 
 def kind_of(content: object) -> str | None:
@@ -297,6 +297,7 @@ _MUSE = {
     "exact_memorization": ("forget_verbatim_exact_memorization", False),
 }
 _TOFU_TASKS = {40: "unlearn_tofu_forget01", 200: "unlearn_tofu_forget05"}  # by the number of items
+_CORPORA = re.compile(r"(?<![a-z])(news|books)(?![a-z])", re.IGNORECASE)  # only the folders say which
 _READINGS: tuple[tuple[str, Callable[[float], float]], ...] = (  # of an item, of which the aggregate is the mean
     *((field, float) for field in ("score", "prob", "rougeL_recall", "rougeL_f1", "rouge1_recall")),
     ("score", lambda ratio: min(ratio, 1 / (ratio + 1e-10))),  # truth ratios: of what is forgotten,
@@ -335,21 +336,19 @@ class OpenUnlearningLog:
         return _finite(value)
 
     def items(self, metric: str) -> dict[str, Mapping[str, Any]]:
-        """What the log holds of each item, by its place in the split."""
+        """What the log holds of each item, by its place in the split; without those that are lists."""
         items = self._log(metric).get(_ITEMS) or {}
-        if not isinstance(items, dict) or not all(isinstance(item, dict) for item in items.values()):
+        if not isinstance(items, dict):
             raise self._damaged(metric)
-        return items
+        return {place: item for place, item in items.items() if isinstance(item, dict)}
 
     def values(self, metric: str, field: str, needed: bool = False) -> dict[str, float]:
         """One field of each item that has it; if it is needed, items without it are an error."""
         items = self.items(metric)
-        found = {place: item.get(field) for place, item in items.items()}
-        if (needed and any(field not in item for item in items.values())) or any(
-            isinstance(value, list | dict | str | bool) for value in found.values()
-        ):
+        if needed and not all(isinstance(item.get(field, ""), float | int | None) for item in items.values()):
             raise self._damaged(metric)
-        return {place: number for place, value in found.items() if (number := _finite(value)) is not None}
+        found = {place: _finite(item.get(field)) for place, item in items.items()}
+        return {place: value for place, value in found.items() if value is not None}
 
     def scores(self, metric: str) -> dict[str, float]:
         """The scores of which the aggregate is the mean, by item; none where it is a mean of nothing that is there."""
@@ -368,7 +367,10 @@ class OpenUnlearningLog:
         """Their name of a metric -> task, our name, and direction."""
         known = _MUSE if any("knowmem" in name or "verbmem" in name for name in self.content) else _TOFU
         sizes = {len(self.items(name)) for name in self.content if name in known and name.startswith("forget")}
-        task = "unlearn_muse" if known is _MUSE else _TOFU_TASKS.get(max(sizes, default=0), "unlearn_tofu")
+        task = _TOFU_TASKS.get(max(sizes, default=0), "unlearn_tofu")
+        if known is _MUSE:
+            corpora = {own.lower() for own in _CORPORA.findall(str(self.path.resolve().parent))}
+            task = "_".join(["unlearn_muse", *corpora]) if len(corpora) == 1 else "unlearn_muse"
         private = task if known is _MUSE else "unlearn_tofu_privacy"
         found: dict[str, tuple[str, str, bool | None]] = {}
         for name, log in self.content.items():
