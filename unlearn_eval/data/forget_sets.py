@@ -35,6 +35,8 @@ def load_forget_set(
     if isinstance(name, ForgetSet):
         return name
     if not isinstance(name, str | Path):
+        if is_known(called):
+            raise UserError(f"records cannot be called '{called}', as another set is", "give another called=")
         return forget_set_of(name, called, fields)
     if isinstance(name, Path):
         return read_forget_set(name.expanduser(), fields)
@@ -46,6 +48,11 @@ def load_forget_set(
     if is_place(name):
         return read_forget_set(Path(name).expanduser(), fields)
     raise unknown_name("forget set", name, [*set_names(), "a .jsonl or .csv file"])
+
+
+def is_known(name: str) -> bool:
+    """Whether a name is that of a benchmark's set, or of a file, folder or dataset; other sets were made in memory."""
+    return benchmark_of_set(name) is not None or name.startswith(HUB) or is_place(name)
 
 
 def parts_of(wanted: Any) -> list[ForgetSet] | None:

@@ -17,11 +17,13 @@ from unlearn_eval.results.foreign import OPEN_UNLEARNING, kind_of, read_content
 from unlearn_eval.results.schema import SCHEMA_VERSION, Metric, Result
 from unlearn_eval.results.stored import Localization
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.notebooks import data_frame
 from unlearn_eval.utils.schemas import validated
 
 if TYPE_CHECKING:
     import pandas
 
+Place = str | Path | Result
 NO_EDIT = "no edit"
 _CELL = re.compile(r"(?:.*/)?([^/]+)-[0-9a-f]{12}/result")
 
@@ -72,20 +74,20 @@ class Runs:
     localizations: tuple[tuple[Path, dict[str, Any]], ...] = ()
 
 
-def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None = None) -> Runs:
+def read_runs(paths: Place | Iterable[Place], base: str | Path | None = None) -> Runs:
     """All results in files and folders (searched recursively); what cannot be read is skipped and named.
 
     JSON files in folders that are no result files at all are passed over in silence.
 
     Args:
-        paths: files and folders.
+        paths: files and folders, or results that were read or written.
         base: a result that edited runs on the same questions are compared with, where they are of its model or
             none is found for them by itself.
 
     Raises:
         UserError: a path is not there, no result is left, or `base` cannot be read or shares no questions with a run.
     """
-    roots = [Path(p).expanduser() for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    roots = [_place(own) for own in ([paths] if isinstance(paths, str | Path | Result) else paths)]
     named_base = None if base is None else Path(base).expanduser()
     if named_base is not None:
         read_result(named_base, check_samples=False)  # the one file that may not be skipped
@@ -121,6 +123,14 @@ def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None 
     if named_base is not None:
         runs = _with_base(runs, named_base)
     return Runs(runs, tuple(notes), n_skipped, tuple(files), tuple(localizations))
+
+
+def _place(own: Place) -> Path:
+    if not isinstance(own, Result):
+        return Path(own).expanduser()
+    if own.path is None:
+        raise UserError(f"{own!r} has no file", "write it: write_result(result, PATH)")
+    return own.path
 
 
 def is_localization(content: object) -> bool:
@@ -342,12 +352,6 @@ def frame(runs: Runs) -> pandas.DataFrame:
     Raises:
         UserError: pandas is not installed.
     """
-    try:
-        import pandas
-    except ImportError as error:
-        raise UserError("load_frame needs pandas", "pip install 'unlearn-eval[report]'") from error
-    from unlearn_eval.metrics.catalogue import interval
-
     rows = []
     for run in runs.runs:
         result = run.result
@@ -355,17 +359,8 @@ def frame(runs: Runs) -> pandas.DataFrame:
         about |= {"forget_set": run.forget_set, "base": run.base}
         rest = {"seed": result.seed, "status": result.status, "created": result.created, **cost(result)}
         rest |= {"took": took((result.edit or {}).get("notes")), "faults": "; ".join(run.faults)}
-        for task, metrics in result.metrics.items():
-            for name, metric in metrics.items():
-                low, high = interval(name, metric) or (None, None)
-                rows.append(
-                    about
-                    | {"task": task, "metric": name, "value": metric.value, "low": low, "high": high}
-                    | {"stderr": metric.stderr, "n": metric.n, "n_unscored": metric.n_unscored}
-                    | {"direction": {True: "higher", False: "lower", None: None}[metric.higher_is_better]}
-                    | {"reason": metric.reason, **rest, "file": str(result.path)}
-                )
-    made = pandas.DataFrame(rows)
+        rows += [about | row | rest | {"file": str(result.path)} for row in result.metric_rows()]
+    made = data_frame(rows, "load_frame")
     made.attrs["notes"] = list(runs.notes)
     return made
 
@@ -380,8 +375,14 @@ def cost(result: Result) -> dict[str, float | None]:
     }
 
 
-def load_frame(paths: str | Path | Iterable[str | Path]) -> Any:
-    """The metrics of many results as one pandas DataFrame; see `unlearn_eval.results.runs.frame` for its columns."""
-    from unlearn_eval.results.runs import frame, read_runs
+def load_frame(paths: Place | Iterable[Place]) -> pandas.DataFrame:
+    """The metrics of many results as one pandas DataFrame, one row for each metric of each run.
 
+    Args:
+        paths: result files, folders of them, or results; lm-eval's and OpenUnlearning's files are read, too.
+
+    Raises:
+        UserError: a path is not there, no result is left, or pandas is not installed. The columns are those of
+            `unlearn_eval.results.runs.frame`; files that were skipped are named in `frame.attrs["notes"]`.
+    """
     return frame(read_runs(paths))

@@ -13,9 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
+from unlearn_eval.utils.notebooks import data_frame, html_table
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["SCHEMA_VERSION", "STATUSES", "Metric", "Result", "utc_now"]
 
@@ -118,6 +122,46 @@ class Result:
             raise ValueError(f"created '{self.created}' is not a time in UTC")
         if wrong := [name for name in self.timing if not name.endswith("_seconds")]:
             raise ValueError(f"timing '{wrong[0]}' does not end in _seconds")
+
+    def __repr__(self) -> str:
+        tasks = ", ".join(f"{task} ({len(own)} metrics)" for task, own in self.metrics.items())
+        edit = f", {self.edit['editor']}" if self.edit and "editor" in self.edit else ""
+        return f"Result({self.kind}, {self.status}{edit}: {tasks or 'no tasks'})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (task, name, metric.value, metric.stderr, metric.n, metric.reason)
+            for task, metrics in self.metrics.items()
+            for name, metric in metrics.items()
+        ]
+        return html_table(repr(self), ("task", "metric", "value", "stderr", "n", "reason"), rows)
+
+    def metric_rows(self) -> list[dict[str, Any]]:
+        """A row for each metric, its columns those of `runs.frame`.
+
+        The direction is "higher" or "lower", which is better, or None; low and high are the 95 % interval.
+        """
+        from unlearn_eval.metrics.catalogue import interval
+
+        rows = []
+        for task, metrics in self.metrics.items():
+            for name, metric in metrics.items():
+                low, high = interval(name, metric) or (None, None)
+                rows.append(
+                    {"task": task, "metric": name, "value": metric.value, "low": low, "high": high}
+                    | {"stderr": metric.stderr, "n": metric.n, "n_unscored": metric.n_unscored}
+                    | {"direction": {True: "higher", False: "lower", None: None}[metric.higher_is_better]}
+                    | {"reason": metric.reason}
+                )
+        return rows
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The metrics as a pandas DataFrame, as `metric_rows` has them.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        return data_frame(self.metric_rows(), "to_frame")
 
     @classmethod
     def new(

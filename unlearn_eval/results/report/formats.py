@@ -7,13 +7,9 @@ import io
 import re
 from collections.abc import Callable, Sequence
 
-from unlearn_eval.results.comparison import Comparison
+from unlearn_eval.results.comparison import COLUMNS, Comparison
 from unlearn_eval.results.schema import Metric
 
-COLUMNS = (
-    "task metric direction before before_stderr after after_stderr change change_stderr change_low change_high "
-    "p_value test n reason"
-).split()
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -35,22 +31,7 @@ def comparison_csv(rows: Sequence[Comparison]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in rows:
-        paired = row.paired
-        known = row.after or row.before
-        writer.writerow(
-            [
-                row.task,
-                row.metric,
-                {"↑": "higher", "↓": "lower", "": ""}[row.direction],
-                *_numbers(row.before),
-                *_numbers(row.after),
-                row.difference,
-                *((paired.stderr, paired.low, paired.high, paired.p_value, paired.test) if paired else [None] * 5),
-                known.n if known else None,
-                row.reason,
-            ]
-        )
+    writer.writerows(row.record.values() for row in rows)
     return stream.getvalue()
 
 
