@@ -81,7 +81,10 @@ def foreign_result(content: Mapping[str, Any], kind: str, path: Path) -> Result:
 def foreign_samples(result: Result, task: str, file: Path) -> list[Record]:
     """The samples of a task of such a result, as ours are."""
     if result.kind == OPEN_UNLEARNING:
-        return OpenUnlearningLog(read_content(file), file).samples(task)
+        content = read_content(file)
+        if kind_of(content) != OPEN_UNLEARNING:
+            raise UserError(f"{file} is no log of {WRITERS[OPEN_UNLEARNING]}", "name its EVAL.json, as it was")
+        return OpenUnlearningLog(content, file).samples(task)
     text = read_text(file, "file of samples")
     records = []
     for i, line in enumerate(text.split("\n"), 1):

@@ -204,9 +204,10 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any], lent: Lent = N
         say(f"loading {arguments.get('pretrained', kind)}{with_edit}")
     on_vllm = kind.endswith("vllm")
     size = "auto" if on_vllm else config.batch_size  # vLLM makes its batches by itself
-    with engine_here(arguments) if on_vllm else nullcontext():
-        lm = load_lm(kind, arguments | _objects(lent), size, config.device)
-    with _given_back(lm, lent):
+    with _given_back(lent) as used:
+        with engine_here(arguments) if on_vllm else nullcontext():
+            lm = load_lm(kind, arguments | _objects(lent), size, config.device)
+        used.append(lm)
         weights = _hash(lm, lent.loaded)
         loaded = time.monotonic()
         own = getattr(lm, "model", None)
@@ -225,16 +226,17 @@ def _objects(lent: Lent) -> dict[str, Any]:
 
 
 @contextmanager
-def _given_back(lm: Any, lent: Lent) -> Iterator[None]:
-    """Leave a model in memory as it was: without the edit, and in its mode."""
-    trained = lent.loaded is not None and lent.loaded.model.training
+def _given_back(lent: Lent) -> Iterator[list[Any]]:
+    """Leave a model in memory as it was, without edits and in its mode, after lm-eval's models have used it."""
+    used: list[Any] = []
+    was_training = lent.loaded is not None and lent.loaded.model.training
     try:
-        yield
+        yield used
     finally:
         if lent.loaded is not None:
-            if hasattr(lm, "take_off"):
-                lm.take_off()
-            lent.loaded.model.train(trained)
+            for lm in used:
+                getattr(lm, "take_off", lambda: None)()
+            lent.loaded.model.train(was_training)
 
 
 def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], Any]) -> list[Result]:
