@@ -144,7 +144,26 @@ def editors() -> str:
         parts += [f"## {_heading(base)}", f"Of {', '.join(f'`{name}`' for name in names)}.", _settings(base, None)]
     return "\n\n".join(
         [*parts, "## Presets of models", _model_presets(), "## Presets of benchmarks", _trained_presets()]
+        + ["## Spaces", _SPACES_HEAD, _spaces()]
     )
+
+
+_SPACES_HEAD = "Where the `tune:` of a study looks for settings, unless it says otherwise."
+
+
+def _spaces() -> str:
+    from unlearn_eval.editing.spaces import SPACES, Range
+
+    def written(values: Any) -> str:
+        if not isinstance(values, Range):
+            return ", ".join(values)
+        return f"{' to '.join(values.ends)}{', by factors' if values.log else ''}"
+
+    rows = [
+        (f"`{method}`", "; ".join(f"`{name}` {written(values)}" for name, values in space.items()))
+        for method, space in SPACES.items()
+    ]
+    return table(("method", "settings"), rows)
 
 
 _EDITORS_HEAD = (
@@ -414,12 +433,16 @@ def studies() -> str:
             "## `finetune`",
             "A set by itself is `on`.",
             entry(spec.Finetune, "on"),
+            "## `tune`",
+            first_sentence(file.TuneEntry.__doc__),
+            table(("key", "what it is"), [(f"`{key}`", text) for key, text in _of_files_alone(file.TuneEntry).items()]),
+            f"`subject_to`: `metric`, TASK/METRIC, and `at_least`. {first_sentence(file.Bar.__doc__)}",
         ]
     )  # fmt: skip
 
 
 def _of_files_alone(kind: type[Any]) -> dict[str, str]:
-    """What a study file may say that becomes part of its entries."""
+    """What a study file's own classes say of their keys, without what pydantic says of its own attributes."""
     return {name: text for name, text in attributes(kind).items() if name in kind.model_fields and name != "parts"}
 
 
@@ -441,6 +464,9 @@ def study_schema() -> str:
         "TaskEntry": (spec.TaskSpec,),
         "AttackEntry": (spec.AttackSpec,),
         "FinetuneEntry": (spec.Finetune,),
+        "TuneEntry": (),
+        "Bar": (),
+        "Published": (),
     }
     names = _known_names()
     for title, own in {"StudyFile": schema, **schema["$defs"]}.items():

@@ -11,10 +11,12 @@ import ast
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from unlearn_eval.metrics.catalogue import interval
+from unlearn_eval.results.groups import Group, group_runs
 from unlearn_eval.results.runs import NO_EDIT, Run, read_runs
 from unlearn_eval.results.schema import Metric
 
@@ -73,28 +75,56 @@ def recipe_of(run: Run) -> str:
 
 
 def leaderboard(runs: Sequence[Run], columns: Sequence[str] = tuple(FULL)) -> str:
-    """A table of runs: who, with which recipe, on what, and the columns with 95 % intervals; one row for each task."""
-    rows = [(run, task) for run in runs for task in run.result.metrics]
-    shown = [column for column in columns if any(_metric(run, task, column) for run, task in rows)]
-    models, sets = ({of(run) for run, _ in rows} - {None} for of in (lambda r: r.model, lambda r: r.forget_set))
+    """A table of runs: who, with which recipe, on what, and the columns with 95 % intervals; one row for each task.
+
+    Runs that differ in nothing but their seed are one row of means with standard deviations; each run of such rows
+    stands in a table that unfolds below.
+    """
+    groups = group_runs(runs)
+    apart = [run for own in groups if len(own.runs) > 1 for run in own.runs]
+    rows = [(own, task) for own in groups for task in own.runs[0].result.metrics]
+    more = [
+        (replace(own, runs=(run,)), task)
+        for own in groups
+        for run in own.runs
+        for task in run.result.metrics
+        if run in apart
+    ]
+    found = _table(rows, columns)
+    if more:
+        found += f"\n\n<details><summary>Each seed</summary>\n\n{_table(more, columns, True)}\n\n</details>"
+    faults = [f"{FAULTY} {method_of(run)}, {recipe_of(run)}: {'; '.join(run.faults)}." for run in runs if run.faults]
+    return "\n".join([found, *(["", "\\\n".join(faults)] if faults else [])])
+
+
+def _table(rows: Sequence[tuple[Group, str]], columns: Sequence[str], seeds: bool = False) -> str:
+    shown = [column for column in columns if any(_metric(own.runs[0], task, column) for own, task in rows)]
+    firsts = [own.runs[0] for own, _ in rows]
+    models, sets = ({of(run) for run in firsts} - {None} for of in (lambda r: r.model, lambda r: r.forget_set))
     tasks = list(dict.fromkeys(task for _, task in rows))
     head = ["method", "recipe", *(["model"] if len(models) > 1 else []), *(["forgets"] if len(sets) > 1 else [])]
-    head += [*(["task"] if len(tasks) > 1 else []), "n", *(f"{name}{_arrow(rows, name)}" for name in shown)]
+    head += [
+        *(["seed"] if seeds else []),
+        *(["task"] if len(tasks) > 1 else []),
+        "n",
+        *(f"{name}{_arrow(rows, name)}" for name in shown),
+    ]
     lines = [
         "| " + " | ".join(head) + " |",
         "|---|---|" + "---|" * (len(head) - len(shown) - 3) + "---:|" * (len(shown) + 1),
     ]
-    for run, task in rows:
-        cells = [method_of(run) + (f" {FAULTY}" if run.faults else ""), recipe_of(run)]
+    for own, task in rows:
+        run = own.runs[0]
+        cells = [method_of(run) + (f" {FAULTY}" if own.faults else ""), recipe_of(run)]
         cells += [run.model] if len(models) > 1 else []
         cells += [run.forget_set or "–"] if len(sets) > 1 else []
+        cells += [str(run.result.seed)] if seeds else []
         cells += [f"`{task}`"] if len(tasks) > 1 else []
         found = [_metric(run, task, column) for column in shown]
         cells.append(next((str(metric.n) for pair in found if pair and (metric := pair[1]).n), "–"))
-        cells += [_cell(pair) for pair in found]
+        cells += [_cell(pair) if len(own.runs) == 1 else _over_seeds(own, task, pair) for pair in found]
         lines.append("| " + " | ".join(cells) + " |")
-    faults = [f"{FAULTY} {method_of(run)}, {recipe_of(run)}: {'; '.join(run.faults)}." for run in runs if run.faults]
-    return "\n".join([*lines, *(["", "\\\n".join(faults)] if faults else [])])
+    return "\n".join(lines)
 
 
 def _metric(run: Run, task: str, column: str) -> tuple[str, Metric] | None:
@@ -102,8 +132,15 @@ def _metric(run: Run, task: str, column: str) -> tuple[str, Metric] | None:
     return next(((name, metrics[name]) for name in FULL[column] if name in metrics), None)
 
 
-def _arrow(rows: Sequence[tuple[Run, str]], column: str) -> str:
-    directions = {pair[1].higher_is_better for run, task in rows if (pair := _metric(run, task, column))}
+def _over_seeds(group: Group, task: str, pair: tuple[str, Metric] | None) -> str:
+    found = None if pair is None else group.value(task, pair[0])
+    if found is None or found.mean is None:
+        return "–"
+    return f"{found.mean:.2f}" + ("" if found.deviation is None else f" ± {found.deviation:.2f}")
+
+
+def _arrow(rows: Sequence[tuple[Group, str]], column: str) -> str:
+    directions = {pair[1].higher_is_better for own, task in rows if (pair := _metric(own.runs[0], task, column))}
     return _ARROWS[directions.pop()] if len(directions) == 1 else ""
 
 

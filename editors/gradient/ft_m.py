@@ -5,8 +5,8 @@
 The honest baseline of the editing field: cheap, and better than its older form FT-L, which is trained on the last
 prompt token only and held in a small box. Nothing is retained, and only the down projection of one block is trained.
 
-Differs from EasyEdit@14cea824 in that all items are trained together, over `epochs`, and not one batch after another
-until it is learned.
+It ends when an epoch's mean loss is at most `stop_loss`. Differs from EasyEdit@14cea824 in that all items are trained
+together, over `epochs` at most, and not one batch after another until it is learned.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Config(GradientConfig):
     weight_decay: float = 0.0
     warmup_epochs: float = 0.0
     schedule: str = "constant"
+    stop_loss: float = 1e-2
     layer: int = -1
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, editor
-from unlearn_eval.editors.gradient.gradient_ascent import forget_loss
+from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, Method, editor
+from unlearn_eval.editors.gradient.gradient_ascent import AscentConfig, forget_loss
 
 
 @dataclass(frozen=True)
-class Config(GradientConfig):
+class Config(AscentConfig):
     """Gradient difference's settings."""
 
 

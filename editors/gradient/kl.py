@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, editor
-from unlearn_eval.editors.gradient.gradient_ascent import forget_loss
+from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, Method, editor
+from unlearn_eval.editors.gradient.gradient_ascent import AscentConfig, forget_loss
 from unlearn_eval.utils.settings import Positive
 
 
 @dataclass(frozen=True)
-class Config(GradientConfig):
+class Config(AscentConfig):
     """KL minimisation's settings."""
 
     epochs: Positive = 5.0

@@ -3,14 +3,21 @@
     L(θ) = E_forget (1/T) Σ_t ‖h_t − c u‖² / d  +  w_r E_retain (1/T) Σ_t ‖h_t − h_r,t‖² / d
 
 h is the output of one block (of d numbers) at the tokens by which the answer is predicted, h_r the same of the model
-before, u a random unit vector. Only the down projections of that block and of the two below are trained, as in
-the authors' code for its language models; `components` names others. Blocks above are not run.
+before, u a random unit vector. Blocks above the one that is read are not run. `variant` says where it is trained:
 
-`adaptive` takes c relative to ‖h_r,t‖ (Huu-Tien et al. 2024, arXiv 2408.06223): a residual stream's size differs by
-orders of magnitude from model to model, and a fixed c does not carry over.
+*   `wmdp` (centerforaisafety/wmdp@bc5e1ba0, for Zephyr 7B): the down projections of the block that is read, the seventh
+    of 32, and of the two below it.
+*   `openunlearning` (OpenUnlearning@d3d7cf9e, configs/trainer/RMU, for TOFU and Llama 3.2 1B): all weights up to the
+    block that is read, the seventh of 16.
 
-Differs from the authors' code (centerforaisafety/wmdp, as in OpenUnlearning@d3d7cf9e) in the tokens: theirs takes the
-answer's own, ours those before each, the last of the question among them, by which the answer begins.
+`components` and `layer` name others. With `adaptive`, the default, c is in units of ‖h_r,t‖ (Adaptive RMU, Huu-Tien et
+al. 2024, arXiv 2408.06223): a residual stream's size differs by orders of magnitude from model to model, and a fixed c
+does not carry over. 5 is its authors' for Zephyr 7B. `adaptive=false` is a c in the model's own units, as the authors
+of both variants have it (6.5 and 2); their `retain_weight` is 1,200 and 1.
+
+Differs from the authors' code in the tokens: theirs takes the answer's own, ours those before each, the last of the
+question among them, by which the answer begins. Adaptive RMU's code (RebelsNLU-jaist/llm-unlearning@0da98e5c) takes
+the mean norm over its first batch, where its paper and we take each token's own.
 """
 
 from __future__ import annotations
@@ -33,11 +40,12 @@ from unlearn_eval.editing.training.gradient import (
 )
 from unlearn_eval.editing.training.settings import Said
 from unlearn_eval.models.anatomy import anatomy, blocks_of
+from unlearn_eval.utils.errors import unknown_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DEPTH = 7 / 32  # block 7 of Zephyr-7B's 32
+DEPTHS = {"wmdp": 7 / 32, "openunlearning": 7 / 16}  # variant -> block 7 of Zephyr 7B's 32, of Llama 3.2 1B's 16
 
 
 @dataclass(frozen=True)
@@ -45,22 +53,29 @@ class Config(GradientConfig):
     """RMU's settings.
 
     Attributes:
-        layer: the block whose output is steered; -1: the one at the depth of the paper's.
+        variant: weights that are trained: `wmdp` (three matrices) or `openunlearning` (all).
+        layer: the block whose output is steered; -1: the one at the depth of the variant's.
         steering: c.
         adaptive: whether c is in units of the hidden state's size before.
     """
 
     retain_term: str = "representation"
+    variant: str = "wmdp"
     layer: int = -1
-    steering: float = 2.0
-    adaptive: bool = False
+    steering: float = 5.0
+    adaptive: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in DEPTHS:
+            raise unknown_name("variant of RMU", self.variant, DEPTHS)
 
 
 def prepare(config: Config, model: PreTrainedModel) -> Config:
-    """The layer by depth, and the down projections of it and of the two below unless components are given."""
-    layer = block_at_depth(model, DEPTH) if config.layer < 0 else config.layer
+    """The layer by depth, and unless components are given, those of the variant."""
+    layer = block_at_depth(model, DEPTHS[config.variant]) if config.layer < 0 else config.layer
     blocks_of(model).check_layers((layer,))
-    if config.components:
+    if config.components or config.variant == "openunlearning":
         return replace(config, layer=layer)
     parts = anatomy(model)
     names = [parts.projection_name(i) for i in range(max(0, layer - 2), layer + 1)]

@@ -2,7 +2,9 @@
 
     L(θ) = −(2/β) E_forget ln σ(−(β/T) ln π(y) − γ)  −  w_r E_retain (1/T) Σ_t ln π(y_t)
 
-Differs from OpenUnlearning@d3d7cf9e in γ, which there is multiplied by β; with γ = 0, its default and ours, they agree.
+γ stands as in the paper. It is multiplied by β in the authors' code (OPTML-Group/Unlearn-Simple@f1a355d3) and in
+OpenUnlearning@d3d7cf9e. No known difference in the forget term with γ = 0, the default of all three. The authors set β
+and w_f for each forget set: 2.5 and 0.1375 for TOFU's forget05, 4.5 and 0.125 for forget10.
 """
 
 from __future__ import annotations

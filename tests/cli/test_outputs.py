@@ -159,6 +159,10 @@ def test_a_closed_standard_output_is_no_traceback():
     [
         (MemoryError(), "the memory is too small"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."), "the memory is too small"),
+        (RuntimeError("can't start new thread"), "the memory is too small"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "the memory is too small"),
+        (OSError("Cannot allocate memory (os error 12)"), "the memory is too small"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "the memory is too small"),
         (RuntimeError("Could not determine home directory."), "there is no home folder"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), "cannot write x"),
         (OSError(errno.EROFS, "Read-only file system", "x"), "cannot write x"),

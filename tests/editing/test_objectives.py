@@ -162,6 +162,7 @@ def fast_dpo(z, other):
 CASES = {
     "likelihood": (lambda z: o.likelihood(own(z), mask), slow_likelihood, (LOGITS,)),
     "ascent": (lambda z: o.ascent(own(z), mask), slow_ascent, (LOGITS,)),
+    "bounded ascent": (lambda z: o.ascent(own(z), mask, 2.5), lambda: np.maximum(-2.5, slow_ascent()), (LOGITS,)),
     "kl": (lambda z: o.kl_divergence(z, reference_logits, mask), slow_kl, (LOGITS,)),
     "dpo": (fast_dpo, slow_dpo, (LOGITS, OTHER)),
     "npo": (lambda z: o.npo(own(z), reference, mask, BETA), slow_npo, (LOGITS,)),

@@ -20,8 +20,9 @@ from training_requests import FAST, FORGET, KEPT, tensors_of
 from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.editing.editor import Editor, editor_names, get_editor, trained_editor_names
 from unlearn_eval.editing.recipe import Recipe
+from unlearn_eval.editing.training.gradient import GradientConfig
 from unlearn_eval.editing.training.presets import unlearning_preset
-from unlearn_eval.editors.gradient import altpo, ft_m, gradient_difference, kl, npo, rmu
+from unlearn_eval.editors.gradient import altpo, ceu, ft_m, kl, npo, rmu
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.models.load import LoadedModel
@@ -40,7 +41,7 @@ RETAINING = [name for name in GRADIENT_METHODS if get_editor(name).Config().reta
 @pytest.fixture(scope="module")
 def knowing():
     """A tiny model that knows both the answers to forget and those to keep."""
-    from unlearn_eval.editing.training.gradient import GradientConfig, train_edit
+    from unlearn_eval.editing.training.gradient import train_edit
 
     model = tiny_model("llama")
     config = GradientConfig(steps=60, batch_size=12, learning_rate=1e-2, warmup_epochs=0, retain_term="none")
@@ -252,8 +253,9 @@ def test_rmu_steers_the_layer_it_says_and_trains_below():
     with pytest.raises(UserError, match="do not fit a model of 4 layers"):
         run("rmu", model, layer=4)
     assert ft_m.prepare(ft_m.Config(), model).layer == 3  # 21/32 of 4, rounded
-    adaptive = run("rmu", model, adaptive=True, steering=5.0)
-    assert any(not torch.equal(adaptive.tensors[key], edit.tensors[key]) for key in edit.tensors)
+    assert (rmu.Config().adaptive, rmu.Config().steering) == (True, 5.0)
+    fixed = run("rmu", model, adaptive=False, steering=5.0)
+    assert any(not torch.equal(fixed.tensors[key], edit.tensors[key]) for key in edit.tensors)
 
 
 def test_rmu_on_long_training_moves_hidden_states_to_the_direction(knowing):
@@ -352,8 +354,47 @@ def test_every_preset_sets_what_there_is(name, benchmark):
     preset = unlearning_preset(name, benchmark)
     assert preset.source
     config = configure(get_editor(name).Config, preset.settings)
-    assert isinstance(config, gradient_difference.Config.__mro__[1])
+    assert isinstance(config, GradientConfig)
     assert unlearning_preset(name, "my_facts.jsonl") is None or name == "ft_m"
+
+
+def test_narrow_models_learn_faster():
+    """A rate for a narrower model than any that settings were published for, and for no other."""
+    model = tiny_model("llama")
+    for width, factor in ((2048, 1.0), (4096, 1.0), (1024, 2.0), (512, 4.0), (16, 4.0)):
+        model.config.hidden_size = width
+        own, published = (unlearning_preset("npo", "tofu:forget10", given) for given in (model, None))
+        assert float(own.settings["learning_rate"]) == factor * float(published.settings["learning_rate"])
+        assert (own == published) == (factor == 1.0)
+    pistol = unlearning_preset("npo", "pistol:A_B", model)
+    assert pistol == unlearning_preset("npo", "pistol:A_B")
+    assert unlearning_preset("unlikelihood", "facts", model) == unlearning_preset("unlikelihood", "facts")
+
+
+def test_presets_of_single_splits_and_variants():
+    assert unlearning_preset("simnpo", "tofu:forget05").settings["beta"] == "2.5"
+    assert unlearning_preset("simnpo", "tofu:forget10").settings["beta"] == "4.5"
+    assert unlearning_preset("rmu", "tofu:forget10").settings["variant"] == "openunlearning"
+    kept = ceu.Config(variant="retain")
+    assert (ceu.Config().retains, kept.retains, kept.retain_term) == (False, True, "likelihood")
+    assert not dataclasses.replace(kept, retain_weight=0.0).retains
+    with pytest.raises(UserError, match="unknown variant of CE-U"):
+        ceu.Config(variant="retian")
+
+
+def test_the_retain_only_models_probability_ends_a_run(loaded, tmp_path):
+    (tmp_path / "retain_reference.json").write_text(json.dumps({"log_truth_ratios": {"forget/0": -1.5}}))
+    options = {"epochs": "2", "stop_probability": str(tmp_path)}
+    forget, retain = ForgetSet("tofu:forget01", ITEMS), ForgetSet("mine", KEEP)
+    with pytest.raises(UserError, match="does not say how probable the forget answers are"):
+        make_edit(loaded, forget, "npo", options, Recipe(), retain=retain)
+    stored = {"log_truth_ratios": {"forget/0": -1.5}, "probability": 0.75}
+    (tmp_path / "retain_reference.json").write_text(json.dumps(stored))
+    made = make_edit(loaded, forget, "npo", options, Recipe(), retain=retain)
+    assert made.info.config["stop_probability"] == "0.75"
+    assert made.info.notes["training"]["stopped"]["limit"] == 0.75  # the tiny model knew less from the start
+    with pytest.raises(UserError, match="does not exist"):
+        make_edit(loaded, forget, "npo", {"stop_probability": "nowhere"}, Recipe(), retain=retain)
 
 
 def test_closed_form_methods_have_no_such_preset():

@@ -298,7 +298,10 @@ def test_a_mistake_is_two_lines_before_anything_is_loaded(places, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    for place in ("transformers.AutoModelForCausalLM.from_pretrained", "unlearn_eval.models.load.fetch_default_model"):
+    for place in (
+        "transformers.AutoModelForCausalLM.from_pretrained",
+        "unlearn_eval.models.places.fetch_default_model",
+    ):
         monkeypatch.setattr(place, lambda *_, **__: pytest.fail("a model is loaded"))
     own = {"full": tmp_path / "full", "base": places.base}
     code, said = run_command(monkeypatch, capsys, *(word.format(**own) for word in command))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unlearn_eval.harness import patching, requests
-from unlearn_eval.harness.patching import quiet, within_a_study, without_machine
+from unlearn_eval.harness.patching import bars_as_lines, quiet, within_a_study, without_machine
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.patching import OneOf, Place
 
@@ -23,6 +23,7 @@ CHANGES = {
     "response-cache": lambda: patching.keep_responses_apart(None),
     "no-machine-report": lambda: without_machine().__enter__(),
     "no-bars": lambda: within_a_study().__enter__(),
+    "bars-as-lines": lambda: bars_as_lines().__enter__(),
 }
 
 

@@ -630,6 +630,8 @@ def test_a_name_is_looked_for_no_further_than_where_it_stands(monkeypatch):
     run._others_if_nowhere.cache_clear()
     assert run._others_if_nowhere("hellaswag", None) is None
     assert "hellaswag" in run._others_if_nowhere("hella_swag_1", None)
+    assert run._others_if_nowhere("acp_bench_hard", None) is None  # in a file without an ending, which others include
+    assert run._others_if_nowhere("constructor", None), "a word of many prompts, and no task"
     monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("the files are read again"))
     assert run._others_if_nowhere("hellaswag", None) is None
 

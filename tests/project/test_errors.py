@@ -25,11 +25,11 @@ from unlearn_eval.harness.reference import ABSENT
 from unlearn_eval.harness.run import load_lm
 from unlearn_eval.models import embedding
 from unlearn_eval.results.files import read_result
-from unlearn_eval.runs.study.lock import locked
 from unlearn_eval.runs.study.plan import plan
 from unlearn_eval.runs.study.spec import study_of
 from unlearn_eval.runs.study.store import Store
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.locks import locked
 from unlearn_eval.utils.settings import configure
 
 FOLDER = ROOT / "docs" / "errors"

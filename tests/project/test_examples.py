@@ -80,6 +80,7 @@ def test_a_sweep_can_be_planned(script, tmp_path, model):
 
 
 SHIPPED = ["smoke", "demo", "four_editors", "editing_as_unlearning", "mechanistic_unlearning", "mechanistic_facts"]
+# tofu_llama_3_2_1b and unlearners_tofu have tests of their own, in tests/runs/
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -15,7 +15,7 @@ from unlearn_eval.utils.registry import module_in, names_in
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "unlearn_eval"
-PRESETS = {"editing/presets.py", "editing/training/presets.py"}  # published settings, by method
+PRESETS = {"editing/presets.py", "editing/training/presets.py", "editing/spaces.py"}  # settings, by method
 OTHER_MEANINGS = {  # a method's name that is also another word -> where it is that word
     "dpo": {"editing/training/objectives.py"},  # a loss
     "npo": {"editing/training/objectives.py"},

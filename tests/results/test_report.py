@@ -269,7 +269,7 @@ def test_a_name_is_read_from_both_ends():
 def test_where_all_items_agree_the_interval_still_has_a_width():
     low, high = meanings.interval("forget_accuracy", Metric(0.0, 0.0, 12))
     assert (low, round(high, 3)) == (0.0, 0.242)
-    assert meanings.interval("neutral_kl", Metric(0.0, 0.0, 12)) == (0.0, 0.0)
+    assert meanings.interval("neutral_kl", Metric(0.0, 0.0, 12)) is None, "nothing bounds what other items would give"
     assert meanings.interval("model_utility", Metric(0.5, None, 3)) is None
     low, high = meanings.interval("forget_rouge", Metric(0.01, 0.01, 20))
     assert low == 0.0
@@ -316,7 +316,7 @@ def test_what_a_model_wrote_stays_data(tmp_path):
 
 def test_the_script_builds_no_html_from_text():
     scripts = sorted(PAGE.glob("*.js"))
-    assert [path.name for path in scripts] == ["page.js", "page_robustness.js"]
+    assert [path.name for path in scripts] == ["page.js", "page_robustness.js", "page_sharing.js"]
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "DOMParser"):
         assert not [path.name for path in scripts if way in path.read_text(encoding="utf-8")], way
 

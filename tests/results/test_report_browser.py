@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import re
 
 import pytest
 from browsing import open_page
@@ -11,7 +12,7 @@ from report_pages import NASTY, nasty_run
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.report.figures import pareto
 from unlearn_eval.results.report.page import write_page
-from unlearn_eval.results.runs import read_runs
+from unlearn_eval.results.runs import NO_EDIT, read_runs
 
 pytestmark = pytest.mark.browser
 
@@ -25,9 +26,12 @@ def folder(tmp_path_factory):
 
 
 def column(page, name):
-    heads = [text.split("\u00a0")[0] for text in page.locator("#leaderboard th").all_inner_texts()]
-    place = next(i for i, text in enumerate(heads) if text.replace(" ", "") == name)
-    cells = page.locator(f"#leaderboard tbody tr td:nth-child({place + 1})").all_inner_texts()
+    """The cells of a metric's column, without intervals; of `run` the runs' names."""
+    rows = page.locator("#leaderboard tbody tr")
+    if name == "run":
+        return [row.get_attribute("data-run") for row in rows.all()]
+    heads = [head.get_attribute("data-name") for head in page.locator("#leaderboard thead tr:last-child th").all()]
+    cells = page.locator(f"#leaderboard tbody tr td:nth-child({heads.index(name) + 1})").all_inner_texts()
     return [cell.split("\n")[0] for cell in cells]
 
 
@@ -42,9 +46,9 @@ def test_the_table_shows_the_numbers_of_the_files(opened, folder):
 
 @pytest.mark.parametrize(("name", "lowest_first"), [("forget_accuracy", True), ("retain_accuracy", False)])
 def test_sorting_puts_the_best_first_and_what_is_missing_last(opened, name, lowest_first):
-    head = opened.locator("#leaderboard th button", has_text=name.split("_")[1]).filter(has_text=name.split("_")[0])
+    head = opened.locator(f"#leaderboard th[data-name='{name}'] button")
     for presses in (1, 2):
-        head.first.focus()
+        head.focus()
         opened.keyboard.press("Enter")
         cells = [cell for cell in column(opened, name) if cell]
         numbers = [float(cell) for cell in cells]
@@ -56,17 +60,27 @@ def test_sorting_puts_the_best_first_and_what_is_missing_last(opened, name, lowe
 
 def test_filters_keep_the_run_that_others_are_compared_with(opened):
     opened.select_option("#method", "emmet")
-    assert column(opened, "method") == ["no edit", "emmet"]
+    assert [row.get_attribute("data-row") for row in opened.locator("#leaderboard tbody tr").all()] == [
+        "unedited",
+        "emmet",
+    ]
     opened.select_option("#method", "")
     opened.fill("#name", "RUN-003")
     assert column(opened, "run") == ["base", "rome/run-003"]
     assert opened.locator("#frontier .point").count() == 2
     opened.fill("#name", "nothing like it")
     assert "no run fits" in opened.inner_text("#leaderboard tbody")
+    assert "No run fits the filters: task unlearn_facts, “nothing like it” in its name." in opened.inner_text(
+        "#nothing"
+    )
+    assert all("No run fits" in opened.inner_text(place) for place in ("#frontier", "#metrics", "#provenance"))
+    opened.click("#nothing button")
+    assert opened.locator("#nothing").is_hidden()
+    assert len(column(opened, "run")) == 7
 
 
 def test_a_meaning_shows_on_focus_and_on_hover(opened):
-    opened.locator("#leaderboard th button", has_text="refusal").first.focus()
+    opened.locator("#leaderboard th button", has_text="refuses").first.focus()
     assert "decline" in opened.inner_text("#help")
     opened.keyboard.press("Escape")
     assert opened.locator("#help").is_hidden()
@@ -77,10 +91,11 @@ def test_a_meaning_shows_on_focus_and_on_hover(opened):
 def test_arrows_go_from_number_to_number(opened):
     for place in ("#leaderboard td.value", "#frontier .point", "#metrics .bar"):
         assert opened.locator(f"{place}[tabindex='0']").count() in (1, opened.locator("#metrics .group").count())
+    second_row = opened.locator("#leaderboard tbody tr").nth(1).get_attribute("data-row")
     opened.locator("#leaderboard td.value").first.focus()
     for key in ("ArrowDown", "ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown"):
         opened.keyboard.press(key)
-    assert opened.inner_text("#help").startswith(f"{column(opened, 'run')[1]}, forget_accuracy: ")
+    assert opened.inner_text("#help").startswith(f"{second_row}, forget_accuracy: ")
     opened.locator("#frontier .point").first.focus()
     opened.keyboard.press("ArrowRight")
     first, second = opened.locator("#frontier .point").all()[:2]
@@ -92,7 +107,7 @@ def test_the_line_joins_the_runs_that_none_beats(opened, folder):
     points = {}
     for run in read_runs(folder).runs:
         metrics = run.result.metrics[TASK]
-        if "retain_accuracy" in metrics:
+        if "retain_accuracy" in metrics and run.method != NO_EDIT:
             points[run.name] = (metrics["retain_accuracy"].value, -metrics["forget_accuracy"].value)
     expected = [points[list(points)[i]] for i in pareto(list(points.values()))]
     corners = opened.locator("#frontier .pareto").get_attribute("points").split()
@@ -145,7 +160,7 @@ def test_of_many_runs_the_best_bars_are_shown(chromium, tmp_path):
     group = page.locator("#metrics .group").first
     shown = [float(text.split(" ")[0]) for text in group.locator(".number").all_inner_texts()]
     assert len(shown) == 12
-    assert group.locator(".label").first.inner_text() == "base"
+    assert group.locator(".label").first.inner_text() == "unedited"
     values = [run.result.metrics[TASK]["forget_accuracy"].value for run in read_runs(tmp_path).runs[1:]]
     assert shown[1:] == [float(f"{value:.3f}") for value in sorted(values)[:11]]
     group.locator("button").click()
@@ -188,7 +203,8 @@ def test_what_a_model_wrote_is_shown_and_does_nothing(chromium, tmp_path):
     assert page.locator("script").count() == 3
     assert "onerror=alert(3)>" in page.locator("#questions .answer p").last.inner_text()
     assert "onerror=alert(3)>" in page.inner_text("h1")
-    assert "<img src=x onerror=alert(4)>" in page.inner_text("#leaderboard")
+    assert "onerror=alert(3)>" in page.inner_text("#leaderboard")
+    assert "<img src=x onerror=alert(4)>" in page.inner_text("#provenance")
     page.close()
 
 
@@ -273,4 +289,118 @@ def test_a_task_may_be_called_constructor_and_notes_be_long(chromium, tmp_path):
         page.wait_for_timeout(100)
         assert page.locator("#questions h3").count() > 0
     assert page.mistakes == []
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """A page of two methods with three seeds each."""
+    made = tmp_path_factory.mktemp("seeds")
+    generator = random.Random(1)
+    write_run(made, "base", records(20, generator, leak=1.0))
+    for method, leak in (("memit", 0.0), ("rome", 0.6)):
+        for seed in (1, 2, 3):
+            write_run(made, f"{method}-{seed}", records(20, generator, leak=leak), method, seed=seed)
+    return made
+
+
+def test_seeds_are_one_row_that_opens(chromium, seeds):
+    page = open_page(chromium, write_page(read_runs(seeds), seeds / "r.html"))
+    assert [row.get_attribute("data-row") for row in page.locator("#leaderboard tbody tr").all()] == [
+        "unedited",
+        "memit",
+        "rome",
+    ]
+    values = [read_result(seeds / f"rome-{i}.json").metrics[TASK]["forget_accuracy"].value for i in (1, 2, 3)]
+    shown = column(page, "forget_accuracy")
+    assert shown[2] == f"{sum(values) / 3:.3f}"
+    page.locator("#leaderboard button", has_text="3 seeds").last.click()
+    assert column(page, "forget_accuracy")[3:] == [f"{value:.3f}" for value in values]
+    assert page.locator("#frontier .point").count() == 3
+    assert page.locator("#frontier .seed-point").count() == 6
+    assert page.locator("#frontier .pareto").get_attribute("points").count(",") == 1, (
+        "the unedited model is not on the line"
+    )
+    labels = " · ".join(page.locator("#frontier .tag-label").all_text_contents())
+    assert sorted(labels.split(" · ")) == ["memit", "rome", "unedited"]
+    assert page.locator("#outcome li b").all_inner_texts() == ["memit", "rome"]
+    assert page.mistakes == []
+    page.close()
+
+
+def test_tables_are_saved_as_text(chromium, seeds):
+    page = open_page(chromium, write_page(read_runs(seeds), seeds / "r.html", title="a </style> \\ b"))
+
+    def saved(table, kind):
+        with page.expect_download() as download:
+            page.locator(f".export[data-table={table}] button", has_text=kind).click()
+        return download.value.path().read_text(encoding="utf-8")
+
+    lines = saved("leaderboard", "CSV").splitlines()
+    head, unedited = (line.split(",") for line in lines[:2])
+    value = read_result(seeds / "base.json").metrics[TASK]["retain_accuracy"].value
+    assert float(unedited[head.index("retain_accuracy")]) == value
+    assert {"retain_accuracy low", "retain_accuracy high", "retain_accuracy deviation"} <= set(head)
+    assert [line.split(",")[0] for line in lines[1:]] == ["unedited", "memit", "rome"]
+    assert saved("leaderboard", "Markdown").splitlines()[1].startswith("| --- | ---: |")
+    latex = saved("metrics", "LaTeX")
+    assert r"forget\_accuracy & memit & " in latex
+    assert latex.count(r"\\") == 1 + 3 * len(page.locator("#metrics .group").all())
+    assert page.mistakes == []
+    page.close()
+
+
+def test_the_address_holds_the_filters_and_a_question(chromium, seeds):
+    file = write_page(read_runs(seeds), seeds / "r.html")
+    page = open_page(chromium, file)
+    page.select_option("#method", "rome")
+    page.select_option("#metric", "retain_probability")
+    page.fill("#search", "number")
+    page.locator("#leaderboard th[data-name='forget_accuracy'] button").click()
+    card = page.locator("#questions > li").nth(1)
+    question = card.locator("h3").inner_text().rstrip("#").strip()
+    card.hover()
+    card.locator("a.link").click()
+    assert page.inner_text("#found") == "1 of 20 questions"
+    address = page.url
+    page.close()
+    again = open_page(chromium, file)
+    again.goto(address)
+    again.reload()
+    again.wait_for_selector("body[data-ready]")
+    assert [again.input_value(own) for own in ("#method", "#metric", "#search")] == [
+        "rome",
+        "retain_probability",
+        "number",
+    ]
+    assert again.locator("#leaderboard th[aria-sort]").get_attribute("data-name") == "forget_accuracy"
+    assert again.locator("#questions h3").inner_text().rstrip("#").strip() == question
+    again.click("#unlink")
+    assert again.inner_text("#found") != "1 of 20 questions"
+    again.click("nav a[href='#cost']")
+    assert again.url.split("#")[1].startswith("cost?method=rome")
+    assert again.mistakes == []
+    again.close()
+
+
+def test_most_leaks_come_first(chromium, seeds):
+    page = open_page(chromium, write_page(read_runs(seeds), seeds / "r.html"))
+    leaks = [
+        int(re.search(r"(\d+) leak", text)[1]) if "leak" in text else 0
+        for text in page.locator("#questions .truth").all_inner_texts()
+    ]
+    assert leaks == sorted(leaks, reverse=True)
+    assert leaks[0] > leaks[-1]
+    page.select_option("#order", "file")
+    assert page.locator("#questions h3").first.inner_text().startswith("What is the answer to question number 0?")
+    page.close()
+
+
+def test_a_small_study_prints_on_two_numbered_pages(chromium, seeds):
+    page = open_page(chromium, write_page(read_runs(seeds), seeds / "r.html"))
+    made = page.pdf(prefer_css_page_size=True, print_background=True)
+    assert len(re.findall(rb"/Type\s*/Page[^s]", made)) == 2
+    style = page.locator("style").text_content()
+    assert 'counter(page) " of " counter(pages)' in style
+    assert "2026-01-02" in style
     page.close()

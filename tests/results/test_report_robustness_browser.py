@@ -4,7 +4,7 @@ import random
 
 import pytest
 from attack_data import LAYERS, PROBE, RELEARN, placed, probing, relearning, write_attacked, write_study
-from browsing import open_page
+from browsing import open_page, unfold
 from report_data import records, write_run
 from report_pages import NASTY
 
@@ -209,6 +209,8 @@ def test_attacks_in_files_of_their_own_join_the_answers_of_their_edit(chromium, 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_both_modes(chromium, page_file, scheme):
     page = open_page(chromium, page_file, viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    assert page.locator("#curves").is_hidden(), "a phone begins with the leaderboard"
+    unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     ink = page.evaluate("getComputedStyle(document.querySelector('#robustness h3')).color")
     assert (ink == "rgb(232, 234, 236)") == (scheme == "dark")
@@ -253,7 +255,7 @@ def test_of_many_runs_those_that_tell_least_are_shown(chromium, tmp_path):
     assert "run-15" not in shown
     page.locator("#comebacks button").click()
     assert page.locator("#comebacks td.run").count() == 16
-    page.locator("#depth button").click()
+    page.locator("#depth tbody button").click()
     assert page.locator("#depth tbody tr").count() == 16
     assert page.locator("#curves .band").count() == 0, "many bands hide each other"
     assert page.mistakes == []

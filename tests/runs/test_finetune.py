@@ -111,6 +111,8 @@ def test_the_reference_has_the_tasks_own_numbers(chat, data, tiny, tokenizer):
         evaluate(hf(model, tokenizer), "unlearn_tofu_privacy", apply_chat_template=chat), "unlearn_tofu_privacy"
     )
     assert found["aucs"] == pytest.approx({name: v for name, v in privacy.items() if name.endswith("_auc")})
+    results = evaluate(hf(model, tokenizer), **options)["results"]["unlearn_tofu"]
+    assert found["probability"] == pytest.approx(results["forget_probability,none"], rel=1e-5)
     some = measure(model, PromptFormat(tokenizer, chat), "forget10", positions=[2])
     assert some["log_truth_ratios"] == pytest.approx({"forget/2": own["forget/2"]}, rel=1e-5)
 

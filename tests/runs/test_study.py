@@ -25,7 +25,6 @@ from unlearn_eval.results.files import read_result
 from unlearn_eval.runs.study import run as study_run
 from unlearn_eval.runs.study.cells.told import choose, told
 from unlearn_eval.runs.study.costs import Costs, n_parameters
-from unlearn_eval.runs.study.lock import locked
 from unlearn_eval.runs.study.plan import plan
 from unlearn_eval.runs.study.read import read_study, study_file
 from unlearn_eval.runs.study.run import states_of
@@ -33,6 +32,7 @@ from unlearn_eval.runs.study.show import Board
 from unlearn_eval.runs.study.spec import ModelSpec, study_of
 from unlearn_eval.runs.study.store import Store
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.locks import locked
 
 
 @pytest.fixture(scope="module")
@@ -486,7 +486,7 @@ def test_a_cell_that_takes_the_process_with_it_comes_last(model, tmp_path):
 
 def test_one_run_at_a_time(model, tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from unlearn_eval.runs.study.lock import locked\n"
+        "import sys, time; from pathlib import Path; from unlearn_eval.utils.locks import locked\n"
         "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     (tmp_path / "output").mkdir()

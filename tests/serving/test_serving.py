@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import sys
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -23,7 +24,7 @@ from unlearn_eval.edits.load import describe_base
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.models.prompt_ends import prompt_lengths, said_prompt_end
-from unlearn_eval.serving import door, gate, moments
+from unlearn_eval.serving import door, gate, moments, start
 from unlearn_eval.serving import engine as engines
 from unlearn_eval.serving.checkpoint_stream import layout_of, patched
 from unlearn_eval.serving.gate import KNOWN, Gate
@@ -286,6 +287,24 @@ def folders(tmp_path_factory):
 MEMORY_ENGINE = EngineFacts("model.layers.2.mlp.down_proj", eager=False, graphs=False, whole_prompts=False,
                             extension=EXTENSION)  # fmt: skip
 WEIGHTS_ENGINE = replace(MEMORY_ENGINE, module=None)
+
+
+@pytest.mark.parametrize("door_name", ["POST /v1/edit", "an engine's start", "serve"])
+def test_an_edit_that_does_not_name_its_base_s_weights_is_served_by_no_door(door_name, folders, tmp_path, monkeypatch):
+    folder = tmp_path / "edit"
+    shutil.copytree(folders["low_rank"], folder)
+    content = json.loads((folder / "edit.json").read_text())
+    content["info"]["base"]["canonical_hash"] = None
+    (folder / "edit.json").write_text(json.dumps(content))
+    layout = layout_of(model_of("llama").config)
+    monkeypatch.setattr(start, "check_vllm", lambda: None)
+    doors = {
+        "POST /v1/edit": lambda: check_swap(folder, folder, WEIGHTS_ENGINE),
+        "an engine's start": lambda: next(patched(iter(()), load_edit(folder), layout, torch.float32)),
+        "serve": lambda: start.server_command(str(folder)),
+    }
+    with pytest.raises(UserError, match="does not say on which weights it was made"):
+        doors[door_name]()
 
 
 @pytest.mark.parametrize(

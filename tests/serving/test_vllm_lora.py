@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -16,6 +18,7 @@ from vllm_engines import NEW, ask, complete, edits_and_answers, engine_settings,
 from unlearn_eval import load_edit
 from unlearn_eval.edits.base import applied
 from unlearn_eval.models.scoring import Query, score_answers
+from unlearn_eval.utils.errors import UserError
 
 pytestmark = pytest.mark.vllm
 RANKS = {"one": 1, "three": 3, "twenty": 20}
@@ -92,6 +95,28 @@ def test_only_modules_that_edits_change_have_room_for_them(edits):
             (again,) = engine.own.model.collective_rpc("unlearn_eval_quicken")
         assert found == without
         assert again == [], "the engine was quickened when it started"
+
+
+@pytest.mark.smoke
+def test_an_edit_that_does_not_name_its_base_s_weights_starts_no_engine(edits, tmp_path):
+    from vllm.engine.arg_utils import EngineArgs
+
+    from unlearn_eval.serving.together import read_adapter
+    from unlearn_eval.serving.vllm_models import EditedVLLM
+
+    base, made, *_ = edits("llama", "low_rank")
+    folder = tmp_path / "edit"
+    shutil.copytree(made, folder)
+    content = json.loads((folder / "edit.json").read_text())
+    content["info"]["base"]["canonical_hash"] = None
+    (folder / "edit.json").write_text(json.dumps(content))
+    says = "does not say on which weights it was made"
+    with pytest.raises(UserError, match=says):
+        read_adapter(str(folder))
+    with pytest.raises(UserError, match=says):
+        EditedVLLM(str(base), edit=str(folder))
+    with pytest.raises(Exception, match=says):
+        EngineArgs(model=str(folder), dtype="float32", max_model_len=256, enforce_eager=True).create_engine_config()
 
 
 def test_adapters_of_a_step_are_multiplied_together():

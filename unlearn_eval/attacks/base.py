@@ -179,6 +179,7 @@ class Attack:
         check: refuses items, other facts and settings that cannot be, before anything is run.
         summary: metrics and intervals from observations; None: the usual ones (`summary.summary`).
         derived: observations that follow item by item from several models or conditions, for the curves alone.
+        first: whether lists say to start with it.
     """
 
     name: str
@@ -195,6 +196,7 @@ class Attack:
     check: Callable[[ForgetSet, ForgetSet | None, Any], None] = lambda items, others, config: None
     summary: Callable[..., Any] | None = None
     derived: Callable[[ForgetSet, Sequence[Observation]], Sequence[Observation]] = lambda items, observations: ()
+    first: bool = False
 
 
 def attack_names() -> list[str]:

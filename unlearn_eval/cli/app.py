@@ -6,6 +6,7 @@ Data goes to stdout, everything else to stderr. Heavy imports happen inside the 
 
 from __future__ import annotations
 
+import contextvars
 import errno
 import json
 import os
@@ -15,12 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from unlearn_eval import __version__
 from unlearn_eval.cli import attack as cli_attack
 from unlearn_eval.cli import env as cli_env
 from unlearn_eval.cli import localize as cli_localization
+from unlearn_eval.cli import ls as cli_ls
 from unlearn_eval.cli import report as cli_report
 from unlearn_eval.cli import serve as cli_serve
 from unlearn_eval.cli import study as cli_study
+from unlearn_eval.cli.groups import CommandGroups
 from unlearn_eval.cli.options import (
     AnyBaseOption,
     ChatOption,
@@ -29,12 +33,14 @@ from unlearn_eval.cli.options import (
     FieldsOption,
     ForgetOption,
     IdsOption,
+    JsonOption,
     LimitOption,
     ModelOption,
     SeedOption,
     SystemOption,
     TargetOption,
     TemplateOption,
+    check_there,
     forget_set_of,
     template_arguments_of,
 )
@@ -43,22 +49,41 @@ from unlearn_eval.cli.terminal import progress as _progress
 from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.editing.recipe import DemoConfig, Recipe
 from unlearn_eval.edits.records import SelfCheck
-from unlearn_eval.utils.errors import UserError, unknown_name
-from unlearn_eval.utils.folders import check_folder, check_output
-from unlearn_eval.utils.terminal import new_console, put, say
+from unlearn_eval.utils.errors import UserError, is_out_of_memory, unknown_name
+from unlearn_eval.utils.folders import check_folder, check_output, is_of_the_disk
+from unlearn_eval.utils.json_files import dumps
+from unlearn_eval.utils.terminal import LEVEL, QUIET, USUAL, VERBOSE, new_console, put, say
 
 if TYPE_CHECKING:
     from unlearn_eval.editing.editor import Editor
 
 app = typer.Typer(
     name="unlearn-eval",
-    help="Did this model forget, and at what price?",
     no_args_is_help=True,
-    add_completion=False,
+    cls=CommandGroups,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        put(f"unlearn-eval {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _levels(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say errors and warnings only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what libraries say too.")] = False,
+) -> None:
+    """Did this model forget, and at what price?"""
+    LEVEL.set(QUIET if quiet else VERBOSE if verbose else USUAL)
+
 
 DEMO = DemoConfig()
 RECIPE = Recipe()
@@ -77,7 +102,7 @@ def demo(
     device: DeviceOption = None,
 ) -> None:
     """Make a small model forget facts, and measure it."""
-    from unlearn_eval.harness.patching import quiet
+    from unlearn_eval.harness.patching import quiet_libraries
     from unlearn_eval.results.comparison import compare as compare_results
     from unlearn_eval.results.report.table import comparison_tables, reasons
     from unlearn_eval.runs.demo import demo_samples, run_demo
@@ -92,7 +117,7 @@ def demo(
         batch_size=batch_size,
         device=device,
     )
-    with quiet():
+    with quiet_libraries():
         before, after = run_demo(config, say, _progress())
     console = new_console()
     for table in comparison_tables(compare_results(before, after)):
@@ -154,14 +179,18 @@ def edit(
     ] = True,
 ) -> None:
     """Make an edit: a small folder that forgets a set."""
+    from unlearn_eval.edits.places import DESCRIPTION
+
+    check_folder(output, "edit", DESCRIPTION)
+    check_there(model=model, edits=[continue_])
+    forget_set = forget_set_of(forget, ids, limit, seed, fields)
+    retain_set = None if retain is None else forget_set_of(retain, None, None, seed)
     from unlearn_eval.editing.editor import get_editor
-    from unlearn_eval.edits.folder import DESCRIPTION
     from unlearn_eval.edits.load import load_edit
-    from unlearn_eval.harness.patching import quiet
+    from unlearn_eval.harness.patching import quiet_libraries
     from unlearn_eval.models.load import load_model
     from unlearn_eval.runs.edit import make_edit, model_check
 
-    check_folder(output, "edit", DESCRIPTION)
     state = load_edit(continue_) if continue_ else None
     editor = editor or (_editor_of(state) if state else DEFAULT_EDITOR)
     method = get_editor(editor)
@@ -177,12 +206,10 @@ def edit(
         system=system_instruction,
         chat_template_kwargs=template_arguments_of(chat_template_kwargs) or {},
     )
-    forget_set = forget_set_of(forget, ids, limit, seed, fields)
     options = dict(_pair(text) for text in set_ or []) | ({"components": components} if components else {})
     fits = model_check(method, options)
-    retain_set = None if retain is None else forget_set_of(retain, None, None, seed)
     training = _training_folder(method, output, options)
-    with quiet():
+    with quiet_libraries():
         say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device, check=fits)
         say(f"{editor} on {len(forget_set)} items of {forget_set.name}")
@@ -219,8 +246,11 @@ def finetune(
     device: DeviceOption = None,
 ) -> None:
     """Make TOFU's and PISTOL's target and reference models."""
+    check_there(model=model)
+    data = forget_set_of(on, None, limit, seed, fields)
+    left_out = None if without is None else forget_set_of(without, None, None, seed)
     from unlearn_eval.data.registry import left_out as left_out_of
-    from unlearn_eval.harness.patching import quiet
+    from unlearn_eval.harness.patching import quiet_libraries
     from unlearn_eval.models.load import load_model
     from unlearn_eval.runs import finetune as finetuning
 
@@ -228,8 +258,6 @@ def finetune(
         raise unknown_name("form", as_, ("checkpoint", "edit"))
     arguments = template_arguments_of(chat_template_kwargs)
     finetuning.check_place(output, as_)
-    data = forget_set_of(on, None, limit, seed, fields)
-    left_out = None if without is None else forget_set_of(without, None, None, seed)
     chosen = finetuning.preset_of(data, preset)
     split = left_out_of(data.name)
     if left_out is not None:
@@ -238,7 +266,7 @@ def finetune(
     options = dict(_pair(text) for text in set_ or [])
     finetuning.check_settings(options)
     training = None if "folder" in options else options.setdefault("folder", f"{output.rstrip('/')}.training")
-    with quiet():
+    with quiet_libraries():
         say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device)
         say(f"fine-tuning on {len(data)} items of {data.name}, {'as ' + chosen.source if chosen else 'without preset'}")
@@ -276,16 +304,17 @@ def targets(
     device: DeviceOption = None,
 ) -> None:
     """Write what to say to each question, for --target FILE."""
+    check_there(model=model)
     import random
 
     from unlearn_eval.editing.requests.targets import make_targets, write_targets
-    from unlearn_eval.harness.patching import quiet
+    from unlearn_eval.harness.patching import quiet_libraries
     from unlearn_eval.models.load import load_model
 
     arguments = template_arguments_of(chat_template_kwargs)
     check_output(output, "file of targets")
     forget_set = forget_set_of(forget, ids, limit, seed, fields)
-    with quiet():
+    with quiet_libraries():
         loaded = load_model(model, dtype=dtype, device=device)
         prompt_format = loaded.prompt_format(chat, system_instruction, arguments)
         made = make_targets(
@@ -313,14 +342,15 @@ def inspect(
 
     With --ask, show what a memory edit makes of a question.
     """
+    check_there(model=model, edits=[folder])
     from unlearn_eval.edits.description import describe_edit
     from unlearn_eval.results.report.edit import edit_tables, route_lines
 
     if ask is not None:
         from unlearn_eval.edits.memory.ask import ask_edit
-        from unlearn_eval.harness.patching import quiet
+        from unlearn_eval.harness.patching import quiet_libraries
 
-        with quiet():
+        with quiet_libraries():
             arguments = template_arguments_of(chat_template_kwargs)
             answer = ask_edit(
                 folder, ask, model, say, any_base, system=system_instruction, template_arguments=arguments
@@ -350,10 +380,11 @@ def export(
     any_base: AnyBaseOption = False,
 ) -> None:
     """Write the edited model as an ordinary checkpoint."""
+    check_there(model=model, edits=[folder])
     from unlearn_eval.edits.export import export_merged
-    from unlearn_eval.harness.patching import quiet
+    from unlearn_eval.harness.patching import quiet_libraries
 
-    with quiet():
+    with quiet_libraries():
         put(export_merged(folder, merged, model=model, dtype=dtype, device=device, say=say, any_base=any_base))
 
 
@@ -393,11 +424,13 @@ def eval_(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Evaluate the base model too, and compare the two.")
     ] = False,
+    json_: JsonOption = False,
 ) -> None:
     """Evaluate a model or an edit on lm-eval tasks.
 
     With --edit, tasks ask what that edit forgot, in the form in which it was made; other options override this.
     """
+    check_there(model=model, edits=[edit, edits, *(context.args if edits else ())], tasks=include_path)
     from unlearn_eval.runs.evaluate import EvalConfig, run_before_and_after, run_evaluation, run_together
 
     config = EvalConfig(
@@ -428,14 +461,28 @@ def eval_(
         raise UserError("--edits are evaluated in one vLLM engine", "give --backend vllm, and no --edit")
     if folders and baseline:
         raise UserError("--baseline compares one edit with its base model", "give --edit DIR in place of --edits")
+    from unlearn_eval.harness.patching import quiet_libraries
+    from unlearn_eval.results.report.formats import comparison_rows
+    from unlearn_eval.results.runs import result_summary
+
     if baseline:
-        both = run_before_and_after(config, say)
-        if both is not None:
+        with quiet_libraries():
+            both = run_before_and_after(config, say)
+        if both is not None and json_:
+            from unlearn_eval.results.comparison import compare as compare_results
+
+            rows = comparison_rows(compare_results(*both))
+            put(dumps({"results": [result_summary(own) for own in both], "comparison": rows}, indent=2))
+        elif both is not None:
             _show_comparison(*both)
             put(f"results: {both[0].path}, {both[1].path}")
         return
-    one = None if folders else run_evaluation(config, say)
-    results = run_together(config, folders, say) if folders else [one] if one else []  # a rank may write nothing
+    with quiet_libraries():
+        one = None if folders else run_evaluation(config, say)
+        results = run_together(config, folders, say) if folders else [one] if one else []  # a rank may write nothing
+    if json_:
+        put(dumps({"results": [result_summary(own) for own in results]}, indent=2))
+        return
     from unlearn_eval.results.report.table import show_result
 
     for result in results:
@@ -446,13 +493,15 @@ def eval_(
 def compare(
     before: Annotated[str, typer.Argument(help="Result file of the first model, as `eval` writes it.")],
     after: Annotated[str, typer.Argument(help="Result file of the second, on the same tasks and items.")],
-    format_: Annotated[str, typer.Option("--format", help="table, markdown, latex or csv.")] = "table",
+    format_: Annotated[str, typer.Option("--format", help="table, markdown, latex, csv or json.")] = "table",
+    json_: JsonOption = False,
 ) -> None:
     """Compare two results item by item, with paired tests."""
     from unlearn_eval.results.comparison import compare as compare_results
     from unlearn_eval.results.files import read_result
     from unlearn_eval.results.report.formats import FORMATS
 
+    format_ = "json" if json_ else format_
     if format_ not in ("table", *FORMATS):
         raise unknown_name("format", format_, ("table", *FORMATS))
     first, second = read_result(before), read_result(after)
@@ -489,27 +538,7 @@ app.command()(cli_report.check)
 app.command(context_settings={"allow_extra_args": True})(cli_serve.serve)
 
 
-@app.command()
-def ls(
-    what: Annotated[
-        str, typer.Argument(help="tasks, editors, attacks, localizations, models, sets, or studies.")
-    ] = "tasks",
-) -> None:
-    """List tasks, editors, attacks, models, sets, studies."""
-    from unlearn_eval.data.forget_sets import set_names
-
-    kinds = {
-        "tasks": _tasks,
-        "editors": _editors,
-        "attacks": cli_attack.attack_lines,
-        "localizations": cli_localization.localization_names,
-        "models": _models,
-        "sets": set_names,
-        "studies": cli_study.study_names,
-    }
-    if what not in kinds:
-        raise unknown_name("list", what, kinds)
-    put("\n".join(kinds[what]()))
+app.command()(cli_ls.ls)
 
 
 @app.command("tasks-path")
@@ -546,7 +575,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     try:
         try:
-            app()
+            contextvars.copy_context().run(app)  # what -q and -v set ends with the command
         finally:
             sys.stdout.flush()
     except UserError as error:
@@ -555,26 +584,30 @@ def main() -> None:
         _drop_output()  # whoever read it has gone
         sys.exit(1)
     except OSError as error:
+        if error.errno == errno.ENOMEM or is_out_of_memory(error):
+            _fail(_MEMORY)
         if error.errno is None:
             raise
         if error.errno in _CANNOT_WRITE:
             _drop_output()  # it may itself be what is full
-            hint = "free some space or give another --output; the same command goes on from there"
-            _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}\nhint: {hint}")
+            _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}\nhint: {_ROOM}")
         _fail(f"{error.filename or 'a file'}: {error.strerror}\nhint: check the path, and what may be done there")
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
         if str(error).startswith("Could not determine home"):
             _fail("there is no home folder\nhint: set HOME, or UNLEARN_EVAL_CACHE and HF_HOME")
-        if not (isinstance(error, MemoryError) or any(text in str(error) for text in _TOO_LITTLE)):
+        if is_out_of_memory(error):
+            _fail(_MEMORY)
+        if not is_of_the_disk(error):
             raise
-        _fail("the memory is too small\nhint: give a smaller --batch_size or model, or --dtype bfloat16")
+        _fail(f"cannot write a file: {' '.join(str(error).split())[:200]}\nhint: {_ROOM}")
     except KeyboardInterrupt:
         say("interrupted; what was finished is kept, the same command goes on from there")
         sys.exit(130)
 
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
-_TOO_LITTLE = ("out of memory", "can't allocate memory")
+_ROOM = "free some space or give another --output; the same command goes on from there"
+_MEMORY = "the memory is too small\nhint: give a smaller --batch_size or model, or --dtype bfloat16"
 
 
 def _drop_output() -> None:
@@ -589,24 +622,6 @@ def _fail(text: str) -> NoReturn:
 
 
 # Details ---------------------------------------------------------------------------------------------------
-
-
-def _tasks() -> list[str]:
-    from unlearn_eval.harness.run import task_names
-
-    return task_names()
-
-
-def _editors() -> list[str]:
-    from unlearn_eval.editing.editor import editor_names
-
-    return editor_names()
-
-
-def _models() -> list[str]:
-    from unlearn_eval.harness.run import model_names
-
-    return model_names()
 
 
 def _tell(made: Any) -> None:
@@ -631,9 +646,13 @@ def _tell(made: Any) -> None:
 
 def _tell_training(notes: dict[str, Any], check: SelfCheck | None = None) -> None:
     """What became of the answers, and what went otherwise than asked."""
+    from unlearn_eval.editing.training.stop import stop_line
+
     if check is not None and check.answer_probability_before is not None:
         before, after = check.answer_probability_before, check.answer_probability_after
         say(f"the answers' probability per token {before:.3f} -> {after:.3f}, in {notes['steps']} steps")
+    if line := stop_line(notes):
+        say(line)
     if "diverged_after_step" in notes:
         say(f"the loss was not finite after {notes['diverged_after_step']} steps: kept is step {notes['kept_step']}")
         say("hint: give a smaller --set learning_rate, or fewer --set epochs")
@@ -669,10 +688,12 @@ def _editor_of(state: Any) -> str:
 
 
 def _remove(folder: str | None) -> None:
-    import shutil
+    from pathlib import Path
+
+    from unlearn_eval.editing.training.run import remove_run
 
     if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_run(Path(folder))
 
 
 def _is_first_process() -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from unlearn_eval.cli.options import AnyBaseOption, TemplateOption, template_arguments_of
+from unlearn_eval.cli.options import AnyBaseOption, TemplateOption, check_there, template_arguments_of
 from unlearn_eval.cli.terminal import pair, progress
 from unlearn_eval.utils.terminal import say
 
@@ -46,11 +46,12 @@ def attack(
     any_base: AnyBaseOption = False,
 ) -> None:
     """Try to bring back what an edit made a model forget."""
+    check_there(model=model, edits=[edit])
     from unlearn_eval.attacks.base import get_attack
 
     get_attack(name)  # a misspelt name is found at once
     from unlearn_eval.attacks.run import AttackConfig, run_attack, task_name
-    from unlearn_eval.harness.patching import quiet
+    from unlearn_eval.harness.patching import quiet_libraries
     from unlearn_eval.results.report.table import show_result
 
     config = AttackConfig(
@@ -73,14 +74,7 @@ def attack(
         chat_template_kwargs=template_arguments_of(chat_template_kwargs),
         any_base=any_base,
     )
-    with quiet():
+    with quiet_libraries():
         result = run_attack(config, say, progress())
     skipped = result.robustness[task_name(name)]["skipped"]
     show_result(result, [f"skipped: {entry['what']}: {entry['reason']}" for entry in skipped])
-
-
-def attack_lines() -> list[str]:
-    """The attacks, each with what it does."""
-    from unlearn_eval.attacks.base import attack_names, get_attack
-
-    return [f"{name:16}{get_attack(name).does}" for name in attack_names()]

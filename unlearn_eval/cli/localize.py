@@ -38,9 +38,13 @@ def localize(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")] = None,
 ) -> None:
     """Find where in a model facts are; for edit --components."""
-    from unlearn_eval.cli.options import forget_set_of, template_arguments_of
+    from unlearn_eval.cli.options import check_there, forget_set_of, template_arguments_of
+
+    check_there(model=model)
+    facts = forget_set_of(forget, ids, limit, seed, fields)
+    others = None if retain is None else forget_set_of(retain, None, None, seed)
     from unlearn_eval.cli.terminal import pair, progress
-    from unlearn_eval.harness.patching import quiet
+    from unlearn_eval.harness.patching import quiet_libraries
     from unlearn_eval.localization import locate
     from unlearn_eval.localization.base import get_localizer
     from unlearn_eval.localization.sites import sites
@@ -57,9 +61,7 @@ def localize(
     arguments = template_arguments_of(chat_template_kwargs)
     check_batch_size(batch_size)
     json_place(output, "components file")
-    facts = forget_set_of(forget, ids, limit, seed, fields)
-    others = None if retain is None else forget_set_of(retain, None, None, seed)
-    with quiet():
+    with quiet_libraries():
         say(f"loading {model}")
         loaded = load_model(model, dtype=dtype, device=device, check=sites)
         say(f"{name} on {len(facts)} items of {facts.name}")
@@ -77,10 +79,3 @@ def localize(
     say("train or edit there with:")
     say(f"  unlearn-eval edit --model {model} --components {path} ...")
     put(path)
-
-
-def localization_names() -> list[str]:
-    """The localisations that there are."""
-    from unlearn_eval.localization.base import localizer_names
-
-    return localizer_names()

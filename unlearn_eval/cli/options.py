@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +32,7 @@ TemplateOption = Annotated[
         "--chat_template_kwargs", help="Arguments of the chat template: enable_thinking=false, or a JSON object."
     ),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")]
 
 
@@ -52,6 +54,26 @@ def forget_set_of(name: str, ids: str | None, limit: int | None, seed: int, fiel
     if ids:
         chosen = chosen.select(part.strip() for part in ids.split(","))
     return chosen if limit is None else chosen.sample(limit, seed)
+
+
+def check_there(*, model: str | None = None, edits: Iterable[str | None] = (), tasks: str | None = None) -> None:
+    """Refuse paths at which there is nothing, before anything slow is imported.
+
+    Args:
+        model: a base model; names that may be a hub id's, or an lm-eval model type's, are left to those who load it.
+        edits: folders of edits; None is not looked at.
+        tasks: a folder of more tasks.
+    """
+    from unlearn_eval.edits.places import check_is_edit
+    from unlearn_eval.harness.places import check_tasks_folder
+    from unlearn_eval.models.places import named_model
+
+    for folder in edits:
+        if folder is not None:
+            check_is_edit(folder)
+    if model and (model.startswith(("/", ".", "~")) or model.lower().endswith(".gguf")):
+        named_model(model)
+    check_tasks_folder(tasks)
 
 
 def template_arguments_of(text: str | None) -> dict[str, Any] | None:

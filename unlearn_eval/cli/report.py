@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from unlearn_eval.cli.options import JsonOption
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import dumps
 from unlearn_eval.utils.terminal import new_console, put, say
 
 PathsArgument = Annotated[list[str] | None, typer.Argument(help="Result files, or folders of them. [default: results]")]
@@ -16,7 +18,7 @@ PathsArgument = Annotated[list[str] | None, typer.Argument(help="Result files, o
 def report(
     paths: PathsArgument = None,
     output: Annotated[str, typer.Option("--output", "-o", help="The page to write (.html).")] = "report.html",
-    title: Annotated[str, typer.Option(help="What the page is called.")] = "unlearn-eval",
+    title: Annotated[str, typer.Option(help="Title of the page. [default: the study's name]")] = "",
     base: Annotated[
         str | None, typer.Option("--base", help="Compare with this result, where no unedited run is found by itself.")
     ] = None,
@@ -62,6 +64,7 @@ def check(
         list[str] | None, typer.Option("--require", "-r", help="'forget_rouge<0.2', 'model_utility>0.9*base', ...")
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="Result file that 'base' stands for.")] = None,
+    json_: JsonOption = False,
 ) -> None:
     """Fail unless a result is as required; for CI.
 
@@ -79,8 +82,11 @@ def check(
     except (UserError, OSError) as error:
         say(f"error: {error}")
         raise typer.Exit(2) from error
-    new_console(width=140).print(verdict_table(verdicts))
     failed = sum(not verdict.holds for verdict in verdicts)
+    if json_:
+        put(dumps({"holds": not failed, "requirements": [verdict.as_json for verdict in verdicts]}, indent=2))
+        raise typer.Exit(1 if failed else 0)
+    new_console(width=140).print(verdict_table(verdicts))
     put(f"{len(verdicts) - failed} of {len(verdicts)} hold" + (f", {failed} failed" if failed else ""))
     if failed:
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from unlearn_eval.cli.options import check_there
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.terminal import say
 
@@ -33,6 +34,7 @@ def serve(
     needs it, and /health without it says only that the server is well.
     Whatever stands after -- goes to `vllm serve`, e.g. -- --dtype bfloat16 --max-model-len 2048.
     """
+    check_there(model=model, edits=[edit])
     from unlearn_eval.serving.gate import KEY_HINT, is_loopback
     from unlearn_eval.serving.start import serve, server_command
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from unlearn_eval.utils.terminal import new_console, printable, say
+from unlearn_eval.cli.options import JsonOption
+from unlearn_eval.utils.json_files import dumps
+from unlearn_eval.utils.terminal import new_console, printable, put, say
 
 
 def run(
@@ -26,20 +29,30 @@ def run(
     ray: Annotated[
         str | None, typer.Option("--ray", help="Run on Ray: local, auto (this machine's cluster), or an address.")
     ] = None,
+    json_: JsonOption = False,
 ) -> None:
     """Run a study: models x editors x forget sets x tasks.
 
     The same command goes on where it was cut off. A study is a program: it may name editors and tasks that are code,
     which also --dry-run executes.
     """
-    from unlearn_eval.harness.patching import quiet, within_a_study
+    from unlearn_eval.harness.patching import quiet_libraries, within_a_study
     from unlearn_eval.runs.study.plan import plan
     from unlearn_eval.runs.study.read import read_study, study_file
     from unlearn_eval.runs.study.run import DiskFull, Options, made_otherwise, run_study, states_of
-    from unlearn_eval.runs.study.show import Board, plan_lines, plan_table, result_tables
+    from unlearn_eval.runs.study.show import (
+        Board,
+        plan_lines,
+        plan_summary,
+        plan_table,
+        result_tables,
+        search_lines,
+        study_summary,
+    )
     from unlearn_eval.runs.study.spec import study_of
     from unlearn_eval.runs.study.store import FILES, Store
     from unlearn_eval.runs.study.trust import check_trust
+    from unlearn_eval.runs.study.tune import searches_of
     from unlearn_eval.utils.folders import check_output
 
     path = study_file(study)
@@ -53,22 +66,28 @@ def run(
         check_output(store.folder / "runs", "study")
     remembered = store.read(FILES)
     say(f"planning {path}")
-    with quiet(), within_a_study():
+    with quiet_libraries(), within_a_study():
         planned = plan(wanted, remembered)
         states, results = states_of(planned, store)
         there = list(store.results())
         costs = _costs(planned, there, wanted.device)
-        target = data if dry_run else console
+        searches = searches_of(planned)
+        target = data if dry_run and not json_ else console
         target.print(plan_table(planned, states, costs))
         for line in plan_lines(planned, states, costs, made_otherwise(planned, there, states)):
             target.print(line, soft_wrap=True, highlight=False)
+        on_validation = replace(planned, cells=tuple(search.untuned for search in searches))
+        for line in search_lines(searches, _costs(on_validation, there, wanted.device)):
+            target.print(line, soft_wrap=True, highlight=False)
         if dry_run:
+            if json_:
+                put(dumps(plan_summary(planned.cells, states, costs), indent=2))
             return
         board = Board(console, planned.cells, states, wanted.show, costs, results)
         options = Options(list(sys.argv), retry_failed, remembered)
         run_cells = None if ray is None else _on_ray(ray, planned, store, board, options, costs)
         try:
-            run_study(planned, store, board, options, run_cells)
+            planned = run_study(planned, store, board, options, run_cells)
         except (KeyboardInterrupt, DiskFull) as error:
             if isinstance(error, DiskFull):
                 say(f"error: {error}")
@@ -77,10 +96,14 @@ def run(
                 say("\ninterrupted; what was finished is kept. Go on with:")
             say(f"  {_command(study, settings, output, retry_failed, ray)}")
             raise typer.Exit(1 if isinstance(error, DiskFull) else 130) from error
-    for table in result_tables(planned.cells, board.results, wanted.show):
-        data.print(table)
+    if json_:
+        put(dumps({"folder": str(store.folder), **study_summary(planned.cells, board.states, board.results)}, indent=2))
+    else:
+        for table in result_tables(planned.cells, board.results, wanted.show):
+            data.print(table)
     _tell_failed(board, _command(study, settings, output, True, ray))
-    data.print(f"results: {store.folder}/runs, one folder for each cell", soft_wrap=True, highlight=False)
+    if not json_:
+        data.print(f"results: {store.folder}/runs, one folder for each cell", soft_wrap=True, highlight=False)
     if "failed" in board.states.values():
         raise typer.Exit(1)
 
@@ -95,13 +118,6 @@ def _on_ray(address: str, planned: Any, store: Any, board: Any, options: Any, co
 
 def _confirm(question: str) -> bool:
     return bool(typer.confirm(printable(question), default=False, err=True))
-
-
-def study_names() -> list[str]:
-    """The studies that are shipped."""
-    from unlearn_eval.runs.study.read import STUDIES_FOLDER
-
-    return sorted(path.stem for path in STUDIES_FOLDER.glob("*.yaml"))
 
 
 def _tell_failed(board: Any, command: str) -> None:

@@ -6,13 +6,16 @@ import sys
 from typing import Any
 
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.terminal import say
+from unlearn_eval.utils.progress import no_progress
+from unlearn_eval.utils.terminal import LEVEL, QUIET, say
 
 
 def progress() -> Any:
     """A progress callback: a bar on a terminal, a line every ten seconds elsewhere."""
     import time
 
+    if LEVEL.get() <= QUIET:
+        return no_progress
     if sys.stderr.isatty():
         from tqdm import tqdm
 

@@ -21,7 +21,8 @@ def load_forget_set(
         name: A list of records or of `ForgetItem`s, a pandas DataFrame, a split of `datasets`; or a name: `facts`
             (shipped with the package), `tofu:forget01`, `tofu:forget05`, `tofu:forget10`, `tofu:factual` (its real
             authors and world facts), `tofu:full`, `tofu:retain90`, `tofu:retain95`, `tofu:retain99` (the whole without
-            what is to be forgotten), `pistol:A_B` (the contract A_B of PISTOL; several are joined with `+`, as in
+            what is to be forgotten; `+` joins several, and `[:N]` takes the first N, as in
+            `tofu:forget01+retain99[:80]`), `pistol:A_B` (the contract A_B of PISTOL; several are joined with `+`, as in
             `pistol:A_B+A_C2`), `pistol:all` (its first sample), `rwku:PERSON`, `lume:creative|personal|biography|all`,
             `knowundo:all`, `counterfact:100`, `zsre:100` (so many from the start), `sports:SPORT` or `sports:all`,
             `hub:OWNER/NAME`, or the path of a file or folder with the fields of `ForgetItem` (see

@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from unlearn_eval.edits.base import DENSE, LOW_RANK, MEMORY, EditInfo
+from unlearn_eval.edits.places import DESCRIPTION as DESCRIPTION
+from unlearn_eval.edits.places import check_is_edit
 from unlearn_eval.edits.stored import Description, Version
 from unlearn_eval.edits.tensors import HINT
 from unlearn_eval.utils.errors import UserError
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 EDITED = "Edited"  # before the names of architectures in an edit's config.json; vLLM knows them by our plug-in
-DESCRIPTION = "edit.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 STATE, TARGETS = "state.safetensors", "targets.jsonl"
 KINDS = {  # kind of edit -> the files that it cannot be without
@@ -80,6 +81,18 @@ def _name_architecture(path: Path, own: str | None) -> None:
     write_json(path, config)
 
 
+def check_names_base(base: Mapping[str, Any], hint: str = "make the edit again: vLLM serves no others") -> None:
+    """Refuse an edit whose `base` entry does not say on which weights it was made; `hint` is for the error.
+
+    Raises:
+        UserError: nothing shows which model is its base.
+    """
+    if not base.get("canonical_hash"):
+        raise UserError(
+            "the edit does not say on which weights it was made, so nothing shows whether this is its base", hint
+        )
+
+
 def check_architecture(folder: Path) -> None:
     """Refuse a folder that a server would take for a model of its own.
 
@@ -96,15 +109,8 @@ def check_architecture(folder: Path) -> None:
 
 def read_description(folder: str | Path, check_files: bool = True) -> dict[str, Any]:
     """`edit.json` of a folder; its files are checked against it, unless told not to (errors as in `load_edit`)."""
-    folder = Path(folder)
+    folder = check_is_edit(folder)
     path = folder / DESCRIPTION
-    if not folder.is_dir():
-        raise UserError(f"the edit folder {folder} does not exist", "make one with `unlearn-eval edit --output DIR`")
-    if not path.is_file():
-        raise UserError(
-            f"{folder} is not an edit: it has no {DESCRIPTION}",
-            "name a folder that `unlearn-eval edit` wrote",
-        )
     version = read_stored(path, Version)["schema_version"]
     if version > SCHEMA_VERSION:
         raise UserError(f"{folder} was written in format {version}, newer than {SCHEMA_VERSION}", "update unlearn-eval")

@@ -10,7 +10,7 @@ from torch import nn
 
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.dense import DenseEdit, read_dense
-from unlearn_eval.edits.folder import read_description
+from unlearn_eval.edits.folder import check_names_base, read_description
 from unlearn_eval.edits.low_rank import LowRankEdit, read_low_rank
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_memory
 from unlearn_eval.edits.records import BaseRef
@@ -62,11 +62,8 @@ def check_base(
         UserError: the edit names another model, or none.
     """
     expected = info.base.canonical_hash
-    if not expected and not any_base:
-        raise UserError(
-            "the edit does not say on which weights it was made, so nothing shows whether this is its base",
-            "make the edit again; or, if you know its base, give --any-base",
-        )
+    if not any_base:
+        check_names_base(info.base, "make the edit again; or, if you know its base, give --any-base")
     if isinstance(model, LoadedModel):
         found, name = model.weights.canonical, model.name
     else:

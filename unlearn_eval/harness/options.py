@@ -19,6 +19,7 @@ from unlearn_eval.utils.errors import UserError, unknown_name
 
 Check = Callable[[object], str | None]  # None, or what was expected instead
 LENGTHS = ("max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval prefers a task's own max_gen_toks
+PORTIONS = VALIDATION, REPORT = "validation", "report"  # settings are chosen by the first, and reported on the second
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
 
@@ -45,6 +46,17 @@ def a_seed(value: object) -> str | None:
     return None if _is_whole(value) else "a whole number"
 
 
+def a_portion(value: object) -> str | None:
+    """One of the two portions of a task's documents."""
+    return None if value in PORTIONS else " or ".join(PORTIONS)
+
+
+def a_share(value: object) -> str | None:
+    """A number between 0 and 1."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return None if number and 0 < value < 1 else "a number between 0 and 1"  # type: ignore[operator]
+
+
 def names(value: object) -> str | None:
     """A name, or names: of facts, groups, sets, or parts of sets."""
     single = isinstance(value, str | Mapping) or isinstance(value, Sequence) and not isinstance(value, bytes)
@@ -67,12 +79,18 @@ def _is_whole(value: object) -> bool:
 
 # What a task reads -----------------------------------------------------------------------------------------
 
+PORTION: Mapping[str, Check] = {  # what `task.portion_of` reads
+    "first": a_count,
+    "portion": a_portion,
+    "validation_share": a_share,
+}
 ALWAYS: Mapping[str, Check] = {  # what `plan` and `chat_template` read for every task
     "edit": a_text,
     "chat": a_flag,
     "chat_template_args": anything,
     "thinking": a_text,
     "thinking_tokens": a_count,
+    **PORTION,
 }
 ANSWERS: Mapping[str, Check] = {"compat": anything}
 JUDGED: Mapping[str, Check] = {"encoder": anything, "fluency_model": anything}

@@ -6,12 +6,14 @@ import functools
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.harness.names import MODELS, TASKS_FOLDER
 from unlearn_eval.utils.patching import OneOf, Patches, Place, replaced, wrap
+from unlearn_eval.utils.terminal import LEVEL, QUIET, VERBOSE, Lines
 
 if TYPE_CHECKING:
     from unlearn_eval.harness.lm import LM
@@ -258,6 +260,51 @@ def without_machine() -> Iterator[None]:
         replaced(lm_eval.evaluator, "add_env_info", lambda storage: None),
         replaced(lm_eval.evaluator, "get_git_commit_hash", lambda: None),
     ):
+        yield
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """What libraries say within a command: as `quiet`, and outside a terminal no bars; with --verbose all of it."""
+    if LEVEL.get() >= VERBOSE:
+        yield
+        return
+    with quiet():
+        if LEVEL.get() > QUIET and sys.stderr.isatty():
+            yield
+        else:
+            with bars_as_lines():
+                yield
+
+
+@PATCHES.add(
+    "bars-as-lines",
+    "progress bars are a line every ten seconds, for a block: a log cannot draw over a line",
+    Place("tqdm.std:tqdm.__init__", takes="self, iterable, desc, total"),
+    package="tqdm",
+    tested=("4.70.1",),
+)
+@contextmanager
+def bars_as_lines() -> Iterator[None]:
+    """Let progress bars say how far they are in lines, within a `with` block."""
+    import tqdm
+
+    show = tqdm.std.tqdm.__init__
+    form = "{desc}: {n_fmt} of {total_fmt} ({elapsed} so far, {remaining} left)"
+    instead = {
+        "file": Lines(),
+        "mininterval": 10.0,
+        "maxinterval": 10.0,
+        "miniters": 1,
+        "bar_format": form,
+        "leave": False,
+    }
+
+    def told(self: Any, *arguments: object, **options: object) -> None:
+        short = {"disable": True} if not options.get("desc") else {}
+        show(self, *arguments, **{**options, **instead, **short})
+
+    with replaced(tqdm.std.tqdm, "__init__", told):
         yield
 
 

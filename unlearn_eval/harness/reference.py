@@ -22,6 +22,7 @@ from unlearn_eval.utils.errors import UserError
 REFERENCE_VARIABLE = "UNLEARN_EVAL_RETAIN_REFERENCE"
 ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
 STORED = "retain_reference.json"
+PROBABILITY, OPEN_UNLEARNING_PROBABILITY = "forget_probability", "forget_Q_A_Prob"  # ours, and OpenUnlearning's name
 OPEN_UNLEARNING_LOSSES = "forget_Q_A_PARA_Prob"
 OPEN_UNLEARNING_KEYS = frozenset({"forget_truth_ratio", *ATTACKS})
 ABSENT = f"no retain reference (give --metadata retain_reference or set {REFERENCE_VARIABLE})"
@@ -36,12 +37,14 @@ class RetainReference:
         aucs: names of membership inference metrics -> their values.
         path: where this was read.
         correct_nlls: id of a forget item -> mean loss of its right (paraphrased) answer; empty if the file has none.
+        probability: mean probability per token of the answers; None if the file does not have it.
     """
 
     log_truth_ratios: dict[str, float]
     aucs: dict[str, float]
     path: str
     correct_nlls: dict[str, float] = field(default_factory=dict)
+    probability: float | None = None
 
 
 def find_reference(metadata: Mapping[str, Any]) -> RetainReference | None:
@@ -87,9 +90,10 @@ def _stored(content: Mapping[str, Any], path: Path) -> RetainReference:
         ratios = {str(key): float(value) for key, value in content["log_truth_ratios"].items()}
         aucs = {str(key): float(value) for key, value in content.get("aucs", {}).items()}
         losses = {str(key): float(value) for key, value in content.get("correct_nlls", {}).items()}
+        probability = None if content.get("probability") is None else float(content["probability"])
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}", "make it again") from error
-    return RetainReference(ratios, aucs, str(path), losses)
+    return RetainReference(ratios, aucs, str(path), losses, probability)
 
 
 def _from_result(path: Path) -> RetainReference:
@@ -99,13 +103,16 @@ def _from_result(path: Path) -> RetainReference:
     ratios: dict[str, float] = {}
     losses: dict[str, float] = {}
     aucs: dict[str, float] = {}
+    probability = None
     for task, metrics in result.metrics.items():
+        if PROBABILITY in metrics:
+            probability = metrics[PROBABILITY].value
         aucs |= {n: m.value for n, m in metrics.items() if n.endswith("_auc") and m.value is not None}
         if task in result.samples:
             samples = read_samples(path, task)
             ratios |= _scores_of(samples, "log_truth_ratio")
             losses |= _scores_of(samples, "correct_nll")
-    return RetainReference(ratios, aucs, str(path), losses)
+    return RetainReference(ratios, aucs, str(path), losses, probability)
 
 
 def _from_samples(path: Path) -> RetainReference:
@@ -132,4 +139,4 @@ def _from_open_unlearning(log: OpenUnlearningLog) -> RetainReference:
     }
     losses = {f"forget/{place}": loss for place, loss in log.values(OPEN_UNLEARNING_LOSSES, "avg_loss").items()}
     aucs = {f"{name}_auc": auc for name in ATTACKS if (auc := log.aggregate(name)) is not None}
-    return RetainReference(ratios, aucs, str(log.path), losses)
+    return RetainReference(ratios, aucs, str(log.path), losses, log.aggregate(OPEN_UNLEARNING_PROBABILITY))

@@ -15,6 +15,7 @@ from unlearn_eval.data.shapes import Asked, Prompt, cut
 from unlearn_eval.harness.chat_template import ChatTemplate
 from unlearn_eval.harness.names import TASKS_FOLDER
 from unlearn_eval.harness.patching import keep_responses_apart, register_models
+from unlearn_eval.harness.places import check_tasks_folder
 from unlearn_eval.models.load import DTYPES, device_named
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.results.foreign import metrics_of, n_documents, plain_samples
@@ -52,6 +53,13 @@ def model_names() -> list[str]:
     return sorted(model_registry.keys())
 
 
+def model_class(name: str) -> str:
+    """The class of one of lm-eval's model types, which is not imported; "" where lm-eval does not say it."""
+    import lm_eval.models
+
+    return str(getattr(lm_eval.models, "MODEL_MAPPING", {}).get(name, "")).rpartition(":")[2]
+
+
 def task_manager(include_path: str | None = None, metadata: Mapping[str, Any] | None = None) -> Any:
     """lm-eval's task manager, which knows our tasks and those in the folder `include_path`.
 
@@ -60,7 +68,7 @@ def task_manager(include_path: str | None = None, metadata: Mapping[str, Any] | 
     """
     from lm_eval.tasks import TaskManager
 
-    _check_folder(include_path)
+    check_tasks_folder(include_path)
     paths = [TASKS_FOLDER, *([include_path] if include_path else [])]
     return TaskManager(include_path=paths, metadata=dict(metadata or {}))
 
@@ -75,11 +83,6 @@ def task_names(include_path: str | None = None) -> list[str]:
 @functools.cache
 def _own_names() -> frozenset[str]:
     return frozenset(task_names())
-
-
-def _check_folder(include_path: str | None) -> None:
-    if include_path is not None and not Path(include_path).expanduser().is_dir():
-        raise UserError(f"there is no folder {include_path} of tasks", "give --include_path a folder of YAML files")
 
 
 @functools.cache
@@ -107,10 +110,13 @@ def _others_if_nowhere(name: str, include_path: str | None) -> frozenset[str] | 
 
     folders = [Path(lm_eval.tasks.__file__).parent, *([Path(include_path).expanduser()] if include_path else [])]
     known = set(_own_names())
+    # As the value of such a key, or in a list: many a word stands in the prose of prompts.
+    key, end = r"""(?:^|\b(?:task|group|tag)["']?\s*:|^\s*-|[\[,])\s*["']?""", r"""["']?\s*(?:$|[\],#])"""
+    named = re.compile(key + re.escape(name) + end, re.MULTILINE)
     for path in (path for folder in folders for path in folder.rglob("*")):
-        if path.suffix in (".yaml", ".yml", ".py") or (not path.suffix and path.name.endswith("_yaml")):
+        if path.suffix in ("", ".yaml", ".yml", ".py") and path.is_file():  # many that are included have no ending
             text = path.read_text(encoding="utf-8", errors="replace")
-            if name in text:
+            if name in text and named.search(text):
                 return None
             known.update(_NAMED.findall(text))
     return frozenset(known)
@@ -120,7 +126,7 @@ def _small_manager(names: Sequence[str], metadata: Mapping[str, Any], include_pa
     """A task manager of our own tasks and of those in a folder, or None if they are not all the names."""
     from lm_eval.tasks import TaskManager
 
-    _check_folder(include_path)
+    check_tasks_folder(include_path)
     known = _own_names() if include_path is None else _own_names() | set(task_names(include_path))
     if not set(names) <= known:
         return None

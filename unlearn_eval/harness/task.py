@@ -25,7 +25,7 @@ from unlearn_eval.harness.alignment import REASONS, AlignmentRoom
 from unlearn_eval.harness.chat_template import Decoder, decoder_of
 from unlearn_eval.harness.examples import ExampleSampler, accepted_answers, example_pool, example_turn, is_example
 from unlearn_eval.harness.instances import make_instance, stops_of
-from unlearn_eval.harness.options import ALWAYS, Check, check_values, read_by, refuse_examples
+from unlearn_eval.harness.options import ALWAYS, VALIDATION, Check, check_values, read_by, refuse_examples
 from unlearn_eval.harness.plan import as_made, may_forget_all, plan_metadata
 from unlearn_eval.metrics import mean_and_stderr
 from unlearn_eval.metrics.alignment import Question
@@ -34,6 +34,7 @@ from unlearn_eval.models.prompt_format import PromptFormat, check_template_argum
 from unlearn_eval.models.prompts import PLAIN_DELIMITER
 from unlearn_eval.models.thinking import Spoken
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.provenance import hash_json
 
 BESIDE = "beside"  # marks what a metric takes of documents that it does not count
 Document = dict[str, Any]
@@ -183,6 +184,35 @@ class Aggregation:
         return "N/A" if stderr is None else stderr
 
 
+def portion_of(
+    by_split: Mapping[str, list[Document]], metadata: Mapping[str, Any], task: str
+) -> dict[str, list[Document]]:
+    """The documents of each split, or those which `metadata` name: the first N, and of these one portion.
+
+    The two portions of a split have no document in common and are chosen by its ids alone, so that every task, seed and
+    model has the same ones.
+
+    Raises:
+        UserError: a split of a single document, which has no two portions.
+    """
+    n_first, wanted = metadata.get("first"), metadata.get("portion")
+    by_split = {split: documents[:n_first] for split, documents in by_split.items()}
+    if wanted is None:
+        return by_split
+    share, found = float(metadata.get("validation_share", 0.5)), {}
+    for split, documents in by_split.items():
+        if len(documents) == 1:
+            raise UserError(
+                f"the {split} set of {task} has one item, which cannot be both validated and reported",
+                "forget and keep more items, or leave out portion (in studies: tune)",
+            )
+        keys = {str(own["id"]): hash_json(str(own["id"]).removeprefix(f"{split}/")) for own in documents}
+        n = min(max(1, round(share * len(documents))), len(documents) - 1)
+        first = set(sorted(keys, key=lambda key: (keys[key], key))[:n])
+        found[split] = [own for own in documents if (str(own["id"]) in first) == (wanted == VALIDATION)]
+    return found
+
+
 class UnlearningTask(ConfigurableTask):
     """An lm-eval task whose documents belong to splits (forget, retain, ...)."""
 
@@ -300,6 +330,7 @@ class UnlearningTask(ConfigurableTask):
         """Load the documents and interleave the splits, so that `--limit` takes some of each."""
         requests.options(PLAIN, self._scoring_compat)
         by_split = self.load_documents(self.config.metadata or {})
+        by_split = portion_of(by_split, self.config.metadata or {}, str(self.config.task))
         for split, documents in by_split.items():
             if not documents and split != "forget" and may_forget_all(self.config.metadata or {}):
                 continue

@@ -6,7 +6,9 @@ model, asked in the same way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval import metrics as m
@@ -60,13 +62,15 @@ def measure(
         "correct_nlls": losses,
         "aucs": {},
     }
+    asked = [(d["question"], d["answer"]) for d in forget]
+    known = _scores(model, prompt_format, asked, batch_size, True, progress)
+    found["probability"] = fmean(math.exp(-fmean(score.token_nll)) for score in known)
     try:
         holdout = documents_of("holdout", FORGET_SPLITS[forget_split])
     except UserError as error:
         return found | {"aucs_reason": error.message}
-    both = [*forget, *holdout]
-    asked = [(d["question"], d["answer"]) for d in both]
-    scored = _scores(model, prompt_format, asked, batch_size, True, progress)
+    others = [(d["question"], d["answer"]) for d in holdout]
+    asked, scored = asked + others, known + _scores(model, prompt_format, others, batch_size, True, progress)
     rows = []
     for (question, answer), score in zip(asked, scored, strict=True):
         text = prompt_format.render_to_answer(question)

@@ -24,7 +24,7 @@ from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import refusal_scores
 from unlearn_eval.harness.borrowed import Bundle, load_parts
 from unlearn_eval.harness.facts import answer_only, choose, names_a_set
-from unlearn_eval.harness.options import ANSWERS, Check, a_seed, a_text, anything, names
+from unlearn_eval.harness.options import ANSWERS, PORTION, Check, a_seed, a_text, anything, names
 from unlearn_eval.harness.task import Absent, Document, Mean, Metric, Scores, UnlearningTask, merge_scores
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
@@ -58,7 +58,8 @@ class UtilityTask(Bundle):
     def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
         """What our own part reads, and which parts of lm-eval there are."""
         theirs = {"parts": anything, "part_limit": anything, "num_fewshot": anything}
-        return {**OwnPart.options(metadata), **theirs}
+        own = {key: check for key, check in OwnPart.options(metadata).items() if key not in PORTION}
+        return {**own, **theirs}
 
     @classmethod
     def why_no_examples(cls, metadata: Mapping[str, Any]) -> str | None:

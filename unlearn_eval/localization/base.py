@@ -101,6 +101,7 @@ class Localizer:
         passes: function from settings and number of layers to about how many passes of the whole model each fact costs.
         needs_facts: whether it reads facts; a control does not.
         check: refuses settings, given the answers of all facts that may be read, before anything is run.
+        first: whether lists say to start with it.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Localizer:
     passes: Callable[[Any, int], float]
     needs_facts: bool = True
     check: Callable[[Any, Sequence[str]], None] = lambda config, answers: None
+    first: bool = False
 
 
 def localizer_names() -> list[str]:

@@ -22,6 +22,7 @@ from unlearn_eval.localization.sites import MLP, Sites, sites
 from unlearn_eval.models.load import LoadedModel, cache_dir
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.folders import check_output
 from unlearn_eval.utils.notebooks import usual_progress
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json, provenance
@@ -135,6 +136,8 @@ def localize(
     about = _about_facts(needed or learns, forget, retain, facts, skipped, prompt_format)
     if cache and path.is_file():
         return replace(load_components(path), facts=about)
+    if cache or masks is not None:
+        check_output(path, "localization", "UNLEARN_EVAL_CACHE")
     started = time.monotonic()
     words = plain_words(loaded.tokenizer, seed) if facts else []
     run = Run(model, found, facts, others, words, seed, rows, progress)

@@ -7,6 +7,7 @@ tasks' own pages have the definitions in full.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -146,8 +147,87 @@ HEADLINE = (
     "forget_attacked_accuracy forget_attacked_probability forget_accuracy_recovery forget_probability_recovery "
     "forget_probe_accuracy forget_probe_selectivity forget_logit_lens_gap forget_logit_lens_depth forget_uds"
 ).split()
-FORGETTING = "forget_accuracy forget_rouge forget_rouge1 forget_probability forget_leak_rate".split()
+# The metrics that an axis may show. Paraphrases come first: an edit that has learned its prompts by heart no longer
+# answers the questions, and still answers paraphrases.
+FORGETTING = (
+    "forget_paraphrase_accuracy forget_accuracy forget_paraphrase_rouge1 forget_paraphrase_rouge forget_rouge "
+    "forget_rouge1 forget_paraphrase_probability forget_probability forget_leak_worst forget_leak_rate"
+).split()
 KEEPING = "model_utility retain_accuracy retain_rouge retain_rouge1 retain_probability neighbors_accuracy".split()
+# The columns of a leaderboard: four of what was to be forgotten, four of what was to stay.
+FORGET_COLUMNS = (
+    "forget_accuracy forget_paraphrase_accuracy forget_refusal_rate forget_refusal_alignment forget_leak_mean "
+    "forget_leak_worst forget_worst_item_rate forget_rouge1 forget_rouge forget_quality privleak forget_truth_ratio "
+    "forget_extraction_strength forget_probability forget_attacked_accuracy forget_accuracy_recovery "
+    "forget_attacked_probability forget_probability_recovery forget_probe_accuracy forget_probe_selectivity "
+    "forget_logit_lens_depth forget_uds forget_leak_rate"
+).split()
+KEEP_COLUMNS = (
+    "model_utility retain_accuracy neighbors_accuracy retain_rouge1 retain_rouge retain_over_refusal_rate "
+    "retain_refusal_rate neighbors_over_refusal_rate retain_known_mean retain_probability combined"
+).split()
+_MOST_COLUMNS = 4
+
+# Plain names: what a metric is of, and what it says, for headings.
+_GROUPS = {
+    "forget": "Forgotten facts",
+    "retain": "Retained facts",
+    "neighbors": "Neighboring facts",
+    "same_subject": "Neighboring facts",
+    "same_relation": "Neighboring facts",
+    "same_domain": "Neighboring facts",
+    "random": "Retained facts",
+    "real_authors": "Real authors",
+    "world_facts": "World facts",
+    "neutral": "General text",
+    "open": "General text",
+}
+DECLINING, ATTACKED, OVERALL = "How it declines", "Under attack", "Overall"
+_PARTS = {
+    "retain": "retained",
+    "same_subject": "same subject",
+    "same_relation": "same relation",
+    "same_domain": "same domain",
+    "real_authors": "real authors",
+    "world_facts": "world facts",
+}
+_DECLINES = ("refusal", "gibberish", "fabrication", "contextual", "similarity")
+_ATTACKS = (
+    "attacked",
+    "recovery",
+    "durability",
+    "stability",
+    "probe_",
+    "_lens_",
+    "uds",
+    "relearning",
+    "unedited",
+    "reference",
+)
+_WORDS = {
+    "accuracy": "right answers",
+    "probability": "probability of the answer",
+    "rouge": "ROUGE-L",
+    "rouge1": "ROUGE-1",
+    "refusal_rate": "refuses",
+    "over_refusal_rate": "refuses needlessly",
+    "refusal_alignment": "acceptable refusals",
+    "refusal_probability": "probability of a refusal",
+    "leak_rate": "gives the answer away",
+    "gibberish_rate": "gibberish",
+    "fabrication_rate": "invents something",
+    "contextual_rate": "names what was asked",
+    "quality": "forget quality",
+    "known_mean": "known, mean of forms",
+    "leak_mean": "leaks, mean of forms",
+    "leak_worst": "leaks in some form",
+    "worst_item_rate": "leaks of the worst item",
+    "nll": "negative log-likelihood",
+    "kl": "KL divergence",
+    "privleak": "PrivLeak",
+    "uds": "UDS",
+}
+_FORM_WORDS = {"paraphrase": "paraphrased", "attacked": "attacked", "reversed": "reversed", "cloze": "as a cloze"}
 
 
 def meaning(metric: str) -> Meaning:
@@ -207,6 +287,55 @@ def headline(names: list[str]) -> list[str]:
 
 def axes(names: list[str]) -> tuple[str | None, str | None]:
     """The metric of forgetting and the metric of keeping that a task is best shown by; None without one."""
+    forgets, keeps = candidate_axes(names)
+    return next(iter(forgets), None), next(iter(keeps), None)
+
+
+def candidate_axes(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The metrics of forgetting and those of keeping that a task can be shown by, the preferred ones first."""
     forgets = [n for n in FORGETTING if n in names] + [n for n in names if n.startswith("forget_")]
     keeps = [n for n in KEEPING if n in names] + [n for n in names if n.startswith(("retain_", "neighbors_", "same_"))]
-    return next(iter(forgets), None), next(iter(keeps), None)
+    return list(dict.fromkeys(forgets)), list(dict.fromkeys(keeps))
+
+
+def leaderboard_columns(names: Sequence[str], shown: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """The metrics of a task that a leaderboard shows: of what was to be forgotten, and of the rest.
+
+    Args:
+        names: the metrics that there are.
+        shown: those that a study shows; those of them that there are, in its order, in place of the best known.
+    """
+    if wanted := [name for name in shown if name in names]:
+        forgets = [name for name in wanted if _is_of_forgetting(name)]
+        return forgets, [name for name in wanted if name not in forgets]
+    own, rest = [n for n in names if _is_of_forgetting(n)], [n for n in names if not _is_of_forgetting(n)]
+    forgets, keeps = ([n for n in known if n in names] for known in (FORGET_COLUMNS, KEEP_COLUMNS))
+    return (forgets or own)[:_MOST_COLUMNS], (keeps or rest)[:_MOST_COLUMNS]
+
+
+def plain(metric: str) -> tuple[str, str, str]:
+    """A metric in plain words: the heading that it stands under, what it is of, and what it says.
+
+    `forget_paraphrase_accuracy` is ("Forgotten facts", "", "right answers, paraphrased"), `retain_accuracy`
+    ("Retained facts", "retained", "right answers").
+    """
+    name, _, note = metric.partition(" (")
+    split = next((own for own in _GROUPS if name.startswith(f"{own}_")), None)
+    own = name.removeprefix(f"{split}_") if split else name
+    ends = [end for end in _WORDS if own == end or own.endswith(f"_{end}")]
+    end = max(ends, key=len, default=own)
+    between = own.removesuffix(end).strip("_")
+    forms = [word for form, word in _FORM_WORDS.items() if f"_{form}_" in f"_{between}_"]
+    left = "_".join(part for part in between.split("_") if part not in _FORM_WORDS)
+    words = ", ".join([" ".join(part for part in (left, _WORDS.get(end, end)) if part).replace("_", " "), *forms])
+    group = _GROUPS.get(split or "", OVERALL)
+    if any(part in own for part in _ATTACKS):
+        group = ATTACKED
+    elif split == "forget" and any(part in own for part in _DECLINES):
+        group = DECLINING
+    of = "" if split in (None, "forget") else _PARTS.get(split, split)
+    return group, of, f"{words} ({note}" if note else words
+
+
+def _is_of_forgetting(name: str) -> bool:
+    return name.startswith("forget_") or name == "privleak"

@@ -17,6 +17,7 @@ from unlearn_eval.utils.errors import UserError
 _EXACT_UP_TO = 12
 _SIGN_FLIPS = 9_999
 _FLIPS_AT_ONCE = 500
+_Z = 1.959963984540054  # of 95 %, two-sided
 
 # Of 0/1 scores; of others with few non-zero differences, and with many.
 TESTS = ("exact McNemar", "exact sign flips", "sign flips")
@@ -170,29 +171,38 @@ def summary_interval(
 ) -> tuple[float, float] | None:
     """The 95 % interval of a mean of which only the standard error and the number of items are known.
 
-    Student's t with n - 1 degrees of freedom, cut at `bounds`. Of 0/1 scores it is Wilson's, which has a width also
-    where all items agree: with bounds (0, 1) they are recognised by their variance, p(1 - p), which no other scores
-    reach. None without a standard error, as for what is no mean over items.
+    Student's t with n - 1 degrees of freedom, cut at `bounds`. Of 0/1 scores it is Wilson's: with bounds (0, 1) they
+    are recognised by their variance, p(1 - p), which no other scores reach. Where all items agree t has no width;
+    there Wilson's stands for other bounded scores too, whose variance is at most that of 0/1 scores of the same mean.
+    None without a standard error, as for what is no mean over items, and where unbounded scores all agree.
 
     Source: Wilson 1927, `scipy.stats.binomtest(...).proportion_ci(method="wilson")`.
     """
     if mean is None or stderr is None or n is None or n < 2:
         return None
+    low, high = bounds or (-math.inf, math.inf)
+    if stderr <= 1e-12 * max(1.0, abs(mean)):  # rounding alone
+        if not (math.isfinite(low) and math.isfinite(high) and low <= mean <= high):
+            return None
+        ends = _wilson((mean - low) / (high - low), n)
+        return low + (high - low) * ends[0], low + (high - low) * ends[1]
     if (
         bounds == (0, 1)
         and stderr <= 1
         and math.isclose(stderr**2 * (n - 1), mean * (1 - mean), rel_tol=1e-6, abs_tol=1e-12)
     ):
-        z = 1.959963984540054
-        middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-        # The ends of none and of all are 0 and 1, also in floating point.
-        return (max(0.0, middle - half) if mean > 0 else 0.0, min(1.0, middle + half) if mean < 1 else 1.0)
+        return _wilson(mean, n)
     from scipy.special import stdtrit
 
     half = float(stdtrit(n - 1, 0.975)) * stderr
-    low, high = bounds or (-math.inf, math.inf)
     return min(mean, max(low, mean - half)), max(mean, min(high, mean + half))
+
+
+def _wilson(p: float, n: int) -> tuple[float, float]:
+    """Wilson's interval of a share; the ends of none and of all are 0 and 1, also in floating point."""
+    middle = (p + _Z * _Z / (2 * n)) / (1 + _Z * _Z / n)
+    half = _Z / (1 + _Z * _Z / n) * math.sqrt(p * (1 - p) / n + _Z * _Z / (4 * n * n))
+    return (max(0.0, middle - half) if p > 0 else 0.0, min(1.0, middle + half) if p < 1 else 1.0)
 
 
 def paired_comparison(
@@ -205,6 +215,9 @@ def paired_comparison(
     up to 12 non-zero differences, else 9999 seeded ways, with the observed one counted (so p >= 1e-4). It
     takes items as independent, which questions about one author are not quite.
 
+    The interval is the bootstrap's. Where all items changed alike, which leaves a bootstrap no width, it is Agresti and
+    Min's for matched shares, if all scores lie from 0 to 1, and None if not.
+
     Args:
         before: (n,) scores under the first model.
         after: (n,) scores of the same items, in the same order, under the second.
@@ -214,7 +227,8 @@ def paired_comparison(
         UserError: the lengths differ.
 
     Source: McNemar 1947 with the binomial distribution, `scipy.stats.binomtest`; Fisher's sign-flip test,
-    `scipy.stats.permutation_test(permutation_type="samples")`.
+    `scipy.stats.permutation_test(permutation_type="samples")`; Agresti and Min 2005, section 2 (half an item is added
+    to each of the four cells).
     """
     if len(before) != len(after):
         raise UserError(
@@ -228,6 +242,9 @@ def paired_comparison(
     generator = np.random.default_rng(seed)
     mean, stderr, n = mean_and_stderr(differences)
     low, high = _bootstrap_mean(differences, generator)
+    if n > 1 and low is not None and high is not None and high - low <= 1e-12 * max(1.0, abs(high)):
+        shares = all(0 <= value <= 1 for pair in pairs for value in pair if value is not None)
+        low, high = _matched_shares(mean, n) if shares and mean is not None else (None, None)
     moved = differences[differences != 0]
     if np.all(np.abs(moved) == 1):
         p_value, test = _mcnemar_p(int((moved > 0).sum()), int((moved < 0).sum())), TESTS[0]
@@ -243,6 +260,14 @@ def _bootstrap_mean(values: FloatArray, generator: np.random.Generator) -> tuple
     means = [values[generator.integers(values.size, size=(100, values.size))].mean(axis=1) for _ in range(10)]
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
+
+
+def _matched_shares(change: float, n: int) -> tuple[float, float]:
+    """Agresti and Min's interval where all of n items changed by `change`, from -1 to 1."""
+    gained, lost, total = n * max(change, 0.0) + 0.5, n * max(-change, 0.0) + 0.5, n + 2
+    middle = (gained - lost) / total
+    half = _Z * math.sqrt(gained + lost - (gained - lost) ** 2 / total) / total
+    return max(-1.0, middle - half), min(1.0, middle + half)
 
 
 def _mcnemar_p(n_gained: int, n_lost: int) -> float:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.locks import alone
 from unlearn_eval.utils.provenance import sha256_of_file
 from unlearn_eval.utils.terminal import say
 
@@ -110,12 +111,9 @@ class PinnedAsset:
         home = cache_dir() / self.kind
         if (folder := cached(home)) is not None:
             return folder
-        from filelock import FileLock
-
         tell = progress or say
         try:
-            home.mkdir(parents=True, exist_ok=True)
-            with FileLock(home / f".{self.name}.lock"):
+            with alone([home / self.name], self.what, tell):
                 return cached(home) or self._make(home, unpack, finish, tell)
         except OSError as error:
             raise UserError(

@@ -12,15 +12,12 @@ import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unlearn_eval.models.assets import Details, PinnedAsset, Progress, check_files
-from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.models.gguf import load_gguf
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import sha256_of_file
-
-if TYPE_CHECKING:
-    import torch
 
 SOURCE_FILE = "source.json"
 
@@ -154,6 +151,8 @@ def convert_gguf(gguf: Path, folder: Path) -> str:
     """Writes the default model's GGUF file as a float32 checkpoint with its tokenizer; its canonical hash."""
     from tokenizers import pre_tokenizers
 
+    from unlearn_eval.models.weights import hash_weights
+
     model, tokenizer = load_gguf(gguf, "float32")
     # The file names its pre-tokenizer "smollm": each digit alone, then GPT-2's rule. Transformers applies
     # only the second, which splits "\\n\\n 20" differently from the hub's tokenizer.
@@ -164,15 +163,3 @@ def convert_gguf(gguf: Path, folder: Path) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return hash_weights(model).canonical
-
-
-def load_gguf(gguf: Path, dtype: torch.dtype | str) -> tuple[Any, Any]:
-    """Model and tokenizer of a GGUF file as an ordinary, dequantized model that can be edited and saved."""
-    import transformers
-
-    options: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **options)
-    if hasattr(transformers, "GgufConfig"):  # these releases may else keep 4-bit blocks, and call it quantized
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=dtype, **options)
-    return model, tokenizer

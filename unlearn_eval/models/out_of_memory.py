@@ -13,16 +13,10 @@ from typing import TypeVar
 
 import torch
 
-from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.errors import UserError, is_out_of_memory
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of a device, or of the machine, is too small."""
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or any(text in str(error) for text in ("out of memory", "can't allocate memory"))
 
 
 def until_it_fits(

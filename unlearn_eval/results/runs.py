@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from unlearn_eval.metrics.edit_checks import edit_faults, took
 from unlearn_eval.results.files import read_result, result_from
 from unlearn_eval.results.foreign import OPEN_UNLEARNING, kind_of, read_content
-from unlearn_eval.results.schema import SCHEMA_VERSION, Metric, Result
+from unlearn_eval.results.schema import DIRECTIONS, SCHEMA_VERSION, Metric, Result
 from unlearn_eval.results.stored import Localization
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import parse, read_text
 from unlearn_eval.utils.notebooks import data_frame
 from unlearn_eval.utils.schemas import validated
 
@@ -65,6 +66,9 @@ class Runs:
         n_skipped: how many were skipped.
         files: everything that was looked at.
         localizations: (path, content) of each file of `unlearn-eval localize` that stood among them.
+        trials: runs by which a study has chosen settings; they are not among `runs`.
+        study: the name of the study that all results are cells of, or None.
+        show: the metrics that the study shows, if it says which.
     """
 
     runs: tuple[Run, ...]
@@ -72,6 +76,9 @@ class Runs:
     n_skipped: int = 0
     files: tuple[Path, ...] = ()
     localizations: tuple[tuple[Path, dict[str, Any]], ...] = ()
+    study: str | None = None
+    show: tuple[str, ...] = ()
+    trials: tuple[Run, ...] = ()
 
 
 def read_runs(paths: Place | Iterable[Place], base: str | Path | None = None) -> Runs:
@@ -122,7 +129,35 @@ def read_runs(paths: Place | Iterable[Place], base: str | Path | None = None) ->
     runs = _named(results, roots)
     if named_base is not None:
         runs = _with_base(runs, named_base)
-    return Runs(runs, tuple(notes), n_skipped, tuple(files), tuple(localizations))
+    trials = tuple(run for run in runs if is_trial(run.result))
+    runs = tuple(run for run in runs if run not in trials) or runs
+    return Runs(runs, tuple(notes), n_skipped, tuple(files), tuple(localizations), *_study(results), trials)
+
+
+def is_trial(result: Result) -> bool:
+    """Whether a result is one by which a study has chosen settings."""
+    cell = result.config.get("cell")
+    trial = cell.get("trial") if isinstance(cell, dict) else None
+    return isinstance(trial, dict) and trial.get("state") == "trial"
+
+
+def _study(results: Mapping[Path, Result]) -> tuple[str | None, tuple[str, ...]]:
+    """Name and shown metrics of the one study that results are cells of; (None, ()) where they are not, or of several.
+
+    A cell's result is DIR/runs/NAME-KEY/result.json, beside DIR/study.json if that is still there.
+    """
+    folders = {
+        path.resolve().parents[2] if _CELL.search(path.with_suffix("").as_posix()) and "cell" in result.config else None
+        for path, result in results.items()
+    }
+    folder = folders.pop()
+    if folder is None or folders:
+        return None, ()
+    try:
+        study = parse(read_text(folder / "study.json", "study"), folder / "study.json", "")["study"]
+        return str(study["name"]), tuple(str(name).rpartition("/")[2] for name in study.get("show") or ())
+    except (UserError, KeyError, TypeError, AttributeError):
+        return folder.name, ()
 
 
 def _place(own: Place) -> Path:
@@ -337,11 +372,21 @@ def result_faults(result: Result) -> tuple[str, ...]:
     return edit_faults((result.edit or {}).get("notes"))
 
 
+def result_summary(result: Result) -> dict[str, Any]:
+    """What a command that wrote a result prints of it as JSON."""
+    metrics = {
+        task: {name: dataclasses.asdict(own) for name, own in metrics.items()}
+        for task, metrics in result.metrics.items()
+    }
+    about = {"path": None if result.path is None else str(result.path), "status": result.status}
+    return {**about, "faults": list(result_faults(result)), "notes": result.notes, "metrics": metrics}
+
+
 # As a table ------------------------------------------------------------------------------------------------
 
 
-def frame(runs: Runs) -> pandas.DataFrame:
-    """One row for each metric of each run, in the order of the files.
+def frame(runs: Runs, over_seeds: bool = False) -> pandas.DataFrame:
+    """One row for each metric of each run, in the order of the files; or, over seeds, of each method with its recipe.
 
     Columns: run, model, method, forget_set, base, task, metric, value, low, high (95 % interval), stderr, n,
     n_unscored, direction ("higher" or "lower" is better, or None), reason (why there is no value), seed, status,
@@ -349,9 +394,19 @@ def frame(runs: Runs) -> pandas.DataFrame:
     self-check, or None), faults (why the edit is not to be read as a result, or ""), file. The lines on skipped files
     are in `frame.attrs["notes"]`.
 
+    Over seeds the columns are: method (with what tells it from the others), model, forget_set, task, metric, value (the
+    mean), deviation (sample standard deviation; None below two seeds), n_seeds (that have a value), seeds, direction,
+    edit_seconds (mean), faults, runs (their names).
+
     Raises:
         UserError: pandas is not installed.
     """
+    made = data_frame(_rows_over_seeds(runs) if over_seeds else _rows(runs), "load_frame")
+    made.attrs["notes"] = list(runs.notes)
+    return made
+
+
+def _rows(runs: Runs) -> list[dict[str, Any]]:
     rows = []
     for run in runs.runs:
         result = run.result
@@ -360,9 +415,34 @@ def frame(runs: Runs) -> pandas.DataFrame:
         rest = {"seed": result.seed, "status": result.status, "created": result.created, **cost(result)}
         rest |= {"took": took((result.edit or {}).get("notes")), "faults": "; ".join(run.faults)}
         rows += [about | row | rest | {"file": str(result.path)} for row in result.metric_rows()]
-    made = data_frame(rows, "load_frame")
-    made.attrs["notes"] = list(runs.notes)
-    return made
+    return rows
+
+
+def _rows_over_seeds(runs: Runs) -> list[dict[str, Any]]:
+    from unlearn_eval.results.groups import group_runs, spread
+
+    rows = []
+    for group in group_runs(runs.runs):
+        first = group.runs[0]
+        names = {
+            (task, name): m for run in group.runs for task, own in run.result.metrics.items() for name, m in own.items()
+        }
+        seconds = spread([cost(run.result)["edit_seconds"] for run in group.runs]).mean
+        about: dict[str, Any] = {"method": group.label, "model": first.model, "forget_set": first.forget_set}
+        rest: dict[str, Any] = {
+            "edit_seconds": seconds,
+            "faults": "; ".join(group.faults),
+            "runs": [run.name for run in group.runs],
+        }
+        for (task, name), metric in names.items():
+            found = group.value(task, name)
+            rows.append(
+                about
+                | {"task": task, "metric": name, "value": found.mean, "deviation": found.deviation, "n_seeds": found.n}
+                | {"seeds": [run.result.seed for run in group.runs], "direction": DIRECTIONS[metric.higher_is_better]}
+                | rest
+            )
+    return rows
 
 
 def cost(result: Result) -> dict[str, float | None]:
@@ -375,14 +455,15 @@ def cost(result: Result) -> dict[str, float | None]:
     }
 
 
-def load_frame(paths: Place | Iterable[Place]) -> pandas.DataFrame:
+def load_frame(paths: Place | Iterable[Place], over_seeds: bool = False) -> pandas.DataFrame:
     """The metrics of many results as one pandas DataFrame, one row for each metric of each run.
 
     Args:
         paths: result files, folders of them, or results; lm-eval's and OpenUnlearning's files are read, too.
+        over_seeds: whether runs that differ in nothing but their seed are one row, with mean and standard deviation.
 
     Raises:
         UserError: a path is not there, no result is left, or pandas is not installed. The columns are those of
             `unlearn_eval.results.runs.frame`; files that were skipped are named in `frame.attrs["notes"]`.
     """
-    return frame(read_runs(paths))
+    return frame(read_runs(paths), over_seeds)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA_VERSION", "STATUSES", "Metric", "Result", "utc_now"]
 
 SCHEMA_VERSION = 1
+DIRECTIONS = {True: "higher", False: "lower", None: None}  # which is better, in words, by `higher_is_better`
 STATUSES = ("complete", "partial", "failed")
 
 
@@ -150,7 +151,7 @@ class Result:
                 rows.append(
                     {"task": task, "metric": name, "value": metric.value, "low": low, "high": high}
                     | {"stderr": metric.stderr, "n": metric.n, "n_unscored": metric.n_unscored}
-                    | {"direction": {True: "higher", False: "lower", None: None}[metric.higher_is_better]}
+                    | {"direction": DIRECTIONS[metric.higher_is_better]}
                     | {"reason": metric.reason}
                 )
         return rows

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.items import ForgetSet
@@ -174,7 +175,7 @@ def _check(
     place = options.get("components", "")
     components = resolve(place, loaded, forget, recipe.seed, retain, progress)
     where = {} if components is None else settings_for(method, components)
-    config = configure(method.Config, {**published, **given, **where})
+    config = _stopping(configure(method.Config, {**published, **given, **where}))
     if retain is not None and method.needs_retain(config) is False and not {"components", "masks"} & options.keys():
         raise UserError(
             f"{method.name} retains nothing with these settings, and {retain.name} would not be used",
@@ -186,6 +187,29 @@ def _check(
     _check_previous(previous, method, forget, loaded)
     located = None if components is None else (components, place)
     return _Plan(loaded, forget, retain, method, config, recipe, prompt_format, previous, preset, located, progress)
+
+
+def _stopping(config: Any) -> Any:
+    """The settings with a retain-only model's probability as `stop_probability`, if they name its folder or result.
+
+    Raises:
+        UserError: it cannot be read, or does not have the probability.
+    """
+    named = getattr(config, "stop_probability", "")
+    try:
+        float(named or "nan")
+        return config
+    except ValueError:
+        pass
+    from unlearn_eval.harness.reference import read_reference
+
+    reference = read_reference(Path(named).expanduser())
+    if reference.probability is None:
+        raise UserError(
+            f"{reference.path} does not say how probable the forget answers are to the retain-only model",
+            "evaluate it with unlearn_tofu and name that result, or give stop_probability as a number",
+        )
+    return replace(config, stop_probability=repr(reference.probability))
 
 
 def _prompt_format(loaded: LoadedModel, recipe: Recipe, previous: AnyEdit | None) -> PromptFormat:
@@ -233,9 +257,9 @@ def check_recipe(method: Editor, recipe: Recipe, retain: ForgetSet | None, hint:
 
 
 def _preset(model: PreTrainedModel, method: Editor, forget_set: str) -> tuple[Any, Mapping[str, str]]:
-    """Published settings: by the model, of a method that is trained by the benchmark; a user's file has none."""
+    """Published settings: by the model, of a method that is trained by the benchmark too; a user's file has none."""
     if method.trained:
-        trained = None if method.file else unlearning_preset(method.name, forget_set)
+        trained = None if method.file else unlearning_preset(method.name, forget_set, model)
         return trained, {} if trained is None else trained.settings
     found = preset_for(model)
     return found, {} if found is None or method.file else found.settings(method.name)

@@ -33,6 +33,7 @@ from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.serving.engine import engine_here, engine_stopped
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.folders import check_output
+from unlearn_eval.utils.notebooks import in_notebook
 from unlearn_eval.utils.settings import check_batch_size
 from unlearn_eval.utils.terminal import say as say_on_terminal
 
@@ -121,7 +122,7 @@ def evaluate(
     Raises:
         UserError: as `run_evaluation`; an unknown setting, or a model without a tokenizer.
     """
-    from unlearn_eval.harness.patching import quiet
+    from unlearn_eval.harness.patching import quiet, quiet_libraries
 
     known = {own.name for own in fields(EvalConfig)} - {"model", "edit", "tasks"}
     if unknown := [name for name in settings if name not in known]:
@@ -136,7 +137,7 @@ def evaluate(
         model=str(model) if loaded is None else loaded.name,
         **settings,
     )
-    with quiet(), _folder(edit, loaded) as folder:
+    with quiet() if in_notebook() else quiet_libraries(), _folder(edit, loaded) as folder:
         result = run_evaluation(replace(config, edit=folder), say_on_terminal, Lent(loaded, _is_edit(edit)))
     if result is None:
         raise UserError("this process writes no result: the first one of the run does", "ask the first one")

@@ -45,7 +45,7 @@ def _likelihood(said: Mapping[str, Said], config: object) -> Any:
     return objectives.likelihood(said[ANSWER].log_probs, said[ANSWER].mask)
 
 
-FINETUNE = Method("finetune", _likelihood, {ANSWER: LOGITS})
+FINETUNE = Method("finetune", _likelihood, {ANSWER: LOGITS}, teaches=True)
 
 
 def preset_of(data: ForgetSet, name: str | None) -> FinetunePreset | None:

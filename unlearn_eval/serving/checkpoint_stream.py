@@ -20,6 +20,7 @@ from torch import Tensor
 
 from unlearn_eval.edits.base import Edit, EditInfo
 from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.edits.folder import check_names_base
 from unlearn_eval.edits.low_rank import LowRankEdit, added
 from unlearn_eval.models.anatomy import is_transposed
 from unlearn_eval.models.weights import canonical_digest, canonical_hash
@@ -90,8 +91,8 @@ def patched(
             changes; nothing may be served then.
     """
     changes = _changes(edit, layout)
-    if check and not edit.info.base.canonical_hash:
-        raise UserError("the edit does not say on which weights it was made", _HINT)
+    if check:
+        check_names_base(edit.info.base)
     expected = edit.info.base.canonical_hash if check else None
     missing, hashing = set(changes), _Hashing()
     for name, tensor in stream:

@@ -10,7 +10,7 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn_eval.edits.folder import DESCRIPTION, EDITED, read_description
+from unlearn_eval.edits.folder import DESCRIPTION, EDITED, check_names_base, read_description
 from unlearn_eval.serving import door
 from unlearn_eval.serving.door import MEMORY, OWN, SCORING
 from unlearn_eval.serving.names import EXTENSION, LOAD_FORMAT, MODELS, WORKER
@@ -70,6 +70,7 @@ def settle(vllm_config: VllmConfig, stock: str) -> None:
     _check_ours(stock)
     folder = Path(vllm_config.model_config.model)
     description = read_description(folder)
+    check_names_base(description["info"]["base"])
     if vllm_config.model_config.quantization is not None:
         raise UserError(
             f"{folder} is to be served with {vllm_config.model_config.quantization} quantisation, and an edit fits "

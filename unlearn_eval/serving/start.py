@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unlearn_eval.edits.folder import DESCRIPTION, check_architecture, read_description
+from unlearn_eval.edits.folder import DESCRIPTION, check_architecture, check_names_base, read_description
 from unlearn_eval.harness.backends import check_vllm
 from unlearn_eval.models.load import resolve_model
 from unlearn_eval.serving.gate import NAME
@@ -44,6 +44,7 @@ def server_command(
     folder = Path(edit)
     description = read_description(folder)
     check_architecture(folder)
+    check_names_base(description["info"]["base"])
     base = model or description["info"]["base"].get("id")
     if not base:
         raise UserError(f"{folder / DESCRIPTION} does not say which model it was made on", "give it with --model")

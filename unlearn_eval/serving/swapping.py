@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn_eval.edits.folder import read_description
+from unlearn_eval.edits.folder import check_names_base, read_description
 from unlearn_eval.edits.memory.edit import SETTINGS
 from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.serving.names import EXTENSION
@@ -78,6 +78,7 @@ def check_swap(served: Path, wanted: Path, engine: EngineFacts) -> EngineFacts:
     """
     old, new = read_description(served, check_files=False), read_description(wanted)
     anew = f"start a server for it: unlearn-eval serve {wanted}"
+    check_names_base(new["info"]["base"])
     own, other = (found["info"]["base"].get("canonical_hash") for found in (old, new))
     if own != other:
         raise UserError(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.edits.base import EditInfo
-from unlearn_eval.edits.folder import ADAPTER_CONFIG, DESCRIPTION, read_description
+from unlearn_eval.edits.folder import ADAPTER_CONFIG, DESCRIPTION, check_names_base, read_description
 from unlearn_eval.serving import vllm_models
 from unlearn_eval.serving.engine import engine_stopped
 from unlearn_eval.serving.vllm_requests import extends_workers
@@ -54,6 +54,7 @@ def read_adapter(folder: str) -> Adapter:
     kind = description["kind"]
     if kind != "low_rank":
         raise UserError(f"{folder} is a {kind} edit, and only low-rank ones can share an engine", alone)
+    check_names_base(description["info"]["base"])
     config = json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if config["r"] > RANKS[-1]:
         raise UserError(f"{folder} has rank {config['r']}, and vLLM's LoRA goes up to {RANKS[-1]}", alone)

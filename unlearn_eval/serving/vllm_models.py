@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlearn_eval.edits.folder import DESCRIPTION
+from unlearn_eval.edits.folder import DESCRIPTION, check_names_base
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.harness.backends import vllm_class
 from unlearn_eval.harness.plan import edit_arguments
@@ -34,6 +34,7 @@ class EditedVLLM(VLLM):  # type: ignore[misc, valid-type]
         if options.get("lora_local_path"):
             raise UserError("the model 'edited-vllm' takes no lora_local_path=", "merge it into the base model first")
         self.edit_folder, self.edit_info = edit, load_edit(edit).info
+        check_names_base(self.edit_info.base)
         options = edit_arguments(self.edit_info, options)
         extra = dict(options.pop("model_loader_extra_config", None) or {})
         extra["base"] = resolve_model(pretrained)

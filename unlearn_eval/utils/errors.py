@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake: what came, what is allowed, and the next step."""
+"""The exception for a user's mistake, with what came, what is allowed and the next step; and errors of the machine."""
 
 from __future__ import annotations
 
@@ -26,3 +26,12 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     some = ", ".join(allowed[:20]) + (f", ... ({len(allowed)} in all)" if len(allowed) > 20 else "")
     hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {some}"
     return UserError(f"unknown {kind} '{name}'", hint)
+
+
+_TOO_LITTLE = ("out of memory", "allocate memory", "failed to map segment", "can't start new thread")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, on any device, also for a library to be loaded or a thread to be started."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or any(text in str(error) for text in _TOO_LITTLE)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.json_files import held
+from unlearn_eval.utils.json_files import held, nobody_holds
 
 MOST_BYTES = 255 - 40  # of a name; temporary files have longer ones
 ROOM = 4 * 2**20  # bytes, of a small edit or a result with its samples
@@ -80,11 +82,22 @@ def write_whole(folder: Path, what: str, marker: str, fill: Callable[[Path], Non
     """
     check_place(folder, what, marker, option)
     place = folder.resolve()  # through a link: the link stays
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    except OSError as error:
-        raise UserError(f"cannot write the {what} to {folder}: {error}", f"give another {option}") from error
+    with ExitStack() as stack:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with held(place.parent):
+                _clear_left_overs(place, ".new")
+                temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".new", dir=place.parent))
+                stack.enter_context(held(temporary))
+        except OSError as error:
+            raise UserError(f"cannot write the {what} to {folder}: {error}", f"give another {option}") from error
+        _fill_and_place(temporary, place, folder, what, fill, option)
+    return folder
+
+
+def _fill_and_place(
+    temporary: Path, place: Path, folder: Path, what: str, fill: Callable[[Path], None], option: str
+) -> None:
     try:
         fill(temporary)
         os.chmod(temporary, 0o755)
@@ -92,7 +105,7 @@ def write_whole(folder: Path, what: str, marker: str, fill: Callable[[Path], Non
             path.chmod(0o644)  # safetensors writes for the owner alone
         _put_in_place(temporary, place)
     except Exception as error:
-        if not _is_of_the_disk(error):
+        if not is_of_the_disk(error):
             raise
         reason = " ".join(str(error).split())
         failed, hint = f"cannot write the {what} to {folder}: {reason}", f"free some space or give another {option}"
@@ -102,7 +115,22 @@ def write_whole(folder: Path, what: str, marker: str, fill: Callable[[Path], Non
         raise UserError(failed, hint) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+
+
+def remove_whole(folder: Path) -> None:
+    """Remove a folder so that a process that is killed meanwhile leaves all of it or nothing under its name."""
+    aside = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    if folder.exists():
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _clear_left_overs(place: Path, ending: str) -> None:
+    """Remove what processes that were killed have left beside a place; what somebody is filling is held, and stays."""
+    for left in place.parent.glob(f".{glob.escape(place.name)}.????????{ending}"):
+        if left.is_dir() and nobody_holds(left):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _saved_elsewhere(fill: Callable[[Path], None], name: str) -> Path | None:
@@ -113,23 +141,25 @@ def _saved_elsewhere(fill: Callable[[Path], None], name: str) -> Path | None:
         fill(rescue)
     except Exception as error:
         shutil.rmtree(rescue.parent, ignore_errors=True)
-        if not _is_of_the_disk(error):
+        if not is_of_the_disk(error):
             raise
         return None
     return rescue
 
 
-def _is_of_the_disk(error: Exception) -> bool:
-    """Whether writing failed: safetensors has its own error for that, and tokenizers a bare one with a number."""
+def is_of_the_disk(error: Exception) -> bool:
+    """Whether writing failed: safetensors has an error for that; tokenizers and torch are known by their texts."""
     from safetensors import SafetensorError
 
-    return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)
+    known = isinstance(error, OSError | SafetensorError)
+    return known or any(text in str(error) for text in ("(os error ", "PytorchStreamWriter failed", "unexpected pos"))
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
     """Rename `new` to `folder`; an older folder stands aside until that has worked."""
     with held(folder.parent):
         _exchange(new, folder)
+        _clear_left_overs(folder, ".new.old")
 
 
 def _exchange(new: Path, folder: Path) -> None:

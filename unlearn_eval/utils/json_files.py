@@ -106,6 +106,23 @@ def held(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def nobody_holds(folder: Path) -> bool:
+    """Whether no process is in a `with held(folder)` block; False where the system cannot say."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
         return
@@ -179,8 +196,13 @@ def parse(text: str, path: Path, hint: str, line: int | None = None) -> Any:
             raise ValueError(f"{number[:20]} is more than a number may be")
         return value
 
+    def whole(number: str) -> int:
+        finite(number)
+        return int(number)
+
+    numbers: dict[str, Any] = {"parse_float": finite, "parse_int": whole} if _MAY_BE_VAST.search(text) else {}
     try:
-        content = json.loads(text, parse_constant=refuse, parse_float=finite if _MAY_BE_VAST.search(text) else None)
+        content = json.loads(text, parse_constant=refuse, **numbers)
         if _MAY_BE_HALF.search(text) and (half := _HALF.search(json.dumps(content, ensure_ascii=False))):
             raise ValueError(f"{half[0].encode('unicode_escape').decode()} is half a character")
         return content

@@ -50,10 +50,11 @@ def data_frame(rows: Sequence[Mapping[str, Any]], what: str, columns: Sequence[s
 
 def usual_progress() -> Progress:
     """Bars in a notebook; elsewhere nothing, since commands show progress in their own way."""
-    return bars() if _in_notebook() else no_progress
+    return bars() if in_notebook() else no_progress
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether a notebook's kernel runs this process."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and "IPKernelApp" in getattr(shell, "config", {})
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import pkgutil
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from unlearn_eval.utils.errors import unknown_name
@@ -13,6 +16,13 @@ from unlearn_eval.utils.errors import unknown_name
 def names_in(package: str) -> list[str]:
     """The names of a package's modules and of those in its folders: each file is one method."""
     return sorted(_places(package))
+
+
+def summary_in(package: str, name: str) -> str:
+    """What the file of the method `name` says first of itself; the file is read, not imported."""
+    origin = importlib.util.find_spec(_places(package)[name])
+    text = Path(str(origin.origin)).read_text(encoding="utf-8") if origin else ""
+    return " ".join((ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0].split())
 
 
 def module_in(package: str, name: str, kind: str) -> Any:

@@ -6,8 +6,11 @@ escapes; brackets are not markup.
 
 from __future__ import annotations
 
+import io
 import re
+import shutil
 import sys
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -28,9 +31,31 @@ def put(text: object, end: str = "\n") -> None:
     print(printable(text), end=end, flush=True)
 
 
+QUIET, USUAL, VERBOSE = -1, 0, 1
+LEVEL = ContextVar("LEVEL", default=USUAL)  # of what is said beside data, for a command
+_ALWAYS = ("error:", "hint:", "warning:")
+
+
 def say(text: object) -> None:
-    """Print a line that is no data, on standard error."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """Print a line that is no data, on standard error; where it is to be quiet, only errors, hints and warnings."""
+    if LEVEL.get() > QUIET or str(text).startswith(_ALWAYS):
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def columns() -> int | None:
+    """How wide the terminal is; None where the output is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+class Lines(io.TextIOBase):
+    """A stream for progress bars that are no bars: whatever is drawn over the same line is said as a line."""
+
+    def write(self, text: str) -> int:
+        """Say what is not empty."""
+        for line in text.replace("\x1b[A", "").replace("\r", "\n").splitlines():
+            if line.strip():
+                say(f"     {line.strip()}")
+        return len(text)
 
 
 def new_console(stream: TextIO | None = None, width: int = 100) -> Console:

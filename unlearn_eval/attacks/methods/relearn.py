@@ -84,4 +84,5 @@ ATTACK = Attack(
     why_not=WHY_NO_MEMORY,
     retrains=True,
     check=check,
+    first=True,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from unlearn_eval.data.benchmark import Benchmark, FinetunePreset, Whole
@@ -34,7 +35,18 @@ def records_of(split: str, fields: tuple[str, ...] = ("question", "answer")) -> 
     return load_split("tofu", split, HUB_ID, fields, size=SIZES.get(split))
 
 
-def _items(split: str) -> tuple[ForgetItem, ...]:
+def _items(name: str) -> tuple[ForgetItem, ...]:
+    """The items of splits that `+` joins; `[:N]` behind one takes its first N."""
+    items: list[ForgetItem] = []
+    for part in name.split("+"):
+        found = re.fullmatch(r"(\w+)(?:\[:([1-9]\d*)\])?", part)
+        if found is None:
+            raise unknown_name("TOFU set", part, [*_FORGET, *_RETAIN])
+        items += _of_split(found[1])[: None if found[2] is None else int(found[2])]
+    return tuple(items)
+
+
+def _of_split(split: str) -> tuple[ForgetItem, ...]:
     if split in _RETAIN:
         return _without_last(_RETAIN[split][0])
     if split not in _FORGET:

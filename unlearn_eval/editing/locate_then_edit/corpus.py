@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,16 +11,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from unlearn_eval.data.shapes import QUESTION, asked, check_shape
+from unlearn_eval.models.nucleus import TopP
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.prompts import encode_prompt
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
+from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import sha256_of_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SELF, HUB = "self", "hub:"
+# Said while it lasts: how it is made shorter.
+WRITING = "writing text for second moments (once for a model; less: --set keys_per_dimension=2)"
 _USER = "§user§"
 
 
@@ -39,6 +44,7 @@ def token_sequences(
     length: int = 64,
     seed: int = 0,
     batch_size: int = 128,
+    progress: Progress = no_progress,
 ) -> Iterator[Sequences]:
     """Batches of token sequences, about `n_tokens` tokens of text in all.
 
@@ -54,12 +60,13 @@ def token_sequences(
         length: tokens of text per sequence; short ones hold more questions, whose subjects are what edits touch.
         seed: of the sampling.
         batch_size: sequences per batch.
+        progress: called while the model writes, which is the longest part.
 
     Raises:
         UserError: the file or the dataset does not exist or is too short.
     """
     if source == SELF:
-        yield from _written_by(model, tokenizer, n_tokens, length, seed, batch_size)
+        yield from _written_by(model, tokenizer, n_tokens, length, seed, batch_size, progress)
         return
     if source.startswith(HUB):
         yield from _from_hub(source, tokenizer, n_tokens, length, batch_size)
@@ -162,7 +169,13 @@ def _conversations(
 
 
 def _written_by(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n_tokens: int, length: int, seed: int, batch_size: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    n_tokens: int,
+    length: int,
+    seed: int,
+    batch_size: int,
+    progress: Progress,
 ) -> Iterator[Sequences]:
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     opening = [bos]
@@ -170,15 +183,25 @@ def _written_by(
     if prompt_format.chat:
         opening = prompt_format.encode(prompt_format.render(_USER).partition(_USER)[0])
     n_rows = max(1, -(-n_tokens // length))
+    n_steps = length * -(-n_rows // batch_size)
+    steps = itertools.count(1)
     for batch, first in enumerate(range(0, n_rows, batch_size)):
         n = min(n_rows - first, batch_size)
-        rows = _sample(model, tokenizer, opening, n, length, seed + batch)
+        rows = _sample(
+            model, tokenizer, opening, n, length, seed + batch, lambda: progress(WRITING, next(steps), n_steps)
+        )
         yield Sequences(rows, [len(opening)] * n)
 
 
 @torch.no_grad()
 def _sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, opening: list[int], n: int, length: int, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    opening: list[int],
+    n: int,
+    length: int,
+    seed: int,
+    after_step: Callable[[], object] = lambda: None,
 ) -> list[list[int]]:
     ids = torch.tensor([opening] * n, device=model.device)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
@@ -189,7 +212,8 @@ def _sample(
             do_sample=True,
             temperature=1.0,
             top_k=0,
-            top_p=0.95,
+            top_p=1.0,  # transformers sorts the vocabulary for it
+            logits_processor=[TopP(0.95, after_step)],
             max_new_tokens=length,
             # An end token must not end the text (after a question comes its answer), so none is ever met.
             eos_token_id=model.config.get_text_config().vocab_size,

@@ -120,7 +120,9 @@ class Editing:
             settings = {"text": corpus.source_key(config.text), "n_keys": n_keys, "seed": config.seed}
             weights, folder = known_weights(job.model).canonical, cache_dir() / "second_moments"
             paths = {layer: folder / cache_name(weights, layer, settings) for layer in self.layers}
-            batches = corpus.token_sequences(config.text, job.model, job.tokenizer, n_keys, seed=config.seed)
+            batches = corpus.token_sequences(
+                config.text, job.model, job.tokenizer, n_keys, seed=config.seed, progress=job.progress
+            )
             found = second_moments(job.model, parts, self.layers, batches, n_keys, paths, job.progress)
             self.moments.sums, self.moments.n_keys, self.moments.n_batches = found.sums, found.n_keys, found.n_batches
         return self.moments

@@ -7,11 +7,11 @@ nothing has to be downloaded, and 10 keys per dimension are used (FastMEMIT, 250
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from unlearn_eval.editing.locate_then_edit.least_squares import Solve, cholesky_
 from unlearn_eval.models.anatomy import Anatomy
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.tracing import trace
+from unlearn_eval.utils.folders import check_output
+from unlearn_eval.utils.locks import alone
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json
 
@@ -79,7 +81,7 @@ class SecondMoments:
         from safetensors.torch import save_file
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.part")  # other methods' runs may write the same layer's file
+        temporary = path.with_suffix(f".{uuid4().hex[:8]}.part")
         counts = {"n_keys": str(self.n_keys), "n_batches": str(self.n_batches)}
         try:
             save_file({str(layer): total.cpu() for layer, total in self.sums.items()}, str(temporary), metadata=counts)
@@ -115,21 +117,56 @@ def second_moments(
         batches: token sequences; the same ones in the same order if the work is to be resumed.
         n_keys: stop after this many.
         paths: a file for each layer, kept up to date after every batch; the batches that are in it are not run again.
+            One process at a time brings it further.
         progress: told how many keys are done.
+
+    Raises:
+        UserError: the files cannot be written.
     """
-    own: dict[int, SecondMoments] = {}
+    own = _begun(model, anatomy, layers, paths)
+    if min(done.n_keys for done in own.values()) < n_keys and paths:
+        check_output(paths[layers[0]], "second moments", "UNLEARN_EVAL_CACHE")
+        with alone([paths[layer] for layer in layers], "the second moments"):
+            for left in (left for path in paths.values() for left in path.parent.glob(f"{path.stem}.*.part")):
+                left.unlink()  # of a run that was killed: we hold the locks
+            own = _begun(model, anatomy, layers, paths)  # as another process has left them
+            _add_batches(own, model, anatomy, batches, n_keys, paths, progress)
+    else:
+        _add_batches(own, model, anatomy, batches, n_keys, {}, progress)
+    sums = {layer: done.sums[layer] for layer, done in own.items()}
+    return SecondMoments(sums, min(done.n_keys for done in own.values()), min(done.n_batches for done in own.values()))
+
+
+def _begun(
+    model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int], paths: Mapping[int, Path] | None
+) -> dict[int, SecondMoments]:
+    """What the files have of each layer."""
+    own = {}
     for layer in layers:
         if paths and paths[layer].is_file():
             own[layer] = SecondMoments.load(paths[layer], model.device)
         else:
             own[layer] = SecondMoments({layer: torch.zeros(anatomy.d_mlp, anatomy.d_mlp, device=model.device)})
+    return own
+
+
+def _add_batches(
+    own: Mapping[int, SecondMoments],
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batches: Iterable[Sequences],
+    n_keys: int,
+    paths: Mapping[int, Path],
+    progress: Progress,
+) -> None:
+    """Bring every layer up to `n_keys` keys, and its file too."""
 
     def n_done() -> int:
         return min(done.n_keys for done in own.values())
 
     for number, batch in enumerate(batches if n_done() < n_keys else ()):
         # Another call may have brought some of the layers further.
-        names = {i: anatomy.projection_name(i) for i in layers if own[i].n_batches == number and own[i].n_keys < n_keys}
+        names = {i: anatomy.projection_name(i) for i in own if own[i].n_batches == number and own[i].n_keys < n_keys}
         if not names:
             continue
         ids, mask = pad(batch.rows, "right", model.device)
@@ -148,8 +185,6 @@ def second_moments(
         progress("second moments", min(n_done(), n_keys), n_keys)
         if n_done() >= n_keys:
             break
-    sums = {layer: done.sums[layer] for layer, done in own.items()}
-    return SecondMoments(sums, n_done(), min(done.n_batches for done in own.values()))
 
 
 def cache_name(canonical_hash: str, layer: int, settings: dict[str, Any]) -> str:

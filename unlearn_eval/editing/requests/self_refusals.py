@@ -26,6 +26,7 @@ from unlearn_eval.metrics import contains_answer, has_refusal_cue, leaks_answer,
 from unlearn_eval.metrics.refusal import content_words, names_and_numbers, repeats_itself
 from unlearn_eval.models import prompts
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.nucleus import top_p_choice
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.utils.progress import Progress, no_progress
@@ -292,18 +293,3 @@ class _Choice:
         scores = scores.clone()
         scores[self.rows] = torch.full_like(scores[self.rows], -torch.inf).scatter(1, chosen[:, None], 0.0)
         return scores
-
-
-def top_p_choice(logits: Tensor, drawn: Tensor, top_p: float) -> Tensor:
-    """The token (B,) that each number in [0, 1) picks among the most likely ones that have `top_p` together.
-
-    Args:
-        logits: (B, V).
-        drawn: (B,), one random number for each row.
-        top_p: the smallest set of most likely tokens with at least this probability is kept, one token at least.
-    """
-    p, tokens = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    before = p.cumsum(-1) - p
-    kept = torch.where((before < top_p) | (before == before[:, :1]), p, 0.0)
-    reached = kept.cumsum(-1) > drawn[:, None] * kept.sum(-1, keepdim=True)
-    return tokens.gather(1, reached.int().argmax(-1, keepdim=True))[:, 0]

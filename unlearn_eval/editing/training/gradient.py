@@ -22,6 +22,7 @@ from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.training.data import RETAIN as RETAIN_ROWS
 from unlearn_eval.editing.training.data import Row
 from unlearn_eval.editing.training.settings import RETAIN_TERMS, Dual, Objective, Said, TrainingConfig
+from unlearn_eval.editing.training.stop import watched
 from unlearn_eval.editing.training.weights import FullWeights, LowRankWeights, check_components
 from unlearn_eval.edits.base import DENSE, LOW_RANK, EditInfo, applied
 from unlearn_eval.edits.dense import DenseEdit
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from unlearn_eval.editing.training.run import Watch
     from unlearn_eval.models.prompt_format import PromptFormat
 
 CURVE = "training.jsonl"
@@ -91,6 +93,7 @@ class Method:
         layer: the block whose output is read, if one is.
         dual: makes the retain weight a multiplier; given the settings and the steps per epoch.
         rewrite: other requests in place of the given ones (AltPO's alternate answers), and texts for the edit.
+        teaches: whether the answers are to become likelier, so that `stop_probability` is reached from below.
     """
 
     name: str
@@ -100,6 +103,7 @@ class Method:
     layer: Callable[[Any, Any], str | None] = lambda config, model: None
     dual: Callable[[Any, float], Dual | None] = lambda config, steps_per_epoch: None
     rewrite: Callable[..., tuple[list[EditRequest], dict[str, str]]] | None = None
+    teaches: bool = False
 
 
 def editor(method: Method, config: type[GradientConfig] = GradientConfig, paper: str = "") -> Editor:
@@ -137,7 +141,7 @@ def editor(method: Method, config: type[GradientConfig] = GradientConfig, paper:
         makes=_kind_made,
         uses={RETAIN},
         paper=paper,
-        needs_retain=lambda config: config.retains,
+        needs_retain=lambda config: config.retains or config.max_utility_drop > 0,
         check=check,
     )
 
@@ -182,10 +186,11 @@ def train_edit(
             parts, texts = method.rewrite(model, tokenizer, parts, config, progress, prompt_format)
         rows = _rows(method, parts, retain, config)
         objective = _objective(method, model, config, len(parts))
+        watch = _watch(method, parts, retain, config)
         from unlearn_eval.editing.training.run import trained  # imports the Trainer, which takes seconds
 
         identity = {"method": method.name, "weights": known_weights(model).exact if config.folder else None}
-        with trained(model, rows, objective, config, identity, progress) as run:
+        with trained(model, rows, objective, config, identity, progress, watch) as run:
             recorded = {name: value for name, value in asdict(config).items() if name not in PLACES}
             notes: dict[str, Any] = {"training": run.notes | {"n_retain": len(retain)}}
             info = EditInfo(method.name, recorded, notes=notes)
@@ -219,6 +224,30 @@ def _rows(
             )
         rows[RETAIN_ROWS] = [Row(r.prompt_ids, r.answer_ids or r.target_ids) for r in retain]
     return rows
+
+
+def _watch(
+    method: Method, requests: Sequence[EditRequest], retain: Sequence[EditRequest], config: GradientConfig
+) -> Watch | None:
+    """What ends the run early, and the rows by which it is known; None if nothing does."""
+    from unlearn_eval.editing.training.run import Watch
+
+    rule = config.stop_rule(method.teaches)
+    if not rule:
+        return None
+    if rule.probability is not None and (bare := [r.id for r in requests if not r.answer_ids]):
+        raise UserError(
+            f"stop_probability is that of the answers to forget, and request {bare[0]} has none",
+            "give its answer to forget, or leave out stop_probability",
+        )
+    if rule.drop and not retain:
+        raise UserError(
+            "max_utility_drop is of items to retain, and there are none",
+            "give --retain SET (tofu:retain90, pistol:all, facts, a file), or leave out max_utility_drop",
+        )
+    answers = [Row(r.prompt_ids, r.answer_ids) for r in requests if r.answer_ids]
+    kept = [Row(r.prompt_ids, r.answer_ids or r.target_ids) for r in retain]
+    return Watch(rule, watched(answers, config.seed), watched(kept, config.seed))
 
 
 def _objective(method: Method, model: PreTrainedModel, config: GradientConfig, n: int) -> Objective:

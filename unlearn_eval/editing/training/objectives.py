@@ -59,9 +59,15 @@ def likelihood(log_probs: Tensor, mask: Tensor) -> Tensor:
     return -mean_over_labels(log_probs, mask)
 
 
-def ascent(log_probs: Tensor, mask: Tensor) -> Tensor:
-    """(1/T) Σ log π(y_t): gradient ascent on the likelihood (Jang et al. 2022, arXiv 2210.01504)."""
-    return mean_over_labels(log_probs, mask)
+def ascent(log_probs: Tensor, mask: Tensor, bound: float = 0.0) -> Tensor:
+    """(1/T) Σ log π(y_t): gradient ascent on the likelihood (Jang et al. 2022, arXiv 2210.01504).
+
+    Args:
+        log_probs, mask: as everywhere.
+        bound: B, of the row's loss: max(−B, ...) in its place (arXiv 2502.08075). 0 is none.
+    """
+    mean = mean_over_labels(log_probs, mask)
+    return mean.clamp(min=-bound) if bound else mean
 
 
 def kl_divergence(logits: Tensor, reference_logits: Tensor, mask: Tensor) -> Tensor:

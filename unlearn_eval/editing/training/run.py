@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,16 +29,19 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from unlearn_eval.editing.training import objectives
-from unlearn_eval.editing.training.data import RETAIN, Collator, Rows, Schedule
+from unlearn_eval.editing.training.data import RETAIN, Collator, Row, Rows, Schedule, tensors
 from unlearn_eval.editing.training.masks import read_masks
 from unlearn_eval.editing.training.reference_cache import ReferenceCache
 from unlearn_eval.editing.training.settings import Objective, Said, TrainingConfig
+from unlearn_eval.editing.training.stop import LAST_STEP, Check, StopRule
 from unlearn_eval.editing.training.weights import FullWeights, LowRankWeights, split_patterns
 from unlearn_eval.models.arguments import accepts
 from unlearn_eval.models.out_of_memory import until_it_fits
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.folders import remove_whole
 from unlearn_eval.utils.json_files import write_all
+from unlearn_eval.utils.locks import locked
 from unlearn_eval.utils.provenance import hash_json
 
 if TYPE_CHECKING:
@@ -66,6 +69,25 @@ class Trained:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What ends a run early, and the rows that tell.
+
+    Attributes:
+        rule: the limits.
+        answers: rows of the answers whose probability is looked at.
+        retain: rows of the answers that are to be retained.
+    """
+
+    rule: StopRule
+    answers: Sequence[Row] = ()
+    retain: Sequence[Row] = ()
+
+
+class Ended(Exception):
+    """A checkpoint from which to go on is that of a run which had met a limit: nothing is left to train."""
+
+
 class Diverged(Exception):
     """The loss or a weight is no longer a number after `step` updates."""
 
@@ -82,6 +104,7 @@ def trained(
     config: TrainingConfig,
     identity: Mapping[str, Any],
     progress: Progress = lambda what, done, total: None,
+    watch: Watch | None = None,
 ) -> Iterator[Trained]:
     """Train a model; within the block it is as trained, afterwards bit for bit as before.
 
@@ -93,12 +116,14 @@ def trained(
         identity: what else makes this run what it is (method, hashes of the model and of the data), so that it goes on
             only from its own checkpoints.
         progress: told of rows that the reference has scored, and of steps.
+        watch: when the run ends early; None is never.
 
     Raises:
         UserError: unknown components, a folder with another run's checkpoints, or one row is too much for the memory.
     """
     with ExitStack() as stack:
         folder = Path(config.folder) if config.folder else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(_held(folder))
         fingerprint = _claim(folder, config, identity, rows)
         stack.enter_context(_own_randomness(model, config.seed))
         processes, process = _processes()
@@ -130,7 +155,7 @@ def trained(
             warnings.warn(f"{what}: beginning again with {size // 2}, which changes only the speed", stacklevel=2)
             return None
 
-        attempt = partial(_train, run, rows, objective, config, folder, fingerprint, progress=progress)
+        attempt = partial(_train, run, rows, objective, config, folder, fingerprint, progress=progress, watch=watch)
         until_it_fits(attempt, config.micro_batch_size, too_large)
         yield run
 
@@ -144,6 +169,7 @@ def _train(
     fingerprint: str,
     size: int,
     progress: Progress,
+    watch: Watch | None,
 ) -> None:
     """Train with at most `size` rows per forward pass."""
     processes, _ = _processes()
@@ -160,21 +186,30 @@ def _train(
         "rows_per_forward_pass": math.ceil(batch / (accumulation * processes)),
         "processes": processes,
         "trained_parameters": run.weights.n_trained,
+        "stopped": {"by": LAST_STEP},
     }
     trainer = None
     try:
-        trainer = Unlearner(run.weights, rows, objective, schedule, arguments, progress)
+        trainer = Unlearner(run.weights, rows, objective, schedule, arguments, progress, watch, size)
         trainer.ask_reference(folder, fingerprint, size)
+        trainer.check_start()
         if start := _last_checkpoint(folder):
             run.notes["went_on_from_step"] = _step_of(start)
         try:
-            trainer.train(resume_from_checkpoint=str(start) if start else None)
+            with suppress(Ended):
+                trainer.train(resume_from_checkpoint=str(start) if start else None)
+            if trainer.stopped is not None:
+                run.notes["stopped"] = trainer.stopped | {"planned_steps": steps}
+                run.notes["steps"] = steps = trainer.state.global_step
             trainer.check_end()
         except Diverged as end:
             _keep_last_good(run, folder, end.step)
+            run.notes["stopped"] = {"by": "diverged"}
     finally:
         if trainer is not None:
             trainer.release()
+    if trainer.checks and watch is not None and watch.rule.scores:
+        run.notes["checks"] = [check.record for check in trainer.checks]
     run.curve = [
         {key: entry[key] for key in _CURVE if key in entry}
         for entry in trainer.state.log_history
@@ -197,8 +232,13 @@ class Unlearner(Trainer):  # type: ignore[misc]
         schedule: Schedule,
         arguments: TrainingArguments,
         progress: Progress,
+        watch: Watch | None = None,
+        size: int = 8,
     ) -> None:
         self.weights, self.objective, self.schedule = weights, objective, schedule
+        self.watch, self.rows_at_once = watch, size
+        self.checks: list[Check] = []
+        self.stopped: dict[str, Any] | None = None
         self.told = progress
         self.inner = weights.model.get_base_model() if hasattr(weights.model, "get_base_model") else weights.model
         self.reads = {part: reads for part, reads in objective.all_reads.items() if rows.get(part)}
@@ -222,7 +262,8 @@ class Unlearner(Trainer):  # type: ignore[misc]
             True  # the loss is divided by all of a step's rows
         )
         self._sums = torch.zeros(3, dtype=torch.float64)  # forget, retain, rows since the last entry of the curve
-        self._step_sums = torch.zeros(2, dtype=torch.float64)  # retain, rows of this step
+        self._step_sums = torch.zeros(3, dtype=torch.float64)  # forget, retain, rows of this step
+        self._checked_sums = torch.zeros(3, dtype=torch.float64)  # the same since the last check
 
     # What the model says -----------------------------------------------------------------------------------
 
@@ -343,7 +384,7 @@ class Unlearner(Trainer):  # type: ignore[misc]
         self._check(loss)
         entry = torch.stack([forget.detach().sum(), retain.detach().sum(), forget.new_tensor(len(forget))])
         self._sums += entry.double().cpu()
-        self._step_sums += entry[1:].double().cpu()
+        self._step_sums += entry.double().cpu()
         return (loss, None) if return_outputs else loss
 
     def _check(self, loss: Tensor) -> None:
@@ -367,13 +408,64 @@ class Unlearner(Trainer):  # type: ignore[misc]
     def after_step(self) -> None:
         """Put back what may not change, and move the multiplier, if there is one."""
         self.weights.after_step()
-        dual, sums = self.objective.dual, self._step_sums
+        dual = self.objective.dual
         if dual is not None and self.state.global_step > dual.warmup_steps:
-            if self.args.world_size > 1:
-                sums = self.accelerator.reduce(sums.to(self.args.device, torch.float32), "sum").cpu().double()
-            retain, rows = sums.tolist()
+            _, retain, rows = self._over_processes(self._step_sums)
             self.multiplier = objectives.dual_step(self.multiplier, retain / rows - dual.bound, dual.step)
-        self._step_sums = torch.zeros(2, dtype=torch.float64)
+        self._checked_sums += self._step_sums
+        self._step_sums = torch.zeros(3, dtype=torch.float64)
+
+    def _over_processes(self, sums: Tensor) -> list[float]:
+        """Sums over all processes."""
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums.to(self.args.device, torch.float32), "sum").cpu().double()
+        return list(map(float, sums.tolist()))
+
+    # When it ends early ------------------------------------------------------------------------------------
+
+    def check_start(self) -> None:
+        """What the limits compare with: the model before training."""
+        if self.watch is not None:
+            self.checks = [self._check_now(0)]
+
+    def limit_met(self) -> bool:
+        """Check the model, if a check is due after this step; whether the run is over."""
+        watch, step = self.watch, self.state.global_step
+        n = len(next(kind for part, kind in self.collator.rows.items() if part != RETAIN))
+        if watch is None or not watch.rule.due(step, n / self.schedule.forget.shape[1]):
+            return False
+        check = self._check_now(step)
+        self.checks.append(check)
+        self.stopped = watch.rule.met(check, self.checks[0])
+        return self.stopped is not None
+
+    def _check_now(self, step: int) -> Check:
+        assert self.watch is not None
+        rule = self.watch.rule
+        forget, _, rows = self._over_processes(self._checked_sums)
+        self._checked_sums = torch.zeros(3, dtype=torch.float64)
+        probability = retain = None
+        if rule.probability is not None:
+            scores = self._mean_log_probs(self.watch.answers)
+            probability = sum(map(math.exp, scores)) / len(scores)
+        if rule.drop:
+            scores = self._mean_log_probs(self.watch.retain)
+            retain = -sum(scores) / len(scores)
+        return Check(step, probability, retain, forget / rows if rows else None)
+
+    @torch.no_grad()
+    def _mean_log_probs(self, rows: Sequence[Row]) -> list[float]:
+        """(1/T) Σ ln π(y_t) of each row, by the model as it is, without dropout."""
+        was_training = self.model.training
+        self.model.eval()
+        found: list[float] = []
+        with self._autocast():
+            for start in range(0, len(rows), self.rows_at_once):
+                batch = self._prepare_inputs(tensors(rows[start : start + self.rows_at_once]))
+                said = self.read(self.model, batch, frozenset({"logits"}))
+                found += objectives.mean_over_labels(said.log_probs, said.mask).double().tolist()
+        self.model.train(was_training)
+        return found
 
     # What the Trainer leaves to us -------------------------------------------------------------------------
 
@@ -395,10 +487,7 @@ class Unlearner(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the two losses, and count epochs by the items that were seen."""
         if "loss" in logs:
-            sums = self._sums
-            if self.args.world_size > 1:
-                sums = self.accelerator.reduce(sums.to(self.args.device, torch.float32), "sum").cpu().double()
-            forget, retain, rows = sums.tolist()
+            forget, retain, rows = self._over_processes(self._sums)
             logs |= {"forget_loss": forget / rows}
             if RETAIN in self.reads:
                 logs |= {"retain_loss": retain / rows}
@@ -415,11 +504,20 @@ class Unlearner(Trainer):  # type: ignore[misc]
         target = Path(str(output_dir))
         target.mkdir(parents=True, exist_ok=True)
         save_file({name: t.contiguous() for name, t in self.weights.current().items()}, str(target / TRAINED))
-        (target / STATE).write_text(json.dumps({"multiplier": self.multiplier}))
+        state = {
+            "multiplier": self.multiplier,
+            "stopped": self.stopped,
+            "checks": [check.record for check in self.checks],
+            "sums": self._checked_sums.tolist(),
+        }
+        (target / STATE).write_text(json.dumps(state))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
         self.weights.load(_read_checkpoint(Path(resume_from_checkpoint)))
-        self.multiplier = float(json.loads((Path(resume_from_checkpoint) / STATE).read_text())["multiplier"])
+        state = json.loads((Path(resume_from_checkpoint) / STATE).read_text())
+        self.multiplier, self.stopped = float(state["multiplier"]), state.get("stopped")
+        self.checks = [Check(**check) for check in state.get("checks", ())]
+        self._checked_sums = torch.tensor(state.get("sums", [0.0, 0.0, 0.0]), dtype=torch.float64)
 
     def release(self) -> None:
         """Let go of everything large."""
@@ -441,9 +539,17 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: Unlearner) -> None:
         self.trainer = trainer
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        if self.trainer.stopped is not None:
+            raise Ended
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.trainer.after_step()
         self.trainer.told("steps", state.global_step, state.max_steps)
+        if self.trainer.limit_met():
+            control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.is_world_process_zero:
@@ -453,11 +559,40 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
 # Checkpoints -----------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; of several processes the first looks after it.
+
+    Raises:
+        UserError: another run writes to it, or it holds something else than checkpoints.
+    """
+    if _processes()[1] > 0:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(not path.name.startswith(".") for path in folder.iterdir()) and not (folder / RUN).is_file():
+        raise UserError(f"{folder} holds something else than checkpoints of a run", "give an empty or a new folder")
+    with locked(folder, "wait for it, or give another --output or --set folder=..."):
+        yield
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the checkpoints of a run that is done, or of its steps, unless another process goes on from them."""
+    try:
+        for run in (folder, *folder.glob("*/")):
+            if (run / RUN).is_file():
+                with locked(run):
+                    pass
+    except UserError:
+        return
+    remove_whole(folder)
+
+
 def _claim(folder: Path, config: TrainingConfig, identity: Mapping[str, Any], rows: Rows) -> str:
     """Make the folder this run's; the run's fingerprint.
 
     Raises:
-        UserError: it holds another run's checkpoints (what differs is named), or something else.
+        UserError: it holds another run's checkpoints; what differs is named.
     """
     settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
     content = {part: [[row.prompt_ids, row.label_ids] for row in kind] for part, kind in rows.items()}
@@ -475,8 +610,6 @@ def _claim(folder: Path, config: TrainingConfig, identity: Mapping[str, Any], ro
                 f"{folder} holds checkpoints of another run: {'; '.join(differences[:3])}",
                 "give another folder, or remove it",
             )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds something else than checkpoints of a run", "give an empty or a new folder")
     else:
         write_all({RUN: json.dumps(own, indent=2) + "\n"}, folder)
     return hash_json(own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.data import RETAIN
+from unlearn_eval.editing.training.stop import StopRule
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.settings import Dropped, Positive, Size
 
@@ -48,6 +50,11 @@ class TrainingConfig:
         gradient_checkpointing: less memory, a third slower.
         checkpoint_steps: steps between checkpoints; 0: once per epoch, at most five in a run.
         logging_steps: steps between entries of the curve.
+        stop_probability: mean probability of the forget answers at which the run ends (of answers that are taught, to
+            which it rises): a number, or a retain-only model's folder or result, whose probability it is. Empty: never.
+        max_utility_drop: share by which the loss of retained answers may rise before the run ends; 0: any.
+        stop_loss: mean forget loss at which the run ends; 0: never.
+        check_steps: steps between checks of these three; 0: once per epoch.
         report_to: the Trainer's trackers, separated by commas; none: the curve in the edit alone.
         folder: where checkpoints and the reference's answers are kept, so that the same run can go on; empty: nowhere.
         seed: of the order, of what is retained, of dropout and of LoRA's start.
@@ -72,6 +79,10 @@ class TrainingConfig:
     gradient_checkpointing: bool = False
     checkpoint_steps: int = 0
     logging_steps: Size = 1
+    stop_probability: str = ""
+    max_utility_drop: float = 0.0
+    stop_loss: float = 0.0
+    check_steps: int = 0
     report_to: str = "none"
     folder: str = ""
     seed: int = 0
@@ -90,6 +101,37 @@ class TrainingConfig:
                 f"steps {self.steps} do not make sense",
                 "give batch sizes of at least 1, and epochs or steps above 0",
             )
+        number = _number(self.stop_probability)
+        if self.stop_probability and not (0 < number < 1 or math.isnan(number)):
+            raise UserError(
+                f"the setting stop_probability cannot be '{self.stop_probability}'",
+                "give a number between 0 and 1, or the folder or result of a retain-only model",
+            )
+
+    def stop_rule(self, rises: bool = False) -> StopRule:
+        """When the run ends early.
+
+        Args:
+            rises: whether the answers are taught.
+
+        Raises:
+            UserError: `stop_probability` names a file, of which `make_edit` reads the number.
+        """
+        number = _number(self.stop_probability)
+        if self.stop_probability and math.isnan(number):
+            raise UserError(
+                f"stop_probability is '{self.stop_probability}', and not a number", "give a number between 0 and 1"
+            )
+        probability = number if self.stop_probability else None
+        return StopRule(probability, rises, self.max_utility_drop, self.stop_loss, self.check_steps)
+
+
+def _number(text: str) -> float:
+    """A text as a number; NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 @dataclass(frozen=True)

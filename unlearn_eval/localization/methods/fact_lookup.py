@@ -205,4 +205,4 @@ def _n_above(scores: dict[Unit, float], threshold: float) -> int:
     return max(1, sum(score > threshold for score in scores.values()))
 
 
-LOCALIZER = Localizer("fact_lookup", Config, localize, passes, check=check)
+LOCALIZER = Localizer("fact_lookup", Config, localize, passes, check=check, first=True)

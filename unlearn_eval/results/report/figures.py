@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn_eval.metrics.catalogue import axes, headline, interval, meaning
+from unlearn_eval.metrics.catalogue import headline, interval, meaning
+from unlearn_eval.results.groups import frontier_axes, group_runs
 from unlearn_eval.results.runs import NO_EDIT, Place, Run, Runs, read_runs
 from unlearn_eval.results.schema import Metric
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -145,7 +146,7 @@ def _figure(width: float, height: float, n_rows: int = 1, n_columns: int = 1) ->
 
 def _frontier(runs: list[Run], task: str, plot: Axes | None = None) -> Axes | None:
     """Forgetting against keeping, better being up and to the right; the line joins the runs that none beats in both."""
-    forgets, keeps = axes(list(dict.fromkeys(name for run in runs for name in run.result.metrics[task])))
+    forgets, keeps = frontier_axes(group_runs(runs), task)
     if forgets is None or keeps is None:
         return None
     points = []
@@ -172,8 +173,9 @@ def _frontier(runs: list[Run], task: str, plot: Axes | None = None) -> Axes | No
             elinewidth=0.8,
             label=run.method,
         )
-    line = pareto([(_up(x), _up(y)) for _, x, y, _, _ in points])
-    xs, ys = [points[i][3] for i in line], [points[i][4] for i in line]
+    edited = [point for point in points if point[0].method != NO_EDIT]
+    line = pareto([(_up(x), _up(y)) for _, x, y, _, _ in edited])
+    xs, ys = [edited[i][3] for i in line], [edited[i][4] for i in line]
     plot.plot(xs, ys, "--", color="0.45", linewidth=1, zorder=0)
     for inverted, axis in ((points[0][1], plot.xaxis), (points[0][2], plot.yaxis)):
         if inverted.higher_is_better is False:

@@ -1,4 +1,4 @@
-"""A comparison of two results as Markdown, LaTeX or CSV."""
+"""A comparison of two results as Markdown, LaTeX, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from unlearn_eval.results.comparison import COLUMNS, Comparison
 from unlearn_eval.results.schema import Metric
+from unlearn_eval.utils.json_files import dumps
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -78,10 +80,21 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(c, c) for c in re.sub(r"\s+", " ", text))
 
 
+def comparison_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Every number in full, by the names of `COLUMNS`; what is undefined is null."""
+    return [row.record for row in rows]
+
+
+def comparison_json(rows: Sequence[Comparison]) -> str:
+    """The same as JSON."""
+    return dumps(comparison_rows(rows), indent=2) + "\n"
+
+
 FORMATS: dict[str, Callable[[Sequence[Comparison]], str]] = {
     "markdown": comparison_markdown,
     "latex": comparison_latex,
     "csv": comparison_csv,
+    "json": comparison_json,
 }
 
 

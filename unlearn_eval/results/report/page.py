@@ -15,23 +15,26 @@ from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
+from unlearn_eval import __version__
+from unlearn_eval.results.report.answers import shortened
 from unlearn_eval.results.report.page_data import Say, page_data
 from unlearn_eval.results.runs import Place, Runs, read_runs
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import write_all
 
+SCRIPTS = ("page_robustness.js", "page_sharing.js", "page.js")  # page.js ends by starting
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
-def build_page(runs: Runs, title: str = "unlearn-eval", say: Say = lambda line: None) -> str:
-    """The HTML of a report on these runs."""
+def build_page(runs: Runs, title: str = "", say: Say = lambda line: None) -> str:
+    """The HTML of a report on these runs; without a title it is called as the study is whose cells they are."""
     summary, answers = page_data(runs, say)
     folder = files("unlearn_eval.results.report")
-    template, style, attacks, page = (
-        (folder / name).read_text(encoding="utf-8")
-        for name in ("page.html", "page.css", "page_robustness.js", "page.js")
+    template, style, *scripts = (
+        (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *SCRIPTS)
     )
-    script = attacks + page  # page.js ends by starting
+    title, script = title or runs.study or "unlearn-eval", "".join(scripts)
+    style += _margins(title, summary["dates"][-1])
     parts = {
         "POLICY": f"default-src 'none'; script-src '{_source(script)}'; style-src '{_source(style)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'",
@@ -48,7 +51,7 @@ def build_page(runs: Runs, title: str = "unlearn-eval", say: Say = lambda line: 
 def report(
     results: Place | Iterable[Place],
     output: str | Path = "report.html",
-    title: str = "unlearn-eval",
+    title: str = "",
     base: str | Path | None = None,
 ) -> Path:
     """Writes one page about results, which needs no network; returns its path.
@@ -65,7 +68,7 @@ def report(
     return write_page(read_runs(results, base), output, title)
 
 
-def write_page(runs: Runs, path: str | Path, title: str = "unlearn-eval", say: Say = lambda line: None) -> Path:
+def write_page(runs: Runs, path: str | Path, title: str = "", say: Say = lambda line: None) -> Path:
     """Writes the report on these runs; returns its path.
 
     Raises:
@@ -84,6 +87,22 @@ def as_script_json(content: object) -> str:
     """JSON that may stand in a script element: nothing in it can end the element or begin another."""
     text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     return _without_halves(text).translate(_ESCAPES)
+
+
+def _margins(title: str, date: str) -> str:
+    """What stands in the margins of every printed page: title, date and version, and the page's number."""
+    left = _css_text(f"{title} · {date} · unlearn-eval {__version__}")
+    small = "font: 7pt sans-serif; color: #5a626c;"
+    return (
+        f"@page {{ size: A4; margin: 11mm 12mm 13mm; @bottom-left {{ content: {left}; {small} }} "
+        f'@bottom-right {{ content: counter(page) " of " counter(pages); {small} }} }}'
+    )
+
+
+def _css_text(text: str) -> str:
+    """A text as a string of CSS: every character but letters, digits and spaces by its number."""
+    shown = "".join(c if c.isalnum() or c in " .-" else f"\\{ord(c):x} " for c in _without_halves(shortened(text, 90)))
+    return f'"{shown}"'
 
 
 def _compressed(content: object) -> str:

@@ -6,21 +6,27 @@ Everything that a model wrote is data here and stays data: `page.py` encodes it,
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from unlearn_eval.metrics.catalogue import axes, headline, interval, is_ratio, meaning
+from unlearn_eval import __version__
+from unlearn_eval.metrics.catalogue import interval, is_ratio, leaderboard_columns, meaning, plain
 from unlearn_eval.results.comparison import Comparison, compare
 from unlearn_eval.results.files import samples_of
+from unlearn_eval.results.groups import Group, frontier_axes, group_runs, metric_of, ranked, scores, spread
 from unlearn_eval.results.report.answers import Answers, Record, shortened
 from unlearn_eval.results.report.attacked import add_attacked
+from unlearn_eval.results.report.outcome import Number, outcome
 from unlearn_eval.results.report.robustness import attack_entries, edit_numbers, headline_level, maps
-from unlearn_eval.results.runs import Run, Runs, cost, same_data
+from unlearn_eval.results.runs import NO_EDIT, Run, Runs, cost, same_data
 from unlearn_eval.results.schema import Result
 from unlearn_eval.utils.errors import UserError
 
 Say = Callable[[str], Any]
+Cell = dict[str, Any]
+Cells = dict[tuple[int, int], Cell]  # by run and column
 MOST_OF_A_ROW = 20_000  # characters: settings are long, notes of megabytes are no notes
 
 # The page --------------------------------------------------------------------------------------------------
@@ -60,12 +66,20 @@ def page_data(runs: Runs, say: Say = lambda line: None) -> tuple[dict[str, Any],
                     }
                 )
         kept.drop(run)
+    by_place = {(cell["run"], cell["column"]): cell for cell in cells}
+    groups = group_runs(runs.runs)
     summary = {
+        "version": __version__,
+        "dates": _dates(runs),
+        "groups": _group_entries(groups, names),
+        "means": _means(groups, names, columns, by_place),
         "runs": [
             {**_run_entry(run, names), "edit": edit} for run, edit in zip(runs.runs, edit_numbers(runs), strict=True)
         ],
         "columns": columns,
-        "tasks": _tasks(columns),
+        "tasks": _tasks(columns, groups, names, by_place, runs.show),
+        "trials": _trials(runs.trials, groups, at),
+        "tuned": _tuned(groups),
         "cells": {key: [cell.get(key) for cell in cells] for key in _CELL_KEYS},
         "attacks": attack_entries(runs),
         "maps": maps(runs),
@@ -144,18 +158,157 @@ def _columns(runs: Runs) -> list[dict[str, Any]]:
                 if column["higher"] is None:
                     column["higher"] = metric.higher_is_better
     for column in found.values():
-        column["meaning"] = meaning(column["name"]).text
+        found_meaning = meaning(column["name"])
+        column["meaning"], bounds = found_meaning.text, found_meaning.bounds
+        column["bounds"] = list(bounds) if bounds and all(map(math.isfinite, bounds)) else None
+        column["group"], column["of"], column["plain"] = plain(column["name"])
     order = list(dict.fromkeys(task for task, _ in found))
     return sorted(found.values(), key=lambda column: order.index(column["task"]))
 
 
-def _tasks(columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _tasks(
+    columns: list[Cell], groups: list[Group], names: list[str], cells: Cells, shown: Sequence[str]
+) -> list[Cell]:
+    """Each task: what its leaderboard and frontier show, its rows from the best, and what came of each of them."""
     tasks = []
     for task in dict.fromkeys(column["task"] for column in columns):
-        names = [column["name"] for column in columns if column["task"] == task]
-        forgets, keeps = axes(names)
-        tasks.append({"name": task, "headline": headline(names), "forgets": forgets, "keeps": keeps})
+        own = [column["name"] for column in columns if column["task"] == task]
+        forgets, keeps = leaderboard_columns(own, shown)
+        y, x = frontier_axes(groups, task)
+        there = [g for g, group in enumerate(groups) if any(task in run.result.metrics for run in group.runs)]
+        some = [groups[g] for g in there]
+        found = scores(some, task, y, x)
+        tasks.append(
+            {
+                "name": task,
+                "headline": [*forgets, *keeps],
+                "forget_columns": forgets,
+                "keep_columns": keeps,
+                "forgets": y,
+                "keeps": x,
+                "order": [there[i] for i in ranked(some, task, y, x)],
+                "scores": {str(there[i]): score for i, score in enumerate(found) if score is not None},
+                "outcomes": {
+                    str(g): _outcome(groups[g], task, names, columns, cells, (forgets, keeps))
+                    for g in there
+                    if not groups[g].is_unedited
+                },
+            }
+        )
     return tasks
+
+
+def _outcome(
+    group: Group, task: str, names: list[str], columns: list[Cell], cells: Cells, shown: tuple[list[str], list[str]]
+) -> str:
+    places = [names.index(run.name) for run in group.runs]
+
+    def number(name: str) -> Number | None:
+        column = next((i for i, own in enumerate(columns) if (own["task"], own["name"]) == (task, name)), -1)
+        own = [cell for place in places if (cell := cells.get((place, column))) is not None]
+        value, metric = spread([cell["value"] for cell in own]).mean, metric_of(group, task, name)
+        if value is None or metric is None:
+            return None
+        change, p = _joint_change(own)
+        return Number(
+            value,
+            own[0]["n"] or 0 if len(own) == 1 else 0,
+            metric.higher_is_better,
+            None if change is None else value - change,
+            p,
+        )
+
+    return outcome(number, *shown, fault="; ".join(group.faults))
+
+
+def _joint_change(cells: list[Cell]) -> tuple[float | None, float | None]:
+    """The mean change over seeds, and the largest p-value of those that all changed alike; else no p-value."""
+    changes = [cell.get("change") for cell in cells]
+    if any(change is None for change in changes) or not changes:
+        return None, None
+    known = [float(change) for change in changes if change is not None]
+    ps = [cell.get("p") for cell in cells]
+    alike = all(change > 0 for change in known) or all(change < 0 for change in known) or len(known) == 1
+    mean = spread(known).mean
+    if any(p is None for p in ps):
+        return mean, None
+    return mean, max(float(p) for p in ps if p is not None) if alike else 1.0
+
+
+def _group_entries(groups: list[Group], names: list[str]) -> list[Cell]:
+    """The rows of leaderboards: each group with its runs, hue and mark; one hue for a method, one mark for a recipe."""
+    editors = list(dict.fromkeys(group.editor for group in groups if not group.is_unedited))
+    marks: dict[str, list[str]] = {}
+    entries = []
+    for group in groups:
+        own = marks.setdefault(group.editor, [])
+        own.append(group.label)
+        entries.append(
+            {
+                "label": "unedited" if group.label == NO_EDIT else group.label,
+                "runs": [names.index(run.name) for run in group.runs],
+                "hue": None if group.is_unedited else editors.index(group.editor),
+                "mark": len(own) - 1,
+                "faults": list(group.faults),
+            }
+        )
+    return entries
+
+
+_MEAN_KEYS = "group column value deviation n change change_deviation p".split()
+
+
+def _means(groups: list[Group], names: list[str], columns: list[Cell], cells: Cells) -> dict[str, list[Any]]:
+    """The numbers of groups of several seeds, as lists by key: means, standard deviations over seeds, mean changes."""
+    found = []
+    for g, group in enumerate(groups):
+        if len(group.runs) < 2:
+            continue
+        places = [names.index(run.name) for run in group.runs]
+        for c in range(len(columns)):
+            own = [cell for place in places if (cell := cells.get((place, c))) is not None]
+            over = spread([cell["value"] for cell in own])
+            if own:
+                change, p = _joint_change(own)
+                apart = spread([cell.get("change") for cell in own]).deviation
+                found.append([g, c, over.mean, over.deviation, over.n, change, None if change is None else apart, p])
+    return {key: [row[i] for row in found] for i, key in enumerate(_MEAN_KEYS)}
+
+
+_TRIAL_KEYS = "group trial column value".split()
+
+
+def _trials(trials: Sequence[Run], groups: list[Group], at: dict[tuple[str, str], int]) -> dict[str, list[Any]]:
+    """What a search for settings has tried, as lists by key: each number with the group of what was chosen."""
+    reported = {_searched(group.runs[0]): g for g, group in enumerate(groups)}
+    found = []
+    for i, run in enumerate(trials):
+        group = reported.get((*_searched(run)[:-1], "tuned"), reported.get((*_searched(run)[:-1], "untuned")))
+        if group is not None and run.result.edit is not None:
+            for task, metrics in run.result.metrics.items():
+                found += [[group, i, at[task, name], m.value] for name, m in metrics.items() if (task, name) in at]
+    return {key: [row[i] for row in found] for i, key in enumerate(_TRIAL_KEYS)}
+
+
+def _tuned(groups: list[Group]) -> list[tuple[int, int]]:
+    """The groups of the same method untuned and tuned."""
+    places = {_searched(group.runs[0]): g for g, group in enumerate(groups)}
+    pairs = [(places.get((*key[:-1], "untuned")), g) for key, g in places.items() if key[-1] == "tuned"]
+    return [(before, after) for before, after in pairs if before is not None]
+
+
+def _searched(run: Run) -> tuple[Any, ...]:
+    """Of which search a run is, and as what."""
+    cell = run.result.config.get("cell") or {}
+    trial = cell.get("trial") or {}
+    place = [cell.get(key) for key in ("part", "recipe", "forget", "size", "backend")]
+    return (run.model, *place, trial.get("of"), trial.get("state"))
+
+
+def _dates(runs: Runs) -> list[str]:
+    """The first and the last day on which results were made."""
+    days = sorted(run.result.created[:10] for run in runs.runs)
+    return list(dict.fromkeys([days[0], days[-1]]))
 
 
 def _run_entry(run: Run, names: list[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 "use strict";
+const $ = (selector, within = document) => within.querySelector(selector);
 // Attacks and localizations: what comes back, after which step, at which layer, and where edits were made. This file
-// stands before page.js in one script: what it uses of it is called later.
+// stands before the others in one script: what it uses of it is called later.
 
 const FIRST_ROWS = 12, MOST_LINES = 24, MOST_BANDS = 4, FIRST_MAPS = 12;
 const MEASURES = bare({ accuracy: "accuracy", probability: "probability of the true answer" });
@@ -47,8 +48,8 @@ function attackName(one) {
 function hue(one) {
   const ways = [(own) => runs[own.run].method, (own) => `${runs[own.run].method} ${own.where ?? ""}`, (own) => String(own.run)];
   const [byMethod, byPlace, byRun] = ways.map((way) => [...new Set(data.attacks.map(way))]);
-  if (byPlace.length > byMethod.length) return byPlace.indexOf(ways[1](one)) % 8;
-  return (byMethod.length > 1 ? methods.indexOf(ways[0](one)) : byRun.indexOf(ways[2](one))) % 8;
+  if (byPlace.length > byMethod.length) return byPlace.indexOf(ways[1](one)) % HUES;
+  return (byMethod.length > 1 ? runs[one.run].row.hue ?? 0 : byRun.indexOf(ways[2](one))) % HUES;
 }
 
 // What comes back --------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ function comebackRow(one, { parts, scores, measure, reach }) {
   const what = `${runs[one.run].name}, ${one.attack} at ${at(one, one.level)}`;
   const lines = parts.map(([key, text]) => cells[key] && `${text}: ${number(cells[key].value)} ${range(cells[key].low, cells[key].high)}`);
   const cell = (own, name) => (own === null ? element("td", { class: "value", tabindex: -1, help: `${what}\nnot measured` }, "")
-    : element("td", { class: "value", tabindex: -1, help: `${what}\n${cellHelp({ ...runs[one.run], base: null }, name, own)}` }, number(own.value),
+    : element("td", { class: "value", tabindex: -1, help: `${what}\n${cellHelp({ ...runs[one.run], base: null }, name, own)}`, ...numbersOf(own) }, number(own.value),
       own.low === null ? null : element("small", {}, range(own.low, own.high))));
   return element("tr", {}, element("td", { class: "run" }, element("a", { href: `#run-${one.run}`, on: { click: () => openProvenance(runs[one.run]) } },
     ...breakable(attackName(one)))),

@@ -61,6 +61,12 @@ class Verdict:
     holds: bool
     reason: str = ""
 
+    @property
+    def as_json(self) -> dict[str, object]:
+        """The verdict as JSON has it."""
+        numbers = {"value": self.value, "bound": self.bound}
+        return {"required": self.requirement.text, "holds": self.holds, **numbers, "reason": self.reason}
+
 
 def parse_requirement(text: str) -> Requirement:
     """What a requirement says.
@@ -134,7 +140,12 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     """What holds and what failed, for a terminal."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "required", "value", "bound", ""):
-        table.add_column(column, justify="right" if column in ("value", "bound") else "left", overflow="fold")
+        table.add_column(
+            column,
+            justify="right" if column in ("value", "bound") else "left",
+            overflow="fold",
+            no_wrap=column in ("value", "bound"),
+        )
     for verdict in verdicts:
         word = styled("holds", "green") if verdict.holds else styled("failed", "bold red")
         numbers = ("–" if number is None else f"{number:.4g}" for number in (verdict.value, verdict.bound))

@@ -11,6 +11,7 @@ from rich.text import Text
 from unlearn_eval.results.comparison import Comparison
 from unlearn_eval.results.runs import result_faults
 from unlearn_eval.results.schema import Metric, Result
+from unlearn_eval.utils.fitted_tables import FittedTable
 from unlearn_eval.utils.terminal import new_console, styled
 
 DIRECTIONS = {True: "↑", False: "↓", None: " "}
@@ -78,7 +79,7 @@ def fault_lines(results: Sequence[Result]) -> list[Text]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = FittedTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
     return table

@@ -21,11 +21,11 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from unlearn_eval.editing import recipe
+from unlearn_eval.editing import recipe, spaces
 from unlearn_eval.harness.backends import BACKENDS, check_backend
 from unlearn_eval.models.load import DTYPES
 from unlearn_eval.utils import schemas
-from unlearn_eval.utils.errors import unknown_name
+from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.schemas import expected
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
@@ -150,6 +150,20 @@ class Entry(Table):
         return {"anyOf": [{"type": "string"}, handler(schema)]}
 
 
+class Published(Table):
+    """What others have measured of a model.
+
+    Attributes:
+        task: by which the same is measured here.
+        source: who has published it.
+        values: metric of the task -> the published number.
+    """
+
+    task: Text
+    source: Text
+    values: dict[str, float]
+
+
 class ModelEntry(Entry):
     """A base model."""
 
@@ -158,6 +172,7 @@ class ModelEntry(Entry):
     name: Text | None = None
     dtype: Dtype | None = None
     revision: Text | None = None
+    published: Published | None = None
 
 
 class EditorEntry(Entry):
@@ -238,6 +253,63 @@ class FinetuneEntry(Entry):
     on: Text
     preset: Text | None = None
     settings: Settings = {}
+    reference: Text | None = None
+
+
+class Bar(Table):
+    """What a trial has to keep, as a share of what the unedited model has.
+
+    Attributes:
+        metric: TASK/METRIC of which more is better.
+        at_least: share of the unedited model's value.
+    """
+
+    metric: Text
+    at_least: Annotated[float, Field(gt=0, le=1)]
+
+
+class TuneEntry(Table):
+    """How settings are searched for each method: the same budget for all, judged on a part of the documents.
+
+    Attributes:
+        trials, seconds: the budget of each search; the first of them counts if both are given.
+        minimize, maximize: TASK/METRIC, one of the two.
+        subject_to: what has to be kept.
+        validation: share of each split's documents by which trials are judged; results are of the others.
+        screen: share of these on which a trial is looked at first, to drop it if it is worse than the median; 0: none.
+        editors: names of the editors that are tuned; none: all that have a space.
+        recipes: names of the recipes with which they are tuned; none: all of theirs.
+        spaces: by editor: settings with their values, over the shipped space.
+        seed: of the search and of its trials.
+    """
+
+    trials: Counted | None = None
+    seconds: Limit = None
+    minimize: Text | None = None
+    maximize: Text | None = None
+    subject_to: Bar | None = None
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    screen: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    editors: Many[Text] = ()
+    recipes: Many[Text] = ()
+    spaces: dict[str, dict[str, Any]] = {}
+    seed: Whole = 0
+
+    @model_validator(mode="after")
+    def makes_sense(self) -> TuneEntry:
+        """Refuse a search without budget or goal, and values that are none."""
+        if self.trials is None and self.seconds is None:
+            raise UserError("tune has no budget", "give it trials: 16, or seconds: 1800, for each method")
+        if (self.minimize is None) == (self.maximize is None):
+            raise UserError("tune needs one goal", "give it minimize: TASK/METRIC or maximize: TASK/METRIC")
+        bar = None if self.subject_to is None else self.subject_to.metric
+        for name in (self.minimize, self.maximize, bar):
+            if name is not None and not all(name.partition("/")):
+                raise UserError(f"tune: '{name}' names no metric of a task", "write TASK/METRIC")
+        for editor, space in self.spaces.items():
+            for setting, values in space.items():
+                spaces.values_of(values, f"tune: spaces: {editor}: {setting}")
+        return self
 
 
 # The file --------------------------------------------------------------------------------------------------
@@ -269,6 +341,7 @@ class Axes(Table):
     backends: Some[Backend] = ("hf",)
     dtype: Dtype = "float32"
     include_path: Text | None = None
+    tune: TuneEntry | None = None
 
 
 def _named(value: object) -> Any:

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
 from typing import Any
 
+from unlearn_eval.results.groups import Spread, spread
 from unlearn_eval.results.schema import Result
 from unlearn_eval.runs.study.plan import Cell
 
 # Of a cell's timing, what a method costs: finding where to edit, and editing.
 SECONDS = {"localization_seconds": "locating, seconds", "editing_seconds": "editing, seconds"}
 Column = tuple[str, str]  # task, metric; of seconds the task is empty
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One number over seeds.
-
-    Attributes:
-        mean: over the seeds that have it; None without any.
-        deviation: sample standard deviation (n − 1); None below two seeds.
-        n: seeds that have it.
-    """
-
-    mean: float | None
-    deviation: float | None
-    n: int
 
 
 @dataclass(frozen=True)
@@ -65,12 +49,6 @@ def over_seeds(cells: Sequence[Cell], results: Mapping[str, Result], columns: Se
         )
         for own in groups.values()
     ]
-
-
-def spread(values: Sequence[float | None]) -> Spread:
-    """Mean and standard deviation of those that are defined."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return Spread(mean(known) if known else None, stdev(known) if len(known) > 1 else None, len(known))
 
 
 def value_of(result: Result, column: Column) -> float | None:

@@ -13,20 +13,27 @@ from unlearn_eval.data.benchmark import Chosen
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.editing.from_file import editor_file
 from unlearn_eval.editing.recipe import Recipe
+from unlearn_eval.editing.spaces import SPACES
 from unlearn_eval.harness.backends import check_vllm
+from unlearn_eval.harness.options import REPORT
 from unlearn_eval.runs.study.attacked import Try, check_facts, check_kinds, missing_references, tries_of
 from unlearn_eval.runs.study.cells.told import (
+    MODEL,
     OTHERS,
+    REFERENCE,
+    STOP,
+    TAUGHT,
     can_keep,
     choose,
     depends_on_set,
     forget_set,
     keeps_what_is_known,
+    reference_model,
     told,
 )
 from unlearn_eval.runs.study.identity import OF_SOME_CELLS, Identities, code_hash, code_of_cell
 from unlearn_eval.runs.study.located import Located, check_located, located_of, names_components
-from unlearn_eval.runs.study.spec import EditorSpec, Finetune, ModelSpec, Part, RecipeSpec, Study, TaskSpec
+from unlearn_eval.runs.study.spec import EditorSpec, Finetune, ModelSpec, Part, RecipeSpec, Study, TaskSpec, Tune
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.provenance import hash_json
 
@@ -50,6 +57,23 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """What a cell is to a search for settings.
+
+    Attributes:
+        of: the editor that is tuned.
+        number: of the trial; None of a result that is reported.
+        state: `trial`, or of what is reported `untuned` or `tuned`.
+        settings: that were searched.
+    """
+
+    of: str
+    number: int | None
+    state: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Cell:
     """One result: a model, unedited or edited, asked some tasks.
 
@@ -62,6 +86,7 @@ class Cell:
         forget, size, seed, kept, known: what is forgotten, as in `Part`.
         retain, finetune, chat, strict, system, chat_template_kwargs: as in `Part`; retain only of methods that use it.
         backend: what answers.
+        trial: of which search it is, and which trial or outcome; None of a study without `tune`.
         asks: the tasks.
         tries: the attacks; none without an edit.
         located: the localization that says where the edit is made, if one does.
@@ -94,6 +119,7 @@ class Cell:
     strict: bool = False
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    trial: Trial | None = None
 
     @property
     def prompts(self) -> dict[str, Any]:
@@ -138,10 +164,11 @@ class Plan:
     study: Study
     cells: tuple[Cell, ...]
     warnings: tuple[str, ...] = ()
+    planner: Planner | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass
-class _Planner:
+class Planner:
     """What planning reads more than once."""
 
     identities: Identities
@@ -149,6 +176,22 @@ class _Planner:
     data: dict[tuple[str, str, int | None, tuple[int | None, bool] | None], tuple[int | None, str]] = field(
         default_factory=dict
     )
+
+    def reference_of(self, task: TaskSpec, taught: Finetune | None) -> dict[str, Any]:
+        """The identity of the retain-only model that a task compares with, where its metadata name a model.
+
+        Raises:
+            UserError: it is to be taught, and the study does not say what.
+        """
+        named = reference_model(task.metadata)
+        if named != TAUGHT:
+            return {} if named is None else {"reference": self.identities.model(ModelSpec("reference", named))}
+        if taught is None or taught.reference is None:
+            raise UserError(
+                f"{task.task} compares with the model that the study teaches, and it teaches none",
+                "give finetune: {on: SET, reference: SET}, or another retain_reference",
+            )
+        return {"reference": forget_set(taught.reference).hash}
 
 
 def plan(study: Study, remembered: dict[str, Any]) -> Plan:
@@ -162,20 +205,64 @@ def plan(study: Study, remembered: dict[str, Any]) -> Plan:
         UserError: an unknown editor, setting, task, recipe or set; a combination that cannot be; data or a model
             that is not there.
     """
-    planner = _Planner(Identities(remembered))
+    planner = Planner(Identities(remembered))
     cells: dict[str, Cell] = {}
     for part in study.parts:
-        for unnamed in _cells(part, planner):
-            cell = replace(unnamed, code=code_of_cell(unnamed.rooms))
+        for cell in cells_of(reported(part), planner):
             if cell.key in cells:
                 planner.warnings.append(f"{cell.name} stands in the study twice, and is run once")
             cells.setdefault(cell.key, cell)
     if not cells:
         raise UserError("the study has no cells", "give it editors, recipes and tasks that go together")
-    return Plan(study, tuple(cells.values()), tuple(dict.fromkeys(planner.warnings)))
+    return Plan(study, tuple(cells.values()), tuple(dict.fromkeys(planner.warnings)), planner)
 
 
-def _cells(part: Part, planner: _Planner) -> Iterator[Cell]:
+def cells_of(part: Part, planner: Planner) -> Iterator[Cell]:
+    """The cells of a part, each with the code that it depends on."""
+    for unnamed in _cells(part, planner):
+        own = replace(unnamed, code=code_of_cell(unnamed.rooms))
+        searched = own.editor is not None and is_tuned(part, own.editor)
+        yield replace(own, trial=Trial(own.editor.name, None, "untuned")) if own.editor and searched else own
+
+
+def reported(part: Part) -> Part:
+    """A part with its tasks on the documents by which nothing is chosen; without `tune` on all of theirs."""
+    return part if part.tune is None else replace(part, tasks=in_portion(part, REPORT))
+
+
+def is_tuned(part: Part, editor: EditorSpec) -> bool:
+    """Whether an editor's settings are searched."""
+    if part.tune is None:
+        return False
+    named = part.tune.editors
+    return editor.name in named if named else editor.editor in SPACES or bool(space_given(part.tune, editor))
+
+
+def space_given(tune: Tune, editor: EditorSpec) -> Mapping[str, Any]:
+    """What a study says of where to look for an editor's settings."""
+    return tune.spaces.get(editor.name) or tune.spaces.get(editor.editor) or {}
+
+
+def in_portion(part: Part, portion: str) -> tuple[TaskSpec, ...]:
+    """The tasks of a part that is tuned, those of ours on one portion of their documents."""
+    assert part.tune is not None
+    own = {"portion": portion, "validation_share": part.tune.validation}
+    return tuple(
+        replace(task, metadata={**task.metadata, **own}) if takes_portions(task.task) else task
+        for task in _expanded(part.tasks)
+    )
+
+
+def takes_portions(task: str) -> bool:
+    """Whether a task is ours and can be asked one portion of its documents."""
+    from unlearn_eval.data.registry import is_ours
+    from unlearn_eval.harness.options import task_class
+    from unlearn_eval.harness.task import UnlearningTask
+
+    return is_ours(task) and issubclass(task_class(task)[0], UnlearningTask)
+
+
+def _cells(part: Part, planner: Planner) -> Iterator[Cell]:
     tasks = _expanded(part.tasks)
     editors = [(editor, recipe) for editor in part.editors for recipe in _recipes(editor, part.recipes)]
     checked = [_checked(editor, recipe, part) for editor, recipe in editors]
@@ -222,7 +309,7 @@ def _answered(
     part: Part,
     chosen: Chosen,
     common: Mapping[str, Any],
-    planner: _Planner,
+    planner: Planner,
 ) -> Iterator[Cell]:
     """The cells of one back end: the unedited model, then every edit of it."""
     yield _asked(base, tasks, chosen, common, planner)
@@ -237,7 +324,7 @@ def _answered(
         yield _tried(_asked(own, tasks, chosen, common, planner), tries)
 
 
-def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[str, Any], planner: _Planner) -> Cell:
+def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[str, Any], planner: Planner) -> Cell:
     """The cell with its tasks and its key."""
     asks = []
     for task in tasks:
@@ -256,6 +343,7 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
             "data": data,
             **({} if cell.backend == "hf" else {"backend": cell.backend}),
             **_code_of(cell, "serving"),
+            **planner.reference_of(task, cell.finetune),
             "variables": {name: planner.identities.settings(os.environ.get(name)) for name in _VARIABLES},
         }
         asks.append(Ask(task, hash_json(inputs), n))
@@ -275,7 +363,7 @@ def _code_of(cell: Cell, room: str) -> dict[str, str]:
     return {room: code_hash(room)} if room in cell.rooms else {}
 
 
-def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
+def _edit_key(cell: Cell, common: Mapping[str, Any], planner: Planner) -> str:
     assert cell.editor is not None and cell.recipe is not None  # noqa: PT018
     recipe = {key: value for key, value in asdict(cell.recipe.recipe).items() if key not in _OF_CELLS}
     config = config_of(cell.editor, cell.recipe.recipe, cell.forget)
@@ -291,8 +379,26 @@ def _edit_key(cell: Cell, common: Mapping[str, Any], planner: _Planner) -> str:
             "recipe": planner.identities.settings(recipe) if _names_file(cell.recipe.recipe) else recipe,
             **({"kept": cell.kept} if uses_kept else {}),
             "retain": None if cell.retain is None else forget_set(cell.retain).hash,
+            **_taught_reference(cell),
         }
     )
+
+
+def _taught_reference(cell: Cell) -> dict[str, str]:
+    """What the retain-only model is taught, if the edit ends at its probability.
+
+    Raises:
+        UserError: the study teaches none.
+    """
+    assert cell.editor is not None
+    if cell.editor.settings.get(STOP) != f"{MODEL}{TAUGHT}":
+        return {}
+    if cell.finetune is None or cell.finetune.reference is None:
+        raise UserError(
+            f"{cell.editor.name} stops at the probability of the model that the study teaches, and it teaches none",
+            "give finetune: {on: SET, reference: SET}, or stop_probability as a number",
+        )
+    return {"reference": forget_set(cell.finetune.reference).hash}
 
 
 def config_of(editor: EditorSpec, recipe: Recipe, forget: str) -> Any:
@@ -402,7 +508,7 @@ def _expanded(tasks: tuple[TaskSpec, ...]) -> list[TaskSpec]:
     return found
 
 
-def _documents(task: TaskSpec, cell: Cell, planner: _Planner) -> tuple[int | None, str]:
+def _documents(task: TaskSpec, cell: Cell, planner: Planner) -> tuple[int | None, str]:
     """How many documents a task has, and their hash, with the items of the first seed as those to forget.
 
     One seed stands for all, so that a task is loaded once; it is always the same one, so that a cell's key does not
@@ -422,13 +528,16 @@ def _task_data(task: TaskSpec, chosen: Chosen, metadata: Mapping[str, Any]) -> t
     from unlearn_eval.harness.run import task_data
 
     plain = {key: value for key, value in metadata.items() if not isinstance(value, ForgetSet)}
-    n, data = task_data(task.task, {**plain, **task.metadata}, task.include_path)
+    own = {**plain, **task.metadata}
+    if reference_model(own) is not None:
+        del own[REFERENCE]  # it is scored when the first cell needs it
+    n, data = task_data(task.task, own, task.include_path)
     if n is not None and task.limit:
         n = min(n, int(task.limit) if task.limit >= 1 else max(1, int(n * task.limit)))
     return n, data
 
 
-def _model_key(model: ModelSpec, part: Part, planner: _Planner) -> tuple[str, str | None]:
+def _model_key(model: ModelSpec, part: Part, planner: Planner) -> tuple[str, str | None]:
     identity, commit = planner.identities.model(model)
     if part.finetune is None:
         return identity, commit

@@ -9,15 +9,15 @@ import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from unlearn_eval.results.files import write_result
 from unlearn_eval.results.schema import Result, utc_now
-from unlearn_eval.runs.study.lock import locked
 from unlearn_eval.runs.study.plan import Cell, Plan
 from unlearn_eval.runs.study.show import Board
 from unlearn_eval.runs.study.store import FILES, RESULT, STUDY, Store
+from unlearn_eval.utils.locks import locked
 from unlearn_eval.utils.provenance import hash_json
 
 _LOOKS = ("part", "model", "editor", "recipe", "forget", "size", "seed", "tasks")  # what people take for the same
@@ -85,8 +85,8 @@ def left_to_do(plan: Plan, store: Store, states: dict[str, str], retry_failed: b
 
 def run_study(
     plan: Plan, store: Store, board: Board, options: Options, run_cells: Callable[[list[Cell]], Any] | None = None
-) -> None:
-    """Run what is left of a plan.
+) -> Plan:
+    """Run what is left of a plan; the plan, with the cells of settings that were chosen on the way.
 
     Args:
         plan: the plan.
@@ -100,6 +100,7 @@ def run_study(
         DiskFull: there is no room.
         KeyboardInterrupt: Ctrl-C, or the process was asked to end.
     """
+    run_cells = run_cells or _here(plan, store, board, options)
     try:
         store.open()
         with locked(store.folder), _ended_softly():
@@ -108,28 +109,54 @@ def run_study(
             store.write(FILES, options.remembered)
             states, board.results = states_of(plan, store)
             board.states.update(states)
-            cells = left_to_do(plan, store, states, options.retry_failed)
             with board.live():
-                (run_cells or (lambda own: run_here(own, plan, store, board, options)))(cells)
+                run_cells(left_to_do(plan, store, states, options.retry_failed))
+                if any(part.tune for part in plan.study.parts):
+                    plan = _tuned(plan, store, board, options, run_cells)
     except DiskFull:
         raise
     except Exception as error:
         if not no_room(error):
             raise
         raise DiskFull(" ".join(str(getattr(error, "message", error)).split())) from error
+    return plan
 
 
-def run_here(cells: list[Cell], plan: Plan, store: Store, board: Board, options: Options) -> None:
-    """Run cells one after another in this process."""
+def _tuned(plan: Plan, store: Store, board: Board, options: Options, run_cells: Callable[[list[Cell]], Any]) -> Plan:
+    """The plan with the cells of the settings that a search has chosen, run."""
+    from unlearn_eval.runs.study.tune import tune_all
+
+    def run_missing(cells: list[Cell]) -> None:
+        new = {cell.key: cell for cell in cells}
+        states, results = states_of(replace(plan, cells=tuple(new.values())), store)
+        board.add(list(new.values()), states, results)
+        left = left_to_do(replace(plan, cells=tuple(new.values())), store, states, options.retry_failed)
+        if left:
+            run_cells(left)
+
+    chosen = tune_all(plan, store, run_missing, board.say, board.note)
+    run_missing(chosen)
+    known = {cell.key for cell in plan.cells}
+    plan = replace(plan, cells=(*plan.cells, *(cell for cell in chosen if cell.key not in known)))
+    store.write(STUDY, {"study": asdict(plan.study), "cells": {cell.key: cell.name for cell in plan.cells}})
+    return plan
+
+
+def _here(plan: Plan, store: Store, board: Board, options: Options) -> Callable[[list[Cell]], Any]:
+    """What runs cells one after another in this process; the model stays loaded between calls."""
     from unlearn_eval.runs.study.cells.worker import Worker
 
     study = plan.study
     worker = Worker(store, study.batch_size, study.device, study.keep_edits, options.command)
-    for cell in cells:
-        board.begin(cell)
-        worker.say = lambda text, cell=cell: board.step(cell, text)  # type: ignore[misc]
-        worker.progress = lambda what, done, total, cell=cell: board.progress(cell, what, done, total)  # type: ignore[misc]
-        board.done(cell, run_cell(cell, worker, store, options.command))
+
+    def run(cells: list[Cell]) -> None:
+        for cell in cells:
+            board.begin(cell)
+            worker.say = lambda text, cell=cell: board.step(cell, text)  # type: ignore[misc]
+            worker.progress = lambda what, done, total, cell=cell: board.progress(cell, what, done, total)  # type: ignore[misc]
+            board.done(cell, run_cell(cell, worker, store, options.command))
+
+    return run
 
 
 def run_cell(cell: Cell, worker: Any, store: Store, command: list[str]) -> Result:

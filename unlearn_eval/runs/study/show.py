@@ -6,19 +6,25 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from unlearn_eval.results.groups import Spread
 from unlearn_eval.results.report.table import DIRECTIONS, reasons, value_text
+from unlearn_eval.results.runs import result_summary
 from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.runs.study.costs import Cost
-from unlearn_eval.runs.study.over_seeds import SECONDS, Column, Spread, over_seeds, value_of
+from unlearn_eval.runs.study.over_seeds import SECONDS, Column, over_seeds, value_of
 from unlearn_eval.runs.study.plan import Cell, Plan
+from unlearn_eval.utils.fitted_tables import FittedTable
 from unlearn_eval.utils.terminal import styled
+
+if TYPE_CHECKING:
+    from unlearn_eval.runs.study.tune import Search
 
 # The first of these that a task reports are shown, if the study does not say which.
 BEST_KNOWN = (
@@ -89,6 +95,28 @@ def plan_table(plan: Plan, states: Mapping[str, str], costs: Mapping[str, Cost |
             gigabytes(max(cost.memory_bytes for cost in left if cost)) if any(left) else "–",
         )
     return table
+
+
+def search_lines(searches: Sequence[Search], costs: Mapping[str, Cost | None]) -> list[str]:
+    """How much is searched, and about how long that takes.
+
+    Args:
+        searches: of the study.
+        costs: of their untuned cells on the validation documents.
+    """
+    if not searches:
+        return []
+    tune, known = searches[0].tune, [cost for own in searches if (cost := costs[own.untuned.key]) is not None]
+    each = f"{tune.trials} trials" if tune.trials is not None else f"about {duration(float(tune.seconds or 0))}"
+    goal = f"{'most' if tune.maximizes else 'least'} {tune.goal[1]}"
+    bar = f" at {tune.bar[2]:.0%} of {tune.bar[1]}" if tune.bar else ""
+    lines = [f"tuning: {len(searches)} searches of {each} for {goal}{bar}, on {tune.validation:.0%} of the documents"]
+    if tune.trials is None:
+        lines.append(f"about {duration(float(tune.seconds or 0) * len(searches))} in all for the trials")
+    elif len(known) == len(searches):
+        total = sum(cost.seconds for cost in known) * tune.trials * (1 + tune.screen)
+        lines.append(f"about {duration(total)} for the trials, and a cell for each seed of what is chosen")
+    return lines
 
 
 def plan_lines(
@@ -180,6 +208,21 @@ class Board:
         with Live(console=self.console, get_renderable=self._draw, refresh_per_second=4, transient=True) as self._live:
             yield
         self._live = None
+
+    def add(self, cells: Sequence[Cell], states: Mapping[str, str], results: Mapping[str, Result]) -> None:
+        """Cells that were planned while others ran."""
+        known = {own.key for own in self.cells}
+        self.cells = (*self.cells, *(cell for cell in cells if cell.key not in known))
+        self.states.update(states)
+        self.results.update(results)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(styled(text), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """A line where lines are written, and nothing where a table is drawn anew."""
+        self._line(text)
 
     def begin(self, cell: Cell) -> None:
         """A cell is begun."""
@@ -273,9 +316,32 @@ def result_tables(cells: Sequence[Cell], results: Mapping[str, Result], shown: t
             values = [_number(result.metrics[task].get(name)) for name in names]
             table.add_row(*(own[column] for column in who), *values)
         tables.append(table)
+    tables += _published_tables(cells, results)
     missing = reasons([_only(result, shown) for result in results.values()])
     tables += seed_tables(cells, results, shown) if len(seeds) > 1 else []
     return [*tables, *(styled(line) for line in missing)]
+
+
+def _published_tables(cells: Sequence[Cell], results: Mapping[str, Result]) -> list[Any]:
+    """Each number that others have published of an unedited model, beside ours."""
+    rows = []
+    for cell in cells:
+        beside, result = cell.model.published, results.get(cell.key)
+        if beside is None or cell.editor is not None or result is None or result.status != "complete":
+            continue
+        for name, theirs in beside.values.items():
+            ours = value_of(result, (beside.task, name))
+            numbers = ("–", "–") if ours is None else (f"{ours:.3f}", f"{ours - theirs:+.3f}")
+            rows.append((cell.model.name, name.replace("_", " "), numbers[0], f"{theirs:.3f}", numbers[1]))
+    if not rows:
+        return []
+    sources = dict.fromkeys(cell.model.published.source for cell in cells if cell.model.published)
+    table = _table(
+        f"beside what is published: {', '.join(sources)}", "model", "metric", "here", "published", "difference"
+    )
+    for row in rows:
+        table.add_row(*row)
+    return [table]
 
 
 def seed_tables(cells: Sequence[Cell], results: Mapping[str, Result], shown: tuple[str, ...] = ()) -> list[Any]:
@@ -337,6 +403,31 @@ def _with_deviation(found: Spread, seconds: bool) -> str:
     return f"{found.mean:.{digits}f}{deviation}"
 
 
+def plan_summary(cells: Sequence[Cell], states: Mapping[str, str], costs: Mapping[str, Cost | None]) -> dict[str, Any]:
+    """The plan as JSON has it."""
+    known = {
+        key: None if cost is None else {"seconds": cost.seconds, "bytes": cost.memory_bytes}
+        for key, cost in costs.items()
+    }
+    return {"cells": [{**_about(cell), "state": states[cell.key], "cost": known.get(cell.key)} for cell in cells]}
+
+
+def study_summary(cells: Sequence[Cell], states: Mapping[str, str], results: Mapping[str, Result]) -> dict[str, Any]:
+    """The results of a study as JSON has them."""
+    found = []
+    for cell in cells:
+        result = results.get(cell.key)
+        found.append(
+            {**_about(cell), "state": states[cell.key], "result": None if result is None else result_summary(result)}
+        )
+    return {"cells": found}
+
+
+def _about(cell: Cell) -> dict[str, Any]:
+    own = {"key": cell.key, "name": cell.name, "model": cell.model.name, "method": method_of(cell)}
+    return {**own, "forget": cell.forget, "size": cell.size, "seed": cell.seed}
+
+
 def metrics_shown(task: str, metrics: Mapping[str, Metric], shown: tuple[str, ...]) -> list[str]:
     """The metrics of a task that are shown: those that are named alone, or as `TASK/METRIC`."""
     if shown:
@@ -371,11 +462,14 @@ def _only(result: Result, shown: tuple[str, ...]) -> Result:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = FittedTable(
+        title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for column in columns:
         words = column in ("part", "model", "method", "forget", "cell", "state", "so far")
         wraps = " " in column and not words  # the name of a metric
         table.add_column(
             column, justify="left" if words else "right", no_wrap=not wraps, max_width=12 if wraps else None
         )
+        table.n_names = max(table.n_names, len(table.columns) if words else 1)
     return table

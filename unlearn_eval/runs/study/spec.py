@@ -20,10 +20,20 @@ from unlearn_eval.runs.study.file import (
     ModelEntry,
     StudyFile,
     TaskEntry,
+    TuneEntry,
 )
 from unlearn_eval.runs.study.mistakes import user_error
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.schemas import place
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Published numbers: see `file.Published`."""
+
+    task: str
+    source: str
+    values: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -35,12 +45,14 @@ class ModelSpec:
         model: hub id, folder, GGUF file, or `default`.
         dtype: in which it is loaded.
         revision: of the hub.
+        published: numbers of others, which are shown beside ours; no result depends on them.
     """
 
     name: str
     model: str
     dtype: str = "float32"
     revision: str | None = None
+    published: Beside | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -51,11 +63,14 @@ class Finetune:
         on: the set that it is to know.
         preset: as for `unlearn-eval finetune`; None is the data's own.
         settings: of training, as text.
+        reference: the set that a retain-only model is taught in the same way, which tasks with the metadata
+            `retain_reference: model:taught` compare with.
     """
 
     on: str
     preset: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +144,36 @@ class AttackSpec:
 
 
 @dataclass(frozen=True)
+class Tune:
+    """How settings are searched, as in `TuneEntry`.
+
+    Attributes:
+        goal: (task, metric).
+        maximizes: whether more of it is better.
+        bar: (task, metric, share of the unedited model's that has to be kept), or None.
+        trials, seconds: the budget of each search.
+        validation, screen, editors, recipes, spaces, seed: as in the file.
+    """
+
+    goal: tuple[str, str]
+    maximizes: bool
+    bar: tuple[str, str, float] | None = None
+    trials: int | None = None
+    seconds: float | None = None
+    validation: float = 0.5
+    screen: float = 0.0
+    editors: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    spaces: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that a trial is asked."""
+        return tuple(dict.fromkeys([self.goal[0], *(self.bar[:1] if self.bar else ())]))
+
+
+@dataclass(frozen=True)
 class Part:
     """One product of axes; a study without `parts` has one.
 
@@ -150,6 +195,7 @@ class Part:
         chat: whether questions go through the chat template; None does if there is one.
         system: system message of every prompt; without a chat its first paragraph.
         chat_template_kwargs: further arguments of the chat template, such as `{enable_thinking: false}`.
+        tune: how settings are searched; None leaves them as they are.
         backends: what answers: "hf", or "vllm", whose engine serves the edit (attacks stay with Hugging Face).
         attacks: what is tried on every edit after its tasks.
     """
@@ -172,6 +218,7 @@ class Part:
     kept_given: bool = False
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tune: Tune | None = None
 
     @property
     def strict(self) -> bool:
@@ -257,16 +304,41 @@ def _part(name: str, axes: Axes, places: Sequence[str]) -> Part:
         kept_given="kept" in axes.model_fields_set and axes.kept is not None,
         system=axes.system,
         chat_template_kwargs=axes.chat_template_kwargs,
+        tune=None if axes.tune is None else _tune(axes.tune),
     )
 
 
 def _model(entry: ModelEntry, dtype: str) -> ModelSpec:
     name = entry.name or (Path(entry.model).name if "/" in entry.model else entry.model)
-    return ModelSpec(_slug(name), entry.model, entry.dtype or dtype, entry.revision)
+    told = entry.published
+    beside = None if told is None else Beside(told.task, told.source, told.values)
+    return ModelSpec(_slug(name), entry.model, entry.dtype or dtype, entry.revision, beside)
+
+
+def _tune(entry: TuneEntry) -> Tune:
+    goal, bar = str(entry.minimize or entry.maximize), entry.subject_to
+    return Tune(
+        goal=_metric(goal),
+        maximizes=entry.minimize is None,
+        bar=None if bar is None else (*_metric(bar.metric), bar.at_least),
+        trials=entry.trials,
+        seconds=None if entry.trials is not None else entry.seconds,
+        validation=entry.validation,
+        screen=entry.screen,
+        editors=tuple(_slug(name) for name in entry.editors),
+        recipes=tuple(_slug(name) for name in entry.recipes),
+        spaces=entry.spaces,
+        seed=entry.seed,
+    )
+
+
+def _metric(name: str) -> tuple[str, str]:
+    task, _, metric = name.partition("/")
+    return task, metric
 
 
 def _finetune(entry: FinetuneEntry) -> Finetune:
-    return Finetune(entry.on, entry.preset, entry.settings)
+    return Finetune(entry.on, entry.preset, entry.settings, entry.reference)
 
 
 def _editors(entry: EditorEntry, at: str) -> Iterator[EditorSpec]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -16,6 +16,9 @@ from unlearn_eval.data.registry import asking_of, tasks_for_any_set
 from unlearn_eval.data.sources import DATA_VARIABLE
 from unlearn_eval.utils.errors import UserError
 
+REFERENCE, MODEL = "retain_reference", "model:"  # a task's reference may be a model, which a study then scores
+TAUGHT = "taught"  # of these the one that the study itself teaches
+STOP = "stop_probability"  # of a method's settings that may name it, too
 OTHERS = "others"  # an editor's `text` that stands for what the model says to the items that are not used
 
 
@@ -139,6 +142,12 @@ def told(task: str, chosen: Chosen) -> tuple[dict[str, Any], str | None]:
     if asking.asks_more(chosen):
         warning = f"{task} asks all of {name}, of which {len(chosen.forget)} items are to be forgotten"
     return asking.metadata(chosen), warning
+
+
+def reference_model(metadata: Mapping[str, Any]) -> str | None:
+    """The model that a task's `retain_reference` names (`model:NAME`); None where it names a file or nothing."""
+    named = str(metadata.get(REFERENCE) or "")
+    return named.removeprefix(MODEL) if named.startswith(MODEL) else None
 
 
 def item_lines(items: Sequence[ForgetItem]) -> list[dict[str, Any]]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gc
+import json
+import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock
 
 from unlearn_eval.data.benchmark import Chosen
 from unlearn_eval.data.items import ForgetSet
@@ -26,13 +27,18 @@ from unlearn_eval.runs.known_items import conversations, known_items
 from unlearn_eval.runs.study.attacked import Try
 from unlearn_eval.runs.study.cells.result import whole_result
 from unlearn_eval.runs.study.cells.told import (
+    MODEL,
     OTHERS,
+    REFERENCE,
+    STOP,
+    TAUGHT,
     choose,
     depends_on_set,
     forget_set,
     item_lines,
     keeps_what_is_known,
     known_control,
+    reference_model,
     told,
     wants_control,
 )
@@ -40,7 +46,9 @@ from unlearn_eval.runs.study.plan import Ask, Cell
 from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.serving.engine import engine_stopped
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.folders import remove_whole
 from unlearn_eval.utils.json_files import dumps, write_all
+from unlearn_eval.utils.locks import alone
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json
 from unlearn_eval.utils.settings import configure
@@ -141,10 +149,37 @@ class Worker:
         from unlearn_eval.runs.finetune import ABOUT
 
         folder = self.store.shared("models", f"{cell.model.name}-{cell.model_key[-12:]}")
-        with _alone(folder):
+        with alone([folder], f"the model {cell.model.name}", self.say):
             if not (folder / ABOUT).is_file():
                 self._finetune(cell, spec, folder)
         return self._read(str(folder), spec.dtype, None)
+
+    def _probability_without(self, cell: Cell, chosen: Chosen) -> float:
+        """The mean probability per token of the forget answers, of the retain-only model that the study teaches."""
+        from unlearn_eval.editing.requests.build import build_requests
+        from unlearn_eval.models.scoring import Query, score_answers
+
+        about = [cell.model_key, cell.model.dtype, cell.chat, cell.prompts, chosen.forget.hash]
+        path = self.store.shared("references", f"probability-{hash_json(about)[:16]}.json")
+        with alone([path], f"the reference of {cell.model.name}", self.say):
+            if not path.is_file():
+                model = self._taught(cell)
+                asked = _format_for(cell, model)
+                answers = [item.answer for item in chosen.forget]
+                requests = build_requests(chosen.forget.items, answers, asked, (), model.max_length)
+                queries = [Query(own.prompt_ids, own.answer_ids) for own in requests]
+                scores = score_answers(model.model, queries, self.batch_size)
+                found = fmean(math.exp(-fmean(score.token_nll)) for score in scores)
+                write_all({path.name: dumps({"probability": found}) + "\n"}, path.parent)
+        return float(json.loads(path.read_text(encoding="utf-8"))["probability"])
+
+    def _taught(self, cell: Cell) -> LoadedModel:
+        """The retain-only model that is taught as the cell's model was, beside it in memory."""
+        assert cell.finetune is not None and cell.finetune.reference is not None  # noqa: PT018
+        own = replace(cell.finetune, on=cell.finetune.reference, reference=None)
+        key = hash_json([cell.model_key, asdict(own), forget_set(own.on).hash])
+        spec = replace(cell.model, revision=cell.commit or cell.model.revision)
+        return self._finetuned(replace(cell, finetune=own, model_key=key), spec)
 
     def _finetune(self, cell: Cell, spec: Any, folder: Path) -> None:
         from unlearn_eval.data.registry import left_out
@@ -158,8 +193,16 @@ class Worker:
         options = {**cell.finetune.settings, "folder": str(training)}
         chosen = preset_of(data, cell.finetune.preset)
         made = finetune(base, data, options, chosen, _format_for(cell, base), 0, self.progress)
+        self._say_end(made.info.notes)
         write_checkpoint(base, made, folder, left_out(data.name), self.say)
-        shutil.rmtree(training, ignore_errors=True)
+        remove_whole(training)
+
+    def _say_end(self, notes: Mapping[str, Any]) -> None:
+        """What ended a training run before its last step."""
+        from unlearn_eval.editing.training.stop import stop_line
+
+        if line := stop_line(notes.get("training", {})):
+            self.say(line)
 
     def _unload(self) -> None:
         self.loaded = None
@@ -199,7 +242,7 @@ class Worker:
             self.say(f"asking {cell.model.name} the {len(items)} questions of {items.name}")
             path = self._asked(loaded, items)
             lm = self._plain_lm(loaded)
-            with _alone(path):
+            with alone([path], f"the answers of {cell.model.name}", self.say):
                 loaded.known[items.hash] = known_items(
                     path, items, lm, loaded.prompt_format, self.batch_size, _MAX_NEW_TOKENS, self.progress
                 )
@@ -240,13 +283,16 @@ class Worker:
             options["text"] = str(self._others(cell, loaded, chosen))
         if _trains(cell.editor.editor):
             options["folder"] = str(training)
+        if options.get(STOP) == f"{MODEL}{TAUGHT}":
+            options[STOP] = repr(self._probability_without(cell, chosen))
         retain = None if cell.retain is None else self._retained(cell, loaded, chosen)
         recipe = replace(cell.recipe.recipe, seed=cell.seed, chat=cell.chat, **cell.prompts)
         made = make_edit(
             loaded.model, chosen.forget, cell.editor.editor, options, recipe, progress=self.progress, retain=retain
         )
+        self._say_end(made.info.notes)
         made.save(folder, loaded.model.tokenizer, loaded.model.model.config)
-        shutil.rmtree(training, ignore_errors=True)
+        remove_whole(training)
         return folder
 
     def _retained(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> ForgetSet:
@@ -319,6 +365,21 @@ class Worker:
             loaded.model.model.to(device)
 
     def _ask(self, cell: Cell, ask: Ask, path: Path, lm: LM, loaded: Loaded, chosen: Chosen, weights: Any) -> Result:
+        metadata = {**self._metadata(ask.task.task, chosen), **ask.task.metadata}
+        if (reference := reference_model(metadata)) is not None:
+            metadata[REFERENCE] = str(self._reference(cell, ask, metadata, reference))
+        return self._evaluated(cell, ask, path, lm, loaded.prompt_format, metadata, loaded.model.describe(weights))
+
+    def _evaluated(
+        self,
+        cell: Cell,
+        ask: Ask,
+        path: Path,
+        lm: LM,
+        prompt_format: PromptFormat,
+        metadata: Mapping[str, Any],
+        model: dict[str, Any],
+    ) -> Result:
         from unlearn_eval.harness.run import SEED, evaluate
 
         task, created, started = ask.task, utc_now(), time.monotonic()
@@ -329,23 +390,46 @@ class Worker:
             include_path=task.include_path,
             limit=task.limit,
             num_fewshot=task.num_fewshot,
-            apply_chat_template=loaded.prompt_format.chat,
-            system_instruction=task.system_instruction or loaded.prompt_format.system,
+            apply_chat_template=prompt_format.chat,
+            system_instruction=task.system_instruction or prompt_format.system,
             gen_kwargs=task.gen_kwargs,
-            metadata={**self._metadata(task.task, chosen), **task.metadata},
+            metadata=metadata,
             seed=SEED + (cell.seed if depends_on_set(task.task) else 0),  # whose key has the seed
         )
         result = Result.part(
             "evaluation",
             created,
             config={"tasks": found.configs},
-            model=loaded.model.describe(weights),
+            model=model,
             data=found.data,
             metrics=found.metrics,
             timing={"evaluation_seconds": round(time.monotonic() - started, 2)},
         )
         write_result(result, path, found.samples)
         return read_result(path)
+
+    def _reference(self, cell: Cell, ask: Ask, metadata: Mapping[str, Any], name: str) -> Path:
+        """The result of the retain-only model of this name on the same task, asked in the same way."""
+        from unlearn_eval.harness.models import lent_lm
+
+        own = {key: value for key, value in metadata.items() if key != REFERENCE}
+        about = [
+            name,
+            cell.model_key if name == TAUGHT else None,
+            cell.model.dtype,
+            cell.chat,
+            cell.prompts,
+            asdict(replace(ask.task, metadata=own)),
+            cell.seed,
+        ]
+        path = self.store.shared("references", f"{ask.task.task}-{hash_json(about)[:16]}.json")
+        with alone([path], f"the numbers of {name}", self.say):
+            if read_if_whole(path) is None:
+                model = self._taught(cell) if name == TAUGHT else self._read(name, cell.model.dtype, None)
+                asked = _format_for(cell, model)
+                lm = lent_lm(model.model, model.tokenizer, self.batch_size, asked.template_arguments)
+                self._evaluated(cell, ask, path, lm, asked, own, model.describe(model.weights))
+        return path
 
     def _metadata(self, task: str, chosen: Chosen) -> dict[str, Any]:
         """What the task is told; a set that has no name of its own is written to a file."""
@@ -404,7 +488,7 @@ class Worker:
         settings, known = configure(method.Config, attack.settings), None
         if own.control_key and case.edit.kind in method.kinds:
             place = self.store.shared("controls", f"{attack.attack}-{own.control_key[:16]}.json")
-            with _alone(place):
+            with alone([place], f"the controls of {attack.attack}", self.say):
                 known = kept_controls(method, case, settings, place)
         made = attack_case(method, case, settings, known)
         task, items = task_name(attack.name), chosen.forget
@@ -451,14 +535,6 @@ class Worker:
 
 def _format_for(cell: Cell, model: LoadedModel) -> PromptFormat:
     return model.prompt_format(cell.chat, cell.system, cell.chat_template_kwargs)
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Only one worker at a time makes what several need."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{place}.lock"):
-        yield
 
 
 def _check_of(cell: Cell) -> Check | None:
