@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +117,7 @@ def attack(
     model: str | LoadedModel | None = None,
     *,
     settings: Mapping[str, Any] | None = None,
-    forget: Any = None,
+    forget: str | Path | Iterable[object] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Result:
@@ -352,13 +352,13 @@ def _items(config: AttackConfig, edit: Edit, given: ForgetSet | None = None) -> 
     """What was to be forgotten: as given or named, or as the edit says."""
     asked = edit.info.requests
     name, ids = config.forget, config.ids
-    if name is None and given is None:
+    if given is None and name is None:
         name = asked.forget_set
         ids = ids or tuple(asked.ids)
         if not name:
             raise UserError("edit.json does not say what was to be forgotten", "give it with --forget")
         given = None if is_known(name) else stored_items(edit.texts)
-    items = load_forget_set(name) if given is None else given
+    items = load_forget_set(str(name)) if given is None else given
     items = items.select(ids) if ids else items
     return items if config.limit is None else items.sample(config.limit, config.seed)
 

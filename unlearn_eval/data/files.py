@@ -45,7 +45,7 @@ def read_forget_set(place: str | Path, fields: Mapping[str, str] | None = None) 
     return _set_of(rows, str(place), "--fields {}=NAME")
 
 
-def forget_set_of(data: Any, name: str, fields: Mapping[str, str] | None = None) -> ForgetSet:
+def forget_set_of(data: object, name: str, fields: Mapping[str, str] | None = None) -> ForgetSet:
     """The items of objects in memory.
 
     Args:
@@ -57,8 +57,8 @@ def forget_set_of(data: Any, name: str, fields: Mapping[str, str] | None = None)
     Raises:
         UserError: It is none of these, or a record is not as needed (its place is named).
     """
-    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # a DataFrame; missing cells are None
-        data = data.astype(object).where(data.notna(), None).to_dict("records")
+    if hasattr(data, "to_dict") and hasattr(data, "notna") and hasattr(data, "astype"):  # a DataFrame
+        data = data.astype(object).where(data.notna(), None).to_dict("records")  # missing cells are None
     if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
         raise UserError(
             f"a forget set cannot be made of {kind_of(data)}",

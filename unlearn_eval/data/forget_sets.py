@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from unlearn_eval.utils.errors import UserError, unknown_name
 
 
 def load_forget_set(
-    name: str | Path | Any, fields: Mapping[str, str] | None = None, called: str = "in memory"
+    name: str | Path | Iterable[object], fields: Mapping[str, str] | None = None, called: str = "in memory"
 ) -> ForgetSet:
     """The set of that name, in that file, or of these records.
 

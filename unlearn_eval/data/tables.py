@@ -90,7 +90,7 @@ def rows_of(
     return [row._replace(record=_renamed(row, known, fields or {})) for row in rows]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(own) for key, own in value.items()}
     if isinstance(value, list | tuple):

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.registry import is_ours
 from unlearn_eval.edits.base import Edit, EditInfo
@@ -36,6 +36,9 @@ from unlearn_eval.utils.folders import check_output
 from unlearn_eval.utils.notebooks import in_notebook
 from unlearn_eval.utils.settings import check_batch_size
 from unlearn_eval.utils.terminal import say as say_on_terminal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,11 @@ NOTHING = Lent()
 
 
 def evaluate(
-    model: Any,
+    model: str | Path | LoadedModel | PreTrainedModel,
     edit: str | Path | Edit | None = None,
     tasks: str | Sequence[str] = (),
     *,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     **settings: Any,
 ) -> Result:
     """Evaluate a model, with an edit if one is given; the result is written, too.
@@ -144,7 +147,7 @@ def evaluate(
     return result
 
 
-def _loaded(model: Any, tokenizer: Any) -> LoadedModel:
+def _loaded(model: object, tokenizer: object) -> LoadedModel:
     """A transformers model as a `LoadedModel`, unless it is one."""
     if isinstance(model, LoadedModel):
         return model
