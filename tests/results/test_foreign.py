@@ -287,3 +287,25 @@ def test_odd_files_are_named(tmp_path, content):
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="results_1.json"):
         read_result(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"doc": {"id": [1]}}, {"resps": 3}, {"doc_hash": {}}, {"forget_accuracy": int("9" * 400)}, {"doc_id": None}],
+)
+def test_odd_samples_are_named(tmp_path, change):
+    path = lm_eval_file(tmp_path)
+    file = tmp_path / f"samples_{TASK}_{DATE}.jsonl"
+    first, *others = map(json.loads, file.read_text().splitlines())
+    file.write_text("".join(json.dumps(line) + "\n" for line in (first | change, *others)))
+    with pytest.raises(UserError, match="samples_unlearn_facts"):
+        read_samples(path, TASK)
+
+
+def test_an_odd_report_on_scoring_is_left_out(tmp_path):
+    path = lm_eval_file(tmp_path)
+    content = json.loads(path.read_text())
+    content["configs"][TASK]["metadata"]["scoring"] = {"forget_accuracy": 7}
+    path.write_text(json.dumps(content))
+    metric = read_result(path).metrics[TASK]["forget_accuracy"]
+    assert (metric.value, metric.n) == (0.75, None)

@@ -19,10 +19,11 @@ from typing import Any
 from pydantic import Field
 
 from unlearn_eval.results.schema import Metric, Result
+from unlearn_eval.results.stored import Sample
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import Record, parse, read_text
 from unlearn_eval.utils.provenance import sha256_of_file
-from unlearn_eval.utils.schemas import OpenTable, validated
+from unlearn_eval.utils.schemas import MOST, OpenTable, validated
 
 Object = dict[str, Any]
 
@@ -30,6 +31,7 @@ LM_EVAL, OPEN_UNLEARNING = "lm-eval", "OpenUnlearning"  # kinds of results
 WRITERS = {LM_EVAL: "lm-evaluation-harness", OPEN_UNLEARNING: "OpenUnlearning"}
 _AGGREGATE, _ITEMS = "agg_value", "value_by_index"
 _RESULTS = re.compile(r"results_(?P<date>.+)\.json")
+MOST_DIGITS = 300  # of a whole number that a float can hold
 _FOLDERS = re.compile(r"evals?([_-].*)?|results?|checkpoint-.*")  # which say nothing of what they hold
 
 
@@ -61,9 +63,15 @@ def read_content(path: Path) -> Any:
 
 def _with_nan(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=lambda constant: None)
+        return json.loads(text, parse_constant=lambda constant: None, parse_int=_whole)
     except (ValueError, RecursionError):
         return None
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"{digits[:20]}... is more than a number may be")
+    return int(digits)
 
 
 def foreign_result(content: Mapping[str, Any], kind: str, path: Path) -> Result:
@@ -93,7 +101,10 @@ def foreign_samples(result: Result, task: str, file: Path) -> list[Record]:
             if not isinstance(record, dict) or not isinstance(record.get("doc_id"), int):
                 raise UserError(f"{file}, line {i}: not a sample of {WRITERS[LM_EVAL]}", "it was cut off: run it again")
             records.append({**record, "arguments": _listed(record.get("arguments"))})
-    return plain_samples(records)
+    samples = plain_samples(records)
+    for record in samples:
+        validated(Sample, record, f"{file}, doc_id {record['doc_id']}", "is not a sound sample", "run it again")
+    return samples
 
 
 # lm-eval ---------------------------------------------------------------------------------------------------
@@ -157,8 +168,7 @@ def _text(value: object) -> str | None:
 
 
 def _data_hash(config: object) -> str | None:
-    metadata = config.get("metadata") if isinstance(config, dict) else None
-    return _text(metadata.get("data_hash")) if isinstance(metadata, dict) else None
+    return _text(_table(_table(config).get("metadata")).get("data_hash"))
 
 
 def _arguments(text: str) -> dict[str, Any]:
@@ -218,13 +228,11 @@ def metrics_of(results: Mapping[str, Any]) -> dict[str, dict[str, Metric]]:
     """lm-eval's table of results, from its file or from `simple_evaluate`, as metrics by task and name."""
     metrics = {}
     for task, values in results["results"].items():
-        metadata = results["configs"].get(task, {}).get("metadata")
-        found = metadata.get("scoring") if isinstance(metadata, Mapping) else None
-        scoring = found if isinstance(found, Mapping) else {}
+        scoring = _table(_table(results["configs"].get(task, {}).get("metadata")).get("scoring"))
         usual = {"n": n_documents(results, task)}
         directions = results["higher_is_better"].get(task, {})
         metrics[task] = {
-            _name(key): _metric(values, key, scoring.get(_name(key), usual), directions)
+            _name(key): _metric(values, key, _table(scoring.get(_name(key), usual)), directions)
             for key in values
             if "," in key and not key.partition(",")[0].endswith("_stderr")
         }
@@ -234,7 +242,11 @@ def metrics_of(results: Mapping[str, Any]) -> dict[str, dict[str, Metric]]:
 def n_documents(results: Mapping[str, Any], task: str) -> int | None:
     """How many documents of a task lm-eval evaluated, None of a group or where it does not say."""
     n = results["n-samples"].get(task, {}).get("effective")
-    return n if isinstance(n, int) else None
+    return n if isinstance(n, int) and abs(n) <= MOST else None
+
+
+def _table(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _name(key: str) -> str:
@@ -246,12 +258,12 @@ def _metric(values: Mapping[str, Any], key: str, report: Mapping[str, Any], dire
     metric, _, filter_name = key.partition(",")
     value = _finite(values[key])
     error = None if value is None else _finite(values.get(f"{metric}_stderr,{filter_name}"))
-    n, unscored, direction = report.get("n", 0), report.get("n_unscored", 0), directions.get(metric)
+    n, unscored, direction = report.get("n"), report.get("n_unscored", 0), directions.get(metric)
     return Metric(
         value=value,
         stderr=None if error is None or error < 0 else error,
-        n=n if n is None or (isinstance(n, int) and n >= 0) else None,
-        n_unscored=unscored if isinstance(unscored, int) and unscored >= 0 else 0,
+        n=n if isinstance(n, int) and 0 <= n <= MOST else None,
+        n_unscored=unscored if isinstance(unscored, int) and 0 <= unscored <= MOST else 0,
         reason=None if value is not None else str(report.get("reason") or f"lm-eval gives {values[key]!r}")[:2000],
         higher_is_better=direction if isinstance(direction, bool) else None,
     )
