@@ -53,7 +53,7 @@ def read_content(path: Path) -> Any:
     """
     text = read_text(path, "result file")
     try:
-        return parse(text, path, "the run was cut off, or it was edited: run it again")
+        return parse(text, path, "the run was cut off, or it was edited: run it again", vast=True)
     except UserError:
         content = _with_nan(text)
         if kind_of(content) is None:
