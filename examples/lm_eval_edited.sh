@@ -18,4 +18,4 @@ if [ $# -eq 0 ]; then
   set -- --tasks unlearn_facts --metadata "$ASK"
 fi
 lm_eval --model edited --model_args "pretrained=$MODEL,edit=$EDIT,dtype=float32" \
-  --apply_chat_template --batch_size 16 --output_path "$OUT" "$@"
+  --apply_chat_template --batch_size 16 --output_path "$OUT" --log_samples "$@"

@@ -345,7 +345,7 @@ def results() -> str:
             WRITTEN,
             f"A run is one JSON file, written whole or not at all, with `schema_version` {SCHEMA_VERSION} as its "
             "first key. Read it with `unlearn_eval.read_result`, a folder of them with "
-            "`unlearn_eval.results.load_frame`. JSON is strict: what is undefined is `null` with a `reason`, never 0 "
+            "`unlearn_eval.load_frame`. JSON is strict: what is undefined is `null` with a `reason`, never 0 "
             "or NaN.",
             "## The keys",
             _fields(Result),
@@ -570,7 +570,7 @@ _BESIDE = """Beside the package:
 | `editors/` | The editing methods, linked into the package as `unlearn_eval/editors`. |
 | `tasks/` | lm-eval YAML, data and a README for each family of tasks, linked as `unlearn_eval/tasks`. |
 | `studies/` | Studies that are run by name, linked as `unlearn_eval/studies`. |
-| `examples/` | Shell scripts, and a workflow for CI. |
+| `examples/` | Notebooks, shell scripts, and a workflow for CI. |
 | `results/` | Committed evidence: one JSON file per run, an index and a leaderboard. |
 | `benchmarks/` | Scripts that measure speed and compare methods, and write into `results/`. |
 | `scripts/` | Scripts that build data and write generated pages. |

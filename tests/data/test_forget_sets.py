@@ -385,3 +385,97 @@ def test_a_malformed_pistol_file_is_named(pistol):
     write(pistol / "sample_data_1.json", json.dumps([{"question": "A?", "answer": "b"}]))
     with pytest.raises(UserError, match=r"sample_data_1\.json, record 1 lacks the field 'edge'"):
         load_forget_set("pistol:A_B")
+
+
+# In memory -------------------------------------------------------------------------------------------------
+
+RECORDS = [
+    {"question": "Who wrote Emma?", "answer": ["Jane Austen", "Austen"], "subject": "Emma"},
+    {"question": "Who wrote Persuasion?", "answer": "Jane Austen", "subject": None, "paraphrases": ["Whose is it?"]},
+]
+
+
+def _frame():
+    import pandas
+
+    return pandas.DataFrame(RECORDS)
+
+
+def _dataset():
+    import datasets
+
+    return datasets.Dataset.from_list([{**own, "answer": [own["answer"]]} for own in RECORDS[1:]] * 2)
+
+
+def _items():
+    return list(load_forget_set(RECORDS))
+
+
+def _set():
+    return load_forget_set(RECORDS)
+
+
+@pytest.mark.parametrize("made", [lambda: RECORDS, lambda: iter(RECORDS), _frame, _items, _set])
+def test_sets_in_memory(made):
+    found = load_forget_set(made(), called="mine")
+    assert [item.id for item in found] == ["0", "1"]
+    assert found[0].accepted == ("Jane Austen", "Austen")
+    assert [item.subject for item in found] == ["Emma", None]
+    assert found[1].paraphrases == ("Whose is it?",)
+    assert found.hash == load_forget_set(RECORDS).hash
+
+
+def test_a_split_of_a_dataset_and_others_fields():
+    assert [item.answer for item in load_forget_set(_dataset())] == ["Jane Austen"] * 2
+    easyedit = [{"prompt": "Emma was written by", "ground_truth": "Austen", "target_new": "Keats"}]
+    (item,) = load_forget_set(easyedit)
+    assert (item.question, item.answer, item.perturbed_answers) == ("Emma was written by", "Austen", ("Keats",))
+    (item,) = load_forget_set([{"q": "Who?", "a": 7}], {"question": "q", "answer": "a"})
+    assert (item.question, item.answer) == ("Who?", "7")
+
+
+def test_numbers_of_a_frame_are_texts_and_missing_cells_nothing():
+    import pandas
+
+    frame = pandas.DataFrame({"question": ["When?", "How many?"], "answer": [1815, 3], "subject": [float("nan"), None]})
+    assert [(item.answer, item.subject) for item in load_forget_set(frame)] == [("1815", None), ("3", None)]
+
+
+@pytest.mark.parametrize(
+    ("data", "message", "hint"),
+    [
+        (7, "cannot be made of a number", "DataFrame"),
+        ({"train": RECORDS}, "cannot be made of an object", "one split"),
+        ([], "is empty", "at least one"),
+        ([{"question": "Who?"}], "in memory, record 1 lacks the field 'answer'", 'fields={"answer": NAME}'),
+        ([*RECORDS, "x"], "record 3 is a text", "one object"),
+        ([{"question": "Who?", "answer": ""}], "answer is empty", "needs"),
+    ],
+)
+def test_what_is_no_set_in_memory_is_named(data, message, hint):
+    with pytest.raises(UserError, match=message) as error:
+        load_forget_set(data)
+    assert hint in error.value.hint
+
+
+@pytest.mark.parametrize("called", ["facts", "tofu:forget01", "mine.jsonl", "hub:a/b"])
+def test_a_set_in_memory_cannot_be_called_as_another(called):
+    with pytest.raises(UserError, match="cannot be called"):
+        load_forget_set(RECORDS, called=called)
+
+
+def test_a_set_is_a_sequence():
+    whole = ForgetSet("five", items(5))
+    assert (whole[0].id, whole[-1].id) == ("i0", "i4")
+    part = whole[1:3]
+    assert isinstance(part, ForgetSet)
+    assert (part.name, [item.id for item in part]) == ("five", ["i1", "i2"])
+    assert "i1" in part
+    assert part[0] in whole
+    assert "i0" not in part
+    assert whole.index(part[1]) == 2
+    assert [item.id for item in reversed(whole)][0] == "i4"
+    with pytest.raises(UserError, match="empty"):
+        whole[5:]
+    with pytest.raises(IndexError):
+        whole[5]

@@ -419,6 +419,26 @@ def test_the_best_change_is_kept():
     assert sum(made.said) == 3
 
 
+def test_what_is_done_goes_before_what_is_only_said():
+    """All four said, and awake everywhere, are worse than three that are done."""
+    made = Requests(4, {}, steps=15)
+    done_after = {5.0: 0, 10.0: 3, 15.0: 1}
+
+    def step(requests, update=True):
+        made.delta += 1
+        made._done = dict.fromkeys(requests, False)
+        return 0.0
+
+    def check(requests):
+        n = done_after[float(made.delta)]
+        made.said = [i < n or n == 0 for i in range(4)]
+        return [i for i in requests if i >= n]
+
+    made._step, made._check = step, check
+    made.optimise(lambda *told: None)
+    assert float(made.delta) == 10.0
+
+
 def test_a_set_that_is_done_ends_the_rounds():
     made = Requests(3, {})
     made.optimise(lambda *told: None)

@@ -11,7 +11,7 @@ from benchmark_data import write_benchmarks
 from study_files import memit, write_model
 
 from unlearn_eval.localization.base import localizer_names
-from unlearn_eval.results.files import read_result
+from unlearn_eval.results.files import read_result, read_samples
 from unlearn_eval.runs.study.plan import plan
 from unlearn_eval.runs.study.read import read_study, study_file
 from unlearn_eval.runs.study.spec import study_of
@@ -62,13 +62,17 @@ def test_edit_then_evaluate(edited):
 
 
 @pytest.mark.slow  # two processes more; tests/harness runs the same command of lm-eval's
-def test_lm_eval_evaluates_an_edit(edited, script):
+def test_lm_eval_evaluates_an_edit(edited, script, model):
     folder, _ = edited
     ask = '{"forget": ["capital_of/france"], "retain": ["capital_of/japan"], "encoder": "off"}'
     arguments = ("--tasks", "unlearn_facts", "--metadata", ask, "--gen_kwargs", "max_gen_toks=4", "--device", "cpu")
     assert "forget_accuracy" in script("lm_eval_edited.sh", folder, *arguments)
     (path,) = folder.rglob("results_*.json")
     assert json.loads(path.read_text())["results"]["unlearn_facts"]
+    result = read_result(path)
+    assert (result.kind, result.edit["editor"], result.model["id"]) == ("lm-eval", "memit", str(model))
+    assert result.metrics["unlearn_facts"]["forget_accuracy"].n == 1
+    assert {record["id"] for record in read_samples(path, "unlearn_facts")} > {"forget/capital_of/france"}
 
 
 def test_a_sweep_can_be_planned(script, tmp_path, model):
@@ -131,3 +135,50 @@ def write_tofu_and_pistol(root):
     write_benchmarks(root)
     sports = [f"Athlete {sport[0].upper()}{i},{sport}" for sport in ("baseball", "football") for i in range(10)]
     (root / "sports" / "sports.csv").write_text("\n".join(["athlete,sport", *sports, ""]))  # enough of each for probes
+
+
+def cells(name):
+    content = json.loads((ROOT / "examples" / name).read_text(encoding="utf-8"))
+    return [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+
+
+NOTEBOOKS = ("first_edit", "compare_methods", "read_a_report")
+
+
+def test_notebooks_are_committed_without_outputs():
+    assert sorted(path.stem for path in (ROOT / "examples").glob("*.ipynb")) == sorted(NOTEBOOKS)
+    for name in NOTEBOOKS:
+        first, *others = cells(f"{name}.ipynb")
+        assert first["metadata"]["tags"] == ["parameters"]
+        for cell in (first, *others):
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+            compile("".join(cell["source"]), name, "exec")
+
+
+@pytest.mark.slow  # three notebooks make five evaluations
+def test_notebooks_run(model, tmp_path, monkeypatch):
+    """Each with the values of its first cell changed, in the order in which they are to be read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    fast = memit(model)["settings"]
+    short = {"gen_kwargs": {"max_gen_toks": 4}, "batch_size": 8}
+    methods = {"memit": fast, "no_such_method": {}, "grace": {"layers": (1,), "steps": 2, "calibrate": False}}
+    changes = {
+        "first_edit": {"MODEL": str(model), "SETTINGS": fast},
+        "compare_methods": {"MODEL": str(model), "METHODS": methods, "N": 2, "EVALUATION": short},
+        "read_a_report": {},
+    }
+    found = {}
+    for name in NOTEBOOKS:
+        first, *others = ("".join(cell["source"]) for cell in cells(f"{name}.ipynb"))
+        names = found[name] = {}
+        exec(compile(first, f"{name}, parameters", "exec"), names)
+        assert set(changes[name]) <= set(names)
+        names.update(changes[name])
+        for i, source in enumerate(others):
+            exec(compile(source, f"{name}, cell {i + 1}", "exec"), names)
+    assert found["first_edit"]["after"].edit["requests"]["n"] == 2
+    assert set(found["compare_methods"]["frame"].method) == {"no edit", "memit", "grace"}
+    assert (tmp_path / "compare_methods" / "report.html").is_file()
+    assert found["read_a_report"]["rows"][0].before is not None
+    assert found["read_a_report"]["axes"].get_title(loc="left") == "forget_accuracy ↓"

@@ -169,6 +169,19 @@ def test_the_guide_s_task_is_asked(workplace, six_layers):
     assert read_result("mine.json").metrics["my_task"]["exact_match"].n == 2
 
 
+def test_python_in_the_guide_to_reports_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    page = GUIDES / "reports.md"
+    (code,) = blocks(page.read_text(encoding="utf-8"), "python")
+    names = {}
+    exec(compile(code, str(page), "exec"), names)
+    assert len(names["frame"])
+    assert len(names["changes"])
+    assert (tmp_path / "report.html").is_file()
+
+
 @pytest.mark.parametrize("study", ["my_study.yaml", "ridge_study.yaml"])
 def test_the_guides_studies_can_be_planned(workplace, six_layers, study):
     said = ours(["run", study, "--dry-run", f"models={six_layers}", "device=cpu"]).output

@@ -107,8 +107,26 @@ def test_public_names_are_there():
 
     for name in unlearn_eval.__all__:
         assert getattr(unlearn_eval, name) is not None
+        assert getattr(unlearn_eval, name).__doc__
+    assert dir(unlearn_eval) == sorted(unlearn_eval.__all__)
     with pytest.raises(AttributeError, match="nothing_like_this"):
         _ = unlearn_eval.nothing_like_this
+
+
+def test_type_checkers_see_the_public_names():
+    import unlearn_eval
+
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
+    places = {
+        name.asname: f"{node.module}.{name.name}"
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+    for name, place in places.items():
+        assert getattr(unlearn_eval, name).__module__ + f".{name}" == place
+    assert sorted(places) == unlearn_eval.__all__
+    assert (PACKAGE / "py.typed").is_file()
 
 
 def test_no_global_state_in_editors():

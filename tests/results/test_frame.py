@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from unlearn_eval.cli import app as cli
 from unlearn_eval.results.comparison import Comparison, compare
 from unlearn_eval.results.files import read_result
+from unlearn_eval.results.report.figures import plot_bars, plot_frontier
 from unlearn_eval.results.report.formats import COLUMNS, comparison_csv, comparison_latex, escape_latex, escape_markdown
-from unlearn_eval.results.runs import load_frame
+from unlearn_eval.results.runs import load_frame, read_runs
 from unlearn_eval.results.schema import Metric
 from unlearn_eval.utils.errors import UserError
 
@@ -143,3 +144,47 @@ def test_markdown_escapes_can_be_undone_and_leave_one_line(text):
     assert "\n" not in escaped
     assert not re.search(r"(?<!\\)(?:\\\\)*[|<*_`\[]", escaped)
     assert re.sub(r"\\([\\`*_{}\[\]<>()#+!|~&$])", r"\1", escaped) == re.sub(r"\s+", " ", text)
+
+
+# plots -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    for i, method in enumerate((None, "memit", "grace")):
+        write_run(tmp_path, f"run{i}", records(12, random.Random(i), leak=1 - i / 3), method)
+    yield tmp_path
+    import matplotlib.pyplot
+
+    matplotlib.pyplot.close("all")
+
+
+def test_plots_are_axes(drawn):
+    import matplotlib.pyplot
+
+    axes = plot_frontier(drawn)
+    assert axes.get_title() == TASK
+    assert len(axes.get_legend().get_texts()) == 3
+    _, (left, right) = matplotlib.pyplot.subplots(1, 2)
+    results = [read_result(drawn / f"run{i}.json") for i in range(3)]
+    assert plot_frontier(read_runs(results), ax=left) is left
+    assert plot_bars(results, "retain_accuracy", ax=right) is right
+    assert right.get_title(loc="left") == "retain_accuracy ↑"
+    values = {run.result.metrics[TASK]["retain_accuracy"].value for run in read_runs(results).runs}
+    assert {bar.get_width() for bar in right.patches} == values
+    assert [label.get_text() for label in right.get_yticklabels()] == ["run0", "run1", "run2"]
+
+
+def test_what_cannot_be_drawn_is_named(drawn):
+    with pytest.raises(UserError, match="unknown task"):
+        plot_bars(drawn, task="unlearn_fact")
+    with pytest.raises(UserError, match="unknown metric"):
+        plot_bars(drawn, "retain_acuracy")
+    write_run(drawn / "more", "other", records(4, random.Random(5)))
+    text = (drawn / "more" / "other.json").read_text().replace(f'"{TASK}"', '"gsm8k"').replace("retain_", "kept_")
+    (drawn / "more" / "other.json").write_text(text)
+    with pytest.raises(UserError, match="several tasks: gsm8k, unlearn_facts"):
+        plot_frontier(drawn)
+    with pytest.raises(UserError, match="gsm8k has no metric of forgetting"):
+        plot_frontier(drawn, "gsm8k")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,10 @@ from unlearn_eval.attacks.controls import Controls, with_controls
 from unlearn_eval.attacks.curves import curves
 from unlearn_eval.attacks.folds import apart
 from unlearn_eval.attacks.summary import Summary, Table, headline_level, summary
-from unlearn_eval.data.forget_sets import facts, load_forget_set
+from unlearn_eval.data.forget_sets import facts, is_known, load_forget_set
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.edits.export import load_base
+from unlearn_eval.edits.forgotten import stored_items
 from unlearn_eval.edits.hub import edit_name
 from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.models.load import LoadedModel, load_model
@@ -23,16 +24,19 @@ from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.results.files import name_of_run, read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
-from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.folders import check_output
 from unlearn_eval.utils.json_files import json_place
+from unlearn_eval.utils.notebooks import usual_progress
 from unlearn_eval.utils.progress import Progress, no_progress
-from unlearn_eval.utils.settings import check_batch_size, configure
+from unlearn_eval.utils.settings import as_texts, check_batch_size, configure
+from unlearn_eval.utils.terminal import say as say_on_terminal
 
 if TYPE_CHECKING:
     from unlearn_eval.edits.base import Edit
 
 Say = Callable[[str], Any]
+IN_MEMORY = "in memory"
 
 
 @dataclass(frozen=True)
@@ -108,22 +112,79 @@ class Attacked:
     level: float | str | None = None
 
 
-def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress) -> Result:
+def attack(
+    edit: str | Path | Edit,
+    method: str,
+    model: str | LoadedModel | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    forget: str | Path | Iterable[object] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Try to bring back what an edit made a model forget; the result is written, too.
+
+    Args:
+        edit: the edit, or its folder.
+        method: name of the attack: `relearn`, `quantize`, ...
+        model: the base model, loaded or by name; None is the one that the edit names.
+        settings: of the attack, as Python values.
+        forget: what was to be forgotten, as `load_forget_set` takes it; None is what the edit says.
+        progress: called as (what, done, total); None is a bar in a notebook, nothing elsewhere.
+        options: further attributes of `AttackConfig`, such as `output`, `limit`, `retain` or `reference`.
+
+    Raises:
+        UserError: as `run_attack`, or an unknown option.
+    """
+    known = {own.name for own in fields(AttackConfig)} - {"attack", "edit", "model", "settings", "forget"}
+    if unknown := [name for name in options if name not in known]:
+        raise unknown_name("option", unknown[0], known)
+    config = AttackConfig(
+        attack=method,
+        edit=str(edit) if isinstance(edit, str | Path) else IN_MEMORY,
+        model=model if isinstance(model, str) else None,
+        settings=as_texts(settings or {}),
+        **options,
+    )
+    return run_attack(
+        config,
+        say_on_terminal,
+        progress or usual_progress(),
+        None if isinstance(edit, str | Path) else edit,
+        None if model is None or isinstance(model, str) else model,
+        None if forget is None else load_forget_set(forget),
+    )
+
+
+def run_attack(
+    config: AttackConfig,
+    say: Say,
+    progress: Progress = no_progress,
+    edit: Edit | None = None,
+    loaded: LoadedModel | None = None,
+    forget: ForgetSet | None = None,
+) -> Result:
     """Attack an edit and write the result.
+
+    Args:
+        config: the settings.
+        say: called with each step in a line.
+        progress: called as (what, done, total).
+        edit, loaded, forget: what is in memory already, in place of what the settings name.
 
     Raises:
         UserError: an unknown attack or setting, no such edit, model or set, too few facts, or the result cannot be
             written.
     """
     created, started = utc_now(), time.monotonic()
-    attack = get_attack(config.attack)  # mistakes are found before a model is loaded
-    settings = configure(attack.Config, config.settings)
+    chosen = get_attack(config.attack)  # mistakes are found before a model is loaded
+    settings = configure(chosen.Config, config.settings)
     path = _output(config)
     check_output(path, "result")
-    edit = load_edit(config.edit)
-    items = _items(config, edit)
+    edit = load_edit(config.edit) if edit is None else edit
+    items = _items(config, edit, forget)
     others = others_of(items, config.retain)
-    loaded = load_base(edit, config.model, config.dtype, None, config.device, say)
+    loaded = loaded or load_base(edit, config.model, config.dtype, None, config.device, say)
     check_base(edit.info, loaded, any_base=config.any_base)
     case = Case(
         loaded=loaded,
@@ -139,7 +200,7 @@ def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress)
     weights = loaded.weights
     say(f"{config.attack} on {len(items)} items of {items.name}")
     began = time.monotonic()
-    attacked = attack_case(attack, case, settings)
+    attacked = attack_case(chosen, case, settings)
     if hash_weights(loaded.model).exact != weights.exact:
         raise AssertionError("the attack was not undone bit for bit")
     timing = {"loading_seconds": round(began - started, 2), "attack_seconds": round(time.monotonic() - began, 2)}
@@ -152,7 +213,7 @@ def run_attack(config: AttackConfig, say: Say, progress: Progress = no_progress)
         config_as_passed={key: value for key, value in asdict(config).items() if value not in (None, "", {}, ())},
         config=described(attacked, case),
         model=loaded.describe(weights),
-        edit={"folder": config.edit, **edit.info.as_stored()},
+        edit={"folder": None if config.edit == IN_MEMORY else config.edit, **edit.info.as_stored()},
         data={items.name: {"hash": items.hash, "n": len(items), "ids": [item.id for item in items]}},
         metrics={task_name(config.attack): attacked.summary.metrics},
         seed=config.seed,
@@ -288,16 +349,17 @@ def _format_for(config: AttackConfig, edit: Edit, loaded: LoadedModel) -> Prompt
     return made.changed(config.chat, config.system, config.chat_template_kwargs, loaded.name)
 
 
-def _items(config: AttackConfig, edit: Edit) -> ForgetSet:
-    """What was to be forgotten: as named, or as edit.json says."""
+def _items(config: AttackConfig, edit: Edit, given: ForgetSet | None = None) -> ForgetSet:
+    """What was to be forgotten: as given or named, or as the edit says."""
     asked = edit.info.requests
     name, ids = config.forget, config.ids
-    if name is None:
+    if given is None and name is None:
         name = asked.forget_set
         ids = ids or tuple(asked.ids)
         if not name:
             raise UserError("edit.json does not say what was to be forgotten", "give it with --forget")
-    items = load_forget_set(name)
+        given = None if is_known(name) else stored_items(edit.texts)
+    items = load_forget_set(str(name)) if given is None else given
     items = items.select(ids) if ids else items
     return items if config.limit is None else items.sample(config.limit, config.seed)
 
@@ -306,7 +368,8 @@ def others_of(items: ForgetSet, retain: str | None) -> ForgetSet | None:
     """Other facts that have nothing in common with the items: of a set, or the rest of theirs, or the shipped facts."""
     if retain is not None:
         return apart(items, load_forget_set(retain))
-    return apart(items, load_forget_set(items.name)) or apart(items, facts())
+    rest = apart(items, load_forget_set(items.name)) if is_known(items.name) else None
+    return rest or apart(items, facts())
 
 
 def _reference(config: AttackConfig, say: Say) -> Callable[[], LoadedModel] | None:

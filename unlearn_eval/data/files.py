@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,40 @@ def read_forget_set(place: str | Path, fields: Mapping[str, str] | None = None) 
         UserError: A missing or malformed file (with its line), or one without items.
     """
     rows = _from_hub(str(place)) if str(place).startswith(HUB) else read_rows(place, fields=fields, known=KNOWN)
+    return _set_of(rows, str(place), "--fields {}=NAME")
+
+
+def forget_set_of(data: object, name: str, fields: Mapping[str, str] | None = None) -> ForgetSet:
+    """The items of objects in memory.
+
+    Args:
+        data: An iterable of records (as `read_forget_set` reads them from files) or of `ForgetItem`s, a pandas
+            DataFrame, or a split of `datasets`.
+        name: Name of the set.
+        fields: Field of `ForgetItem` -> its name in the records.
+
+    Raises:
+        UserError: It is none of these, or a record is not as needed (its place is named).
+    """
+    if hasattr(data, "to_dict") and hasattr(data, "notna") and hasattr(data, "astype"):  # a DataFrame
+        data = data.astype(object).where(data.notna(), None).to_dict("records")  # missing cells are None
+    if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
+        raise UserError(
+            f"a forget set cannot be made of {kind_of(data)}",
+            "give a list of records or ForgetItems, a DataFrame, or one split of a dataset",
+        )
+    records = list(data)
+    if records and all(isinstance(record, ForgetItem) for record in records):
+        return ForgetSet(name, tuple(records))
+    found = [record.record if isinstance(record, ForgetItem) else record for record in records]
+    return _set_of(tables.rows_of(found, name, fields, KNOWN), name, 'fields={{"{}": NAME}}')
+
+
+def _set_of(rows: Sequence[Row], name: str, cure: str) -> ForgetSet:
+    """The set of some records, whose fields may be those of other projects."""
     rows = [own._replace(record=_as_ours(own)) for row in rows for own in _rewrites(row)]
-    tables.check_fields(rows, NEEDED, "; rename them, or give --fields {}=NAME")
-    return ForgetSet(str(place), tuple(_item(row, key) for row, key in zip(rows, _ids(rows), strict=True)))
+    tables.check_fields(rows, NEEDED, f"; rename them, or give {cure}")
+    return ForgetSet(name, tuple(_item(row, key) for row, key in zip(rows, _ids(rows), strict=True)))
 
 
 def is_place(name: str) -> bool:

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.data.files import HUB, is_place, read_forget_set
+from unlearn_eval.data.files import HUB, forget_set_of, is_place, read_forget_set
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.data.registry import benchmark_of_set, benchmarks, get_benchmark
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 
-def load_forget_set(name: str, fields: Mapping[str, str] | None = None) -> ForgetSet:
-    """The set of that name, or in that file.
+def load_forget_set(
+    name: str | Path | Iterable[object], fields: Mapping[str, str] | None = None, called: str = "in memory"
+) -> ForgetSet:
+    """The set of that name, in that file, or of these records.
 
     Args:
-        name: `facts` (shipped with the package), `tofu:forget01`, `tofu:forget05`, `tofu:forget10`,
-            `tofu:factual` (its real authors and world facts), `tofu:full`, `tofu:retain90`, `tofu:retain95`,
-            `tofu:retain99` (the whole without what is to be forgotten; `+` joins several, and `[:N]` takes the first N,
-            as in `tofu:forget01+retain99[:80]`), `pistol:A_B` (the contract A_B of PISTOL;
-            several are joined with `+`, as in `pistol:A_B+A_C2`), `pistol:all` (its first sample), `rwku:PERSON`,
-            `lume:creative|personal|biography|all`, `knowundo:all`, `counterfact:100`, `zsre:100` (so many from the
-            start), `sports:SPORT` or `sports:all`, `hub:OWNER/NAME`, or the path of a file or folder with the
-            fields of `ForgetItem` (see `files.read_forget_set`; `question` and `answer` are needed).
-        fields: Of a file: field of `ForgetItem` -> the name that the file has for it.
+        name: A list of records or of `ForgetItem`s, a pandas DataFrame, a split of `datasets`; or a name: `facts`
+            (shipped with the package), `tofu:forget01`, `tofu:forget05`, `tofu:forget10`, `tofu:factual` (its real
+            authors and world facts), `tofu:full`, `tofu:retain90`, `tofu:retain95`, `tofu:retain99` (the whole without
+            what is to be forgotten; `+` joins several, and `[:N]` takes the first N, as in
+            `tofu:forget01+retain99[:80]`), `pistol:A_B` (the contract A_B of PISTOL; several are joined with `+`, as in
+            `pistol:A_B+A_C2`), `pistol:all` (its first sample), `rwku:PERSON`, `lume:creative|personal|biography|all`,
+            `knowundo:all`, `counterfact:100`, `zsre:100` (so many from the start), `sports:SPORT` or `sports:all`,
+            `hub:OWNER/NAME`, or the path of a file or folder with the fields of `ForgetItem` (see
+            `files.read_forget_set`; `question` and `answer` are needed).
+        fields: Of a file or of records: field of `ForgetItem` -> the name that they have for it.
+        called: Name of a set that is made of records.
 
     Raises:
         UserError: an unknown name, a missing or malformed file (with its line), or an empty set.
     """
+    if isinstance(name, ForgetSet):
+        return name
+    if not isinstance(name, str | Path):
+        if is_known(called):
+            raise UserError(f"records cannot be called '{called}', as another set is", "give another called=")
+        return forget_set_of(name, called, fields)
+    if isinstance(name, Path):
+        return read_forget_set(name.expanduser(), fields)
     own = benchmark_of_set(name)
     if own is not None:
         return own.forget_set(name)
@@ -37,6 +49,11 @@ def load_forget_set(name: str, fields: Mapping[str, str] | None = None) -> Forge
     if is_place(name):
         return read_forget_set(Path(name).expanduser(), fields)
     raise unknown_name("forget set", name, [*set_names(), "a .jsonl or .csv file"])
+
+
+def is_known(name: str) -> bool:
+    """Whether a name is that of a benchmark's set, or of a file, folder or dataset; other sets were made in memory."""
+    return benchmark_of_set(name) is not None or name.startswith(HUB) or is_place(name)
 
 
 def parts_of(wanted: Any) -> list[ForgetSet] | None:

@@ -6,15 +6,19 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from unlearn_eval.data.shapes import QUESTION, check_shape
 from unlearn_eval.data.spans import find_subject
 from unlearn_eval.data.tables import as_list, kind_of, listed_in
 from unlearn_eval.utils.errors import UserError, unknown_name
+from unlearn_eval.utils.notebooks import data_frame, html_table
+
+if TYPE_CHECKING:
+    import pandas
 
 MOST_CHARACTERS = 100_000  # of a text of an item: more than any model reads, and read in no time
 MOST_OF_A_NUMBER = 1e300
@@ -58,8 +62,15 @@ class ForgetItem:
 
 
 @dataclass(frozen=True)
-class ForgetSet:
-    """A named, ordered set of items with distinct ids."""
+class ForgetSet(Sequence[ForgetItem]):
+    """A named sequence of items with distinct ids.
+
+    An index gives an item and a slice a set; `in` takes an item or an id.
+
+    Attributes:
+        name: of the set: as `load_forget_set` takes it, or the place that it was read from.
+        items: in their order.
+    """
 
     name: str
     items: tuple[ForgetItem, ...]
@@ -76,6 +87,33 @@ class ForgetSet:
 
     def __iter__(self) -> Iterator[ForgetItem]:
         return iter(self.items)
+
+    def __contains__(self, wanted: object) -> bool:
+        return any(wanted in (item.id, item) for item in self.items)
+
+    @overload
+    def __getitem__(self, place: int) -> ForgetItem: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> ForgetSet: ...
+
+    def __getitem__(self, place: int | slice) -> ForgetItem | ForgetSet:
+        return replace(self, items=self.items[place]) if isinstance(place, slice) else self.items[place]
+
+    def __repr__(self) -> str:
+        return f"ForgetSet({self.name!r}, {len(self)} item{'s' * (len(self) != 1)})"
+
+    def _repr_html_(self) -> str:
+        rows = [(item.id, item.subject, item.question, item.answer) for item in self.items]
+        return html_table(repr(self), ("id", "subject", "question", "answer"), rows)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row for each item, with the fields of `ForgetItem`.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        return data_frame([asdict(item) for item in self.items], "to_frame")
 
     @cached_property
     def hash(self) -> str:

@@ -78,6 +78,26 @@ def read_rows(
     return rows
 
 
+def rows_of(
+    records: Sequence[Any], name: str, fields: Mapping[str, str] | None = None, known: Sequence[str] = ()
+) -> list[Row]:
+    """Records in memory, in order, with the types of NumPy as those of Python; arguments as for `read_rows`.
+
+    Raises:
+        UserError: One is no record, or lacks a field that is to be renamed.
+    """
+    rows = _numbered([_plain(record) for record in records], name)
+    return [row._replace(record=_renamed(row, known, fields or {})) for row in rows]
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(own) for own in value]
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value
+
+
 def check_fields(rows: Sequence[Row], wanted: Sequence[str], cure: str = "") -> None:
     """Refuse records that lack a field; `cure` ends the hint, with the field's name for `{}`."""
     for row in rows:
@@ -191,7 +211,7 @@ def _column(value: object) -> list[Any] | None:
     return None
 
 
-def _numbered(records: Sequence[Any], path: Path) -> list[Row]:
+def _numbered(records: Sequence[Any], path: Path | str) -> list[Row]:
     rows = []
     for i, record in enumerate(records, 1):
         if not isinstance(record, dict):

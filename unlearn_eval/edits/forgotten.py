@@ -7,6 +7,7 @@ read where the user's file is not. Items of benchmarks do not: their data have l
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,14 @@ def _chosen(folder: Path, entry: Mapping[str, Any]) -> Chosen:
             f"the items that {folder} forgot are no longer in {whole.name} as they were", "restore the data"
         )
     return Chosen(items, whole=len(items) == len(whole))
+
+
+def stored_items(texts: Mapping[str, str]) -> ForgetSet | None:
+    """The user's own items that an edit has brought along among its texts; None if it forgot none."""
+    if FORGET not in texts:
+        return None
+    records = [json.loads(line) for line in texts[FORGET].split("\n") if line.strip()]
+    return load_forget_set(records)
 
 
 def _is_own(name: str) -> bool:

@@ -33,7 +33,7 @@ def not_given(self: Any, asked: Sequence[Any], disable_tqdm: bool = False) -> li
 
 def from_transformers(self: Any, asked: Sequence[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
     """`answer_divergence` for lm-eval's `hf` model and ours."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from unlearn_eval.models.scoring import answer_divergences
 

@@ -58,7 +58,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         loaded = load_edit(edit)  # before the model: a damaged folder is found in no time
         options = edit_arguments(loaded.info, options)
         super().__init__(resolve_model(pretrained) if isinstance(pretrained, str) else pretrained, **options)
-        check_base(loaded.info, self.model, str(pretrained), any_base)
+        check_base(loaded.info, self.model, pretrained if isinstance(pretrained, str) else "this model", any_base)
         self.edit_folder, self.edit_info = edit, loaded.info
         self._routed = loaded.kind == MEMORY
         handle = loaded.apply(self.model)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unlearn_eval.results.foreign import OpenUnlearningLog
 from unlearn_eval.utils.errors import UserError
 
 REFERENCE_VARIABLE = "UNLEARN_EVAL_RETAIN_REFERENCE"
@@ -72,7 +73,7 @@ def read_reference(path: Path) -> RetainReference:
     if "log_truth_ratios" in known:
         reference = _stored(content, path)
     elif OPEN_UNLEARNING_KEYS & known:
-        reference = _from_open_unlearning(content, path)
+        reference = _from_open_unlearning(OpenUnlearningLog(content, path))
     else:
         reference = _from_result(path)
     if not reference.log_truth_ratios and not reference.aucs:
@@ -130,30 +131,12 @@ def _scores_of(samples: list[dict[str, Any]], key: str) -> dict[str, float]:
     return {str(item["id"]): float(item[key]) for item in found if isinstance(item, dict) and item.get(key) is not None}
 
 
-def _from_open_unlearning(content: Mapping[str, Any], path: Path) -> RetainReference:
+def _from_open_unlearning(log: OpenUnlearningLog) -> RetainReference:
     """OpenUnlearning stores raw ratios by position in the split; ours are called `forget/POSITION`."""
-    try:
-        scores = content.get("forget_truth_ratio", {}).get("value_by_index", {})
-        ratios = {
-            f"forget/{i}": math.log(max(float(item["score"]), 1e-300))
-            for i, item in scores.items()
-            if item["score"] is not None
-        }
-        answers = content.get(OPEN_UNLEARNING_LOSSES, {}).get("value_by_index", {})
-        losses = {f"forget/{i}": float(item["avg_loss"]) for i, item in answers.items() if _has_loss(item)}
-        aucs = {
-            f"{name}_auc": float(content[name]["agg_value"])
-            for name in ATTACKS
-            if content.get(name, {}).get("agg_value") is not None
-        }
-        stored = content.get(OPEN_UNLEARNING_PROBABILITY, {}).get("agg_value")
-        probability = None if stored is None else float(stored)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is not as OpenUnlearning writes it: {type(error).__name__}: {error}", "name its TOFU_EVAL.json"
-        ) from error
-    return RetainReference(ratios, aucs, str(path), losses, probability)
-
-
-def _has_loss(item: Any) -> bool:
-    return isinstance(item, dict) and isinstance(item.get("avg_loss"), int | float)
+    ratios = {
+        f"forget/{place}": math.log(max(ratio, 1e-300))
+        for place, ratio in log.values("forget_truth_ratio", "score", needed=True).items()
+    }
+    losses = {f"forget/{place}": loss for place, loss in log.values(OPEN_UNLEARNING_LOSSES, "avg_loss").items()}
+    aucs = {f"{name}_auc": auc for name in ATTACKS if (auc := log.aggregate(name)) is not None}
+    return RetainReference(ratios, aucs, str(log.path), losses, log.aggregate(OPEN_UNLEARNING_PROBABILITY))

@@ -68,7 +68,7 @@ def install() -> None:
 
 def from_transformers(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
     """`answer_logprobs` for lm-eval's `hf` model: exact, batched, each question run once."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from unlearn_eval.models.scoring import Query, score_answers
 
@@ -157,7 +157,7 @@ def score_tokens(
     As lm-eval's `hf` gives it, truncated on the left as there, but with each context known to be the prompt; each
     context is run once for all its continuations.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from unlearn_eval.models.scoring import Query, score_answers
 
@@ -208,7 +208,7 @@ def _add_gradients(
     lm: Any, requests: list[Any], queries: list[Any], owners: list[int], responses: list[dict[str, Any]], silent: bool
 ) -> None:
     """The norms of the gradients of the answers' losses, for the requests that ask for them."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from unlearn_eval.models.gradient_norms import gradient_norms
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from unlearn_eval.harness.patching import keep_responses_apart, register_models
 from unlearn_eval.harness.places import check_tasks_folder
 from unlearn_eval.models.load import DTYPES, device_named
 from unlearn_eval.models.prompt_format import PromptFormat
+from unlearn_eval.results.foreign import metrics_of, n_documents, plain_samples
 from unlearn_eval.results.schema import Metric
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.provenance import hash_json
@@ -280,25 +280,17 @@ def evaluate(
 
 
 def _collected(results: Mapping[str, Any]) -> Evaluation:
-    metrics, data = {}, {}
-    for task, values in results["results"].items():
+    data = {}
+    for task in results["results"]:
         metadata = results["configs"].get(task, {}).get("metadata") or {}
-        scoring = metadata.get("scoring", {})
-        n_documents = results["n-samples"].get(task, {}).get("effective", 0)
-        directions = results["higher_is_better"].get(task, {})
-        metrics[task] = {
-            _name(key): _metric(values, key, scoring.get(_name(key), {"n": n_documents}), directions)
-            for key in values
-            if "," in key and not _name(key).endswith("_stderr")
-        }
         data[task] = {
             "hash": metadata.get("data_hash"),
             "split_sizes": metadata.get("split_sizes"),
-            "n_documents": n_documents,
+            "n_documents": n_documents(results, task) or 0,
         }
-    samples = {task: _plain_samples(records) for task, records in results.get("samples", {}).items()}
+    samples = {task: plain_samples(records) for task, records in results.get("samples", {}).items()}
     configs = {task: _portable(config) for task, config in results["configs"].items()}
-    return Evaluation(metrics, samples, data, configs)
+    return Evaluation(metrics_of(results), samples, data, configs)
 
 
 def _portable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,38 +300,6 @@ def _portable(config: Mapping[str, Any]) -> dict[str, Any]:
     if source.startswith(TASKS_FOLDER):
         metadata["config_source"] = "tasks" + source.removeprefix(TASKS_FOLDER)
     return {**config, "metadata": metadata}
-
-
-def _name(key: str) -> str:
-    metric, _, filter_name = key.partition(",")
-    return metric if filter_name in ("none", "") else f"{metric} ({filter_name})"
-
-
-def _metric(values: Mapping[str, Any], key: str, report: Mapping[str, Any], directions: Mapping[str, Any]) -> Metric:
-    metric, _, filter_name = key.partition(",")
-    value = values[key]
-    stderr = values.get(f"{metric}_stderr,{filter_name}")
-    number = isinstance(value, int | float) and math.isfinite(value)
-    error = stderr if number and isinstance(stderr, int | float) and math.isfinite(stderr) else None
-    return Metric(
-        value=float(value) if number else None,
-        stderr=None if error is None else float(error),
-        n=int(report.get("n", 0)),
-        n_unscored=int(report.get("n_unscored", 0)),
-        reason=None if number else str(report.get("reason") or f"lm-eval gives {value!r}"),
-        higher_is_better=directions.get(metric),
-    )
-
-
-def _plain_samples(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """lm-eval's records with the item's id in front, and without what stands in them twice."""
-    plain = []
-    for record in records:
-        own = {key: value for key, value in record.items() if key != "filtered_resps"}
-        document = record.get("doc")
-        key = document.get("id", record["doc_id"]) if isinstance(document, dict) else record["doc_id"]
-        plain.append({"id": key, **own})
-    return sorted(plain, key=lambda record: record["doc_id"])
 
 
 def ask(lm: Any, questions: Sequence[Asked], prompt_format: PromptFormat, max_new_tokens: int = 24) -> list[str]:

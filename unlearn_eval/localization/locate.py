@@ -23,6 +23,7 @@ from unlearn_eval.models.load import LoadedModel, cache_dir
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.folders import check_output
+from unlearn_eval.utils.notebooks import usual_progress
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json, provenance
 from unlearn_eval.utils.settings import check_batch_size, configure
@@ -76,12 +77,12 @@ class LocalizationSpec:
 def localize(
     loaded: LoadedModel,
     forget: ForgetSet,
-    wanted: LocalizationSpec,
+    wanted: LocalizationSpec | str,
     seed: int = 0,
     retain: ForgetSet | None = None,
     prompt_format: PromptFormat | None = None,
     rows: int = 64,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
     cache: bool = True,
 ) -> Components:
     """The components of a model that a method names for the facts of a set.
@@ -91,13 +92,14 @@ def localize(
     Args:
         loaded: the model; it is left as it is.
         forget: whose facts are looked for; items without subject or wrong answer are left out, and named.
-        wanted: the method, its settings, and how much it may choose.
+        wanted: the method, its settings, and how much it may choose; or all of it as text: `fact_lookup`,
+            `fact_lookup(budget=6)`.
         seed: of everything random.
         retain: further facts for methods that tell answers apart (probes).
         prompt_format: how the model is asked; None is as plain questions. In a chat an answer seldom begins with its
             own first token.
         rows: prompts per forward pass.
-        progress: told of what is done.
+        progress: called as (what, done, total); None is a bar in a notebook, nothing elsewhere.
         cache: whether the cache is read and written.
 
     Raises:
@@ -105,6 +107,7 @@ def localize(
             model whose parts are not found.
     """
     check_batch_size(rows)
+    wanted, progress = _spec_of(wanted), progress or usual_progress()
     method, config = get_localizer(wanted.method), wanted.config()
     model, found = loaded.model, sites(loaded.model)
     budget = None if wanted.budget is None else budget_of(wanted.budget, found)
@@ -169,6 +172,13 @@ def localize(
     if cache:
         made.save(path)
     return made
+
+
+def _spec_of(wanted: LocalizationSpec | str) -> LocalizationSpec:
+    spec = localization_spec(wanted) if isinstance(wanted, str) else wanted
+    if not isinstance(spec, LocalizationSpec):
+        raise unknown_name("localization", str(wanted), localizer_names())
+    return spec
 
 
 def _rows(

@@ -265,8 +265,8 @@ class Summary(Protocol):
         """Its standard error, if it has one."""
 
     @property
-    def n(self) -> int:
-        """How many items there are."""
+    def n(self) -> int | None:
+        """How many items there are, if that is known."""
 
 
 def interval(name: str, metric: Summary) -> tuple[float, float] | None:

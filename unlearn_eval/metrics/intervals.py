@@ -167,7 +167,7 @@ def resample_counts(*sizes: int, n_resamples: int = 1000, seed: int | np.random.
 
 
 def summary_interval(
-    mean: float | None, stderr: float | None, n: int, bounds: tuple[float, float] | None = None
+    mean: float | None, stderr: float | None, n: int | None, bounds: tuple[float, float] | None = None
 ) -> tuple[float, float] | None:
     """The 95 % interval of a mean of which only the standard error and the number of items are known.
 
@@ -178,7 +178,7 @@ def summary_interval(
 
     Source: Wilson 1927, `scipy.stats.binomtest(...).proportion_ci(method="wilson")`.
     """
-    if mean is None or stderr is None or n < 2:
+    if mean is None or stderr is None or n is None or n < 2:
         return None
     low, high = bounds or (-math.inf, math.inf)
     if stderr <= 1e-12 * max(1.0, abs(mean)):  # rounding alone

@@ -64,6 +64,9 @@ class LoadedModel:
     source: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"LoadedModel({self.name!r}, {type(self.model).__name__}, {self.model.dtype}, {self.model.device})"
+
     @property
     def weights(self) -> WeightsHash:
         """Hashes of the weights: computed once, and again after a change that was not undone."""

@@ -7,7 +7,7 @@ __all__, __getattr__, __dir__ = exports(
     {
         "schema": "Metric Result",
         "files": "read_result read_samples write_result",
-        "comparison": "Comparison compare",
+        "comparison": "Comparison Comparisons compare",
         "runs": "Run Runs load_frame read_runs",
         "sharing": "push_results",
     },

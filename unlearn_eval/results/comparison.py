@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.results.files import samples_of
 from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import Record
+from unlearn_eval.utils.notebooks import data_frame, html_table
+
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS = (
+    "task metric direction before before_stderr after after_stderr change change_stderr change_low change_high "
+    "p_value test n reason"
+).split()
 
 
 @dataclass(frozen=True)
@@ -37,15 +46,56 @@ class Comparison:
     paired: Any = None
     reason: str | None = None
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """Every number in full, by the names of `COLUMNS`; what is undefined is None."""
+        paired, known = self.paired, self.after or self.before
+        cells = [
+            self.task,
+            self.metric,
+            {"↑": "higher", "↓": "lower", "": ""}[self.direction],
+            *_numbers(self.before),
+            *_numbers(self.after),
+            self.difference,
+            *((paired.stderr, paired.low, paired.high, paired.p_value, paired.test) if paired else [None] * 5),
+            known.n if known else None,
+            self.reason,
+        ]
+        return dict(zip(COLUMNS, cells, strict=True))
+
+
+def _numbers(metric: Metric | None) -> tuple[float | None, float | None]:
+    return (None, None) if metric is None else (metric.value, metric.stderr)
+
+
+class Comparisons(list[Comparison]):
+    """What `compare` found: a list with a row for each metric, which a notebook shows as a table."""
+
+    def __repr__(self) -> str:
+        tested = sum(row.paired is not None for row in self)
+        return f"Comparisons({len(self)} metrics, {tested} compared item by item)"
+
+    def _repr_html_(self) -> str:
+        names = ("task", "metric", "before", "after", "change", "p_value", "n", "reason")
+        return html_table(repr(self), names, [[row.record[name] for name in names] for row in self])
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row for each metric, with the columns `COLUMNS`.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        return data_frame([row.record for row in self], "to_frame", COLUMNS)
+
 
 def compare(
     before: Result, after: Result, seed: int = 0, read: Callable[[Result, str], list[Record]] = samples_of
-) -> list[Comparison]:
+) -> Comparisons:
     """One row for each metric of either result, in the order of the first; paired where samples allow it.
 
     `read` gives the samples of a result's task; who compares many results with one may keep what it has read.
     """
-    rows = []
+    rows = Comparisons()
     for task in dict.fromkeys([*before.metrics, *after.metrics]):
         first, second = before.metrics.get(task, {}), after.metrics.get(task, {})
         samples = _paired_samples(before, after, task, read)

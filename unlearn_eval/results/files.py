@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from unlearn_eval.results.foreign import WRITERS, foreign_result, foreign_samples, kind_of, read_content
 from unlearn_eval.results.schema import FIELDS, MEASURED, OPTIONAL, SCHEMA_VERSION, Result
 from unlearn_eval.results.stored import AttackedSample, Sample, StoredResult
 from unlearn_eval.utils.errors import UserError, unknown_name
-from unlearn_eval.utils.json_files import Record, dumps, parse, placed_records, plain, read_text, write_all
+from unlearn_eval.utils.json_files import Record, dumps, placed_records, plain, write_all
 from unlearn_eval.utils.provenance import redact, sha256_of_file
 from unlearn_eval.utils.schemas import validated
 from unlearn_eval.utils.terminal import say
@@ -113,16 +114,22 @@ def _rescue(result: Result, name: str, samples: Mapping[str, Sequence[Mapping[st
 def read_result(path: str | Path, check_samples: bool = True) -> Result:
     """The result in a file, with its samples' SHA-256 checked.
 
+    Args:
+        path: The file: one of ours, lm-eval's `results_*.json` (its `samples_*.jsonl` lie beside it), or
+            OpenUnlearning's `*_EVAL.json`.
+        check_samples: Whether files of samples are looked at.
+
     Raises:
         UserError: if the file is missing, cut off, of another version or shape, or parted from its samples.
     """
     path = Path(path).expanduser()
-    content = parse(read_text(path, "result file"), path, "the run was cut off, or it was edited: run it again")
-    return result_from(content, path, check_samples)
+    return result_from(read_content(path), path, check_samples)
 
 
 def result_from(content: object, path: Path, check_samples: bool = True) -> Result:
     """The result that the JSON of the file at `path` holds; raises as `read_result` does."""
+    if isinstance(content, dict) and (kind := kind_of(content)) is not None:
+        return foreign_result(content, kind, path)
     if not isinstance(content, dict) or "schema_version" not in content:
         raise UserError(f"{path} is not a result file: it has no schema_version", "name a file that a run wrote")
     content = dict(content)
@@ -156,6 +163,8 @@ def samples_of(result: Result, task: str) -> list[Record]:
     if task not in result.samples:
         raise unknown_name("task with samples", task, result.samples)
     file = _samples_file(result, result.path, task)
+    if result.kind in WRITERS:
+        return foreign_samples(result, task, file)
     schema = AttackedSample if task in result.robustness else Sample
     read = placed_records(file) if result.samples[task]["n"] else []
     for where, record in read:

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.metrics.edit_checks import edit_faults, took
 from unlearn_eval.results.files import read_result, result_from
-from unlearn_eval.results.schema import SCHEMA_VERSION, Metric, Result
+from unlearn_eval.results.foreign import OPEN_UNLEARNING, kind_of, read_content
+from unlearn_eval.results.schema import DIRECTIONS, SCHEMA_VERSION, Metric, Result
 from unlearn_eval.results.stored import Localization
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import parse, read_text
+from unlearn_eval.utils.notebooks import data_frame
 from unlearn_eval.utils.schemas import validated
 
 if TYPE_CHECKING:
     import pandas
 
+Place = str | Path | Result
 NO_EDIT = "no edit"
 _CELL = re.compile(r"(?:.*/)?([^/]+)-[0-9a-f]{12}/result")
 
@@ -78,20 +81,20 @@ class Runs:
     trials: tuple[Run, ...] = ()
 
 
-def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None = None) -> Runs:
+def read_runs(paths: Place | Iterable[Place], base: str | Path | None = None) -> Runs:
     """All results in files and folders (searched recursively); what cannot be read is skipped and named.
 
     JSON files in folders that are no result files at all are passed over in silence.
 
     Args:
-        paths: files and folders.
+        paths: files and folders, or results that were read or written.
         base: a result that edited runs on the same questions are compared with, where they are of its model or
             none is found for them by itself.
 
     Raises:
         UserError: a path is not there, no result is left, or `base` cannot be read or shares no questions with a run.
     """
-    roots = [Path(p).expanduser() for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    roots = [_place(own) for own in ([paths] if isinstance(paths, str | Path | Result) else paths)]
     named_base = None if base is None else Path(base).expanduser()
     if named_base is not None:
         read_result(named_base, check_samples=False)  # the one file that may not be skipped
@@ -102,7 +105,7 @@ def read_runs(paths: str | Path | Iterable[str | Path], base: str | Path | None 
     notes, n_skipped = [], 0
     for path in files:
         try:
-            content = parse(read_text(path, "result file"), path, "")
+            content = read_content(path)
             if is_localization(content):
                 validated(Localization, content, path, "is not a sound localization", "")
                 localizations.append((path, content))
@@ -157,6 +160,14 @@ def _study(results: Mapping[Path, Result]) -> tuple[str | None, tuple[str, ...]]
         return folder.name, ()
 
 
+def _place(own: Place) -> Path:
+    if not isinstance(own, Result):
+        return Path(own).expanduser()
+    if own.path is None:
+        raise UserError(f"{own!r} has no file", "write it: write_result(result, PATH)")
+    return own.path
+
+
 def is_localization(content: object) -> bool:
     """Whether the content of a JSON file is what `unlearn-eval localize` writes."""
     return isinstance(content, dict) and content.get("kind") == "components" and "ranking" in content
@@ -194,7 +205,7 @@ def _is_left_out(path: Path, root: Path) -> bool:
 def _read(content: object, path: Path, named: bool) -> tuple[Result | None, str | None]:
     """The result in the content of a file and a note on it; None of what is none, unless the user has named it."""
     is_result = isinstance(content, dict) and {"schema_version", "metrics"} <= content.keys()
-    if not is_result and not named:
+    if not is_result and not named and kind_of(content) is None:
         return None, None
     note = None
     if isinstance(content, dict) and is_result and content["schema_version"] != SCHEMA_VERSION:
@@ -269,6 +280,8 @@ def _shortened(runs: list[Run]) -> list[Run]:
 def _method(result: Result) -> str:
     """The editor, and the recipe that a study ran it with if that is not the plain one."""
     editor = (result.edit or {}).get("editor")
+    if result.kind == OPEN_UNLEARNING:  # its files say only, by their folder, what the run is called
+        return str(result.config.get("run") or OPEN_UNLEARNING)
     if not editor:
         return NO_EDIT
     cell = result.config.get("cell")
@@ -388,18 +401,12 @@ def frame(runs: Runs, over_seeds: bool = False) -> pandas.DataFrame:
     Raises:
         UserError: pandas is not installed.
     """
-    try:
-        import pandas
-    except ImportError as error:
-        raise UserError("load_frame needs pandas", "pip install 'unlearn-eval[report]'") from error
-    made = pandas.DataFrame(_rows_over_seeds(runs) if over_seeds else _rows(runs))
+    made = data_frame(_rows_over_seeds(runs) if over_seeds else _rows(runs), "load_frame")
     made.attrs["notes"] = list(runs.notes)
     return made
 
 
 def _rows(runs: Runs) -> list[dict[str, Any]]:
-    from unlearn_eval.metrics.catalogue import interval
-
     rows = []
     for run in runs.runs:
         result = run.result
@@ -407,16 +414,7 @@ def _rows(runs: Runs) -> list[dict[str, Any]]:
         about |= {"forget_set": run.forget_set, "base": run.base}
         rest = {"seed": result.seed, "status": result.status, "created": result.created, **cost(result)}
         rest |= {"took": took((result.edit or {}).get("notes")), "faults": "; ".join(run.faults)}
-        for task, metrics in result.metrics.items():
-            for name, metric in metrics.items():
-                low, high = interval(name, metric) or (None, None)
-                rows.append(
-                    about
-                    | {"task": task, "metric": name, "value": metric.value, "low": low, "high": high}
-                    | {"stderr": metric.stderr, "n": metric.n, "n_unscored": metric.n_unscored}
-                    | {"direction": _DIRECTIONS[metric.higher_is_better]}
-                    | {"reason": metric.reason, **rest, "file": str(result.path)}
-                )
+        rows += [about | row | rest | {"file": str(result.path)} for row in result.metric_rows()]
     return rows
 
 
@@ -441,13 +439,10 @@ def _rows_over_seeds(runs: Runs) -> list[dict[str, Any]]:
             rows.append(
                 about
                 | {"task": task, "metric": name, "value": found.mean, "deviation": found.deviation, "n_seeds": found.n}
-                | {"seeds": [run.result.seed for run in group.runs], "direction": _DIRECTIONS[metric.higher_is_better]}
+                | {"seeds": [run.result.seed for run in group.runs], "direction": DIRECTIONS[metric.higher_is_better]}
                 | rest
             )
     return rows
-
-
-_DIRECTIONS = {True: "higher", False: "lower", None: None}
 
 
 def cost(result: Result) -> dict[str, float | None]:
@@ -460,13 +455,15 @@ def cost(result: Result) -> dict[str, float | None]:
     }
 
 
-def load_frame(paths: str | Path | Iterable[str | Path], over_seeds: bool = False) -> Any:
-    """The metrics of many results as one pandas DataFrame; see `unlearn_eval.results.runs.frame` for its columns.
+def load_frame(paths: Place | Iterable[Place], over_seeds: bool = False) -> pandas.DataFrame:
+    """The metrics of many results as one pandas DataFrame, one row for each metric of each run.
 
     Args:
-        paths: files and folders.
+        paths: result files, folders of them, or results; lm-eval's and OpenUnlearning's files are read, too.
         over_seeds: whether runs that differ in nothing but their seed are one row, with mean and standard deviation.
-    """
-    from unlearn_eval.results.runs import frame, read_runs
 
+    Raises:
+        UserError: a path is not there, no result is left, or pandas is not installed. The columns are those of
+            `unlearn_eval.results.runs.frame`; files that were skipped are named in `frame.attrs["notes"]`.
+    """
     return frame(read_runs(paths), over_seeds)

@@ -13,13 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
+from unlearn_eval.utils.notebooks import data_frame, html_table
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["SCHEMA_VERSION", "STATUSES", "Metric", "Result", "utc_now"]
 
 SCHEMA_VERSION = 1
+DIRECTIONS = {True: "higher", False: "lower", None: None}  # which is better, in words, by `higher_is_better`
 STATUSES = ("complete", "partial", "failed")
 
 
@@ -30,7 +35,7 @@ class Metric:
     Attributes:
         value: the number, or None with a `reason`.
         stderr: its standard error, or None if it has none.
-        n: the items that it rests on.
+        n: the items that it rests on; None if that is not known.
         n_unscored: the items that were asked and could not be scored.
         reason: why there is no value; None if there is one.
         higher_is_better: None if neither direction is.
@@ -38,7 +43,7 @@ class Metric:
 
     value: float | None
     stderr: float | None = None
-    n: int = 0
+    n: int | None = 0
     n_unscored: int = 0
     reason: str | None = None
     higher_is_better: bool | None = None
@@ -50,7 +55,7 @@ class Metric:
             raise ValueError(f"a metric without a value has no standard error: {self}")
         if not all(number is None or math.isfinite(number) for number in (self.value, self.stderr)):
             raise ValueError(f"a metric's value is finite, or None with a reason: {self}")
-        if (self.stderr or 0) < 0 or self.n < 0 or self.n_unscored < 0:
+        if (self.stderr or 0) < 0 or (self.n or 0) < 0 or self.n_unscored < 0:
             raise ValueError(f"standard error and counts are not negative: {self}")
 
 
@@ -118,6 +123,46 @@ class Result:
             raise ValueError(f"created '{self.created}' is not a time in UTC")
         if wrong := [name for name in self.timing if not name.endswith("_seconds")]:
             raise ValueError(f"timing '{wrong[0]}' does not end in _seconds")
+
+    def __repr__(self) -> str:
+        tasks = ", ".join(f"{task} ({len(own)} metrics)" for task, own in self.metrics.items())
+        edit = f", {self.edit['editor']}" if self.edit and "editor" in self.edit else ""
+        return f"Result({self.kind}, {self.status}{edit}: {tasks or 'no tasks'})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (task, name, metric.value, metric.stderr, metric.n, metric.reason)
+            for task, metrics in self.metrics.items()
+            for name, metric in metrics.items()
+        ]
+        return html_table(repr(self), ("task", "metric", "value", "stderr", "n", "reason"), rows)
+
+    def metric_rows(self) -> list[dict[str, Any]]:
+        """A row for each metric, its columns those of `runs.frame`.
+
+        The direction is "higher" or "lower", which is better, or None; low and high are the 95 % interval.
+        """
+        from unlearn_eval.metrics.catalogue import interval
+
+        rows = []
+        for task, metrics in self.metrics.items():
+            for name, metric in metrics.items():
+                low, high = interval(name, metric) or (None, None)
+                rows.append(
+                    {"task": task, "metric": name, "value": metric.value, "low": low, "high": high}
+                    | {"stderr": metric.stderr, "n": metric.n, "n_unscored": metric.n_unscored}
+                    | {"direction": DIRECTIONS[metric.higher_is_better]}
+                    | {"reason": metric.reason}
+                )
+        return rows
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The metrics as a pandas DataFrame, as `metric_rows` has them.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        return data_frame(self.metric_rows(), "to_frame")
 
     @classmethod
     def new(

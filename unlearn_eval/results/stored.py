@@ -230,7 +230,7 @@ class StoredMetric(Table):
 
     value: Number | None
     stderr: NotNegative | None
-    n: Count
+    n: Count | None
     n_unscored: Count
     reason: str | None
     higher_is_better: bool | None

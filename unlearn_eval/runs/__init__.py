@@ -6,6 +6,6 @@ __all__, __getattr__, __dir__ = exports(
     __name__,
     {
         "edit": "make_edit",
-        "evaluate": "EvalConfig run_evaluation",
+        "evaluate": "EvalConfig evaluate run_evaluation",
     },
 )

@@ -49,9 +49,10 @@ from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.runs.unrelated import ask_unrelated
 from unlearn_eval.utils.errors import UserError
-from unlearn_eval.utils.progress import Progress, no_progress
+from unlearn_eval.utils.notebooks import usual_progress
+from unlearn_eval.utils.progress import Progress
 from unlearn_eval.utils.provenance import hash_json, peak_memory_bytes, provenance
-from unlearn_eval.utils.settings import configure
+from unlearn_eval.utils.settings import as_texts, configure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,10 +63,10 @@ def make_edit(
     loaded: LoadedModel,
     forget: ForgetSet,
     editor: str = DEFAULT_EDITOR,
-    options: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
     recipe: Recipe | None = None,
     state: AnyEdit | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
     retain: ForgetSet | None = None,
     unrelated: bool = True,
 ) -> AnyEdit:
@@ -75,11 +76,12 @@ def make_edit(
         loaded: the base model; it is left as it is.
         forget: what to forget.
         editor: the method's name, or the path of a file that holds one.
-        options: its settings as text, `{"preservation": "2", "target.steps": "30"}`. `components` is, of every method,
-            also a localisation (`fact_lookup(budget=6)`) or a file of components: what is trained, or which layers.
+        options: its settings, as values or as text: `{"preservation": 2, "target.steps": 30}`. `components` is, of
+            every method, also a localization (`fact_lookup(budget=6)`) or a file of components: what is trained, or
+            which layers.
         recipe: how the set becomes requests.
         state: an earlier edit of this model by this method, to go on from.
-        progress: told of the editor's steps.
+        progress: called as (what, done, total) with the editor's steps; None is a bar in a notebook, nothing elsewhere.
         retain: what to keep, for methods that are trained; items that are also to be forgotten are left out.
         unrelated: Whether ten unrelated questions are asked before and after, to see what the edit broke.
 
@@ -92,7 +94,8 @@ def make_edit(
             the model's context, an item that the earlier edit holds already, or an earlier edit of another model or
             method.
     """
-    plan = _check(loaded, forget, get_editor(editor), dict(options or {}), recipe or Recipe(), state, progress, retain)
+    progress, given = progress or usual_progress(), as_texts(options or {})
+    plan = _check(loaded, forget, get_editor(editor), given, recipe or Recipe(), state, progress, retain)
     started = time.monotonic()
     inputs = _prepare(plan)
     edit = _edit_in_steps(plan, inputs)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.registry import is_ours
-from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.base import Edit, EditInfo
 from unlearn_eval.edits.folder import read_description
 from unlearn_eval.edits.hub import edit_name
 from unlearn_eval.harness.backends import check_backend, model_type
@@ -25,15 +26,20 @@ from unlearn_eval.harness.plan import (
     is_given,
     silent_plans,
 )
-from unlearn_eval.models.load import model_source, resolve_model
+from unlearn_eval.models.load import LoadedModel, load_model, model_source, resolve_model
 from unlearn_eval.models.prompt_format import check_template_arguments
 from unlearn_eval.models.weights import check_finite, hash_weights
 from unlearn_eval.results.files import name_of_run, read_result, write_result
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.serving.engine import engine_here, engine_stopped
-from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.folders import check_output
+from unlearn_eval.utils.notebooks import in_notebook
 from unlearn_eval.utils.settings import check_batch_size
+from unlearn_eval.utils.terminal import say as say_on_terminal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,13 @@ class EvalConfig:
     Attributes:
         tasks: names or patterns.
         model: a base model (hub id, folder, `default`), or one of lm-eval's model types.
-        model_args: further arguments of the model, `NAME=VALUE,...`.
+        model_args: further arguments of the model, `NAME=VALUE,...` or by name.
         edit: the folder of an edit to apply, or `hub:ORG/NAME[@REVISION]`.
         backend: what runs a base model: "hf", or "vllm".
         output: the result file; None makes one under `results/scratch`.
         limit, batch_size, device, num_fewshot, system_instruction, gen_kwargs, metadata, include_path, use_cache: as
-            for `lm_eval`. With an edit, tasks ask what it forgot unless the metadata say what is forgotten.
+            for `lm_eval` (`gen_kwargs` also by name). With an edit, tasks ask what it forgot unless the metadata say
+            what is forgotten.
         apply_chat_template: whether everything is asked as a chat; None asks what an edit forgot as the edit was made,
             and the rest plainly.
         chat_template_kwargs: further arguments of the chat template; None are the edit's own, if there is an edit.
@@ -58,7 +65,7 @@ class EvalConfig:
 
     tasks: tuple[str, ...]
     model: str = "default"
-    model_args: str = ""
+    model_args: str | Mapping[str, Any] = ""
     edit: str | None = None
     backend: str = "hf"
     output: str | None = None
@@ -69,7 +76,7 @@ class EvalConfig:
     apply_chat_template: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     system_instruction: str | None = None
-    gen_kwargs: str = ""
+    gen_kwargs: str | Mapping[str, Any] = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     include_path: str | None = None
     use_cache: str | None = None
@@ -82,8 +89,101 @@ class EvalConfig:
             raise UserError(f"cannot take {self.limit:g} documents of a task", "give --limit a number above 0")
 
 
-def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | None:
+@dataclass(frozen=True)
+class Lent:
+    """What an evaluation is given in memory.
+
+    Attributes:
+        loaded: the model; None is the one that the settings name.
+        edit: whether the folder of the edit is there for this run alone.
+    """
+
+    loaded: LoadedModel | None = None
+    edit: bool = False
+
+
+NOTHING = Lent()
+
+
+def evaluate(
+    model: str | Path | LoadedModel | PreTrainedModel,
+    edit: str | Path | Edit | None = None,
+    tasks: str | Sequence[str] = (),
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **settings: Any,
+) -> Result:
+    """Evaluate a model, with an edit if one is given; the result is written, too.
+
+    Args:
+        model: a `LoadedModel`, a transformers model (with its `tokenizer`), or a name as `EvalConfig` takes it. A model
+            in memory is afterwards as it was.
+        edit: an edit, or its folder; tasks then ask what it forgot.
+        tasks: names or patterns, one or several.
+        tokenizer: of a transformers model.
+        settings: further attributes of `EvalConfig`, as Python values: `limit=10`, `gen_kwargs={"max_gen_toks": 8}`.
+
+    Raises:
+        UserError: as `run_evaluation`; an unknown setting, or a model without a tokenizer.
+    """
+    from unlearn_eval.harness.patching import quiet, quiet_libraries
+
+    known = {own.name for own in fields(EvalConfig)} - {"model", "edit", "tasks"}
+    if unknown := [name for name in settings if name not in known]:
+        raise unknown_name("setting", unknown[0], known)
+    if not tasks:
+        raise UserError("no tasks are named", 'for example tasks=["unlearn_facts"]')
+    loaded = None if isinstance(model, str | Path) else _loaded(model, tokenizer)
+    if loaded is None and _is_edit(edit):
+        loaded = load_model(str(model), device=settings.get("device"))
+    config = EvalConfig(
+        tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
+        model=str(model) if loaded is None else loaded.name,
+        **settings,
+    )
+    with quiet() if in_notebook() else quiet_libraries(), _folder(edit, loaded) as folder:
+        result = run_evaluation(replace(config, edit=folder), say_on_terminal, Lent(loaded, _is_edit(edit)))
+    if result is None:
+        raise UserError("this process writes no result: the first one of the run does", "ask the first one")
+    return result
+
+
+def _loaded(model: object, tokenizer: object) -> LoadedModel:
+    """A transformers model as a `LoadedModel`, unless it is one."""
+    if isinstance(model, LoadedModel):
+        return model
+    if tokenizer is None or not hasattr(model, "config"):
+        what = type(model).__name__
+        raise UserError(
+            f"a {what} cannot be evaluated" + (" without its tokenizer" if hasattr(model, "config") else ""),
+            "give a name, a LoadedModel, or a transformers model and tokenizer=...",
+        )
+    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    return LoadedModel(model, tokenizer, name, None, name)
+
+
+def _is_edit(edit: object) -> bool:
+    return not isinstance(edit, str | Path | None)
+
+
+@contextmanager
+def _folder(edit: str | Path | Edit | None, loaded: LoadedModel | None) -> Iterator[str | None]:
+    """The folder of an edit, which one in memory has within a `with` block only."""
+    if edit is None or isinstance(edit, str | Path):
+        yield None if edit is None else str(edit)
+        return
+    own = (None, None) if loaded is None else (loaded.tokenizer, loaded.model.config)
+    with TemporaryDirectory(prefix="unlearn-eval-") as place:
+        yield str(edit.save(Path(place) / "edit", *own))
+
+
+def run_evaluation(config: EvalConfig, say: Callable[[str], Any], lent: Lent = NOTHING) -> Result | None:
     """Evaluate and write the result; None on a rank that does not write.
+
+    Args:
+        config: the settings.
+        say: called with each step in a line.
+        lent: what is in memory already.
 
     Raises:
         UserError: no such task or model, a mistake in the settings, or the result cannot be written.
@@ -96,29 +196,52 @@ def run_evaluation(config: EvalConfig, say: Callable[[str], Any]) -> Result | No
 
     names = [name for task in config.tasks for name in names_of(task, config.include_path)]  # before a model is loaded
     _check(config, names)
-    kind, arguments = model_arguments(config)
+    kind, arguments = model_arguments(config, lent.loaded is not None)
     plans = plans_of(config, names, arguments.get("edit"))
     _check_template(config, plans)
     for line in dict.fromkeys(plan.line for plan in plans):
-        say(line)
+        say(line.replace(str(config.edit), "the edit") if lent.edit else line)
     path = _output(config, kind, arguments)
     check_output(path, "result")
     created, started = utc_now(), time.monotonic()
-    say(f"loading {arguments.get('pretrained', kind)}" + (f" with the edit {config.edit}" if config.edit else ""))
+    if lent.loaded is None:
+        with_edit = f" with the edit{'' if lent.edit else f' {config.edit}'}" if config.edit else ""
+        say(f"loading {arguments.get('pretrained', kind)}{with_edit}")
     on_vllm = kind.endswith("vllm")
     size = "auto" if on_vllm else config.batch_size  # vLLM makes its batches by itself
-    with engine_here(arguments) if on_vllm else nullcontext():
-        lm = load_lm(kind, arguments, size, config.device)
-    weights = _hash(lm)
-    loaded = time.monotonic()
-    own = getattr(lm, "model", None)
-    watched = finite_logits(own) if isinstance(own, torch.nn.Module) else nullcontext()
-    with engine_stopped(lm), without_machine(), watched:
-        found = _ask(config, lm, arguments.get("edit"))
+    with _given_back(lent) as used:
+        with engine_here(arguments) if on_vllm else nullcontext():
+            lm = load_lm(kind, arguments | _objects(lent), size, config.device)
+        used.append(lm)
+        weights = _hash(lm, lent.loaded)
+        loaded = time.monotonic()
+        own = getattr(lm, "model", None)
+        watched = finite_logits(own) if isinstance(own, torch.nn.Module) else nullcontext()
+        with engine_stopped(lm), without_machine(), watched:
+            found = _ask(config, lm, arguments.get("edit"))
     if not found.metrics:
         return None
     timing = {"loading_seconds": round(loaded - started, 2), "evaluation_seconds": round(time.monotonic() - loaded, 2)}
-    return _written(config, path, kind, arguments, lm, weights, found, created, timing)
+    return _written(config, path, kind, arguments, lm, weights, found, created, timing, lent.edit)
+
+
+def _objects(lent: Lent) -> dict[str, Any]:
+    """The arguments of lm-eval's model that are objects."""
+    return {} if lent.loaded is None else {"pretrained": lent.loaded.model, "tokenizer": lent.loaded.tokenizer}
+
+
+@contextmanager
+def _given_back(lent: Lent) -> Iterator[list[Any]]:
+    """Leave a model in memory as it was, without edits and in its mode, after lm-eval's models have used it."""
+    used: list[Any] = []
+    was_training = lent.loaded is not None and lent.loaded.model.training
+    try:
+        yield used
+    finally:
+        if lent.loaded is not None:
+            for lm in used:
+                getattr(lm, "take_off", lambda: None)()
+            lent.loaded.model.train(was_training)
 
 
 def run_together(config: EvalConfig, edits: Sequence[str], say: Callable[[str], Any]) -> list[Result]:
@@ -288,16 +411,20 @@ def _written(
     found: Any,
     created: str,
     timing: dict[str, float],
+    in_memory: bool = False,
 ) -> Result:
+    passed, entry = asdict(config), _edit_entry(lm, config.edit)
+    if in_memory and entry is not None:  # the folder is gone afterwards
+        passed, arguments, entry = passed | {"edit": None}, {**arguments, "edit": None}, entry | {"folder": None}
     result = Result.new(
         "evaluation",
         created,
         device=getattr(lm, "device", None),
         peak="peak memory",
-        config_as_passed={key: value for key, value in asdict(config).items() if value not in (None, "", {})},
+        config_as_passed={key: value for key, value in passed.items() if value not in (None, "", {})},
         config={"model_type": kind, "model_args": arguments, "tasks": found.configs},
         model={"id": arguments.get("pretrained", kind), **weights},
-        edit=_edit_entry(lm, config.edit),
+        edit=entry,
         data=found.data,
         metrics=found.metrics,
         seed=config.seed,
@@ -307,8 +434,12 @@ def _written(
     return read_result(path)
 
 
-def model_arguments(config: EvalConfig) -> tuple[str, dict[str, Any]]:
+def model_arguments(config: EvalConfig, is_loaded: bool = False) -> tuple[str, dict[str, Any]]:
     """lm-eval's model type and its arguments: `--model NAME` may be a type or a base model.
+
+    Args:
+        config: the settings.
+        is_loaded: whether the model is in memory, and its name is no more than that.
 
     Raises:
         UserError: a type without `pretrained`, an edit with a type that cannot apply it, or no such model.
@@ -318,8 +449,10 @@ def model_arguments(config: EvalConfig) -> tuple[str, dict[str, Any]]:
     check_backend(config.backend)
     arguments = _parsed(config.model_args)
     kind = config.model
-    if kind not in model_names():
-        arguments = {"pretrained": resolve_model(kind), **arguments}
+    if is_loaded and config.backend != "hf":
+        raise UserError(f"a model in memory is not run by {config.backend}", "give its name, or leave out backend")
+    if is_loaded or kind not in model_names():
+        arguments = {"pretrained": kind if is_loaded else resolve_model(kind), **arguments}
         edited = bool(config.edit or "edit" in arguments)
         kind = model_type(config.backend, edited)
     elif arguments.get("pretrained") == "default":
@@ -346,7 +479,9 @@ def model_arguments(config: EvalConfig) -> tuple[str, dict[str, Any]]:
     return kind, arguments
 
 
-def _parsed(text: str) -> dict[str, Any]:
+def _parsed(text: str | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(text, Mapping):
+        return dict(text)
     from unlearn_eval.harness.run import parse_arguments
 
     try:
@@ -357,14 +492,14 @@ def _parsed(text: str) -> dict[str, Any]:
         ) from error
 
 
-def _hash(lm: Any) -> dict[str, Any]:
+def _hash(lm: Any, loaded: LoadedModel | None = None) -> dict[str, Any]:
     """The hashes of the weights that answer, for models whose weights are in this process."""
     import torch
 
     model = getattr(lm, "model", None)
     if not isinstance(model, torch.nn.Module):
         return {}
-    name = str(getattr(lm, "pretrained", ""))
+    name = str(getattr(lm, "pretrained", "")) if loaded is None else loaded.path
     check_finite(model, name or "the model")
     weights = hash_weights(model)
     return {

@@ -133,7 +133,7 @@ def _with_moments(
     lm: LM, pairs: Sequence[Pair], silent: bool
 ) -> Iterator[tuple[list[float], list[int], dict[str, Any]]]:
     """The same, and the moments at each label or the reason why there are none, one request after another."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     quiet = silent or lm.rank != 0 or not pairs
     for prompt, labels in tqdm(pairs, desc=f"Running {KIND} requests with moments", disable=quiet):
@@ -149,7 +149,7 @@ def _scored(lm: LM, pairs: Sequence[Pair], silent: bool = False) -> Iterator[tup
 
     A prompt's answers are asked one after another: what of it fills blocks of the engine's cache is run once.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
     from vllm import SamplingParams
 
     def ask(part: Sequence[Pair], whole: bool) -> Any:

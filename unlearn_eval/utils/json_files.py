@@ -184,8 +184,11 @@ def read_text(path: Path, what: str) -> str:
     return text
 
 
-def parse(text: str, path: Path, hint: str, line: int | None = None) -> Any:
-    """What a JSON text says; the error names file, line, column and, for a whole file, the byte."""
+def parse(text: str, path: Path, hint: str, line: int | None = None, vast: bool = False) -> Any:
+    """What a JSON text says; the error names file, line, column and, for a whole file, the byte.
+
+    Whole numbers beyond floats are refused unless they may be `vast`, because a schema will name them with their place.
+    """
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
@@ -200,7 +203,9 @@ def parse(text: str, path: Path, hint: str, line: int | None = None) -> Any:
         finite(number)
         return int(number)
 
-    numbers: dict[str, Any] = {"parse_float": finite, "parse_int": whole} if _MAY_BE_VAST.search(text) else {}
+    numbers: dict[str, Any] = (
+        {"parse_float": finite, "parse_int": int if vast else whole} if _MAY_BE_VAST.search(text) else {}
+    )
     try:
         content = json.loads(text, parse_constant=refuse, **numbers)
         if _MAY_BE_HALF.search(text) and (half := _HALF.search(json.dumps(content, ensure_ascii=False))):

@@ -34,6 +34,19 @@ _BOUNDS = {
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
+def as_texts(options: Mapping[str, object]) -> dict[str, str]:
+    """Settings given as Python values, as the texts that `configure` takes: `True` is `true`, `(4, 5)` is `4,5`."""
+    return {name: _as_text(value) for name, value in options.items()}
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(map(_as_text, value))
+    return str(value)
+
+
 def configure(config_class: type[Any], options: Mapping[str, str]) -> Any:
     """A method's settings with some of them set from text; `target.steps` names a nested one.
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.metrics.catalogue import headline, interval, meaning
 from unlearn_eval.results.groups import frontier_axes, group_runs
-from unlearn_eval.results.runs import NO_EDIT, Run, Runs
+from unlearn_eval.results.runs import NO_EDIT, Place, Run, Runs, read_runs
 from unlearn_eval.results.schema import Metric
-from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.errors import UserError, unknown_name
 
 try:
     import matplotlib as mpl
 except ImportError as error:
-    raise UserError("--figures needs matplotlib", "pip install 'unlearn-eval[report]'") from error
+    raise UserError("figures need matplotlib", "pip install 'unlearn-eval[report]'") from error
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -48,10 +49,78 @@ def write_figures(runs: Runs, folder: str | Path) -> list[Path]:
     with mpl.rc_context(STYLE):
         for task in tasks:
             own = [run for run in runs.runs if task in run.result.metrics]
-            for name, figure in (("frontier", _frontier(own, task)), ("bars", _bars(own, task))):
+            drawn = _frontier(own, task)
+            frontier: Any = None if drawn is None else drawn.figure
+            for name, figure in (("frontier", frontier), ("bars", _bars(own, task))):
                 if figure is not None:
                     written += _save(figure, folder / f"{name}_{re.sub(_UNSAFE, '_', task)}")
     return written
+
+
+def plot_frontier(results: Runs | Place | Iterable[Place], task: str | None = None, ax: Axes | None = None) -> Axes:
+    """Draws forgetting against what is kept, one point for each run; returns the matplotlib axes.
+
+    Args:
+        results: result files, folders of them, results, or what `read_runs` gave.
+        task: the task; needed where there are several.
+        ax: axes to draw on; None makes a figure.
+
+    Raises:
+        UserError: there is no result, no such task, or the task has no metric of forgetting or none of keeping.
+    """
+    runs, task = _of_task(results, task)
+    with mpl.rc_context(STYLE):
+        drawn = _frontier(runs, task, ax or _new_axes(5, 3.6))
+    if drawn is None:
+        raise UserError(f"{task} has no metric of forgetting with one of keeping", "use plot_bars")
+    return drawn
+
+
+def plot_bars(
+    results: Runs | Place | Iterable[Place], metric: str | None = None, task: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draws one metric as a bar for each run, with its 95 % interval; returns the matplotlib axes.
+
+    Args:
+        results: result files, folders of them, results, or what `read_runs` gave.
+        metric: the metric; None is the one that is looked at first.
+        task: the task; needed where there are several.
+        ax: axes to draw on; None makes a figure.
+
+    Raises:
+        UserError: there is no result, no such task, or no such metric.
+    """
+    runs, task = _of_task(results, task)
+    names = _metrics(runs, task)
+    if metric is not None and metric not in names:
+        raise unknown_name("metric", metric, names)
+    with mpl.rc_context(STYLE):
+        plot = ax or _new_axes(5, 0.9 + 0.22 * len(runs))
+        _panel(plot, runs, runs, task, metric or headline(names)[0], named=True)
+    return plot
+
+
+def _of_task(results: Runs | Place | Iterable[Place], task: str | None) -> tuple[list[Run], str]:
+    runs = results if isinstance(results, Runs) else read_runs(results)
+    tasks = list(dict.fromkeys(task for run in runs.runs for task in run.result.metrics))
+    if task is None and len(tasks) > 1:
+        raise UserError(f"the results are of several tasks: {', '.join(tasks)}", f"say which: task={tasks[0]!r}")
+    task = tasks[0] if task is None else task
+    if task not in tasks:
+        raise unknown_name("task", task, tasks)
+    return [run for run in runs.runs if task in run.result.metrics], task
+
+
+def _new_axes(width: float, height: float) -> Axes:
+    """Axes of a figure that a notebook shows."""
+    import matplotlib.pyplot
+
+    axes: Axes = matplotlib.pyplot.subplots(figsize=(width, height), layout="constrained")[1]
+    return axes
+
+
+def _metrics(runs: list[Run], task: str) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run.result.metrics[task]))
 
 
 def _save(figure: Figure, stem: Path) -> list[Path]:
@@ -75,7 +144,7 @@ def _figure(width: float, height: float, n_rows: int = 1, n_columns: int = 1) ->
     return figure, figure.subplots(n_rows, n_columns, squeeze=False)
 
 
-def _frontier(runs: list[Run], task: str) -> Figure | None:
+def _frontier(runs: list[Run], task: str, plot: Axes | None = None) -> Axes | None:
     """Forgetting against keeping, better being up and to the right; the line joins the runs that none beats in both."""
     forgets, keeps = frontier_axes(group_runs(runs), task)
     if forgets is None or keeps is None:
@@ -87,8 +156,8 @@ def _frontier(runs: list[Run], task: str) -> Figure | None:
             points.append((run, x, y, x.value, y.value))
     if not points:
         return None
-    figure, grid = _figure(5, 3.6)
-    plot: Axes = grid[0][0]
+    plot = plot or _figure(5, 3.6)[1][0][0]
+    assert plot is not None
     methods = _methods(runs)
     for run, x, y, x_value, y_value in points:
         style = methods.index(run.method)
@@ -117,7 +186,7 @@ def _frontier(runs: list[Run], task: str) -> Figure | None:
     handles, labels = plot.get_legend_handles_labels()
     known = dict(zip(labels, handles, strict=True))
     plot.legend(list(known.values()), list(known), frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
+    return plot
 
 
 def pareto(points: list[tuple[float, float]]) -> list[int]:
@@ -131,34 +200,38 @@ def pareto(points: list[tuple[float, float]]) -> list[int]:
 
 def _bars(runs: list[Run], task: str) -> Figure:
     """One panel for each metric looked at first, one bar for each run, up to `MOST_BARS` of them."""
-    names = headline(list(dict.fromkeys(name for run in runs for name in run.result.metrics[task])))
+    names = headline(_metrics(runs, task))
     shown = runs[:MOST_BARS]
     n_columns = min(3, len(names)) or 1
     n_rows = -(-len(names) // n_columns) or 1
     figure, grid = _figure(3.0 * n_columns + 1, (0.5 + 0.22 * len(shown)) * n_rows + 0.4, n_rows, n_columns)
-    methods = _methods(runs)
     for i in range(n_rows * n_columns):
         plot: Axes = grid[i // n_columns][i % n_columns]
         if i >= len(names):
             plot.set_axis_off()
             continue
-        for row, run in enumerate(shown):
-            metric = run.result.metrics[task].get(names[i])
-            if metric is None or metric.value is None:
-                continue
-            color = COLORS[methods.index(run.method) % 8]
-            arms = _arms(names[i], metric)
-            plot.barh(row, metric.value, color=color, alpha=0.75, xerr=arms, ecolor="0.2", height=0.7)
-        first = next(run.result.metrics[task][names[i]] for run in runs if names[i] in run.result.metrics[task])
-        arrow = {True: "↑", False: "↓", None: ""}[first.higher_is_better]
-        plot.set_title(f"{names[i]} {arrow}", fontsize=9, loc="left")
-        plot.set_yticks(range(len(shown)), [run.name for run in shown] if i % n_columns == 0 else [""] * len(shown))
-        plot.set_ylim(len(shown) - 0.4, -0.6)
-        if meaning(names[i]).bounds == (0, 1):
-            plot.set_xlim(0, 1.02)
+        _panel(plot, runs, shown, task, names[i], named=i % n_columns == 0)
     more = f", the first {len(shown)} of {len(runs)} runs" if len(runs) > len(shown) else ""
     figure.suptitle(f"{task}{more}")
     return figure
+
+
+def _panel(plot: Axes, runs: list[Run], shown: list[Run], task: str, name: str, named: bool) -> None:
+    """One metric as bars, with the names of the runs if they are to be named."""
+    methods = _methods(runs)
+    for row, run in enumerate(shown):
+        metric = run.result.metrics[task].get(name)
+        if metric is None or metric.value is None:
+            continue
+        color = COLORS[methods.index(run.method) % 8]
+        plot.barh(row, metric.value, color=color, alpha=0.75, xerr=_arms(name, metric), ecolor="0.2", height=0.7)
+    first = next(run.result.metrics[task][name] for run in runs if name in run.result.metrics[task])
+    arrow = {True: "↑", False: "↓", None: ""}[first.higher_is_better]
+    plot.set_title(f"{name} {arrow}", fontsize=9, loc="left")
+    plot.set_yticks(range(len(shown)), [run.name for run in shown] if named else [""] * len(shown))
+    plot.set_ylim(len(shown) - 0.4, -0.6)
+    if meaning(name).bounds == (0, 1):
+        plot.set_xlim(0, 1.02)
 
 
 def _methods(runs: list[Run]) -> list[str]:

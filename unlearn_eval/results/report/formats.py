@@ -8,14 +8,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from unlearn_eval.results.comparison import Comparison
+from unlearn_eval.results.comparison import COLUMNS, Comparison
 from unlearn_eval.results.schema import Metric
 from unlearn_eval.utils.json_files import dumps
 
-COLUMNS = (
-    "task metric direction before before_stderr after after_stderr change change_stderr change_low change_high "
-    "p_value test n reason"
-).split()
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -37,24 +33,8 @@ def comparison_csv(rows: Sequence[Comparison]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(map(_full, rows))
+    writer.writerows(row.record.values() for row in rows)
     return stream.getvalue()
-
-
-def _full(row: Comparison) -> list[Any]:
-    paired = row.paired
-    known = row.after or row.before
-    return [
-        row.task,
-        row.metric,
-        {"↑": "higher", "↓": "lower", "": ""}[row.direction],
-        *_numbers(row.before),
-        *_numbers(row.after),
-        row.difference,
-        *((paired.stderr, paired.low, paired.high, paired.p_value, paired.test) if paired else [None] * 5),
-        known.n if known else None,
-        row.reason,
-    ]
 
 
 def comparison_markdown(rows: Sequence[Comparison]) -> str:
@@ -102,7 +82,7 @@ def escape_latex(text: str) -> str:
 
 def comparison_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
     """Every number in full, by the names of `COLUMNS`; what is undefined is null."""
-    return [dict(zip(COLUMNS, _full(row), strict=True)) for row in rows]
+    return [row.record for row in rows]
 
 
 def comparison_json(rows: Sequence[Comparison]) -> str:
@@ -136,7 +116,7 @@ def _line(row: Comparison) -> list[str]:
         *(_text(*_numbers(metric)) for metric in (row.before, row.after)),
         _text(row.difference, stderr, signed=True),
         "–" if p is None else f"{p:.3f}" if p >= 1e-3 else f"{p:.0e}",
-        str(known.n) if known else "",
+        "" if known is None else "–" if known.n is None else str(known.n),
     ]
 
 

@@ -147,7 +147,7 @@ function cellHelp(run, column, cell) {
     return lines.join("\n");
   }
   if (cell.stderr !== null) lines.push(`standard error ${number(cell.stderr)}, 95 % interval ${range(cell.low, cell.high)}`);
-  lines.push(`over ${cell.n} items${cell.unscored ? `, ${cell.unscored} more could not be scored` : ""}`);
+  lines.push(`${cell.n === null ? "number of items not known" : `over ${cell.n} items`}${cell.unscored ? `, ${cell.unscored} more could not be scored` : ""}`);
   if (run.base !== null) lines.push(changeHelp(run, cell));
   return lines.join("\n");
 }

@@ -11,13 +11,14 @@ import hashlib
 import html
 import json
 import zlib
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
 from unlearn_eval import __version__
 from unlearn_eval.results.report.answers import shortened
 from unlearn_eval.results.report.page_data import Say, page_data
-from unlearn_eval.results.runs import Runs
+from unlearn_eval.results.runs import Place, Runs, read_runs
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import write_all
 
@@ -45,6 +46,26 @@ def build_page(runs: Runs, title: str = "", say: Say = lambda line: None) -> str
     }
     pieces = template.split("@@")
     return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def report(
+    results: Place | Iterable[Place],
+    output: str | Path = "report.html",
+    title: str = "",
+    base: str | Path | None = None,
+) -> Path:
+    """Writes one page about results, which needs no network; returns its path.
+
+    Args:
+        results: result files, folders of them, or results; lm-eval's and OpenUnlearning's files are read, too.
+        output: the page.
+        title: what it is called.
+        base: a result that edited runs are compared with, where no unedited one is found by itself.
+
+    Raises:
+        UserError: there is no result, or the page cannot be written.
+    """
+    return write_page(read_runs(results, base), output, title)
 
 
 def write_page(runs: Runs, path: str | Path, title: str = "", say: Say = lambda line: None) -> Path:

@@ -212,7 +212,7 @@ def _outcome(
         change, p = _joint_change(own)
         return Number(
             value,
-            own[0]["n"] if len(own) == 1 else 0,
+            own[0]["n"] or 0 if len(own) == 1 else 0,
             metric.higher_is_better,
             None if change is None else value - change,
             p,
@@ -336,6 +336,7 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
     dirty = {True: ", with changes that are in no commit", False: "", None: ""}[git.get("dirty")]
     rows: list[tuple[str, Any]] = [
         ("file", result.path.name if result.path else None),
+        ("written by", result.provenance.get("written_by")),
         ("kind, status", f"{result.kind}, {result.status}"),
         ("warning", "\n".join(run.faults)),
         ("created", result.created),

@@ -88,7 +88,9 @@ def _table(title: str, *columns: str) -> Table:
 def _count(metric: Metric | None) -> str:
     if metric is None:
         return ""
-    return f"{metric.n}" + (f" (+{metric.n_unscored} unscored)" if metric.n_unscored else "")
+    return f"{'–' if metric.n is None else metric.n}" + (
+        f" (+{metric.n_unscored} unscored)" if metric.n_unscored else ""
+    )
 
 
 def _test(row: Comparison) -> tuple[str, str]:
