@@ -48,10 +48,9 @@ def test_one_bad_result_is_named_and_skipped(place, value, tmp_path):
         at = at[step]
     at[last] = value
     bad.write_text(json.dumps(content))
-    says = "is more than a number may be" if value == VAST else "is not a sound result file"
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match="is not a sound result file") as error:
         read_result(bad)
-    assert value == VAST or place in error.value.message
+    assert place in error.value.message
     runs = read_runs(tmp_path)
     assert [run.name for run in runs.runs] == ["good"]
     assert runs.n_skipped == 1

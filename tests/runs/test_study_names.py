@@ -50,7 +50,7 @@ def test_run_takes_the_shipped_study(crowded, tmp_path):
 
 
 def test_other_names_mean_what_they_mean_elsewhere(crowded, monkeypatch):
-    monkeypatch.setattr(load, "fetch_default_model", lambda: Path("/fetched"))
+    monkeypatch.setattr("unlearn_eval.models.places.fetch_default_model", lambda: Path("/fetched"))
     assert load.resolve_model("default") == "/fetched"
     assert load_forget_set("facts").name == "facts"
     assert len(load_forget_set("facts")) == 704

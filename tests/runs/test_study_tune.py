@@ -216,6 +216,7 @@ def test_what_was_searched_is_not_searched_again_and_a_larger_budget_goes_on(fin
     assert len(after["trials"]) == 4
 
 
+@pytest.mark.slow  # a second search, of twenty seconds
 def test_bad_trials_are_dropped_and_a_bar_that_none_keeps_is_said(model, tmp_path, monkeypatch):
     """The first four keep the bar and are better and better; of those behind, one fails and all others miss it."""
     from unlearn_eval.runs.study import tune

@@ -46,6 +46,9 @@ def attack(
     any_base: AnyBaseOption = False,
 ) -> None:
     """Try to bring back what an edit made a model forget."""
+    from unlearn_eval.utils.settings import check_batch_size
+
+    check_batch_size(batch_size)
     check_there(model=model, edits=[edit])
     from unlearn_eval.attacks.base import get_attack
 

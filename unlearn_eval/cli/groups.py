@@ -36,7 +36,7 @@ class CommandGroups(TyperGroup):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """The options in a line, then the commands."""
-        formatter.write(f"{_OPTIONS}\nCommands:")  # the first group's title ends the line
+        formatter.write(f"{_OPTIONS}\n")
         self.format_commands(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
