@@ -159,7 +159,8 @@ def table(done: dict[str, Any]) -> str:
             cells += ["–" if fluency is None else f"{fluency:.2f}", "–" if size is None else f"{size / 1e6:.2f}"]
             cells += [str(row.get("cpu_seconds_per_edit", "–")), str(row["tokens_per_cpu_second"])]
             lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
-        lines.append("")
+        earlier = {row["made_by"] for row in done["rows"].values() if row["n"] == n and "made_by" in row}
+        lines += ["", *(f"These rows were made by {commit}, and not again since.\n" for commit in sorted(earlier))]
     if "remark" in done:
         lines += [done["remark"], ""]
     return "\n".join(lines)
