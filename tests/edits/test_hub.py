@@ -20,8 +20,8 @@ from unlearn_eval.editing.editor import check_state
 from unlearn_eval.edits.base import MEMORY, applied
 from unlearn_eval.edits.description import describe_edit
 from unlearn_eval.edits.forgotten import read_forgotten
-from unlearn_eval.edits.hub import edit_name, local_folder
 from unlearn_eval.edits.load import load_edit
+from unlearn_eval.edits.places import edit_name, local_folder
 from unlearn_eval.edits.redaction import Names
 from unlearn_eval.edits.sharing import push_edit
 from unlearn_eval.harness.models import EditedLM

@@ -96,11 +96,11 @@ def install(root: Path, monkeypatch) -> FakeHub:
     """Put a fake hub in place of the real one, also for what was resolved before."""
     import huggingface_hub
 
-    from unlearn_eval.edits import hub
+    from unlearn_eval.edits import places
 
     fake = FakeHub(root)
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake.snapshot_download)
-    hub._snapshot.cache_clear()
+    places._snapshot.cache_clear()
     shutil.rmtree(root / "cache", ignore_errors=True)
     return fake

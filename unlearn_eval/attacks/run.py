@@ -17,8 +17,8 @@ from unlearn_eval.data.forget_sets import facts, is_known, load_forget_set
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.edits.export import load_base
 from unlearn_eval.edits.forgotten import stored_items
-from unlearn_eval.edits.hub import edit_name
 from unlearn_eval.edits.load import check_base, load_edit
+from unlearn_eval.edits.places import edit_name
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights

@@ -12,7 +12,7 @@ __all__, __getattr__, __dir__ = exports(
         "load": "check_base describe_base load_edit",
         "folder": "read_description",
         "export": "export_merged",
-        "hub": "local_folder",
+        "places": "local_folder",
         "sharing": "push_edit",
     },
 )

@@ -128,18 +128,6 @@ class Edit(Protocol):
     ) -> Path:
         """Write the folder, whole or not at all."""
 
-    def push_to_hub(
-        self,
-        repository: str,
-        *,
-        private: bool = False,
-        redact: bool = False,
-        result: str | Path | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        model_config: PretrainedConfig | None = None,
-    ) -> str:
-        """Upload the edit with a model card; returns the repository's address (see `edits.hub.OnHub`)."""
-
 
 class Applied:
     """An edit in a model; `restore()` puts the original tensors back, bit for bit."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unlearn_eval.edits.base import DENSE, Applied, EditInfo
 from unlearn_eval.edits.folder import read_stored, write_edit
-from unlearn_eval.edits.hub import OnHub
+from unlearn_eval.edits.sharing import OnHub
 from unlearn_eval.edits.stored import DenseIndex
 from unlearn_eval.edits.tensors import HINT, read_tensors
 from unlearn_eval.utils.errors import UserError

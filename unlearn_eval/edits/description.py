@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from unlearn_eval.edits.dense import DenseEdit
-from unlearn_eval.edits.folder import DESCRIPTION, TARGETS
-from unlearn_eval.edits.hub import local_folder
+from unlearn_eval.edits.folder import TARGETS
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.edit import MemoryEdit
+from unlearn_eval.edits.places import DESCRIPTION, local_folder
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import sha256_of_file
 

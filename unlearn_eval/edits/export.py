@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.base import MEMORY
-from unlearn_eval.edits.folder import DESCRIPTION
-from unlearn_eval.edits.hub import local_folder
 from unlearn_eval.edits.load import check_base, load_edit
+from unlearn_eval.edits.places import DESCRIPTION, local_folder
 from unlearn_eval.models.load import LoadedModel, load_model, resolve_model
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError

@@ -12,8 +12,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from unlearn_eval.edits.base import DENSE, LOW_RANK, MEMORY, EditInfo
-from unlearn_eval.edits.places import DESCRIPTION as DESCRIPTION
-from unlearn_eval.edits.places import check_is_edit
+from unlearn_eval.edits.places import DESCRIPTION, check_is_edit
 from unlearn_eval.edits.stored import Description, Version
 from unlearn_eval.edits.tensors import HINT
 from unlearn_eval.utils.errors import UserError

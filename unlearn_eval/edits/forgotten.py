@@ -19,7 +19,7 @@ from unlearn_eval.data.forget_sets import load_forget_set
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.data.registry import benchmark_of_set
 from unlearn_eval.edits.folder import read_description
-from unlearn_eval.edits.hub import local_folder
+from unlearn_eval.edits.places import local_folder
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps
 

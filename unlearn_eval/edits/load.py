@@ -11,9 +11,9 @@ from torch import nn
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.dense import DenseEdit, read_dense
 from unlearn_eval.edits.folder import check_names_base, read_description
-from unlearn_eval.edits.hub import local_folder
 from unlearn_eval.edits.low_rank import LowRankEdit, read_low_rank
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_memory
+from unlearn_eval.edits.places import local_folder
 from unlearn_eval.edits.records import BaseRef
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.weights import known_weights

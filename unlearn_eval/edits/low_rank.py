@@ -20,7 +20,7 @@ from unlearn_eval.edits.folder import (
     write_edit,
     write_json,
 )
-from unlearn_eval.edits.hub import OnHub
+from unlearn_eval.edits.sharing import OnHub
 from unlearn_eval.edits.stored import Adapter
 from unlearn_eval.edits.tensors import check_layout, read_tensors
 from unlearn_eval.models.anatomy import is_transposed

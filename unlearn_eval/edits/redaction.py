@@ -17,8 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.edits.folder import DESCRIPTION, write_json
+from unlearn_eval.edits.folder import write_json
 from unlearn_eval.edits.forgotten import read_forgotten
+from unlearn_eval.edits.places import DESCRIPTION
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import redact as without_home
 from unlearn_eval.utils.provenance import sha256_of_file

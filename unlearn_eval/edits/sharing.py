@@ -7,16 +7,21 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.card import edit_card
-from unlearn_eval.edits.folder import DESCRIPTION, read_description
-from unlearn_eval.edits.hub import local_folder
+from unlearn_eval.edits.folder import read_description
+from unlearn_eval.edits.places import DESCRIPTION, local_folder
 from unlearn_eval.edits.redaction import Names, write_redacted
 from unlearn_eval.results.files import read_result
 from unlearn_eval.results.schema import Result
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.hub import CARD, check_repository, upload
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from unlearn_eval.edits.base import Edit
 
 
 def push_edit(
@@ -62,6 +67,36 @@ def push_edit(
         (target / CARD).write_text(card, encoding="utf-8")
         read_description(target)
         return upload(target, repository, "model", DESCRIPTION, private, "Upload an edit", afresh=redact)
+
+
+class OnHub:
+    """What every kind of edit can do with the hub."""
+
+    def push_to_hub(
+        self: Edit,
+        repository: str,
+        *,
+        private: bool = False,
+        redact: bool = False,
+        result: str | Path | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        model_config: PretrainedConfig | None = None,
+    ) -> str:
+        """Upload the edit with a model card; returns the repository's address.
+
+        Args:
+            repository: ORG/NAME.
+            private: Whether a new repository is private.
+            redact: Whether nothing that is uploaded names what was forgotten; see `push_edit`.
+            result: Result file of an evaluation of this edit, for the card.
+            tokenizer, model_config: The base model's, as for `save`; vLLM and chat prompts need them.
+
+        Raises:
+            UserError: as `push_edit`.
+        """
+        with tempfile.TemporaryDirectory(prefix="unlearn-eval-") as place:
+            folder = self.save(Path(place) / repository.rpartition("/")[2], tokenizer, model_config)
+            return push_edit(folder, repository, private=private, redact=redact, result=result)
 
 
 def _put(source: Path, target: Path) -> None:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.models.huggingface import HFLM
 
 from unlearn_eval.edits.base import DENSE, MEMORY
-from unlearn_eval.edits.folder import DESCRIPTION
-from unlearn_eval.edits.hub import local_folder
 from unlearn_eval.edits.load import check_base, load_edit
+from unlearn_eval.edits.places import DESCRIPTION, local_folder
 from unlearn_eval.harness.plan import edit_arguments
 from unlearn_eval.harness.requests import score_tokens
 from unlearn_eval.models.load import resolve_model

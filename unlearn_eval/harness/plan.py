@@ -19,9 +19,9 @@ from unlearn_eval.data.benchmark import ANY, Asking, Chosen, Whole
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.data.registry import asking_of, is_ours
 from unlearn_eval.edits.base import EditInfo
-from unlearn_eval.edits.folder import DESCRIPTION, read_description
+from unlearn_eval.edits.folder import read_description
 from unlearn_eval.edits.forgotten import Forgotten, read_forgotten
-from unlearn_eval.edits.hub import local_folder
+from unlearn_eval.edits.places import DESCRIPTION, local_folder
 from unlearn_eval.harness.chat_template import ChatTemplate
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.edits.base import EditInfo
-from unlearn_eval.edits.folder import DESCRIPTION, read_description
+from unlearn_eval.edits.folder import read_description
 from unlearn_eval.edits.load import check_base
+from unlearn_eval.edits.places import DESCRIPTION
 from unlearn_eval.harness import patching
 from unlearn_eval.metrics import gradnorm_score
 from unlearn_eval.models.prompt_format import PromptFormat, open_unlearning_labels

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unlearn_eval.data.registry import is_ours
 from unlearn_eval.edits.base import Edit, EditInfo
 from unlearn_eval.edits.folder import read_description
-from unlearn_eval.edits.hub import edit_name
+from unlearn_eval.edits.places import edit_name
 from unlearn_eval.harness.backends import check_backend, model_type
 from unlearn_eval.harness.plan import (
     CHAT,

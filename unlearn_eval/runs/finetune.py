@@ -21,8 +21,8 @@ from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.gradient import ANSWER, LOGITS, GradientConfig, Method, train_edit
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.export import save_checkpoint
-from unlearn_eval.edits.folder import DESCRIPTION
 from unlearn_eval.edits.load import describe_base
+from unlearn_eval.edits.places import DESCRIPTION
 from unlearn_eval.edits.records import RequestSummary
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat

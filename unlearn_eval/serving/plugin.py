@@ -10,7 +10,8 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn_eval.edits.folder import DESCRIPTION, EDITED, check_names_base, read_description
+from unlearn_eval.edits.folder import EDITED, check_names_base, read_description
+from unlearn_eval.edits.places import DESCRIPTION
 from unlearn_eval.serving import door
 from unlearn_eval.serving.door import MEMORY, OWN, SCORING
 from unlearn_eval.serving.names import EXTENSION, LOAD_FORMAT, MODELS, WORKER

@@ -15,7 +15,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn_eval.edits.folder import DESCRIPTION, read_description
+from unlearn_eval.edits.folder import read_description
+from unlearn_eval.edits.places import DESCRIPTION
 from unlearn_eval.serving.door import rules_of
 from unlearn_eval.serving.gate import KNOWN, NAME, Gate
 from unlearn_eval.serving.plugin import edit_id

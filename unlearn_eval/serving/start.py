@@ -9,8 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unlearn_eval.edits.folder import DESCRIPTION, check_architecture, check_names_base, read_description
-from unlearn_eval.edits.hub import edit_name, local_folder
+from unlearn_eval.edits.folder import check_architecture, check_names_base, read_description
+from unlearn_eval.edits.places import DESCRIPTION, edit_name, local_folder
 from unlearn_eval.harness.backends import check_vllm
 from unlearn_eval.models.load import resolve_model
 from unlearn_eval.serving.gate import NAME

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.edits.base import EditInfo
-from unlearn_eval.edits.folder import ADAPTER_CONFIG, DESCRIPTION, check_names_base, read_description
-from unlearn_eval.edits.hub import local_folder
+from unlearn_eval.edits.folder import ADAPTER_CONFIG, check_names_base, read_description
+from unlearn_eval.edits.places import DESCRIPTION, local_folder
 from unlearn_eval.serving import vllm_models
 from unlearn_eval.serving.engine import engine_stopped
 from unlearn_eval.serving.vllm_requests import extends_workers

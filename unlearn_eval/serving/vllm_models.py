@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlearn_eval.edits.folder import DESCRIPTION, check_names_base
-from unlearn_eval.edits.hub import local_folder
+from unlearn_eval.edits.folder import check_names_base
 from unlearn_eval.edits.load import load_edit
+from unlearn_eval.edits.places import DESCRIPTION, local_folder
 from unlearn_eval.harness.backends import vllm_class
 from unlearn_eval.harness.plan import edit_arguments
 from unlearn_eval.models.load import resolve_model

@@ -114,7 +114,7 @@ def _on_hub(repository: str, doing: str) -> Iterator[None]:
             "try again with a connection; what was downloaded once is found without one",
         ) from error
     except (OSError, HTTPError) as error:
-        if isinstance(error, Exception) and is_of_the_disk(error):
+        if is_of_the_disk(error):
             raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{what}: {reason}", "log in (hf auth login), or try again later") from error

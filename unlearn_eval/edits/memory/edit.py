@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from unlearn_eval.edits.base import MEMORY, EditInfo
 from unlearn_eval.edits.folder import for_disk, read_stored, write_edit
-from unlearn_eval.edits.hub import OnHub
 from unlearn_eval.edits.memory import codebook, residual_memory, side_memories
 from unlearn_eval.edits.memory.codebook import Codebook, read_codebook
 from unlearn_eval.edits.memory.residual_memory import ResidualMemory, read_residual_memory
 from unlearn_eval.edits.memory.routing import Router, router
 from unlearn_eval.edits.memory.side_memories import SideMemories, read_side_memories
 from unlearn_eval.edits.memory.store import Route, Store
+from unlearn_eval.edits.sharing import OnHub
 from unlearn_eval.edits.stored import AnyMemory
 from unlearn_eval.edits.tensors import HINT, check_layout, read_tensors
 from unlearn_eval.models.anatomy import is_transposed

@@ -264,7 +264,8 @@ class Worker:
 
     def _edit(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> Path:
         """The folder of the edit, made unless it is there and whole."""
-        from unlearn_eval.edits.folder import DESCRIPTION, read_description
+        from unlearn_eval.edits.folder import read_description
+        from unlearn_eval.edits.places import DESCRIPTION
         from unlearn_eval.runs.edit import make_edit
 
         assert cell.editor is not None and cell.recipe is not None and cell.edit_key is not None  # noqa: PT018
