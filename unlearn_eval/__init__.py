@@ -26,7 +26,7 @@ __all__, __getattr__, __dir__ = lazy.exports(
         "attacks.run": "attack",
         "localization.locate": "localize",
         "results.comparison": "compare",
-        "results.runs": "load_frame",
+        "results.frames": "load_frame",
         "results.report.page": "report",
         "results.report.figures": "plot_bars plot_frontier",
         "results.files": "read_result write_result",

@@ -14,10 +14,10 @@ from unlearn_eval.models.scoring import score_answers as score_answers
 from unlearn_eval.results.comparison import compare as compare
 from unlearn_eval.results.files import read_result as read_result
 from unlearn_eval.results.files import write_result as write_result
+from unlearn_eval.results.frames import load_frame as load_frame
 from unlearn_eval.results.report.figures import plot_bars as plot_bars
 from unlearn_eval.results.report.figures import plot_frontier as plot_frontier
 from unlearn_eval.results.report.page import report as report
-from unlearn_eval.results.runs import load_frame as load_frame
 from unlearn_eval.results.schema import Metric as Metric
 from unlearn_eval.results.schema import Result as Result
 from unlearn_eval.results.sharing import push_results as push_results

@@ -16,8 +16,8 @@ from scipy.stats import ks_2samp
 from unlearn_eval import metrics as m
 from unlearn_eval.harness.answers import contrast_scores
 from unlearn_eval.results.files import write_result
+from unlearn_eval.results.frames import load_frame
 from unlearn_eval.results.report.table import reasons
-from unlearn_eval.results.runs import load_frame
 from unlearn_eval.results.schema import Metric, Result, utc_now
 
 UNIFORM = math.log(50_000)

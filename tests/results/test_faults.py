@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 from unlearn_eval.cli import app as cli
 from unlearn_eval.metrics.edit_checks import Unrelated
 from unlearn_eval.results.files import read_result, write_result
+from unlearn_eval.results.frames import load_frame
 from unlearn_eval.results.report.page import build_page
 from unlearn_eval.results.report.page_data import page_data
 from unlearn_eval.results.report.requirements import check_result, parse_requirement
-from unlearn_eval.results.runs import load_frame, read_runs
+from unlearn_eval.results.runs import read_runs
 
 ROOT = Path(__file__).parents[2]
 FAILED = {"self_check": {"n": 20, "n_took": 0}}

@@ -12,8 +12,9 @@ from unlearn_eval.cli import app as cli
 from unlearn_eval.harness.reference import read_reference
 from unlearn_eval.results.comparison import compare
 from unlearn_eval.results.files import read_result, read_samples, write_result
+from unlearn_eval.results.frames import load_frame
 from unlearn_eval.results.report.page_data import page_data
-from unlearn_eval.results.runs import load_frame, read_runs
+from unlearn_eval.results.runs import read_runs
 from unlearn_eval.utils.errors import UserError
 
 DATE = "2026-03-04T05-06-07.890123"

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from unlearn_eval.cli import app as cli
 from unlearn_eval.results.comparison import Comparison, compare
 from unlearn_eval.results.files import read_result
+from unlearn_eval.results.frames import load_frame
 from unlearn_eval.results.report.figures import plot_bars, plot_frontier
 from unlearn_eval.results.report.formats import COLUMNS, comparison_csv, comparison_latex, escape_latex, escape_markdown
-from unlearn_eval.results.runs import load_frame, read_runs
+from unlearn_eval.results.runs import read_runs
 from unlearn_eval.results.schema import Metric
 from unlearn_eval.utils.errors import UserError
 

@@ -8,10 +8,11 @@ from report_data import TASK, result
 
 from unlearn_eval.metrics import catalogue
 from unlearn_eval.results.files import write_result
+from unlearn_eval.results.frames import load_frame
 from unlearn_eval.results.groups import frontier_axes, group_runs, ranked, scores, spread
 from unlearn_eval.results.report.outcome import Number, outcome
 from unlearn_eval.results.report.page_data import page_data
-from unlearn_eval.results.runs import load_frame, read_runs
+from unlearn_eval.results.runs import read_runs
 from unlearn_eval.results.schema import Metric
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.settings import as_text
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def values_of(given: object, what: str) -> Values:
         UserError: it is neither a list of choices nor a range with two ends in their order.
     """
     if isinstance(given, list | tuple) and given:
-        return tuple(str(value).lower() if isinstance(value, bool) else str(value) for value in given)
+        return tuple(map(as_text, given))
     if isinstance(given, Mapping) and {"low", "high"} <= given.keys() <= {"low", "high", "log"}:
         low, high, log = given["low"], given["high"], given.get("log", False)
         numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high))

@@ -287,9 +287,6 @@ def quiet_libraries() -> Iterator[None]:
 @contextmanager
 def bars_as_lines() -> Iterator[None]:
     """Let progress bars say how far they are in lines, within a `with` block."""
-    import tqdm
-
-    show = tqdm.std.tqdm.__init__
     form = "{desc}: {n_fmt} of {total_fmt} ({elapsed} so far, {remaining} left)"
     instead = {
         "file": Lines(),
@@ -300,11 +297,21 @@ def bars_as_lines() -> Iterator[None]:
         "leave": False,
     }
 
-    def told(self: Any, *arguments: object, **options: object) -> None:
-        short = {"disable": True} if not options.get("desc") else {}
-        show(self, *arguments, **{**options, **instead, **short})
+    with _bars_with(lambda options: instead if options.get("desc") else {"disable": True}):
+        yield
 
-    with replaced(tqdm.std.tqdm, "__init__", told):
+
+@contextmanager
+def _bars_with(changes: Callable[[Mapping[str, object]], Mapping[str, object]]) -> Iterator[None]:
+    """Give progress bars other options, which may follow from their own, within a `with` block."""
+    import tqdm
+
+    show = tqdm.std.tqdm.__init__
+
+    def changed(self: Any, *arguments: object, **options: object) -> None:
+        show(self, *arguments, **{**options, **changes(options)})
+
+    with replaced(tqdm.std.tqdm, "__init__", changed):
         yield
 
 
@@ -318,12 +325,5 @@ def bars_as_lines() -> Iterator[None]:
 @contextmanager
 def within_a_study() -> Iterator[None]:
     """Turn progress bars off, and skip what `without_machine` skips."""
-    import tqdm
-
-    show = tqdm.std.tqdm.__init__
-
-    def silent(self: Any, *arguments: object, **options: object) -> None:
-        show(self, *arguments, **{**options, "disable": True})
-
-    with replaced(tqdm.std.tqdm, "__init__", silent), without_machine():
+    with _bars_with(lambda options: {"disable": True}), without_machine():
         yield

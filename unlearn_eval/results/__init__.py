@@ -8,7 +8,8 @@ __all__, __getattr__, __dir__ = exports(
         "schema": "Metric Result",
         "files": "read_result read_samples write_result",
         "comparison": "Comparison Comparisons compare",
-        "runs": "Run Runs load_frame read_runs",
+        "frames": "load_frame",
+        "runs": "Run Runs read_runs",
         "sharing": "push_results",
     },
 )

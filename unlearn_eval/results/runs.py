@@ -9,20 +9,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from unlearn_eval.metrics.edit_checks import edit_faults, took
+from unlearn_eval.metrics.edit_checks import edit_faults
 from unlearn_eval.results.files import read_result, result_from
 from unlearn_eval.results.foreign import OPEN_UNLEARNING, kind_of, read_content
-from unlearn_eval.results.schema import DIRECTIONS, SCHEMA_VERSION, Metric, Result
+from unlearn_eval.results.schema import SCHEMA_VERSION, Metric, Result
 from unlearn_eval.results.stored import Localization
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import parse, read_text
-from unlearn_eval.utils.notebooks import data_frame
 from unlearn_eval.utils.schemas import validated
-
-if TYPE_CHECKING:
-    import pandas
 
 Place = str | Path | Result
 NO_EDIT = "no edit"
@@ -382,69 +378,6 @@ def result_summary(result: Result) -> dict[str, Any]:
     return {**about, "faults": list(result_faults(result)), "notes": result.notes, "metrics": metrics}
 
 
-# As a table ------------------------------------------------------------------------------------------------
-
-
-def frame(runs: Runs, over_seeds: bool = False) -> pandas.DataFrame:
-    """One row for each metric of each run, in the order of the files; or, over seeds, of each method with its recipe.
-
-    Columns: run, model, method, forget_set, base, task, metric, value, low, high (95 % interval), stderr, n,
-    n_unscored, direction ("higher" or "lower" is better, or None), reason (why there is no value), seed, status,
-    created, edit_seconds, evaluation_seconds, peak_memory_bytes (of the edit), took (whether the edit took by its own
-    self-check, or None), faults (why the edit is not to be read as a result, or ""), file. The lines on skipped files
-    are in `frame.attrs["notes"]`.
-
-    Over seeds the columns are: method (with what tells it from the others), model, forget_set, task, metric, value (the
-    mean), deviation (sample standard deviation; None below two seeds), n_seeds (that have a value), seeds, direction,
-    edit_seconds (mean), faults, runs (their names).
-
-    Raises:
-        UserError: pandas is not installed.
-    """
-    made = data_frame(_rows_over_seeds(runs) if over_seeds else _rows(runs), "load_frame")
-    made.attrs["notes"] = list(runs.notes)
-    return made
-
-
-def _rows(runs: Runs) -> list[dict[str, Any]]:
-    rows = []
-    for run in runs.runs:
-        result = run.result
-        about: dict[str, Any] = {"run": run.name, "model": run.model, "method": run.method}
-        about |= {"forget_set": run.forget_set, "base": run.base}
-        rest = {"seed": result.seed, "status": result.status, "created": result.created, **cost(result)}
-        rest |= {"took": took((result.edit or {}).get("notes")), "faults": "; ".join(run.faults)}
-        rows += [about | row | rest | {"file": str(result.path)} for row in result.metric_rows()]
-    return rows
-
-
-def _rows_over_seeds(runs: Runs) -> list[dict[str, Any]]:
-    from unlearn_eval.results.groups import group_runs, spread
-
-    rows = []
-    for group in group_runs(runs.runs):
-        first = group.runs[0]
-        names = {
-            (task, name): m for run in group.runs for task, own in run.result.metrics.items() for name, m in own.items()
-        }
-        seconds = spread([cost(run.result)["edit_seconds"] for run in group.runs]).mean
-        about: dict[str, Any] = {"method": group.label, "model": first.model, "forget_set": first.forget_set}
-        rest: dict[str, Any] = {
-            "edit_seconds": seconds,
-            "faults": "; ".join(group.faults),
-            "runs": [run.name for run in group.runs],
-        }
-        for (task, name), metric in names.items():
-            found = group.value(task, name)
-            rows.append(
-                about
-                | {"task": task, "metric": name, "value": found.mean, "deviation": found.deviation, "n_seeds": found.n}
-                | {"seeds": [run.result.seed for run in group.runs], "direction": DIRECTIONS[metric.higher_is_better]}
-                | rest
-            )
-    return rows
-
-
 def cost(result: Result) -> dict[str, float | None]:
     """What a run cost, as far as its file says: seconds of edit and evaluation, the edit's peak memory in bytes."""
     edit = result.edit or {}
@@ -453,17 +386,3 @@ def cost(result: Result) -> dict[str, float | None]:
         "evaluation_seconds": result.timing.get("evaluation_seconds"),
         "peak_memory_bytes": edit.get("peak_memory_bytes"),
     }
-
-
-def load_frame(paths: Place | Iterable[Place], over_seeds: bool = False) -> pandas.DataFrame:
-    """The metrics of many results as one pandas DataFrame, one row for each metric of each run.
-
-    Args:
-        paths: result files, folders of them, or results; lm-eval's and OpenUnlearning's files are read, too.
-        over_seeds: whether runs that differ in nothing but their seed are one row, with mean and standard deviation.
-
-    Raises:
-        UserError: a path is not there, no result is left, or pandas is not installed. The columns are those of
-            `unlearn_eval.results.runs.frame`; files that were skipped are named in `frame.attrs["notes"]`.
-    """
-    return frame(read_runs(paths), over_seeds)

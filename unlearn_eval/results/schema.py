@@ -138,7 +138,7 @@ class Result:
         return html_table(repr(self), ("task", "metric", "value", "stderr", "n", "reason"), rows)
 
     def metric_rows(self) -> list[dict[str, Any]]:
-        """A row for each metric, its columns those of `runs.frame`.
+        """A row for each metric, its columns those of `frames.frame`.
 
         The direction is "higher" or "lower", which is better, or None; low and high are the 95 % interval.
         """

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from unlearn_eval.metrics.catalogue import interval
 from unlearn_eval.results.runs import Run, read_runs
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.hub import CARD, check_repository, upload
@@ -71,23 +70,10 @@ def _place(run: Run, root: Path) -> str:
     return run.result.path.resolve().relative_to(root.resolve()).as_posix()
 
 
-def _rows(run: Run, root: Path) -> Iterator[dict[str, Any]]:
-    for task, metrics in run.result.metrics.items():
-        for name, metric in metrics.items():
-            low, high = interval(name, metric) or (None, None)
-            yield {
-                "file": _place(run, root),
-                "model": run.result.model.get("id"),
-                "editor": (run.result.edit or {}).get("editor"),
-                "task": task,
-                "metric": name,
-                "value": metric.value,
-                "stderr": metric.stderr,
-                "low": low,
-                "high": high,
-                "n": metric.n,
-                "reason": metric.reason,
-            }
+def _rows(run: Run, root: Path) -> list[dict[str, Any]]:
+    result = run.result
+    about = {"file": _place(run, root), "model": result.model.get("id"), "editor": (result.edit or {}).get("editor")}
+    return [about | row for row in result.metric_rows()]
 
 
 def _card(runs: Sequence[Run], repository: str, root: Path) -> str:

@@ -35,15 +35,25 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def as_texts(options: Mapping[str, object]) -> dict[str, str]:
-    """Settings given as Python values, as the texts that `configure` takes: `True` is `true`, `(4, 5)` is `4,5`."""
-    return {name: _as_text(value) for name, value in options.items()}
+    """Settings given as values, as the texts that `configure` takes.
+
+    `True` is `true`, `[4, 5]` is `4,5`, and the setting `{"target": {"steps": 3}}` is `target.steps`.
+    """
+    found: dict[str, str] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": text for inner, text in as_texts(value).items()}
+        else:
+            found[str(name)] = as_text(value)
+    return found
 
 
-def _as_text(value: object) -> str:
+def as_text(value: object) -> str:
+    """One such value."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return ",".join(map(_as_text, value))
+        return ",".join(map(as_text, value))
     return str(value)
 
 

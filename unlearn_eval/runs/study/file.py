@@ -27,6 +27,7 @@ from unlearn_eval.models.load import DTYPES
 from unlearn_eval.utils import schemas
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.schemas import expected
+from unlearn_eval.utils.settings import as_texts
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
@@ -84,20 +85,7 @@ def _limit(value: object) -> Any:
 
 def _as_text(value: object) -> Any:
     """Settings as `--set` takes them."""
-    return dict(_flat(value)) if isinstance(value, Mapping) else {} if value is None else value
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found = []
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, bool):
-            found.append((f"{prefix}{name}", str(value).lower()))
-        else:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            found.append((f"{prefix}{name}", text))
-    return found
+    return as_texts(value) if isinstance(value, Mapping) else {} if value is None else value
 
 
 Many = Annotated[tuple[T, ...], BeforeValidator(_listed), _AloneToo()]
