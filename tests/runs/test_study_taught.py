@@ -82,6 +82,12 @@ def test_a_retain_only_model_is_taught_compared_with_and_stopped_at(place):
     assert float(edited.edit["config"]["stop_probability"]) == probability
     taught = base.metrics["unlearn_tofu_forget01"]["forget_probability"].value
     assert taught != pytest.approx(probability)
+    write_study(study, place / "model", **STUDY | {"finetune": {**STUDY["finetune"], "reference": "tofu:retain99[:2]"}})
+    done = CliRunner().invoke(cli.app, ["run", str(study), "--output", str(place / "output")])
+    assert done.exit_code == 0, done.output
+    references = place / "output" / "shared" / "references"
+    assert len(list(references.glob("unlearn_tofu_forget01-*.json"))) == 2, "another reference's numbers are not used"
+    assert len(list(references.glob("probability-*.json"))) == 2
 
 
 def test_what_is_not_taught_is_named(place):

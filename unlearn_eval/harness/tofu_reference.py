@@ -6,9 +6,7 @@ model, asked in the same way.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval import metrics as m
@@ -64,7 +62,7 @@ def measure(
     }
     asked = [(d["question"], d["answer"]) for d in forget]
     known = _scores(model, prompt_format, asked, batch_size, True, progress)
-    found["probability"] = fmean(math.exp(-fmean(score.token_nll)) for score in known)
+    found["probability"] = m.mean_and_stderr(m.probability(score.token_nll) for score in known).mean
     try:
         holdout = documents_of("holdout", FORGET_SPLITS[forget_split])
     except UserError as error:

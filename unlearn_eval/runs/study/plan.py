@@ -49,11 +49,13 @@ class Ask:
         task: with its settings.
         key: of everything that the answers depend on.
         n_documents: how many there are, if that is known.
+        reference: hash of what identifies the retain-only model that it compares with; None without such a model.
     """
 
     task: TaskSpec
     key: str
     n_documents: int | None = None
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -333,6 +335,7 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
             planner.warnings.append(warning)
         n, data = _documents(task, cell, planner)
         plain = {key: value.hash if isinstance(value, ForgetSet) else value for key, value in metadata.items()}
+        reference = planner.reference_of(task, cell.finetune)
         inputs = {
             **common,
             "selection": {**common["selection"], "kept": cell.kept} if depends_on_set(task.task) else None,
@@ -343,10 +346,10 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
             "data": data,
             **({} if cell.backend == "hf" else {"backend": cell.backend}),
             **_code_of(cell, "serving"),
-            **planner.reference_of(task, cell.finetune),
+            **reference,
             "variables": {name: planner.identities.settings(os.environ.get(name)) for name in _VARIABLES},
         }
-        asks.append(Ask(task, hash_json(inputs), n))
+        asks.append(Ask(task, hash_json(inputs), n, hash_json(reference) if reference else None))
     key = hash_json([cell.edit_key, common["selection"], cell.kept, [ask.key for ask in asks]])
     return replace(cell, asks=tuple(asks), key=key)
 

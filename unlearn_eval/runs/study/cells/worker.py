@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import shutil
 import sys
 import time
@@ -12,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.benchmark import Chosen
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.harness.backends import model_type
+from unlearn_eval.metrics import mean_and_stderr, probability
 from unlearn_eval.models.load import Check, LoadedModel, load_model
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import WeightsHash, hash_weights
@@ -159,7 +158,7 @@ class Worker:
         from unlearn_eval.editing.requests.build import build_requests
         from unlearn_eval.models.scoring import Query, score_answers
 
-        about = [cell.model_key, cell.model.dtype, cell.chat, cell.prompts, chosen.forget.hash]
+        about = [_retain_only(cell).model_key, cell.model.dtype, cell.chat, cell.prompts, chosen.forget.hash]
         path = self.store.shared("references", f"probability-{hash_json(about)[:16]}.json")
         with alone([path], f"the reference of {cell.model.name}", self.say):
             if not path.is_file():
@@ -169,17 +168,14 @@ class Worker:
                 requests = build_requests(chosen.forget.items, answers, asked, (), model.max_length)
                 queries = [Query(own.prompt_ids, own.answer_ids) for own in requests]
                 scores = score_answers(model.model, queries, self.batch_size)
-                found = fmean(math.exp(-fmean(score.token_nll)) for score in scores)
+                found = mean_and_stderr(probability(score.token_nll) for score in scores).mean
                 write_all({path.name: dumps({"probability": found}) + "\n"}, path.parent)
         return float(json.loads(path.read_text(encoding="utf-8"))["probability"])
 
     def _taught(self, cell: Cell) -> LoadedModel:
         """The retain-only model that is taught as the cell's model was, beside it in memory."""
-        assert cell.finetune is not None and cell.finetune.reference is not None  # noqa: PT018
-        own = replace(cell.finetune, on=cell.finetune.reference, reference=None)
-        key = hash_json([cell.model_key, asdict(own), forget_set(own.on).hash])
-        spec = replace(cell.model, revision=cell.commit or cell.model.revision)
-        return self._finetuned(replace(cell, finetune=own, model_key=key), spec)
+        own = _retain_only(cell)
+        return self._finetuned(own, replace(own.model, revision=own.commit or own.model.revision))
 
     def _finetune(self, cell: Cell, spec: Any, folder: Path) -> None:
         from unlearn_eval.data.registry import left_out
@@ -416,7 +412,7 @@ class Worker:
         own = {key: value for key, value in metadata.items() if key != REFERENCE}
         about = [
             name,
-            cell.model_key if name == TAUGHT else None,
+            _retain_only(cell).model_key if name == TAUGHT else ask.reference,
             cell.model.dtype,
             cell.chat,
             cell.prompts,
@@ -536,6 +532,14 @@ class Worker:
 
 def _format_for(cell: Cell, model: LoadedModel) -> PromptFormat:
     return model.prompt_format(cell.chat, cell.system, cell.chat_template_kwargs)
+
+
+def _retain_only(cell: Cell) -> Cell:
+    """The cell with the retain-only model, which is taught as its own model was."""
+    assert cell.finetune is not None and cell.finetune.reference is not None  # noqa: PT018
+    own = replace(cell.finetune, on=cell.finetune.reference, reference=None)
+    key = hash_json([cell.model_key, asdict(own), forget_set(own.on).hash])
+    return replace(cell, finetune=own, model_key=key)
 
 
 def _check_of(cell: Cell) -> Check | None:
