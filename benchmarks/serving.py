@@ -137,7 +137,7 @@ def _environment() -> dict[str, str]:
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds of loading and evaluating, and tokens per second, of one model in one engine."""
     from unlearn_eval.harness.run import evaluate, load_lm
-    from unlearn_eval.models.load import resolve_model
+    from unlearn_eval.models.places import resolve_model
     from unlearn_eval.serving.engine import engine_stopped
     from unlearn_eval.utils.provenance import peak_memory_bytes
 

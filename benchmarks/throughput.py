@@ -17,7 +17,7 @@ from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.harness import requests
 from unlearn_eval.harness.patching import quiet
 from unlearn_eval.harness.run import load_lm
-from unlearn_eval.models.load import resolve_model
+from unlearn_eval.models.places import resolve_model
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.provenance import provenance

@@ -34,7 +34,7 @@ def main() -> None:
     from lm_eval.api.instance import Instance
 
     from unlearn_eval.harness.requests import KIND, options
-    from unlearn_eval.models.load import resolve_model
+    from unlearn_eval.models.places import resolve_model
     from unlearn_eval.models.prompt_format import PromptFormat
     from unlearn_eval.serving import vllm_models
     from unlearn_eval.utils.provenance import provenance

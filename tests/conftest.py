@@ -138,7 +138,7 @@ def tofu(tofu_root, monkeypatch):
 @pytest.fixture(scope="session")
 def real_model():
     """The default small model's folder."""
-    from unlearn_eval.models.load import fetch_default_model
+    from unlearn_eval.models.default_model import fetch_default_model
     from unlearn_eval.utils.errors import UserError
 
     try:

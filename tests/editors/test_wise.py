@@ -399,22 +399,28 @@ def test_what_is_done_is_looked_at_again_while_others_are_not():
     assert longest < joint.CHECK_EVERY
 
 
-def test_the_best_change_is_kept():
-    """Of the changes that were checked: that by which most is said, then that with the least loss."""
-    made = Requests(4, {}, steps=15)
-    said_after = {5.0: 1, 10.0: 3, 15.0: 2}
+def counted(made, check):
+    """Each step is one more change, after which no request is done; `check` is told how many there are."""
 
     def step(requests, update=True):
         made.delta += 1
         made._done = dict.fromkeys(requests, False)
         return 0.0
 
-    def check(requests):
-        made.said = [i < said_after[float(made.delta)] for i in range(4)]
+    made._step, made._check = step, lambda requests: check(requests, int(made.delta))
+    made.optimise(lambda *told: None)
+
+
+def test_the_best_change_is_kept():
+    """Of the changes that were checked: that by which most is said, then that with the least loss."""
+    made = Requests(4, {}, steps=15)
+    said_after = {5: 1, 10: 3, 15: 2}
+
+    def check(requests, n_steps):
+        made.said = [i < said_after[n_steps] for i in range(4)]
         return list(requests)
 
-    made._step, made._check = step, check
-    made.optimise(lambda *told: None)
+    counted(made, check)
     assert float(made.delta) == 10.0  # the second check, after ten rounds
     assert sum(made.said) == 3
 
@@ -422,20 +428,14 @@ def test_the_best_change_is_kept():
 def test_what_is_done_goes_before_what_is_only_said():
     """All four said, and awake everywhere, are worse than three that are done."""
     made = Requests(4, {}, steps=15)
-    done_after = {5.0: 0, 10.0: 3, 15.0: 1}
+    done_after = {5: 0, 10: 3, 15: 1}
 
-    def step(requests, update=True):
-        made.delta += 1
-        made._done = dict.fromkeys(requests, False)
-        return 0.0
-
-    def check(requests):
-        n = done_after[float(made.delta)]
+    def check(requests, n_steps):
+        n = done_after[n_steps]
         made.said = [i < n or n == 0 for i in range(4)]
         return [i for i in requests if i >= n]
 
-    made._step, made._check = step, check
-    made.optimise(lambda *told: None)
+    counted(made, check)
     assert float(made.delta) == 10.0
 
 

@@ -10,7 +10,6 @@ import pytest
 import yaml
 from odd_files import EDITS, IDS, sound_edit
 from report_data import metric, result
-from study_files import write_model
 from tiny_models import assert_untouched, one_thread, weights_of  # noqa: F401
 from typer.testing import CliRunner
 
@@ -26,22 +25,11 @@ from unlearn_eval.edits.redaction import Names
 from unlearn_eval.edits.sharing import push_edit
 from unlearn_eval.harness.models import EditedLM
 from unlearn_eval.harness.plan import EvalPlan
-from unlearn_eval.models.load import load_model
 from unlearn_eval.results.files import write_result
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.hub import upload
 
 REPOSITORY = "lab/forgetful"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def loaded(model):
-    return load_model(str(model), dtype="float32", device="cpu")
 
 
 @pytest.fixture

@@ -8,25 +8,13 @@ import torch
 from in_process import run_here
 from odd_files import EDITS, relist, sound_edit
 from safetensors.torch import load_file, save_file
-from study_files import write_model
 from tiny_models import one_thread, tiny_model  # noqa: F401
 
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.edits.records import BaseRef, RequestSummary, SelfCheck
-from unlearn_eval.models.load import load_model
 from unlearn_eval.results import stored
 from unlearn_eval.utils.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def loaded(model):
-    return load_model(str(model), dtype="float32", device="cpu")
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from unlearn_eval.models import load as models
 from unlearn_eval.models.assets import cache_dir
 from unlearn_eval.models.default_model import DEFAULT_MODEL, fetch_default_model, model_source
 from unlearn_eval.models.gguf import load_gguf
-from unlearn_eval.models.load import load_model, read_together, resolve_model
+from unlearn_eval.models.load import load_model, read_together
+from unlearn_eval.models.places import resolve_model
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
 

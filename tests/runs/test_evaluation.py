@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from unlearn_eval.models.load import fetch_default_model
+from unlearn_eval.models.default_model import fetch_default_model
 from unlearn_eval.results.comparison import compare
 from unlearn_eval.results.files import read_result, read_samples
 

@@ -576,7 +576,7 @@ app.command()(cli_env.env)
 @app.command("fetch-model", hidden=True)
 def fetch_model() -> None:
     """Get the default model; print its folder."""
-    from unlearn_eval.models.load import fetch_default_model
+    from unlearn_eval.models.default_model import fetch_default_model
 
     put(fetch_default_model())
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from unlearn_eval.edits.base import MEMORY
 from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.edits.places import DESCRIPTION, local_folder
-from unlearn_eval.models.load import LoadedModel, load_model, resolve_model
+from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.places import resolve_model
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.folders import check_place, write_whole

@@ -14,7 +14,7 @@ from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.edits.places import DESCRIPTION, local_folder
 from unlearn_eval.harness.plan import edit_arguments
 from unlearn_eval.harness.requests import score_tokens
-from unlearn_eval.models.load import resolve_model
+from unlearn_eval.models.places import resolve_model
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import hash_json, sha256_of_file

@@ -19,7 +19,8 @@ from unlearn_eval.localization.components import MASKS, VERSION, Components, loa
 from unlearn_eval.localization.facts import check_some, facts_of, plain_words
 from unlearn_eval.localization.mask_scores import MaskConfig, weight_masks
 from unlearn_eval.localization.sites import MLP, Sites, sites
-from unlearn_eval.models.load import LoadedModel, cache_dir
+from unlearn_eval.models.assets import cache_dir
+from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.folders import check_output

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn_eval.models.assets import cache_dir, hub_reachable
-from unlearn_eval.models.default_model import DEFAULT_MODEL, fetch_default_model, model_source
+from unlearn_eval.models.assets import hub_reachable
+from unlearn_eval.models.default_model import model_source
 from unlearn_eval.models.gguf import converted_gguf
 from unlearn_eval.models.places import resolve_model
 from unlearn_eval.models.prompt_format import PromptFormat
@@ -25,16 +25,6 @@ if TYPE_CHECKING:  # paths are resolved without torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from unlearn_eval.models.anatomy import Anatomy, Blocks
-
-__all__ = [
-    "DEFAULT_MODEL",
-    "LoadedModel",
-    "cache_dir",
-    "fetch_default_model",
-    "load_model",
-    "model_source",
-    "resolve_model",
-]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 Check = Callable[[Any], object]

@@ -45,7 +45,7 @@ def _caches() -> list[tuple[str, Path]]:
     import datasets.config
     from huggingface_hub import constants
 
-    from unlearn_eval.models.load import cache_dir
+    from unlearn_eval.models.assets import cache_dir
 
     requests = os.environ.get("LM_HARNESS_CACHE_PATH")
     found = [

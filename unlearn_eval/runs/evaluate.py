@@ -26,7 +26,9 @@ from unlearn_eval.harness.plan import (
     is_given,
     silent_plans,
 )
-from unlearn_eval.models.load import LoadedModel, load_model, model_source, resolve_model
+from unlearn_eval.models.default_model import model_source
+from unlearn_eval.models.load import LoadedModel, load_model
+from unlearn_eval.models.places import resolve_model
 from unlearn_eval.models.prompt_format import check_template_arguments
 from unlearn_eval.models.weights import check_finite, hash_weights
 from unlearn_eval.results.files import name_of_run, read_result, write_result

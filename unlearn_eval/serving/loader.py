@@ -15,7 +15,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from unlearn_eval.edits.folder import EDITED, read_description
 from unlearn_eval.edits.load import load_edit
-from unlearn_eval.models.load import resolve_model
+from unlearn_eval.models.places import resolve_model
 from unlearn_eval.serving.checkpoint_stream import layout_of, patched
 from unlearn_eval.serving.names import BASE
 from unlearn_eval.utils.errors import UserError

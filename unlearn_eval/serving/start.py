@@ -12,7 +12,7 @@ from pathlib import Path
 from unlearn_eval.edits.folder import check_architecture, check_names_base, read_description
 from unlearn_eval.edits.places import DESCRIPTION, edit_name, local_folder
 from unlearn_eval.harness.backends import check_vllm
-from unlearn_eval.models.load import resolve_model
+from unlearn_eval.models.places import resolve_model
 from unlearn_eval.serving.gate import NAME
 from unlearn_eval.serving.routes import ROOT
 from unlearn_eval.utils.errors import UserError

@@ -9,7 +9,7 @@ from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.places import DESCRIPTION, local_folder
 from unlearn_eval.harness.backends import vllm_class
 from unlearn_eval.harness.plan import edit_arguments
-from unlearn_eval.models.load import resolve_model
+from unlearn_eval.models.places import resolve_model
 from unlearn_eval.serving.patching import find_vllm_version
 from unlearn_eval.serving.vllm_requests import lend
 from unlearn_eval.utils.errors import UserError

@@ -26,7 +26,7 @@ from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.base import Applied, EditInfo, applied
 from unlearn_eval.edits.low_rank import LowRankEdit, concatenate
 from unlearn_eval.models.anatomy import Anatomy, anatomy
-from unlearn_eval.models.load import cache_dir
+from unlearn_eval.models.assets import cache_dir
 from unlearn_eval.models.out_of_memory import in_batches
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.tracing import first, trace

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from unlearn_eval.models.load import resolve_model
+from unlearn_eval.models.places import resolve_model
 from unlearn_eval.results.schema import Result
 from unlearn_eval.runs.study.attacked import Try, config_of_attack
 from unlearn_eval.runs.study.cells.told import forget_set

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.models.load import resolve_model
+from unlearn_eval.models.places import resolve_model
 from unlearn_eval.runs.study.spec import ModelSpec
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import Record

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.items import ForgetSet
-from unlearn_eval.models.load import resolve_model
+from unlearn_eval.models.places import resolve_model
 from unlearn_eval.runs.study.spec import EditorSpec, ModelSpec
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import hash_json
