@@ -254,7 +254,7 @@ def _trained_presets() -> str:
 
 def tasks() -> str:
     """Every task with its metrics, their directions and meanings."""
-    from unlearn_eval.harness.run import task_names
+    from unlearn_eval.harness.task_index import task_names
     from unlearn_eval.metrics.catalogue import meaning
 
     groups: dict[tuple[Any, ...], list[str]] = {}
@@ -490,7 +490,7 @@ def _known_names() -> dict[str, dict[str, Any]]:
     """Model of an entry -> the names that may stand there: all of them, or those that can be listed."""
     from unlearn_eval.attacks.base import attack_names
     from unlearn_eval.editing.editor import editor_names
-    from unlearn_eval.harness.run import task_names
+    from unlearn_eval.harness.task_index import task_names
     from unlearn_eval.runs.study.file import RECIPES
 
     def others_too(known: list[str]) -> dict[str, Any]:
