@@ -18,6 +18,9 @@ NEXT_TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(N
 VLLM_TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VLLM)/bin/python -m pytest tests/serving/test_vllm*.py \
              -n 2 --dist worksteal
 
+# Many tests start processes: where bytecode is not kept, each of them compiles the package, and pytest every test, anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all coverage test-faults smoke-vllm test-vllm test-next check docs format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
         benchmark-refusals benchmark-serving clean help
 
