@@ -38,7 +38,7 @@ def forget(
     ] = None,
     sign: SignOption = None,
     chat: ChatOption = None,
-    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 32,
     dtype: DtypeOption = "float32",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: DeviceOption = None,
@@ -98,7 +98,7 @@ def verify(
         str | None, typer.Option(help="Repeat only these measurements, separated by commas; none: hashes.")
     ] = None,
     key: Annotated[str | None, typer.Option("--key", help="Public key (PEM) that must have signed.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 32,
     device: DeviceOption = None,
     json_: JsonOption = False,
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearn_eval.metrics.catalogue import interval
-from unlearn_eval.metrics.edit_checks import LEAST_TAKEN, MOST_HARMED, took
+from unlearn_eval.metrics.edit_checks import LEAST_FORGOTTEN, LEAST_TAKEN, MOST_HARMED, took
 from unlearn_eval.results.certificate import Row
 from unlearn_eval.results.requirements import check_metrics
 from unlearn_eval.results.schema import Metric, Result
@@ -51,32 +51,35 @@ def sound_rows(edit: Any) -> list[Row]:
     check = edit.info.self_check
     if check is None:
         return []
-    rows = []
-    if check.n:
-        rows.append(
-            _row(
-                "an edit that took",
-                LEFT,
-                "targets that are now the most likely answer",
-                check.n_took / check.n,
-                LEAST_TAKEN,
-                check.n,
-                took(edit.info.notes) is not False,
-            )
-        )
+    rows, notes = [], edit.info.notes
+    if check.n and check.n_took < LEAST_TAKEN * check.n and "training" in notes and check.answer_probability_before:
+        share = (check.answer_probability_after or 0.0) / check.answer_probability_before
+        words, bound = "probability of the answers, as a share of what it was", 1 - LEAST_FORGOTTEN
+        rows.append(_row(f"edit:answers<={bound:g}", LEFT, words, share, bound, check.n, took(notes) is not False))
+    elif check.n:
+        words, share = "targets that are now the most likely answer", check.n_took / check.n
+        rows.append(_row(f"edit:took>={LEAST_TAKEN:g}", LEFT, words, share, LEAST_TAKEN, check.n, share >= LEAST_TAKEN))
     if check.unrelated:
         n, worse = check.unrelated["n"], check.unrelated["worse"]
         words = "unrelated questions that are refused, answered in circles or no longer right"
-        rows.append(_row("an edit that did no harm", PRICE, words, worse / n, MOST_HARMED, n, worse < MOST_HARMED * n))
+        rows.append(
+            _row(f"edit:harmed<{MOST_HARMED:g}", PRICE, words, worse / n, MOST_HARMED, n, worse < MOST_HARMED * n)
+        )
     return rows
 
 
 def _row(require: str, side: Any, words: str, value: float, bound: float, n: int, holds: bool) -> Row:
-    low, high = interval("forget_accuracy", Metric(value, (value * (1 - value) / max(1, n - 1)) ** 0.5, n)) or (
-        None,
-        None,
-    )
     return Row(
-        require=require, side=side, words=words, because="An edit that did neither is no result of its method.",
-        value=value, low=low, high=high, n=n, before=None, bound=bound, holds=holds, reason="",
-    )  # fmt: skip
+        require=require,
+        side=side,
+        words=words,
+        because="An edit that did not take, or did harm, is no result of its method.",
+        value=value,
+        low=None,
+        high=None,
+        n=n,
+        before=None,
+        bound=bound,
+        holds=holds,
+        reason="",
+    )

@@ -27,7 +27,6 @@ from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.progress import Progress, no_progress
 
 Say = Callable[[str], Any]
-N_CONTROLS = 8  # retained facts that are asked in every form
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Bench:
     forget: ForgetSet
     place: Path
     around: Surroundings
-    batch_size: int = 16
+    batch_size: int = 32
     seed: int = 0
     say: Say = lambda line: None
     progress: Progress = no_progress
@@ -121,7 +120,7 @@ class Bench:
     def _task(self, wanted: Measurement, path: Path, edit_folder: Path | None) -> Result:
         assert wanted.task
         retain = self.around.retain
-        control = None if retain is None else {"set": retain.name, "ids": [own.id for own in retain[:N_CONTROLS]]}
+        control = None if retain is None else {"set": retain.name, "ids": [own.id for own in retain[: wanted.controls]]}
         forget = {"set": str(self.place), "ids": [item.id for item in self.forget]}
         takes = _options(wanted.task)
         metadata = {"forget": forget, **({"retain": control} if control and "retain" in takes else {})}

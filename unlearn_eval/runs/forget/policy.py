@@ -37,6 +37,7 @@ class Measurement(Table):
         name: of the measurement, and of its metrics' task in a bound.
         task, attack: what measures it; none of them is the questions themselves.
         metadata: of a task.
+        controls: how many retained facts a task asks in the same ways.
         settings: of an attack.
     """
 
@@ -44,6 +45,7 @@ class Measurement(Table):
     task: Text | None = None
     attack: Text | None = None
     metadata: dict[str, Any] = {}
+    controls: Counted = 4
     settings: Settings = {}
 
     @model_validator(mode="after")

@@ -55,6 +55,7 @@ MOST_SENTENCES = 40
 MAX_NEW_TOKENS = 24
 _NAME = r"(?:[A-Z][\w'’.-]*\w|\d[\w.,/-]*\w|\d)"
 _RUN = re.compile(rf"(?<![\w']){_NAME}(?:(?: of| de| the| van)?\s{_NAME})*")
+_POSSESSIVE = re.compile(r"['’]s?$")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[^\W\d_a-z])")
 
 
@@ -220,9 +221,11 @@ def agreed(texts: Sequence[str], asked: str) -> tuple[str, float] | None:
 
 def answers_in(text: str, asked: str) -> list[str]:
     """What an output may answer: its names and numbers that were not asked, in order, then its other words."""
-    known = set(normalise(asked).split())
-    runs = [run.group().strip(".,") for run in _RUN.finditer(text)]
-    names = [own for own in runs if not set(normalise(own).split()) <= known | _FIRST_WORDS]
+    known = set(normalise(asked).split()) | _FIRST_WORDS
+    names = []
+    for run in _RUN.finditer(text):
+        new = [word for word in run.group().split() if not set(normalise(_POSSESSIVE.sub("", word)).split()) <= known]
+        names += [" ".join(new).strip(".,")] if new else []
     taken = {word for own in names for word in normalise(own).split()}
     return [*names, *sorted(word for word in content_words(text) - known - taken if len(word) > 3)]
 

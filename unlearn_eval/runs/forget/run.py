@@ -86,7 +86,7 @@ class ForgetConfig:
     review: bool = False
     sign: str | None = None
     chat: bool | None = None
-    batch_size: int = 16
+    batch_size: int = 32
     dtype: str = "float32"
     device: str | None = None
     seed: int = 0

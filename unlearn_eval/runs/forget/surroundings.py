@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from unlearn_eval.harness.lm import LM
 
 N_ASKED = 480  # shipped facts that the model is asked; their answers are also the text of second moments
-N_RETAIN, N_TRAINED, N_NEIGHBORS, N_NAMES = 32, 96, 24, 8
+N_RETAIN, N_TRAINED, N_NEIGHBORS, N_NAMES = 32, 96, 32, 8
 RETAIN, TRAINED, NEIGHBORS, CONVERSATIONS = "retain.jsonl", "trained.jsonl", "neighbors.jsonl", "conversations.jsonl"
 _LIKE = "Name others that are like {subject}, separated by commas."
 
@@ -114,6 +114,8 @@ def neighbors_of(
 ) -> list[ForgetItem]:
     """The questions of a request about other subjects, with what the model answers; none of one without a subject.
 
+    Only answers count that the model also gives to the paraphrase, where the request has one: others change easily.
+
     The others are those that the model names beside the subject, then persons of the shipped facts.
     """
     asked = [item for item in forget if item.subject and item.shape == "question"]
@@ -133,16 +135,18 @@ def neighbors_of(
         subject = str(item.subject)
         names = [own for own in dict.fromkeys([*named[subject], *drawn]) if not _alike(own, subjects)][:N_NAMES]
         for name in names:
-            question = item.question.replace(subject, name)
-            found.append(ForgetItem(f"{item.id}, {name}", question, "?", subject=name))
+            question, *others = (text.replace(subject, name) for text in (item.question, *item.paraphrases[:1]))
+            found.append(ForgetItem(f"{item.id}, {name}", question, "?", subject=name, paraphrases=tuple(others)))
     found = random.Random(seed).sample(found, min(N_NEIGHBORS, len(found)))
-    rows = [prompt_format.prompt_ids(item.question) for item in found]
-    texts = written(loaded.model, prompt_format, rows, batch_size, MAX_NEW_TOKENS)
-    answers = [
-        [] if has_refusal_cue(text) else answers_in(text, item.question)
-        for item, text in zip(found, texts, strict=True)
-    ]
-    return [replace(item, answer=own[0]) for item, own in zip(found, answers, strict=True) if own]
+    again = [own.paraphrases[0] if own.paraphrases else own.question for own in found]
+    rows = [prompt_format.prompt_ids(text) for text in [*(own.question for own in found), *again]]
+    said = written(loaded.model, prompt_format, rows, batch_size, MAX_NEW_TOKENS)
+    kept = []
+    for item, first, second in zip(found, said, said[len(found) :], strict=False):
+        firm = [own for own in answers_in(first, item.question) if contains_answer(second, own)]
+        if firm and not has_refusal_cue(first):
+            kept.append(replace(item, answer=firm[0]))
+    return kept
 
 
 def _alike(name: str, subjects: Sequence[str]) -> bool:

@@ -88,7 +88,7 @@ def verify_certificate(
     work: str | None = None,
     only: Sequence[str] | None = None,
     key: str | None = None,
-    batch_size: int = 16,
+    batch_size: int = 32,
     device: str | None = None,
     say: Callable[[str], Any] = lambda line: None,
     progress: Progress = no_progress,
