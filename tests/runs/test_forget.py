@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from forgetful_models import FORGET, OTHERS, taught, without_gradients
@@ -40,8 +41,9 @@ POLICY = {
     ],
     "bounds": [
         {"require": "asked:forget_accuracy<=0", "side": "left", "words": "right answers", "because": "a test"},
+        {"require": "asked:forget_probability<=0.9*base", "side": "left", "words": "probability", "because": "a test"},
         {
-            "require": "unlearn_forms:forget_leak_worst_form<=0.5*base",
+            "require": "unlearn_forms:forget_leak_worst_form<=0.5",
             "side": "left",
             "words": "worst form",
             "because": "a test",
@@ -124,7 +126,8 @@ def test_the_certificate_says_what_was_found(done):
     row = rows["asked:forget_accuracy<=0"]
     assert (row.value, row.before, row.bound, row.n, row.holds) == (0.0, 1.0, 0.0, 4, True)
     assert row.high == pytest.approx(0.4899, abs=1e-3), "Wilson's upper end for 0 of 4"
-    assert rows["unlearn_forms:forget_leak_worst_form<=0.5*base"].bound == pytest.approx(0.5)
+    row = rows["asked:forget_probability<=0.9*base"]
+    assert row.bound == pytest.approx(0.9 * row.before)
     assert any("1 of the 5 answers were given away in no form" in own for own in certificate.cautions)
     assert any("attack prune" in own for own in certificate.not_tried)
     edit = json.loads((done / "edit" / "edit.json").read_text(encoding="utf-8"))
@@ -133,7 +136,7 @@ def test_the_certificate_says_what_was_found(done):
 
 def test_a_second_run_does_nothing_again(done, config, monkeypatch):
     before = read_certificate(done)
-    monkeypatch.setattr("unlearn_eval.runs.forget.run.make_edit", None)
+    monkeypatch.setattr("unlearn_eval.runs.forget.trials.make_edit", None)
     monkeypatch.setattr(measure, "run_evaluation", None)
     monkeypatch.setattr(measure, "run_attack", None)
     after = forget(replace(config, output=str(done)))
@@ -141,7 +144,7 @@ def test_a_second_run_does_nothing_again(done, config, monkeypatch):
     assert after.trials == before.trials
 
 
-@pytest.mark.parametrize("at", [1, 4, 7])
+@pytest.mark.parametrize("at", [4, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 7))])
 def test_a_run_that_was_killed_goes_on(done, config, tmp_path, monkeypatch, at):
     calls, real = [], measure.write_result
 
@@ -205,7 +208,7 @@ def copied(source, target):
 def test_a_certificate_is_measured_again(done, tmp_path):
     found = verify_certificate(str(done))
     assert found.agrees
-    assert sum("certified" in line for line in found.checked) == 3
+    assert sum("certified" in line for line in found.checked) == 4
     assert CliRunner().invoke(cli.app, ["verify", str(done), "--only", "none"]).exit_code == 0
     assert CliRunner().invoke(cli.app, ["verify", str(tmp_path)]).exit_code == 2
     with pytest.raises(UserError, match="unknown measurement 'askd'"):
@@ -268,15 +271,24 @@ def test_serving_needs_a_certificate_that_passes(done, tmp_path):
         check_certified(folder / "edit")
 
 
-def test_a_second_request_measures_the_first_again(config, done, tmp_path):
-    record = {k: v for k, v in OTHERS.items[0].record.items() if v}
-    (tmp_path / "r.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
-    found = forget(replace(config, request=str(tmp_path / "r.jsonl"), output=str(tmp_path / "out"), earlier=str(done)))
-    (own,) = found.earlier
-    assert own.sha256 == read_certificate(done).sha256
-    assert (own.outcome == "passes") is (not own.failures)
-    edit = json.loads((tmp_path / "out" / "edit" / "edit.json").read_text(encoding="utf-8"))
-    assert edit["info"]["requests"]["ids"] == [*(item.id for item in KNOWN), OTHERS.items[0].id]
+def test_a_second_request_measures_the_first_again(config, tmp_path):
+    policy = POLICY | {"kinds": ["memory"], "measurements": POLICY["measurements"][:1], "bounds": POLICY["bounds"][:1]}
+    policy["candidates"] = [{"editor": "grace", "settings": {"layers": "1", "epsilon": "0.1"}}]
+    asked = {}
+    for name, items in (("first", KNOWN[:2]), ("second", KNOWN[2:3])):
+        asked[name] = str(tmp_path / f"{name}.jsonl")
+        records = ({k: v for k, v in item.record.items() if v} for item in items)
+        Path(asked[name]).write_text("".join(json.dumps(own) + "\n" for own in records), encoding="utf-8")
+    own = replace(config, policy=written(tmp_path / "p.yaml", policy))
+    first = forget(replace(own, request=asked["first"], output=str(tmp_path / "first")))
+    assert first.passes
+    second = forget(
+        replace(own, request=asked["second"], output=str(tmp_path / "second"), earlier=str(tmp_path / "first"))
+    )
+    assert second.passes
+    assert [(one.sha256, one.outcome, one.failures) for one in second.earlier] == [(first.sha256, "passes", [])]
+    edit = json.loads((tmp_path / "second" / "edit" / "edit.json").read_text(encoding="utf-8"))
+    assert edit["info"]["requests"]["ids"] == [item.id for item in KNOWN[:3]]
 
 
 def test_a_signature_says_who_made_it(done, tmp_path, config):
@@ -431,7 +443,7 @@ def test_two_measurements_agree_within_their_intervals(old, new, expected):
 @pytest.mark.parametrize(("may_be_missing", "holds"), [(True, None), (False, False)])
 def test_what_is_not_measured_is_said(may_be_missing, holds):
     policy = Policy.model_validate(
-        POLICY | {"bounds": [POLICY["bounds"][2] | {"may_be_missing": may_be_missing}, POLICY["bounds"][0]]}
+        POLICY | {"bounds": [POLICY["bounds"][3] | {"may_be_missing": may_be_missing}, POLICY["bounds"][0]]}
     )
     bounds = policy.bounds_of("attack_relearn")
     result = Result.new("attack", utc_now(), status="partial", metrics={"attack_relearn": {}}, notes=["too few"])

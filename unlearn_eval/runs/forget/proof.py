@@ -70,7 +70,6 @@ class Found:
         known: what the model knew of each, and what is left.
         policy: the policy.
         before: the measurements before, of what was edited.
-        inventory: the measurements before, of all that was asked, if that is more.
         candidates, trials: what was tried.
         not_tried: methods that were not, and why.
         chosen, edit, edit_folder, after: the trial that passed or is nearest, its edit, and its measurements.
@@ -82,7 +81,6 @@ class Found:
     known: Sequence[Known]
     policy: Policy
     before: Measured
-    inventory: Measured | None = None
     candidates: tuple[Candidate, ...] = ()
     trials: tuple[Trial, ...] = ()
     not_tried: tuple[str, ...] = ()
@@ -205,7 +203,7 @@ def _verdict(found: Found) -> dict[str, Any]:
     if n_known < n:
         did += "; the model did not know the others, and they were left alone"
     if found.passes:
-        left = f", as far as it could be measured ({len(unmeasured)} bounds could not)" if unmeasured else ""
+        left = f", as far as it could be measured ({len(unmeasured)} could not)" if unmeasured else ""
         sentence = f"Passes the policy {policy}{left}: {did}."
         return {"outcome": PASSES, "sentence": sentence, "failures": [], "unmeasured": unmeasured}
     tried = len(found.trials)

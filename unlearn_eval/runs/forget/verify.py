@@ -30,8 +30,8 @@ from unlearn_eval.runs.forget.judged import judged
 from unlearn_eval.runs.forget.measure import Bench
 from unlearn_eval.runs.forget.policy import Policy
 from unlearn_eval.runs.forget.proof import KEY, hidden
-from unlearn_eval.runs.forget.run import KNOWN, QUESTIONS, WORK, bench_of, measured_before
 from unlearn_eval.runs.forget.surroundings import stored_surroundings
+from unlearn_eval.runs.forget.trials import KNOWN, QUESTIONS, WORK, bench_of, measured_before
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.json_files import dumps, parse, read_text, write_all
 from unlearn_eval.utils.progress import Progress, no_progress
