@@ -386,9 +386,16 @@ def _redacted(content: dict[str, Any], names: Names, key: bytes) -> dict[str, An
     ]
     for name in ("questions", "retain", "neighbors"):  # by which a guess could be confirmed
         hashes[name] = None if hashes[name] is None else hidden(hashes[name], key)
-    cleaned = names.clean({name: own for name, own in content.items() if name not in ("request", "policy", "hashes")})
+    cleaned = {name: _clean(own, names) for name, own in content.items() if name not in ("request", "policy", "hashes")}
     hashed = {**request, "name": "redacted", "hash": hidden(request["hash"], key), "items": items}
     return {**cleaned, "request": hashed, "policy": policy, "hashes": hashes}
+
+
+def _clean(value: Any, names: Names) -> Any:
+    """Values without texts that hold a name; keys are the schema's, and stay."""
+    if isinstance(value, dict):
+        return {key: _clean(own, names) for key, own in value.items()}
+    return [_clean(own, names) for own in value] if isinstance(value, list) else names.clean(value)
 
 
 def _place_edit(source: Path, target: Path, redacted: bool) -> None:

@@ -25,7 +25,7 @@ from unlearn_eval.runs.forget.policy import Candidate, Policy
 from unlearn_eval.runs.forget.proof import Earlier
 from unlearn_eval.runs.forget.search import Trial, failure_of, next_try
 from unlearn_eval.runs.forget.surroundings import stored_surroundings
-from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.errors import UserError, is_out_of_memory
 from unlearn_eval.utils.json_files import dumps, write_all
 
 WORK, EDIT, QUESTIONS, KNOWN = "work", "edit", "questions.jsonl", "known.jsonl"
@@ -147,7 +147,7 @@ class Search:
 
     def _has_time(self, trials: Sequence[Trial]) -> bool:
         """Whether one more trial fits, as long as the longest so far, and measuring the nearest to its end."""
-        reserve = 2 * self.base.seconds  # attacks take about as long as tasks
+        reserve = 1.3 * self.base.seconds  # the tasks again, and attacks, which take less
         return self.clock.spent[0] + max(trial.seconds for trial in trials) + reserve <= self.budget_seconds
 
     def _stored(self, trial: Trial) -> Trial | None:
@@ -180,6 +180,10 @@ class Search:
                 made.save(folder / EDIT, self.bench.loaded.tokenizer, self.bench.loaded.model.config)
         except UserError as mistake:
             error = mistake.message
+        except Exception as problem:
+            if not is_out_of_memory(problem):
+                raise
+            error = "it needs more memory than there is"
         made_in = round(time.monotonic() - started, 2)
         write_all({_TRIAL: dumps({"seconds": made_in, "error": error}) + "\n"}, folder)
         shutil.rmtree(folder / "training", ignore_errors=True)

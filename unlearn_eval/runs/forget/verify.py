@@ -31,7 +31,17 @@ from unlearn_eval.runs.forget.measure import Bench
 from unlearn_eval.runs.forget.policy import Policy
 from unlearn_eval.runs.forget.proof import KEY, hidden
 from unlearn_eval.runs.forget.surroundings import stored_surroundings
-from unlearn_eval.runs.forget.trials import KNOWN, QUESTIONS, WORK, bench_of, measured_before
+from unlearn_eval.runs.forget.trials import (
+    KNOWN,
+    PLACE,
+    QUESTIONS,
+    RUN,
+    WORK,
+    Prior,
+    bench_of,
+    measured_before,
+    read_earlier,
+)
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.json_files import dumps, parse, read_text, write_all
 from unlearn_eval.utils.progress import Progress, no_progress
@@ -211,7 +221,7 @@ def _measure_again(
     some = policy.model_copy(update={"measurements": [own for own in policy.measurements if own.name in chosen]})
     needed = {bound.measurement for bound in policy.bounds if bound.requirement.factor is not None}
     based = some.model_copy(update={"measurements": [own for own in some.measurements if own.name in needed]})
-    base = measured_before(bench, based, scratch / "before")
+    base = measured_before(bench, based, scratch / "before", _earlier(bench.place.parent))
     before = {row.require: row for row in certificate.rows}
     for wanted in some.measurements:
         bench.say(f"again: {wanted.name}")
@@ -220,6 +230,13 @@ def _measure_again(
             old = before.get(row.require)
             said = f"{row.words}: {_shown(row)}, certified {_shown(old)}"
             (checked if old is not None and agree(old, row) else wrong).append(said)
+
+
+def _earlier(work: Path) -> Prior | None:
+    """The request on top of which one was met, whose edit its base has; None if it was met by itself."""
+    path = work / RUN
+    place = parse(read_text(path, "run"), path, "restore it").get(PLACE) if path.is_file() else None
+    return read_earlier(place) if place else None
 
 
 def agree(old: Row, new: Row) -> bool:
