@@ -55,13 +55,14 @@ test-next: $(INSTALLED) $(NEXT_DONE)  ## the next lm-eval and Transformers: the 
 	$(BIN)/python scripts/table_of_tasks.py compare $(TABLES)/now.json $(TABLES)/next.json
 	$(NEXT_TEST) -m "not slow and not gpu and not vllm and not browser"
 
-check: $(INSTALLED)  ## formatting, lint, types, who imports whom, every number in the README has its file, the reference is the code's, no dead link
+check: $(INSTALLED)  ## formatting, lint, types, who imports whom, every number in the README has its file, the English, the reference is the code's, no dead link
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/check_any.py
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python scripts/check_numbers.py
+	$(BIN)/python scripts/check_style.py
 	$(BIN)/python scripts/make_reference.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir $(VENV)/.site
 

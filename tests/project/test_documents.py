@@ -1,30 +1,20 @@
 """Every number in README and guides has a file that it comes from, and says what that file says."""
 
-import importlib.util
 import json
 import random
 import re
 import shutil
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 from report_data import TASK, metric, records, result, write_run
+from scripts_as_modules import script
 
 from unlearn_eval.editing.editor import editor_names
 from unlearn_eval.results.files import write_result
 
 ROOT = Path(__file__).parents[2]
-
-
-def script(name):
-    """A script of scripts/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
