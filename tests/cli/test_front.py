@@ -71,6 +71,12 @@ def test_many_columns_are_shown_in_parts_with_the_names_in_front():
     assert isinstance(table, Table)
 
 
+def test_compare_says_what_the_two_are(two):
+    lines = typed("compare", *two).out.splitlines()
+    assert lines[:2] == [f"before: unedited ({two[0]})", f"after: memit ({two[1]})"]
+    assert typed("compare", two[1], two[1]).out.splitlines()[1] == f"after: memit ({two[1]})"
+
+
 def test_results_as_json(two, tmp_path):
     rows = json.loads(typed("compare", *two, "--json").out)
     (row,) = [own for own in rows if own["metric"] == "forget_accuracy"]

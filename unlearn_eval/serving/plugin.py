@@ -74,9 +74,9 @@ def settle(vllm_config: VllmConfig, stock: str) -> None:
     check_names_base(description["info"]["base"])
     if vllm_config.model_config.quantization is not None:
         raise UserError(
-            f"{folder} is to be served with {vllm_config.model_config.quantization} quantisation, and an edit fits "
+            f"{folder} is to be served with {vllm_config.model_config.quantization} quantization, and an edit fits "
             "full weights only",
-            "leave out the quantisation, or export the edited model (unlearn-eval export --merged) and quantise that",
+            "leave out the quantization, or export the edited model (unlearn-eval export --merged) and quantize that",
         )
     load = vllm_config.load_config
     if load.load_format not in ("auto", "hf", "safetensors", LOAD_FORMAT):

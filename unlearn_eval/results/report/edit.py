@@ -71,7 +71,7 @@ def _overview(d: Mapping[str, Any]) -> Table:
 
 
 def _where(source: Mapping[str, Any] | None) -> str:
-    """The localisation that an edit's components come from."""
+    """The localization that an edit's components come from."""
     if not source:
         return ""
     layers = ", ".join(map(str, sorted(source["mlp_layers"])))
