@@ -1,4 +1,4 @@
-"""Writes a sheet on which a person can rate the labelled answers, without seeing label, method or split.
+"""Writes a sheet on which a person can rate the labeled answers, without seeing label, method or split.
 
 Usage: ``python scripts/rating_sheet.py [--output sheet.csv | sheet.html] [--n 200] [--seed 0] [--rater NAME]``
 

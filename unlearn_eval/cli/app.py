@@ -539,10 +539,17 @@ def _log(log: Callable[[Result, str], None] | None, results: Iterable[Result]) -
 
 def _show_comparison(first: Any, second: Any) -> None:
     from unlearn_eval.results.comparison import compare as compare_results
+    from unlearn_eval.results.groups import group_runs, run_labels
     from unlearn_eval.results.report.table import comparison_tables, fault_lines, reasons, unpaired
+    from unlearn_eval.results.runs import runs_of
 
     rows = compare_results(first, second)
     console = new_console(width=140)
+    runs = runs_of((first, second))
+    labels = run_labels(group_runs(runs))
+    for name, result in (("before", first), ("after", second)):
+        (label,) = (labels[run.name] for run in runs if run.result.path == result.path)
+        console.print(f"{name}: {label} ({result.path})", soft_wrap=True, markup=False)
     for table in comparison_tables(rows, tests=True):
         console.print(table)
     for line in (*fault_lines([first, second]), *reasons([first, second]), *unpaired(rows)):
