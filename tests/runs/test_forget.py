@@ -368,7 +368,7 @@ def test_shipped_policies_say_why(name):
         ({"bounds": [POLICY["bounds"][0] | {"side": "price"}]}, "bounds nothing that is left"),
         ({"measurements": [{"name": "forms", "task": "unlearn_forms"}]}, "call it unlearn_forms"),
         ({"measurements": [{"name": "x", "task": "mmlu"}]}, "names mmlu"),
-        ({"colour": "red"}, "unknown field colour"),
+        ({"color": "red"}, "unknown field color"),
     ],
 )
 def test_mistakes_in_a_policy_are_named(tmp_path, change, message):
