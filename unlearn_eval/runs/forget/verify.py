@@ -161,7 +161,7 @@ def _papers(certificate: Certificate, folder: Path, key: str | None) -> tuple[li
     fault = check_signature(certificate.model_dump(), key)
     if fault:
         wrong.append(fault)
-    elif certificate.signature:
+    elif certificate.is_signed:
         checked.append("the signature fits" + ("" if key else " (of whoever made it: give --key to say who)"))
     _compare(hash_json(certificate.policy), certificate.hashes["policy"], "the policy", wrong, checked)
     failing = any(row.holds is False for row in certificate.rows)
