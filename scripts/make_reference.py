@@ -256,6 +256,7 @@ def tasks() -> str:
     """Every task with its metrics, their directions and meanings."""
     from unlearn_eval.harness.run import task_names
     from unlearn_eval.metrics.catalogue import meaning
+    from unlearn_eval.results.badges import badges
 
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, loaded in _loaded(task_names()).items():
@@ -263,7 +264,11 @@ def tasks() -> str:
     parts = ["# Tasks and their metrics", WRITTEN, _TASKS_HEAD]
     for (page, directions), names in groups.items():
         arrows = {True: "↑", False: "↓", None: ""}
-        rows = [(f"`{name}`", arrows[better], meaning(name).text) for name, better in directions]
+        known = badges()
+        rows = [
+            (f"`{name}`", arrows[better], f"{meaning(name).text} {known[name].words if name in known else ''}".strip())
+            for name, better in directions
+        ]
         parts += [f"## {', '.join(f'`{name}`' for name in names)}", f"Data, settings: [{page}](../../{page})."]
         parts.append(table(("metric", "", "what it says"), rows))
         if borrowed := _borrowed(names[0]):
@@ -433,6 +438,12 @@ def studies() -> str:
             "## `finetune`",
             "A set by itself is `on`.",
             entry(spec.Finetune, "on"),
+            "## An entry of `then`",
+            first_sentence(file.ThenEntry.__doc__),
+            table(("key", "what it is"), [(f"`{key}`", text) for key, text in _of_files_alone(file.ThenEntry).items()]),
+            "## `meta`",
+            first_sentence(file.MetaEntry.__doc__),
+            table(("key", "what it is"), [(f"`{key}`", text) for key, text in _of_files_alone(file.MetaEntry).items()]),
             "## `tune`",
             first_sentence(file.TuneEntry.__doc__),
             table(("key", "what it is"), [(f"`{key}`", text) for key, text in _of_files_alone(file.TuneEntry).items()]),
@@ -465,6 +476,8 @@ def study_schema() -> str:
         "AttackEntry": (spec.AttackSpec,),
         "FinetuneEntry": (spec.Finetune,),
         "TuneEntry": (),
+        "ThenEntry": (spec.ThenSpec,),
+        "MetaEntry": (),
         "Bar": (),
         "Published": (),
     }
@@ -637,9 +650,21 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
+TRUST = "../../unlearn_eval/results/report/trust.json"
+
+
+def trust() -> str:
+    """Of results/meta.json what is shipped: what each metric was measured to be worth."""
+    from unlearn_eval.results.badges import compact
+
+    content = json.loads((ROOT / "results" / "meta.json").read_text(encoding="utf-8"))
+    return json.dumps(compact(content), indent=1, ensure_ascii=False)
+
+
 def files() -> dict[str, Callable[[], str]]:
     """Every file that is written here, and what makes it."""
-    return {f"{name}.md": page for name, page in PAGES.items()} | {SCHEMA: study_schema}
+    worth = {TRUST: trust} if (ROOT / "results" / "meta.json").is_file() else {}
+    return worth | {f"{name}.md": page for name, page in PAGES.items()} | {SCHEMA: study_schema}
 
 
 def stale(folder: Path = FOLDER) -> list[str]:

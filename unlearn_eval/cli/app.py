@@ -21,7 +21,9 @@ from unlearn_eval.cli import attack as cli_attack
 from unlearn_eval.cli import env as cli_env
 from unlearn_eval.cli import localize as cli_localization
 from unlearn_eval.cli import ls as cli_ls
+from unlearn_eval.cli import meta as cli_meta
 from unlearn_eval.cli import push as cli_push
+from unlearn_eval.cli import rate as cli_rate
 from unlearn_eval.cli import report as cli_report
 from unlearn_eval.cli import serve as cli_serve
 from unlearn_eval.cli import study as cli_study
@@ -553,6 +555,8 @@ app.command()(cli_push.push)
 app.command()(cli_attack.attack)
 app.command()(cli_localization.localize)
 app.command()(cli_study.run)
+app.command()(cli_meta.meta)
+app.command()(cli_rate.rate)
 app.command()(cli_report.report)
 app.command(hidden=True)(cli_report.view)  # the list of commands fits on a screen; report names it
 app.command()(cli_report.check)

@@ -36,7 +36,7 @@ def build_page(runs: Runs, title: str = "", say: Say = lambda line: None) -> str
     title, script = title or runs.study or "unlearn-eval", "".join(scripts)
     style += _margins(title, summary["dates"][-1])
     parts = {
-        "POLICY": f"default-src 'none'; script-src '{_source(script)}'; style-src '{_source(style)}'; "
+        "POLICY": f"default-src 'none'; script-src '{source_hash(script)}'; style-src '{source_hash(style)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'",
         "TITLE": html.escape(title),
         "STYLE": style,
@@ -116,5 +116,6 @@ def _without_halves(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _source(text: str) -> str:
+def source_hash(text: str) -> str:
+    """A script or style as a Content-Security-Policy names it."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from unlearn_eval.results.badges import badges
 from unlearn_eval.results.comparison import Comparison
 from unlearn_eval.results.runs import result_faults
 from unlearn_eval.results.schema import Metric, Result
@@ -28,11 +29,13 @@ def value_text(metric: Metric | None) -> str:
 
 def evaluation_tables(result: Result) -> list[Table]:
     """One table per task of one result."""
-    tables = []
+    tables, known = [], badges()
     for task, metrics in result.metrics.items():
-        table = _table(task, "metric", "value", "n")
-        for name, metric in metrics.items():
-            table.add_row(f"{name} {DIRECTIONS[metric.higher_is_better]}", value_text(metric), _count(metric))
+        shown = [known[name].text if name in known else "" for name in metrics]
+        table = _table(task, "metric", "value", "n", *(["worth"] if any(shown) else []))
+        for (name, metric), worth in zip(metrics.items(), shown, strict=True):
+            row = f"{name} {DIRECTIONS[metric.higher_is_better]}", value_text(metric), _count(metric)
+            table.add_row(*row, *([worth] if any(shown) else []))
         tables.append(table)
     return tables
 

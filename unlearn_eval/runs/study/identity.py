@@ -18,8 +18,14 @@ from unlearn_eval.utils.provenance import hash_json, sha256_of_file
 
 PACKAGE = Path(__file__).parents[2]
 # By folders, so that no list of file names can drift. Whatever is not named here is part of every cell's key.
-WITHOUT_NUMBERS = ("cli", "results/report", "runs/study", "studies")  # nothing in them changes a result ...
-WITH_NUMBERS = ("runs/study/cells",)  # ... but for this
+WITHOUT_NUMBERS = (
+    "cli",
+    "results/report",
+    "runs/study",
+    "runs/meta",
+    "studies",
+)  # nothing in them changes a result
+WITH_NUMBERS = ("runs/study/cells",)  # but for this
 OF_SOME_CELLS = ("attacks", "localization", "serving")  # part of the keys of cells that are attacked, ...
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {  # room -> distributions whose versions belong to it
     "": ("torch", "transformers", "tokenizers", "lm_eval", "peft"),
@@ -89,6 +95,7 @@ class Identities:
 
     def __init__(self, remembered: Record) -> None:
         self.remembered = remembered
+        self._models: dict[tuple[str, str | None], tuple[str, str | None]] = {}
 
     def model(self, spec: ModelSpec) -> tuple[str, str | None]:
         """The identity of a model's files, and the hub's commit if it is from there.
@@ -96,6 +103,12 @@ class Identities:
         Raises:
             UserError: no such model, or it is on the hub, which is out of reach, and not in its cache.
         """
+        place = (spec.model, spec.revision)
+        if place not in self._models:
+            self._models[place] = self._identify(spec)
+        return self._models[place]
+
+    def _identify(self, spec: ModelSpec) -> tuple[str, str | None]:
         path = Path(resolve_model(spec.model))
         if path.is_file():
             return f"file:{self._file(path)}", None
