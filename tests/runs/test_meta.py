@@ -29,8 +29,8 @@ META = {
     "others": "tofu:retain99[2:4]",
     "placebo": "wrong(tofu:factual[:1])",
     "rates": [1e-2],
-    "epochs": [10, 20],
-    "anchor": {"epochs": 15},
+    "epochs": [40, 60],
+    "anchor": {"epochs": 50},
     "training": TRAINING,
     "tasks": [TASK],
     "utility_tasks": [{**TASK, "metadata": {**TASK["metadata"], "first": 2}}],
@@ -40,7 +40,7 @@ META = {
     ],
     "depth": ["logit_lens"],
     "relearn": {"epochs": 2},
-    "filter": None,
+    "filter": {"editor": "grace", "settings": {"layers": [1], "steps": 20}},
 }
 OWN = """
 def longest(samples):
@@ -147,10 +147,14 @@ def test_the_whole_says_what_each_metric_is_worth_and_goes_on(there):
     assert found["forget_probability"]["faithfulness"]["value"] > 0.7
     assert found["forget_logit_lens_depth"]["faithfulness"]["value"] > 0.7
     assert found["longest_answer"]["faithfulness"]["value"] == 0.5, "a metric that sees no model knows nothing"
-    noop, oracle = (
-        content["controls"][name]["unlearn_tofu_forget01/forget_probability"] for name in ("noop", "oracle")
-    )
-    assert (noop, oracle) == pytest.approx((0, 1))
+    controls = {name: own["attack_logit_lens/forget_logit_lens_depth"] for name, own in content["controls"].items()}
+    assert set(controls) == {
+        "noop", "refuse_all", "placebo", "wrong_answers", "noise", "filter", "oracle",
+    }  # fmt: skip
+    assert (controls["noop"], controls["oracle"]) == pytest.approx((0, 1))
+    assert controls["filter"] < 0.5, "a filter in front of an unchanged model does not pass as forgotten by depth"
+    probability = {name: own["unlearn_tofu_forget01/forget_probability"] for name, own in content["controls"].items()}
+    assert (probability["noop"], probability["oracle"]) == pytest.approx((0, 1))
     page = (output / "meta.html").read_text()
     assert "forget_logit_lens_depth" in page
     assert "<script" not in page

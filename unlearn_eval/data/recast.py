@@ -163,7 +163,8 @@ def _invented_name(subject: str) -> str:
         made = generator.choice(starts) + generator.choice(ends)
         return made.capitalize() if like[:1].isupper() else made
 
-    return " ".join(own if own.islower() and len(own) <= 3 else word(own) for own in subject.split())
+    words = subject.split()
+    return " ".join(own if len(words) > 1 and own.islower() and len(own) <= 3 else word(own) for own in words)
 
 
 def _lacks(item: ForgetItem, what: str, field: str) -> UserError:

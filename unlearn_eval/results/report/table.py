@@ -10,6 +10,7 @@ from rich.text import Text
 
 from unlearn_eval.results.badges import badges
 from unlearn_eval.results.comparison import Comparison
+from unlearn_eval.results.gaps import Gap
 from unlearn_eval.results.runs import result_faults
 from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.utils.fitted_tables import FittedTable
@@ -60,6 +61,20 @@ def comparison_tables(
                     *(_test(row) if tests else ()),
                     _count(row.after or row.before),
                 )
+        tables.append(table)
+    return tables
+
+
+def gap_tables(rows: Sequence[Gap]) -> list[Table]:
+    """One table per task of how far a model is from one that never knew."""
+    tables = []
+    for task in dict.fromkeys(row.task for row in rows):
+        table = _table(task, "metric", "before", "after", "reference", "gap", "side")
+        for row in rows:
+            if row.task == task:
+                shown = ("–" if value is None else f"{value:.3f}" for value in (row.before, row.after, row.reference))
+                side = "–" if row.signed is None else f"{row.signed:+.3f}"
+                table.add_row(row.metric, *shown, "–" if row.gap is None else f"{row.gap:.2f}", side)
         tables.append(table)
     return tables
 
