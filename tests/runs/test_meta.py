@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 from study_files import write_model
-from tiny_models import one_thread  # noqa: F401
+from tiny_models import LAYERS, one_thread  # noqa: F401
 from tofu_files import tofu_data, write_tofu
 from typer.testing import CliRunner
 
@@ -40,7 +40,7 @@ META = {
     ],
     "depth": ["logit_lens"],
     "relearn": {"epochs": 2},
-    "filter": {"editor": "grace", "settings": {"layers": [1], "steps": 20}},
+    "filter": {"editor": "grace", "settings": {"layers": [LAYERS - 1], "steps": 20}},
 }
 OWN = """
 def longest(samples):

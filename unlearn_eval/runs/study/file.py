@@ -357,7 +357,8 @@ class MetaEntry(Table):
         depth: Attacks that read states; their metrics take part as those of the tasks do.
         relearn, quantize: Settings of the two changes.
         noise: Scale of the noise of the collapsed control.
-        filter: The editor that stands for a filter in front of an unchanged model.
+        filter: The editor that stands for a filter in front of an unchanged model: a memory in the last block, which
+            leaves the states of all others as they are.
         random_layers: The method that is run on random layers as a control.
         knows, never: Models of your own in place of those that are taught.
         full, retained: Models of your own: before unlearning, and without what is forgotten.
