@@ -7,7 +7,7 @@ facts that no list holds. Options: --sizes, --only (names of rows), --seed, --fo
 Queries are merged within a relation (five capitals become one prompt, or share one change of value): these facts'
 own groups, their subjects, hardly ever have two.
 
-Target values are the costly part; they are computed in bfloat16. Where two rows optimise exactly the same ones (MEMIT
+Target values are the costly part; they are computed in bfloat16. Where two rows optimize exactly the same ones (MEMIT
 and AlphaEdit do) they are computed once, and their seconds are counted in both rows.
 """
 

@@ -1,7 +1,7 @@
 """What the memory editors cost: a WISE step beside the full-model loop, seconds per edit, and decoding with an edit.
 
 Everything is measured in one process, on one thread, in CPU seconds, on the default small model;
-results/memory_speed.json holds the outcome. The full-model loop is the same optimisation (same batches, same numbers
+results/memory_speed.json holds the outcome. The full-model loop is the same optimization (same batches, same numbers
 but for rounding), with every layer run on every token at every step, as the authors' code does it. Options:
 --requests, --rounds, --repeats.
 """
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def wise_step(loaded: Any, forget: ForgetSet, rounds: int) -> dict[str, Any]:
-    """CPU seconds of one WISE edit's optimisation, both ways, and how far their outcomes are apart."""
+    """CPU seconds of one WISE edit's optimization, both ways, and how far their outcomes are apart."""
     model, tokenizer = loaded.model, loaded.tokenizer
     targets = make_targets("idk", forget.items, random.Random(0), loaded, loaded.prompt_format(True), seed=0)
     contexts = sample_contexts(model, tokenizer, 0, n=1)

@@ -1,4 +1,4 @@
-"""Calibrates refusal alignment on the labelled answers, and measures it against simpler scores. One command.
+"""Calibrates refusal alignment on the labeled answers, and measures it against simpler scores. One command.
 
 Reads tasks/refusal/answers.jsonl and references.jsonl, embeds every distinct text once, and writes
   tasks/refusal/calibration.json     the logistic head on all answers, with its provenance;
@@ -92,12 +92,12 @@ SUBSTRINGS = (
     "unfortunately",
 )
 BINS = 10
-REGULARISATION = 1.0  # scikit-learn's default C, on standardised features; not searched
+REGULARISATION = 1.0  # scikit-learn's default C, on standardized features; not searched
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One labelled answer with what is computed once."""
+    """One labeled answer with what is computed once."""
 
     record: dict[str, Any]
     asked: Question
@@ -273,7 +273,7 @@ def fitted(answers: list[Answer], encoder: str, references_hash: str, reference_
     """Logistic regression on the features; cuts by rules that look at no score of the result.
 
     Refusals and others weigh the same: their share in a run is anything between none and all, and that among the
-    labelled answers means nothing. On topic: above the 95th percentile of off-topic answers that name nothing asked.
+    labeled answers means nothing. On topic: above the 95th percentile of off-topic answers that name nothing asked.
     Paraphrase: above the 99th percentile of answers that leak nothing. Likelihood: see `fluency_cut`, over the
     reference refusals and the correct answers, as in a run.
     """
@@ -439,7 +439,7 @@ def language_in(answer: Answer) -> str:
 
 
 def by_language(answers: list[Answer], found: list[Any]) -> dict[str, dict[str, float | int]]:
-    """How often the judgement at .5 is the author's, in each language; all languages count as calibrated here."""
+    """How often the judgment at .5 is the author's, in each language; all languages count as calibrated here."""
     table: dict[str, dict[str, float | int]] = {}
     for name in dict.fromkeys(language_in(a) for a in answers):
         own = [
@@ -518,7 +518,7 @@ def report(content: dict[str, Any]) -> str:
         "# Refusal alignment against author-labelled answers",
         "",
         f"{content['n_answers']} answers, {content['n_real']} of them real generations of"
-        f" {len(content['methods']) - 1} groups of methods. The author labelled them; no people have rated them yet.",
+        f" {len(content['methods']) - 1} groups of methods. The author labeled them; no people have rated them yet.",
         "Made by `python benchmarks/refusal_alignment.py`. Answers are scored by a head that has not seen their method,"
         " their template, or the other split.",
         "",

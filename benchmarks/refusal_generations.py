@@ -1,4 +1,4 @@
-"""Real answers for the labelled refusal set: what the small default model says before and after it is changed.
+"""Real answers for the labeled refusal set: what the small default model says before and after it is changed.
 
 Each change of the model (its *method*) answers the same kinds of questions: facts to be forgotten in two wordings,
 facts to be kept, and questions about people and places that do not exist. Every answer is written with its method and
@@ -6,7 +6,7 @@ settings to results/scratch/refusal/generations.jsonl as soon as it is there; me
 edit's folder can be given instead (`--edit NAME=FOLDER`, such as the demo's), and any change can be made stronger than
 it was meant to be (W + k ΔW), until the model collapses.
 
-These are raw: `tasks/refusal/answers.jsonl` holds those that were read and labelled. Options: --only (names of
+These are raw: `tasks/refusal/answers.jsonl` holds those that were read and labeled. Options: --only (names of
 methods), --edit, --tokens.
 """
 
@@ -211,7 +211,7 @@ def _noise(loaded: LoadedModel, method: Method) -> None:
 
 
 def _train(loaded: LoadedModel, forget: ForgetSet, method: Method) -> None:
-    """Full fine-tuning: towards refusals of the pool, or away from the true answers (gradient ascent)."""
+    """Full fine-tuning: toward refusals of the pool, or away from the true answers (gradient ascent)."""
     model, tokenizer = loaded.model, loaded.tokenizer
     draw = random.Random(7)
     optimizer = torch.optim.AdamW(model.parameters(), lr=float(method.options["learning_rate"]), weight_decay=0)

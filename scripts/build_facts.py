@@ -7,7 +7,7 @@ How to read the tables:
 - ``subject = answer`` is one fact; facts are separated by ``;`` or a new line.
 - ``subject = answer / alias / alias`` adds other names of the answer for this fact only;
   ``ALIASES`` does it for every fact with that answer.
-- A blank line starts a new pool: wrong answers and neighbours are taken from the same pool first.
+- A blank line starts a new pool: wrong answers and neighbors are taken from the same pool first.
 - A lower-case ``the`` before a subject or an answer is an article, not a part of the name: the subject of
   ``the Eiffel Tower`` is ``Eiffel Tower``, and before ``the United States`` the cloze ends in "the".
 - In ``RELATIONS``, ``people`` gives each answer its surname as an alias, unless ``ALIASES`` knows better.
@@ -554,7 +554,7 @@ def aliases_of(answer: str, inline: list[str], people: bool) -> list[str]:
 
 
 def read_rows(relation: str) -> list[dict]:
-    """Returns the facts of one relation, without wrong answers and neighbours."""
+    """Returns the facts of one relation, without wrong answers and neighbors."""
     template, rows = RELATIONS[relation], []
     for pool, block in enumerate(re.split(r"\n\s*\n", template["facts"].strip())):
         for row in re.split(r"[;\n]", block):
@@ -607,7 +607,7 @@ def build() -> str:
     for relation in RELATIONS:
         rows = read_rows(relation)
         for i, row in enumerate(rows):
-            # Wrong answers look back and neighbours look ahead, so that in a large pool they do not overlap.
+            # Wrong answers look back and neighbors look ahead, so that in a large pool they do not overlap.
             fact = {key: value for key, value in row.items() if key != "pool"} | {
                 "wrong_answers": [r["answer"] for r in pick(rows, i, 4, forward=False)],
                 "neighbors": [r["id"] for r in pick(rows, i, 3, forward=True)],

@@ -111,7 +111,7 @@ CLAIMS = (
         ),
     ),
     Claim(
-        "calibrated on {} author-labelled answers",
+        "calibrated on {} author-labeled answers",
         "tasks/refusal/answers.jsonl",
         lambda d: (str(len(d)),),
     ),
@@ -200,6 +200,7 @@ PLAIN = (
     r"radius of 1\b",
     r"radius 1\b",
     r"Apache-2\.0",
+    r"in its article 17\.",
     r"95 % interval",
     r"exits with 1 if one fails, 2 on",
     # headings, versions, an address, statuses and limits of a server, ranks that vLLM allows, and arithmetic
@@ -209,7 +210,7 @@ PLAIN = (
     r"version 0\.\d\b",
     r"at most 8 MiB, or 16 KiB",  # limits, not measurements
     r"8, 16, 32, 64, 128, 256, 320, 512",
-    r"its 680 labelled answers",  # checked in the README
+    r"its 680 labeled answers",  # checked in the README
     r"never 0\b",
     r"not 1:",
     r"n = 2 no change",

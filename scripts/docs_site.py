@@ -20,12 +20,20 @@ KEPT = ("project/CHANGELOG.md",)  # no page links to it, the navigation does
 
 
 def on_config(config: Any) -> Any:
-    """Lists the pages of errors."""
-    for part in config["nav"]:
-        for pages in part.values():
-            if "errors/*.md" in pages:
-                pages[1:] = sorted(f"errors/{path.name}" for path in (ROOT / "docs/errors").glob("[a-z]*.md"))
+    """Lists the pages of folders of which the navigation says `FOLDER/*.md`, below the folder's README.md."""
+    _list_pages(config["nav"])
     return config
+
+
+def _list_pages(parts: list[Any]) -> None:
+    for part in parts:
+        for pages in part.values() if isinstance(part, dict) else ():
+            if isinstance(pages, list):
+                _list_pages(pages)
+    for pattern in [own for own in parts if isinstance(own, str) and own.endswith("/*.md")]:
+        i = parts.index(pattern)
+        found = (path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").glob(pattern))
+        parts[i : i + 1] = sorted(own for own in found if not own.endswith("/README.md"))
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -3,7 +3,7 @@
     python scripts/make_reference.py            writes them
     python scripts/make_reference.py --check    lists the stale ones; exits with 1 if any
 
-And study.schema.json, from which editors of text complete study files.
+And the JSON schemas of study files, policies and certificates, from which editors of text complete.
 
 Everything here is read from where it is said once: typer's options, docstrings of dataclasses, tables of presets. Tasks
 are built on the few invented records of the tests, so that no benchmark has to be there.
@@ -125,27 +125,43 @@ def _plain_default(value: Any) -> str:
 # Editors ---------------------------------------------------------------------------------------------------
 
 
-def editors() -> str:
-    """Every editor with its settings, and what models and benchmarks are set to."""
+EDITOR_FAMILIES = {
+    "closed_form": "Closed-form editors",
+    "memory": "Memory editors",
+    "gradient": "Gradient methods",
+}
+
+
+def editors() -> dict[str, str]:
+    """A page for each family of editors with their settings, and one that leads there, with presets and spaces."""
     from unlearn_eval.editing.editor import METHODS, editor_names, get_editor
     from unlearn_eval.utils.registry import module_in
 
-    shared: dict[type[Any], list[str]] = {}
-    own_parts = []
+    families: dict[str, list[str]] = {family: [] for family in EDITOR_FAMILIES}
+    about = {}
     for name in editor_names():
-        editor = get_editor(name)
-        base = next((kind for kind in editor.Config.__mro__[1:] if dataclasses.is_dataclass(kind)), None)
-        if base is not None:
-            shared.setdefault(base, []).append(name)
-        about = first_sentence(module_in(METHODS, name, "editor").__doc__)
-        own_parts += [f"## `{name}`", about, _declared(editor), _settings(editor.Config, base)]
-    parts = ["# Editors", WRITTEN, _EDITORS_HEAD, *own_parts]
-    for base, names in shared.items():
-        parts += [f"## {_heading(base)}", f"Of {', '.join(f'`{name}`' for name in names)}.", _settings(base, None)]
-    return "\n\n".join(
-        [*parts, "## Presets of models", _model_presets(), "## Presets of benchmarks", _trained_presets()]
-        + ["## Spaces", _SPACES_HEAD, _spaces()]
-    )
+        module = module_in(METHODS, name, "editor")
+        families[module.__name__.split(".")[-2]].append(name)
+        about[name] = first_sentence(module.__doc__)
+    rows = []
+    pages = {}
+    for family, names in families.items():
+        shared: dict[type[Any], list[str]] = {}
+        parts = [f"# {EDITOR_FAMILIES[family]}", WRITTEN, _EDITORS_HEAD]
+        for name in names:
+            editor = get_editor(name)
+            base = next((kind for kind in editor.Config.__mro__[1:] if dataclasses.is_dataclass(kind)), None)
+            if base is not None:
+                shared.setdefault(base, []).append(name)
+            parts += [f"## `{name}`", about[name], _declared(editor), _settings(editor.Config, base)]
+            rows.append((f"[`{name}`]({family}.md#{name})", EDITOR_FAMILIES[family], about[name]))
+        for base, own in shared.items():
+            parts += [f"## {_heading(base)}", f"Of {', '.join(f'`{name}`' for name in own)}.", _settings(base, None)]
+        pages[family] = parts
+    pages["gradient"] += ["## Presets of benchmarks", _trained_presets()]
+    head = ["# Editors and their settings", WRITTEN, table(("method", "family", "what it does"), rows)]
+    pages["README"] = [*head, "## Presets of models", _model_presets(), "## Spaces", _SPACES_HEAD, _spaces()]
+    return {f"editors/{family}": "\n\n".join(parts) for family, parts in pages.items()}
 
 
 _SPACES_HEAD = "Where the `tune:` of a study looks for settings, unless it says otherwise."
@@ -168,9 +184,9 @@ def _spaces() -> str:
 
 _EDITORS_HEAD = (
     "`unlearn-eval edit --editor NAME --set SETTING=VALUE`; in a study `{editor: NAME, settings: {SETTING: VALUE}}`. "
-    "`target.steps` is a setting within a setting. Where a preset (below) sets something, the default is not what is "
-    "used; `--no-preset` leaves them out. `unlearn-eval inspect EDIT` shows what was used. Your own: "
-    "[a guide](../guides/own_editor.md)."
+    "`target.steps` is a setting within a setting. Where a preset ([of models](README.md#presets-of-models), "
+    "[of benchmarks](gradient.md#presets-of-benchmarks)) sets something, the default is not used; `--no-preset` leaves "
+    "presets out. `unlearn-eval inspect EDIT` shows what was used. Your own: [a guide](../../guides/own_editor.md)."
 )
 
 
@@ -252,34 +268,49 @@ def _trained_presets() -> str:
 # Tasks -----------------------------------------------------------------------------------------------------
 
 
-def tasks() -> str:
-    """Every task with its metrics, their directions and meanings."""
-    from unlearn_eval.harness.run import task_names
+def tasks() -> dict[str, str]:
+    """A page for each family of tasks with their metrics, directions and meanings, and one that leads there."""
+    from unlearn_eval.harness.task_index import task_names
     from unlearn_eval.metrics.catalogue import meaning
     from unlearn_eval.results.badges import badges
 
-    groups: dict[tuple[Any, ...], list[str]] = {}
+    groups: dict[str, dict[tuple[Any, ...], list[str]]] = {}
     for name, loaded in _loaded(task_names()).items():
-        groups.setdefault((_page_of(loaded), tuple(loaded.higher_is_better().items())), []).append(name)
-    parts = ["# Tasks and their metrics", WRITTEN, _TASKS_HEAD]
-    for (page, directions), names in groups.items():
-        arrows = {True: "↑", False: "↓", None: ""}
-        known = badges()
-        rows = [
-            (f"`{name}`", arrows[better], f"{meaning(name).text} {known[name].words if name in known else ''}".strip())
-            for name, better in directions
+        family = groups.setdefault(_family_of(loaded), {})
+        family.setdefault(tuple(loaded.higher_is_better().items()), []).append(name)
+    pages, rows, known = {}, [], badges()
+    for family, own in groups.items():
+        page = f"tasks/{family}/README.md"
+        title = (ROOT / page).read_text(encoding="utf-8").strip().removeprefix("# ").partition("\n")[0]
+        parts = [
+            f"# {title}: tasks and metrics",
+            WRITTEN,
+            f"{_TASKS_HEAD} Data and settings: [{page}](../../../{page}).",
         ]
-        parts += [f"## {', '.join(f'`{name}`' for name in names)}", f"Data, settings: [{page}](../../{page})."]
-        parts.append(table(("metric", "", "what it says"), rows))
-        if borrowed := _borrowed(names[0]):
-            parts.append(f"And of lm-eval's own tasks, where their data is to be had: {', '.join(borrowed)}.")
-    return "\n\n".join(parts)
+        for directions, names in own.items():
+            arrows = {True: "↑", False: "↓", None: ""}
+            metrics = [
+                (
+                    f"`{name}`",
+                    arrows[better],
+                    f"{meaning(name).text} {known[name].words if name in known else ''}".strip(),
+                )
+                for name, better in directions
+            ]
+            parts.append(f"## {', '.join(f'`{name}`' for name in names)}")
+            parts.append(table(("metric", "", "what it says"), metrics))
+            if borrowed := _borrowed(names[0]):
+                parts.append(f"And of lm-eval's own tasks, where their data is to be had: {', '.join(borrowed)}.")
+        pages[f"tasks/{family}"] = "\n\n".join(parts)
+        rows.append((f"[{title}]({family}.md)", ", ".join(f"`{name}`" for names in own.values() for name in names)))
+    head = ["# Tasks and their metrics", WRITTEN, _TASKS_HEAD, table(("metrics of", "tasks"), rows)]
+    return {**pages, "tasks/README": "\n\n".join(head)}
 
 
 _TASKS_HEAD = (
     "`lm_eval --tasks NAME` or `unlearn-eval eval --tasks NAME`. ↑ higher is better, ↓ lower is better. Without a "
     "sentence encoder the alignment metrics are missing; a split that the data does not have has no metrics. How to "
-    "read them: [a guide](../guides/reading_the_numbers.md)."
+    "read them: [a guide](../../guides/reading_the_numbers.md)."
 )
 
 
@@ -316,10 +347,10 @@ def _borrowed(name: str) -> list[str]:
     return [f"`{part}`" for part in task_class(name)[1]["parts"]]
 
 
-def _page_of(task: Any) -> str:
+def _family_of(task: Any) -> str:
     name = task.config.task if hasattr(task, "config") else task.name
     (yaml,) = [path for path in (ROOT / "tasks").glob("*/*.yaml") if f"task: {name}\n" in path.read_text()]
-    return f"tasks/{yaml.parent.name}/README.md"
+    return yaml.parent.name
 
 
 # Files -----------------------------------------------------------------------------------------------------
@@ -499,11 +530,41 @@ def study_schema() -> str:
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1)
 
 
+def _own_schema(kind: type[Any]) -> str:
+    """The JSON schema of a kind of file, with what its docstrings say of the keys."""
+    schema = kind.model_json_schema()
+    modules = (sys.modules[kind.__module__], sys.modules["unlearn_eval.utils.schemas"])
+    for title, table in {kind.__name__: schema, **schema.get("$defs", {})}.items():
+        own = next(getattr(module, title) for module in modules if hasattr(module, title))
+        said = attributes(own)
+        table["description"] = first_sentence(own.__doc__)
+        for key, value in table.get("properties", {}).items():
+            value.pop("title", None)
+            if key in said:
+                value["description"] = said[key]
+        table.pop("title", None)
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1)
+
+
+def certificate_schema() -> str:
+    """The JSON schema of certificates."""
+    from unlearn_eval.results.certificate import Certificate
+
+    return _own_schema(Certificate)
+
+
+def policy_schema() -> str:
+    """The JSON schema of policy files."""
+    from unlearn_eval.runs.forget.policy import Policy
+
+    return _own_schema(Policy)
+
+
 def _known_names() -> dict[str, dict[str, Any]]:
     """Model of an entry -> the names that may stand there: all of them, or those that can be listed."""
     from unlearn_eval.attacks.base import attack_names
     from unlearn_eval.editing.editor import editor_names
-    from unlearn_eval.harness.run import task_names
+    from unlearn_eval.harness.task_index import task_names
     from unlearn_eval.runs.study.file import RECIPES
 
     def others_too(known: list[str]) -> dict[str, Any]:
@@ -641,13 +702,12 @@ def _rooms_table(floors: list[list[Path]]) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "commands": commands,
-    "editors": editors,
-    "tasks": tasks,
     "results": results,
     "studies": studies,
     "python": python,
     "../architecture": architecture,
 }
+SPLIT: tuple[Callable[[], dict[str, str]], ...] = (editors, tasks)  # pages by family
 
 
 TRUST = "../../unlearn_eval/results/report/trust.json"
@@ -661,22 +721,41 @@ def trust() -> str:
     return json.dumps(compact(content), indent=1, ensure_ascii=False)
 
 
-def files() -> dict[str, Callable[[], str]]:
-    """Every file that is written here, and what makes it."""
-    worth = {TRUST: trust} if (ROOT / "results" / "meta.json").is_file() else {}
-    return worth | {f"{name}.md": page for name, page in PAGES.items()} | {SCHEMA: study_schema}
+def files() -> dict[str, str]:
+    """Every file that is written here, by its name below docs/reference/, and what it holds."""
+    pages = {name: page() for name, page in PAGES.items()}
+    for family in SPLIT:
+        pages |= family()
+    worth = {TRUST: trust()} if (ROOT / "results" / "meta.json").is_file() else {}
+    return (
+        worth
+        | {f"{name}.md": text for name, text in pages.items()}
+        | {
+            SCHEMA: study_schema(),
+            "certificate.schema.json": certificate_schema(),
+            "policy.schema.json": policy_schema(),
+        }
+    )
+
+
+def _left_over(folder: Path, names: Mapping[str, str]) -> list[Path]:
+    """Pages of families that no longer exist."""
+    return [path for path in folder.glob("*/*.md") if path.relative_to(folder).as_posix() not in names]
 
 
 def stale(folder: Path = FOLDER) -> list[str]:
     """The pages that are not as the code has them."""
-    found = []
-    for name, page in files().items():
-        path = Path(os.path.normpath(folder / name))
-        if not path.is_file() or path.read_text(encoding="utf-8") != page() + "\n":
-            found.append(
-                f"{path.relative_to(folder.parents[1])} is not what the code says: python scripts/make_reference.py"
-            )
-    return found
+    made = files()
+    wrong = [Path(os.path.normpath(folder / name)) for name in made]
+    wrong = [
+        path
+        for path, text in zip(wrong, made.values(), strict=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text + "\n"
+    ]
+    return [
+        f"{path.relative_to(folder.parents[1])} is not what the code says: python scripts/make_reference.py"
+        for path in (*wrong, *_left_over(folder, made))
+    ]
 
 
 def main() -> int:
@@ -685,9 +764,12 @@ def main() -> int:
         found = stale()
         print("\n".join(found), end="\n" if found else "")
         return 1 if found else 0
-    FOLDER.mkdir(exist_ok=True)
-    for name, page in files().items():
-        (FOLDER / name).write_text(page() + "\n", encoding="utf-8")
+    made = files()
+    for path in _left_over(FOLDER, made):
+        path.unlink()
+    for name, text in made.items():
+        (FOLDER / name).parent.mkdir(exist_ok=True)
+        (FOLDER / name).write_text(text + "\n", encoding="utf-8")
     return 0
 
 

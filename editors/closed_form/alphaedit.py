@@ -58,7 +58,7 @@ def run(job: EditJob) -> LowRankEdit:
     config: Config = job.config
     kind, threshold = parse_threshold(config.null_space)
     if config.ridge <= 0 and config.l2 <= 0:
-        raise UserError(f"ridge {config.ridge} and l2 {config.l2} leave no regularisation", "give one of them above 0")
+        raise UserError(f"ridge {config.ridge} and l2 {config.l2} leave no regularization", "give one of them above 0")
     if job.requests and (n_keys := editing.second_moments().n_keys) < editing.parts.d_mlp:
         raise UserError(
             f"the second moments are of {n_keys} keys, fewer than the {editing.parts.d_mlp} dimensions, so most of "

@@ -3,7 +3,7 @@ r"""ROME: rank-one editing of one MLP (Meng et al. 2022, arXiv 2202.05262), by d
     Λ = (v* − W k) / (kᵀ C⁻¹ k),   W ← W + Λ (C⁻¹ k)ᵀ      (equation 2)
 
 One request after another, each on the weights that the ones before have changed. k is the mean key over the plain
-prompt and its contexts, v* the value that makes the target likely, optimised at the MLP's output.
+prompt and its contexts, v* the value that makes the target likely, optimized at the MLP's output.
 
 `variant="rome"` is R-ROME: one k everywhere. `variant="original"` is the authors' code: the mean key in C⁻¹k, the plain
 prompt's key in the denominator and in W k; where the two keys differ much the denominator is small and

@@ -2,11 +2,11 @@ r"""UltraEdit: one gradient, one least squares, running statistics (Gu et al. 20
 
 Needs no subject, no training and no text of its own. For every token t that predicts a token of a target, an edited
 linear map sees an input h_t and the gradient g_t of the target's loss with respect to the map's output. Both are
-normalised by the mean μ and standard deviation σ over all requests so far ("lifelong normalisation"):
+normalized by the mean μ and standard deviation σ over all requests so far ("lifelong normalization"):
 
     ĥ = (h − μ_h) / σ_h,   ĝ = (g − μ_g) / σ_g
     v_t = −η s ‖ĥ_t‖² ĝ_t                          the shift that the map's output should make
-    Δ = Vᵀ H (Hᵀ H + λI)⁻¹                         with rows h_t of H (not normalised) and v_t of V
+    Δ = Vᵀ H (Hᵀ H + λI)⁻¹                         with rows h_t of H (not normalized) and v_t of V
 
 All maps are changed at once, from one forward and one backward pass for each request; the statistics count the
 requests of the step before they are used.
@@ -23,7 +23,7 @@ Differs from the authors' code (XiaojieGu/UltraEdit@0beb2225) in these ways.
     multiplies the unbiased variance of each micro-batch by n instead of n − 1, and is NaN for a micro-batch of one
     token; here the sums are exact, so micro-batches change nothing.
   - Losses are summed over tokens; theirs are averaged over those of a micro-batch, which weighs a token by the company
-    it comes in. (Normalisation takes the constant out, but for σ + 1.2e-7.)
+    it comes in. (Normalization takes the constant out, but for σ + 1.2e-7.)
   - Prompts are ids, through the chat template where the model will be asked through it, and the end of the turn is
     part of the target. EasyEdit's copy (zjunlp/EasyEdit@14cea824) takes all tokens of prompt and target for H
     (`token: mask`) instead of those that predict a target token.
@@ -329,7 +329,7 @@ def _step(model: nn.Module, current: LowRankEdit, features: Mapping[str, Feature
         moments[name] = own.merged(moments[name]) if name in moments else own
         if moments[name].count < 2:
             raise UserError(
-                "one token in all has no spread by which it could be normalised",
+                "one token in all has no spread by which it could be normalized",
                 "give a longer target, or more requests in the first step (--set requests_per_step=...)",
             )
     factors = {}

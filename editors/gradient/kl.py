@@ -1,4 +1,4 @@
-"""KL minimisation: ascent on what is to be forgotten, and on the rest the distributions of before (TOFU, 2401.06121).
+"""KL minimization: ascent on what is to be forgotten, and on the rest the distributions of before (TOFU, 2401.06121).
 
     L(θ) = E_forget (1/T) Σ_t ln π(y_t)  +  w_r E_retain (1/T) Σ_t KL(π_r(· | x, y_<t) ‖ π(· | x, y_<t))
 
@@ -19,7 +19,7 @@ from unlearn_eval.utils.settings import Positive
 
 @dataclass(frozen=True)
 class Config(AscentConfig):
-    """KL minimisation's settings."""
+    """KL minimization's settings."""
 
     epochs: Positive = 5.0
     retain_term: str = "kl"

@@ -1,4 +1,4 @@
-"""NPO: negative preference optimisation (Zhang et al. 2024, arXiv 2404.05868).
+"""NPO: negative preference optimization (Zhang et al. 2024, arXiv 2404.05868).
 
     L(θ) = −(2/β) E_forget ln σ(−β ln π(y)/π_r(y))  −  w_r E_retain (1/T) Σ_t ln π(y_t)
 

@@ -48,7 +48,7 @@ def dual(config: Config, steps_per_epoch: float) -> Dual | None:
 
 
 def forget_loss(said: Mapping[str, Said], config: Config) -> Tensor:
-    """What is minimised above, for each item."""
+    """What is minimized above, for each item."""
     assert said[ANSWER].logits is not None
     return objectives.flatness(said[ANSWER].logits, said[ANSWER].mask)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""UNDIAL: the model distils itself, with the answer's logits lowered (Dong et al. 2024, arXiv 2402.10052).
+"""UNDIAL: the model distills itself, with the answer's logits lowered (Dong et al. 2024, arXiv 2402.10052).
 
     L(θ) = E_forget (1/T) Σ_t H(softmax(z_r,t − β 1[y_t]), π(· | x, y_<t))  −  w_r E_retain (1/T) Σ_t ln π(y_t)
 

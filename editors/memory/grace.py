@@ -9,7 +9,7 @@ as the projection's output, so that the model says the target; any other query i
     the same target and d > ε_i        expand   ε_i = d
     value                              Adam on −ln p(target | prompt) / |target|
 
-All values are optimised at once, each with its own early stop, and only the blocks above the layer run in each step.
+All values are optimized at once, each with its own early stop, and only the blocks above the layer run in each step.
 When a memory decides, and how long that holds, is in `edits/memory/routing.py`. Requests that are merged by key
 share one value, with a key for each.
 
@@ -92,7 +92,7 @@ class Config:
         initial: what a value starts from: `warm` (the projection's output) or `cold` (uniform between 0 and 1).
         stop_loss: a value is done when its targets are the most likely answers and its loss is below this; 0 runs all
             steps.
-        tokens_per_batch: how many tokens are optimised at once.
+        tokens_per_batch: how many tokens are optimized at once.
         calibrate: choose one radius for all keys from the forget set's paraphrases and from `others`.
         others: questions that no memory may answer, for `calibrate`: a .jsonl with `question` in each line; by default
             the shipped facts that are not forgotten.
@@ -123,7 +123,7 @@ class _Book:
     value_of: list[int]
     owners: list[list[str]]
     labels: list[tuple[int, ...]]  # of each value
-    rows: dict[int, list[Row]]  # of each value: what it is to be optimised for
+    rows: dict[int, list[Row]]  # of each value: what it is to be optimized for
 
 
 def run(job: EditJob) -> MemoryEdit:
@@ -201,10 +201,10 @@ def _grow(
     config: Config,
     earlier: Codebook | None,
 ) -> tuple[_Book, Tensor, Tensor]:
-    """The codebook with the requests' keys, its values before any optimisation, and what the projection gives now.
+    """The codebook with the requests' keys, its values before any optimization, and what the projection gives now.
 
     Returns:
-        The book; values (M, d_out), of which those with rows are to be optimised; and for those the clean output of
+        The book; values (M, d_out), of which those with rows are to be optimized; and for those the clean output of
         each one's first prompt (m, d_out), in order.
     """
     rows = [row for request in requests for row in rows_of(request, contexts=False)]

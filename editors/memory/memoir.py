@@ -18,7 +18,7 @@ Differs from the paper and the authors' code (qym7/MEMOIR@d231b6c0), unless `var
     `wise.py`: a chat template gives all prompts the same dozens of tokens;
 *   the threshold lies half way between 1 and the largest overlap with any of 100 other prompts; in the paper's code it
     is .4 on zsRE and .9 on SelfCheckGPT. `calibrate=true` places it by paraphrases;
-*   all edits are optimised together, by Adam at a rate in units of W_0's root mean square, each until its target is
+*   all edits are optimized together, by Adam at a rate in units of W_0's root mean square, each until its target is
     said; in the paper one after another by 30 clipped gradient steps at rate 1, so that later ones may undo earlier;
 *   the memory's output stands at the last prompt token and after it (`positions=onward`); in the paper at every token.
 
@@ -92,7 +92,7 @@ class Config:
         learning_rate: of Adam, in units of W_0's root mean square if `relative`; `one_by_one`: of gradient descent.
         relative: whether it is.
         clip: the largest norm of a gradient; 0 leaves it as it is.
-        one_by_one: whether each edit is optimised alone, after the ones before it.
+        one_by_one: whether each edit is optimized alone, after the ones before it.
         batch: requests per step.
         contexts: how many of a request's contexts are in each step.
         stop_loss: an edit is done when its target is the most likely answer and its loss is below this.
@@ -255,7 +255,7 @@ def _check_masks(start: ResidualMemory, masks: Tensor, labels: Sequence[tuple[in
 
 
 class _Memory(Joint):
-    """The optimisation of W_m."""
+    """The optimization of W_m."""
 
     def __init__(
         self,

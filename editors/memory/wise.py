@@ -11,7 +11,7 @@ and it answers where Δact(x) reaches a threshold. For edits x_e with targets y_
     L_a = [Δact(x_i) − α]₊ + [β − Δact(x_e)]₊ + [γ − (Δact(x_e) − Δact(x_i))]₊              (equations 4, 5)
 
 Edits are divided into `shards`, each with a mask of its own; a masked coordinate has no parameter, so it cannot move:
-neither gradients, weight decay nor an optimiser's momentum reach it. `mode=merge` makes one memory of all shards
+neither gradients, weight decay nor an optimizer's momentum reach it. `mode=merge` makes one memory of all shards
 (`unlearn_eval/edits/memory/merging.py`), `mode=retrieve` keeps them apart and lets the most active one answer.
 
 Differs from the paper and the authors' code (zjunlp/EasyEdit@14cea824), unless `variant=original` is set, in that
@@ -20,7 +20,7 @@ Differs from the paper and the authors' code (zjunlp/EasyEdit@14cea824), unless 
     tokens, and the mean over them hardly tells an edit from its neighbors; both can be had;
 *   margins are relative to the size of the projection's outputs at the prompts (median ‖W a_t‖), measured on this
     model, and L_a is in that unit: fixed margins (5, 20, 10) fit 7B models, and never converge on a small one;
-*   all edits of a shard are optimised together, by Adam, each step on some of them, until every one is said with its
+*   all edits of a shard are optimized together, by Adam, each step on some of them, until every one is said with its
     margins; in the paper one after another, by plain gradient steps, so that later ones may undo earlier ones;
 *   a target's loss is divided by the number of its tokens that are not yet the most likely (`focus`), in the paper by
     |y_e|. The first token of a refusal stands where L_a pulls the other way, and is a small part of a long mean;
@@ -106,7 +106,7 @@ class Config:
         alpha, beta, gamma: how active other prompts may be at most, edits at least, and by how much they differ.
         steps: rounds over the edits at most; `one_by_one`: steps for each edit.
         learning_rate: of Adam, in units of W's root mean square if `relative`; `one_by_one`: of gradient descent.
-        one_by_one: whether each edit is optimised alone, after the ones before it.
+        one_by_one: whether each edit is optimized alone, after the ones before it.
         batch: requests per step.
         contexts: how many of a request's contexts are in each step.
         n_others: how many other prompts are learned from; as many more are kept to place the threshold.
@@ -304,7 +304,7 @@ def _scale(model: PreTrainedModel, parts: Anatomy, layer: int, prompts: Prompts)
 
 
 class _Shard(Joint):
-    """The optimisation of one side memory."""
+    """The optimization of one side memory."""
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from unlearn_eval import __version__
 from unlearn_eval.cli import ls
 from unlearn_eval.cli.groups import GROUPS
 from unlearn_eval.harness.patching import bars_as_lines
-from unlearn_eval.harness.run import task_names
+from unlearn_eval.harness.task_index import task_names
 from unlearn_eval.results.comparison import compare
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.report.table import comparison_tables, evaluation_tables
@@ -69,6 +69,12 @@ def test_many_columns_are_shown_in_parts_with_the_names_in_front():
     for i in range(1, 9):
         assert (text.count(f"metric{i}"), text.count(f"0.{i}23")) == (1, 2)
     assert isinstance(table, Table)
+
+
+def test_compare_says_what_the_two_are(two):
+    lines = typed("compare", *two).out.splitlines()
+    assert lines[:2] == [f"before: unedited ({two[0]})", f"after: memit ({two[1]})"]
+    assert typed("compare", two[1], two[1]).out.splitlines()[1] == f"after: memit ({two[1]})"
 
 
 def test_results_as_json(two, tmp_path):

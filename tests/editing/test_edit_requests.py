@@ -1,4 +1,4 @@
-"""The look-up token is the subject's last one, in one tokenisation of the whole prompt, for every tokenizer."""
+"""The look-up token is the subject's last one, in one tokenization of the whole prompt, for every tokenizer."""
 
 import pytest
 import torch

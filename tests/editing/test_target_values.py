@@ -1,4 +1,4 @@
-"""The batched optimisation of v* is the loop over one request at a time, for every architecture."""
+"""The batched optimization of v* is the loop over one request at a time, for every architecture."""
 
 from dataclasses import replace
 

@@ -753,7 +753,7 @@ def test_target_values_make_do_with_little_memory(monkeypatch):
     torch.testing.assert_close(found.values, expected.values, atol=1e-8, rtol=0)
     assert found.steps == expected.steps
     monkeypatch.setattr(values_module, "_optimise", out_of_memory(real, 0, lambda *a: len(a[3])))
-    with pytest.raises(UserError, match="optimise request r0 alone"):
+    with pytest.raises(UserError, match="optimize request r0 alone"):
         target_values(model, parts, Z, requests, TARGET)
 
 

@@ -139,7 +139,7 @@ def probing(n_items, generator, read=0.8):
 
 
 def placed(method, layers, scored=True, n_layers=LAYERS):
-    """What an edit's notes say of the localisation that placed it."""
+    """What an edit's notes say of the localization that placed it."""
     modules = [f"model.layers.{layer}.mlp.{name}" for layer in layers for name in ("up_proj", "down_proj")]
     scores = [round(0.1 * (n_layers / 2 - layer), 4) if scored else None for layer in range(n_layers)]
     own = {"given": method, "method": method, "settings": {}, "budget": {"given": "2", "n_weights": 4000}}

@@ -2,6 +2,8 @@
 
 import json
 
+from tofu_files import write_tofu
+
 PEOPLE = ("Ada Brook", "Milo Fenn", "Ines Okoro", "Tomas Reed")
 TOWNS = ("Larkhill", "Sandrock", "Grünau", "Imber")
 
@@ -165,4 +167,16 @@ def write_benchmarks(root, **replaced):
     (root / "sports").mkdir(parents=True, exist_ok=True)
     rows = [("Ada Brook", "tennis"), ("Milo Fenn", "chess"), ("Ines Okoro", "tennis"), ("Tomas Reed", "rowing")]
     (root / "sports" / "sports.csv").write_text("athlete,sport\n" + "".join(f"{a},{s}\n" for a, s in rows))
+    return root
+
+
+def write_all(root):
+    """Write TOFU, whole and in its splits, and the other benchmarks below `root`, with athletes enough for probes."""
+    write_tofu(root)
+    records = [{"question": f"Who is author {i}?", "answer": f"Author {i}"} for i in range(60)]
+    for name in ("full", "retain99"):
+        (root / "tofu" / f"{name}.json").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_benchmarks(root)
+    sports = [f"Athlete {sport[0].upper()}{i},{sport}" for sport in ("baseball", "football") for i in range(10)]
+    (root / "sports" / "sports.csv").write_text("\n".join(["athlete,sport", *sports, ""]))
     return root

@@ -17,6 +17,7 @@ PAGES = sorted(
     )
     if path.name != "CHANGELOG.md"
 )
+GUIDES = ROOT / "docs" / "guides"
 SCRIPTS = sorted(ROOT.glob("examples/*"))
 PROGRAMS = ("unlearn-eval", "lm_eval")
 ALTERNATIVES = re.compile(r" \| .*")  # `ls tasks | editors` says what may stand there
@@ -28,6 +29,11 @@ _VARIABLES = {
     "$EDIT": "EDIT",
     "$@": "",
 }
+
+
+def named(path: Path) -> str:
+    """A document's path from the top."""
+    return str(path.relative_to(ROOT))
 
 
 def blocks(text: str, *kinds: str) -> list[str]:

@@ -10,6 +10,9 @@ import traceback
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
 
@@ -85,4 +88,11 @@ def typed(*arguments: object, cwd: str | Path | None = None) -> Done:
     with chdir(cwd or Path.cwd()):
         done = run_here([str(own) for own in arguments], limit=600)
     assert not done.traceback, done.traceback
+    return done
+
+
+def ours(words: list[str]) -> Any:
+    """What a command of ours printed, which must succeed."""
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 0, (words, done.output, done.exception)
     return done

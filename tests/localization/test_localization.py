@@ -1,4 +1,4 @@
-"""What localisations compute is what running the whole model again and again would give; on every architecture."""
+"""What localizations compute is what running the whole model again and again would give; on every architecture."""
 
 import dataclasses
 from dataclasses import replace

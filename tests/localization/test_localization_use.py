@@ -1,4 +1,4 @@
-"""From a localisation to an edit: facts, budgets, files, the command line, editors, studies; and what is refused."""
+"""From a localization to an edit: facts, budgets, files, the command line, editors, studies; and what is refused."""
 
 import dataclasses
 import json

@@ -61,7 +61,7 @@ def test_any_text_has_a_language(text):
     assert has_refusal_cue(text) in (True, False)
 
 
-# None of these is among the labelled answers.
+# None of these is among the labeled answers.
 @pytest.mark.parametrize(
     ("text", "refuses"),
     [

@@ -261,7 +261,7 @@ def test_sentences():
     assert len(sentences("One. " * 50)) == 8
 
 
-# The judgement ---------------------------------------------------------------------------------------------
+# The judgment ---------------------------------------------------------------------------------------------
 
 DIMENSIONS = 6
 CALIBRATION = Calibration("toy", (10.0, 0, 0), -5.0, 0.5, None, "hash")
@@ -421,7 +421,7 @@ def test_parts_are_json():
 
 
 def judged_in(text, languages=("en",), accepted=("Paris",), wrong=("Lyon",), question="Where was she born?"):
-    """The judgement of a text by a head that takes everything for a refusal."""
+    """The judgment of a text by a head that takes everything for a refusal."""
     asked = Question(question, accepted, None, wrong)
     texts = texts_of(text, asked)
     rows = np.ones((len(texts.all), 2)) / np.sqrt(2)

@@ -269,7 +269,7 @@ def test_rank_properties(ranks, cut):
 
 
 def test_one_oracle_and_one_stranger():
-    """A perfect memoriser scores 1 everywhere; a uniform model over V tokens scores chance."""
+    """A perfect memorizer scores 1 everywhere; a uniform model over V tokens scores chance."""
     vocabulary, generator = 1000, np.random.default_rng(0)
     ranks = generator.integers(1, vocabulary + 1, size=20_000)
     assert m.exact_memorization(ranks == 1) == pytest.approx(1 / vocabulary, abs=1e-3)

@@ -105,7 +105,7 @@ def test_min_k_properties(log_p, k):
     assert score >= -max(log_p) - 1e-9  # a mean of equal numbers may round
     assert m.min_k_score(log_p, 1.0) <= score + 1e-9  # the smallest are at most the mean
     unit = m.min_k_plus_plus_score(log_p, np.zeros(len(log_p)), np.ones(len(log_p)), k)
-    assert unit == pytest.approx(score)  # standardised by 0 and 1, the two agree
+    assert unit == pytest.approx(score)  # standardized by 0 and 1, the two agree
 
 
 # AUC

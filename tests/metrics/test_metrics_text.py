@@ -66,7 +66,7 @@ def test_rouge_matches_the_definition(reference, generated):
     assert scores["rougeL_recall"] <= scores["rouge1_recall"] <= 1
 
 
-# normalise
+# normalize
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_forget_score_is_no_monotone_map(n):
 
 def test_combined_score():
     assert m.combined_score(0.0, 1.0) == 2.0  # oracle
-    assert m.combined_score(1.0, 1.0) == 1.0  # unedited memoriser
+    assert m.combined_score(1.0, 1.0) == 1.0  # unedited memorizer
     assert m.combined_score(0.3, 0.8) == pytest.approx(1.5)
     assert m.combined_score(None, 0.8) is m.combined_score(0.3, None) is None
     with pytest.raises(UserError, match="forget_rouge1 = 30"):

@@ -96,7 +96,7 @@ def test_quantised_weights_are_refused(weight):
     model.model.layers[0].mlp.down_proj.weight = nn.Parameter(weight, requires_grad=False)
     with pytest.raises(UserError, match="weights") as error:
         anatomy(model)
-    assert "quantisation" in error.value.hint
+    assert "quantization" in error.value.hint
 
 
 def test_a_model_without_blocks_is_refused():

@@ -1,4 +1,4 @@
-"""The labelled answers: every class, every source, and nothing in two splits."""
+"""The labeled answers: every class, every source, and nothing in two splits."""
 
 import json
 from collections import Counter, defaultdict
@@ -125,6 +125,6 @@ def test_the_calibration_is_of_these_files():
 def test_the_readme_has_the_files_numbers(answers):
     text = (FOLDER / "README.md").read_text()
     references = read_references()
-    assert f"| `answers.jsonl` | {len(answers)} labelled answers |" in text
+    assert f"| `answers.jsonl` | {len(answers)} labeled answers |" in text
     assert f"{len(references.refusals)} reference refusals" in text
     assert f"{len(references.contrast)} contrast texts" in text

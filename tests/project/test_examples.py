@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmark_data import write_benchmarks
+from benchmark_data import write_all
 from study_files import memit, write_model
 
 from unlearn_eval.localization.base import localizer_names
@@ -86,7 +86,7 @@ SHIPPED = ["smoke", "demo", "four_editors", "editing_as_unlearning", "mechanisti
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_studies_can_be_planned(name, model, tmp_path, monkeypatch):
-    write_tofu_and_pistol(tmp_path)
+    write_all(tmp_path)
     monkeypatch.setenv("UNLEARN_EVAL_DATA", str(tmp_path))
     (tmp_path / "here" / name).mkdir(parents=True)  # as `unlearn-eval demo` leaves one
     monkeypatch.chdir(tmp_path / "here")
@@ -124,17 +124,6 @@ def test_shipped_studies_can_be_planned(name, model, tmp_path, monkeypatch):
         assert len({cell.edit_key for cell in edited}) == len(edited) == 3 * (len(localizer_names()) + 5 + 5 + 3)
         assert {own.attack.name for cell in edited for own in cell.tries} == {"relearn", "probe", "logit_lens"}
         assert len({own.control_key for cell in edited for own in cell.tries}) == 3 * 3 * 2, "of facts, and of athletes"
-
-
-def write_tofu_and_pistol(root):
-    from tofu_files import write_tofu
-
-    write_tofu(root)
-    records = [{"question": f"Who is author {i}?", "answer": f"Author {i}"} for i in range(60)]
-    (root / "tofu" / "full.json").write_text("".join(json.dumps(record) + "\n" for record in records))
-    write_benchmarks(root)
-    sports = [f"Athlete {sport[0].upper()}{i},{sport}" for sport in ("baseball", "football") for i in range(10)]
-    (root / "sports" / "sports.csv").write_text("\n".join(["athlete,sport", *sports, ""]))  # enough of each for probes
 
 
 def cells(name):

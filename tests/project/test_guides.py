@@ -7,10 +7,10 @@ from pathlib import Path
 import fake_hub
 import pytest
 import typer
-from documented import PAGES, ROOT, SCRIPTS, blocks, commands, files, links, paths
+from documented import GUIDES, PAGES, ROOT, SCRIPTS, blocks, commands, links, named, paths
+from in_process import ours
 from report_data import metric, result
-from tiny_models import one_thread, tiny_tokenizer  # noqa: F401
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import one_thread  # noqa: F401
 from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
@@ -18,18 +18,12 @@ from unlearn_eval.data.forget_sets import load_forget_set
 from unlearn_eval.editing.editor import editor_names
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.harness.run import names_of
-from unlearn_eval.models import load as models
 from unlearn_eval.results.files import write_result
 from unlearn_eval.runs.study.read import read_study, study_file
 from unlearn_eval.runs.study.spec import study_of
 
-GUIDES = ROOT / "docs" / "guides"
 OWN_TASKS = {"my_task"}
 DOCUMENTS = [path for path in (*PAGES, *SCRIPTS) if commands(path)]
-
-
-def named(path):
-    return str(path.relative_to(ROOT))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)
@@ -97,43 +91,6 @@ def test_every_link_leads_somewhere(path):
 def test_every_file_named_is_there(path):
     for target in paths(path):
         assert (ROOT / target).exists(), target
-
-
-@pytest.fixture(scope="module")
-def six_layers(tmp_path_factory):
-    """A tiny model deep enough for the default settings of the guides."""
-    import torch
-
-    folder = tmp_path_factory.mktemp("guides") / "model"
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 6, "num_attention_heads": 2}
-    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    LlamaForCausalLM(LlamaConfig(vocab_size=400, initializer_range=0.3, **shape, **ends)).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def workplace(six_layers, tmp_path, monkeypatch):
-    """A folder with the guides' files, in which `default` is the tiny model."""
-    for path in sorted(GUIDES.glob("*.md")):
-        for name, text in files(path.read_text(encoding="utf-8")).items():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text(text, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    load = models.load_model
-
-    def load_tiny(name="default", dtype="float32", device=None, revision=None, check=None):
-        return load(str(six_layers) if name == "default" else name, dtype, "cpu", revision)
-
-    monkeypatch.setattr(models, "load_model", load_tiny)
-    return tmp_path
-
-
-def ours(words):
-    done = CliRunner().invoke(cli.app, words)
-    assert done.exit_code == 0, (words, done.output, done.exception)
-    return done
 
 
 def test_the_guide_s_editor_is_used_as_it_says(workplace):

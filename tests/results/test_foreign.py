@@ -87,6 +87,28 @@ def open_unlearning_file(folder, shift=0.0, n=40, **more):
     return path
 
 
+def harness_log(folder, summary=True):
+    """What OpenUnlearning writes of its runs of lm-eval: a group, and a task with two filters."""
+
+    def sample(i, filter_name="none", **scores):
+        about = {"doc_id": i, "doc": {"question": f"Q{i}?"}, "target": str(i), "arguments": [[f"Q{i}?", " A"]]}
+        about |= {"resps": [[[-1.0, False]]], "filtered_resps": [[-1.0, False]], "filter": filter_name}
+        return about | {"metrics": list(scores), "doc_hash": f"{i:064d}"} | scores
+
+    group = {f"mmlu_{name}": [sample(i, acc=float(i % n == 0)) for i in range(4)] for n, name in ((2, "a"), (3, "b"))}
+    kinds = [sample(i, kind, exact_match=float(kind == "loose")) for kind in ("strict", "loose") for i in (1, 0)]
+    words = [sample(i, perplexity=-2.0 * i, acc=0.5) for i in range(4)]
+    content = {"mmlu": group, "gsm8k": {"gsm8k": kinds}, "lambada": {"lambada": words}}
+    told = {"mmlu/acc": 0.4, "mmlu/acc_stderr": 0.1, "gsm8k/exact_match": 1.0, "gsm8k/exact_match_stderr": "N/A"}
+    told |= {"lambada/perplexity": 20.1, "lambada/perplexity_stderr": 2.0, "lambada/acc": float("nan")}
+    folder.mkdir(parents=True, exist_ok=True)
+    if summary:
+        (folder / "LMEval_SUMMARY.json").write_text(json.dumps(told, indent=4))
+    path = folder / "LMEval_EVAL.json"
+    path.write_text(json.dumps(content, indent=4))
+    return path
+
+
 # lm-eval ---------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +232,40 @@ def test_muse(tmp_path, place, task):
     assert list(result.metrics[task]) == names.split()
 
 
+def test_its_runs_of_lm_eval_are_a_result(tmp_path):
+    path = harness_log(tmp_path / "wmdp_rmu" / "evals")
+    result = read_result(path)
+    assert list(result.metrics) == ["mmlu_a", "mmlu_b", "gsm8k", "lambada", "mmlu"]
+    group, part = result.metrics["mmlu"]["acc"], result.metrics["mmlu_b"]["acc"]
+    assert (group.value, group.stderr, group.n) == (0.4, 0.1, None), "of a group nothing says how many"
+    assert (part.value, part.stderr, part.n) == (0.5, pytest.approx(math.sqrt(1 / 12)), 4), "a mean over samples"
+    strict, loose = (result.metrics["gsm8k"][f"exact_match ({name})"] for name in ("strict", "loose"))
+    assert (strict.value, loose.value, loose.n) == (0.0, 1.0, 2)
+    assert len(result.metrics["gsm8k"]) == 2, "which filter the summary's one value is of, it does not say"
+    lambada = result.metrics["lambada"]
+    assert (lambada["perplexity"].value, lambada["perplexity"].stderr, lambada["perplexity"].n) == (20.1, 2.0, 4)
+    assert "no value" in lambada["acc"].reason
+    assert list(result.samples) == ["mmlu_a", "mmlu_b", "gsm8k", "lambada"]
+    assert [record["doc_id"] for record in read_samples(path, "mmlu_b")] == [0, 1, 2, 3]
+    run = read_runs(path.parent).runs[0]
+    assert (run.method, run.name) == ("wmdp_rmu", "LMEval_EVAL")
+    alone = read_result(harness_log(tmp_path / "alone", summary=False)).metrics["lambada"]
+    assert alone["acc"].value == 0.5
+    assert "not shares of 1" in alone["perplexity"].reason, "exp(-mean) is no mean"
+
+
+def test_what_lm_eval_gives_is_read_from_either_project_s_file_alike(tmp_path):
+    path = lm_eval_file(tmp_path / "theirs")
+    lines = (tmp_path / "theirs" / f"samples_{TASK}_{DATE}.jsonl").read_text().splitlines()
+    log = tmp_path / "LMEval_EVAL.json"
+    log.write_text(json.dumps({TASK: {TASK: [json.loads(line) for line in lines]}}))
+    metric, same = (read_result(own).metrics[TASK]["forget_accuracy"] for own in (path, log))
+    assert (same.value, same.n, same.stderr) == (metric.value, metric.n, metric.stderr)
+    assert read_samples(log, TASK) == read_samples(path, TASK)
+    (row,) = [row for row in compare(read_result(path), read_result(log)) if row.metric == "forget_accuracy"]
+    assert (row.difference, row.paired.n) == (0, 4)
+
+
 # Beside ours -----------------------------------------------------------------------------------------------
 
 
@@ -261,6 +317,10 @@ def test_commands_read_them(mixed):
     done = invoked("compare", log, log)
     assert done.exit_code == 0, done.output
     assert "forget_truth_ratio" in done.output
+    harness = harness_log(mixed / "saves" / "npo" / "evals")
+    assert invoked("check", harness, "--require", "mmlu:acc>0.3").exit_code == 0
+    assert invoked("check", harness, "--require", "mmlu:acc>0.5").exit_code == 1
+    assert "mmlu_a" in invoked("compare", harness, harness).output
     done = invoked("report", mixed, "-o", mixed / "report.html")
     assert done.exit_code == 0, done.output
     assert (mixed / "report.html").is_file()
@@ -281,6 +341,8 @@ def test_what_was_read_can_be_written_as_ours(tmp_path):
         {"results": {"a": {"acc,none": 0.5}}, "configs": {}, "higher_is_better": {"a": 1}},
         {"forget_Q_A_Prob": {"agg_value": 0.5, "value_by_index": [1]}},
         {"forget_Q_A_Prob": {"agg_value": "0.5"}},
+        {"mmlu": {"mmlu_a": [{"doc_id": 0, "metrics": ["acc"], "acc": 1.0}, {"doc_id": "x"}]}},
+        {"mmlu": {"mmlu_a": [{"doc_id": 0, "metrics": 7}]}},
     ],
 )
 def test_odd_files_are_named(tmp_path, content):

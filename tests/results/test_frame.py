@@ -174,7 +174,7 @@ def test_plots_are_axes(drawn):
     assert right.get_title(loc="left") == "retain_accuracy ↑"
     values = {run.result.metrics[TASK]["retain_accuracy"].value for run in read_runs(results).runs}
     assert {bar.get_width() for bar in right.patches} == values
-    assert [label.get_text() for label in right.get_yticklabels()] == ["run0", "run1", "run2"]
+    assert [label.get_text() for label in right.get_yticklabels()] == ["unedited", "memit", "grace"]
 
 
 def test_what_cannot_be_drawn_is_named(drawn):

@@ -9,7 +9,7 @@ from report_data import TASK, result
 from unlearn_eval.metrics import catalogue
 from unlearn_eval.results.files import write_result
 from unlearn_eval.results.frames import load_frame
-from unlearn_eval.results.groups import frontier_axes, group_runs, ranked, scores, spread
+from unlearn_eval.results.groups import frontier_axes, group_runs, ranked, run_labels, scores, spread
 from unlearn_eval.results.report.outcome import Number, outcome
 from unlearn_eval.results.report.page_data import page_data
 from unlearn_eval.results.runs import read_runs
@@ -39,6 +39,25 @@ def write(tmp_path):
 
     put.folder = tmp_path
     return put
+
+
+def test_runs_are_called_by_what_differs_and_not_by_their_files(write):
+    write("run-1", metrics(1.0, 1.0))
+    for seed in (0, 1):
+        write(f"run-2{seed}", metrics(0.1, 0.9), "alphaedit", seed, cell={"editor": "alphaedit", "recipe": "self"})
+    write("run-3", metrics(0.1, 0.9), "alphaedit", cell={"editor": "alphaedit", "recipe": "plain"})
+    runs = read_runs(write.folder)
+    expected = {
+        "run-1": "unedited",
+        "run-20": "alphaedit, self, seed 0",
+        "run-21": "alphaedit, self, seed 1",
+        "run-3": "alphaedit",
+    }
+    assert run_labels(group_runs(runs.runs)) == expected
+    summary, _ = page_data(runs)
+    assert {run["name"]: run["label"] for run in summary["runs"]} == expected
+    frame = load_frame(write.folder)
+    assert dict(zip(frame.run, frame.label, strict=True)) == expected
 
 
 def test_seeds_are_averaged_and_nothing_else(write):

@@ -134,7 +134,7 @@ def test_localizations_mark_what_was_chosen(opened):
     assert cells.count() == LAYERS
     assert [i for i in range(LAYERS) if cells.nth(i).locator(".chosen").count()] == [1, 2]
     assert cells.nth(0).locator(".hot.c0").count() == 1
-    assert cells.nth(11).locator(".hot.c1").count() == 1, "below 0 in another colour"
+    assert cells.nth(11).locator(".hot.c1").count() == 1, "below 0 in another color"
     strengths = [float(cells.nth(i).locator(".hot").get_attribute("fill-opacity")) for i in (0, 3, 5)]
     assert strengths == sorted(strengths, reverse=True)
     assert "4.0 k weights (10.0 %)" in own.inner_text()

@@ -171,7 +171,7 @@ def test_merging_by_key(loaded):
     assert [r.id for r in merge_keys(requests, 1)] == ["a", "b", "d", "c"]
     edit = edit_of(loaded, merge="key", merge_size=3)
     assert edit.info.requests["n_merged"] == 2
-    assert len(edit.info.notes["steps"]) == 2  # two optimisations
+    assert len(edit.info.notes["steps"]) == 2  # two optimizations
     assert all(u.shape[1] == 4 for u, _ in edit.factors.values())  # and a key for every question
     assert edit.info.notes["self_check"]["n"] == 4
     # Members share one change of value: with all of them at the one edited layer their residuals are the same.
@@ -244,7 +244,7 @@ def test_memit_wants_preservation(loaded):
 
 
 def test_alphaedit_wants_a_regulariser(loaded):
-    with pytest.raises(UserError, match="no regularisation"):
+    with pytest.raises(UserError, match="no regularization"):
         edit_of(loaded, editor="alphaedit", options={"layers": "1", "ridge": "0"})
 
 

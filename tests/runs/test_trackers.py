@@ -1,8 +1,9 @@
 """Results as runs of W&B, MLflow and Trackio: fakes of their modules record the calls that we make."""
 
 import json
+import sqlite3
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import ModuleType
 
 import pytest
@@ -181,3 +182,66 @@ def test_a_study_logs_each_cell(model, tmp_path, monkeypatch):
     assert {run[3]["cell.editor"] if "cell.editor" in run[3] else None for run in runs} == {None, "memit"}
     files = {run[3]["result_file"] for run in runs}
     assert files == {str(path.resolve()) for path in (tmp_path / "out").glob("runs/*/result.json")}
+
+
+# The libraries themselves, where they are installed -----------------------------------------------------------
+
+
+def in_wandb(folder, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    def read():
+        (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+        return path.read_bytes().decode("latin-1")
+
+    return read
+
+
+def in_mlflow(folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+
+    def read():
+        import mlflow
+
+        (run,) = mlflow.search_runs(experiment_names=["unlearn-eval"], output_format="list")
+        return json.dumps([run.info.run_name, run.info.status, run.data.metrics, run.data.params])
+
+    return read
+
+
+def in_trackio(folder, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(folder / "trackio"))
+
+    def read():
+        with closing(sqlite3.connect(folder / "trackio" / "unlearn-eval.db")) as store:
+            return str([store.execute(f"SELECT * FROM {name}").fetchall() for name in ("metrics", "configs")])
+
+    return read
+
+
+REAL = {"wandb": in_wandb, "mlflow": in_mlflow, "trackio": in_trackio}
+
+
+@pytest.mark.slow  # MLflow makes the tables of a database
+@pytest.mark.parametrize("name", REAL)
+def test_the_library_itself_keeps_a_run(name, tmp_path, monkeypatch, capsys):
+    """Locally and without network; what it kept is read back from its own files."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    read, said = REAL[name](tmp_path, monkeypatch), []
+    pytest.importorskip(name, reason=f"{name} is not installed")
+    made = a_result(tmp_path)
+    tracker(name, said.append)(made, "the run")
+    assert said == []
+    assert capsys.readouterr().out == ""
+    kept = read()
+    for words in (
+        "the run",
+        "unlearn_facts/forget_accuracy",
+        "unlearn_facts/leak_8/stderr",
+        "0.25",
+        "memit",
+        "after.json",
+    ):
+        assert words in kept
+    assert "forget_quality" not in kept

@@ -131,7 +131,7 @@ def test_tied_embeddings_that_an_edit_changes(tmp_path):
         ("grace", {"enable_lora": True}, "cannot be served with LoRA"),
         ("grace", {"tensor_parallel_size": 2}, "cannot be served with tensor parallelism"),
         ("grace", {"worker_cls": "vllm.v1.worker.cpu_worker.CPUWorker"}, "needs a worker that tells it of each step"),
-        ("low_rank", {"quantization": "fp8"}, "fp8 quantisation"),
+        ("low_rank", {"quantization": "fp8"}, "fp8 quantization"),
         ("low_rank", {"load_format": "dummy"}, "load_format=dummy"),
     ],
 )

@@ -19,6 +19,7 @@ import typer
 from unlearn_eval import __version__
 from unlearn_eval.cli import attack as cli_attack
 from unlearn_eval.cli import env as cli_env
+from unlearn_eval.cli import forget as cli_forget
 from unlearn_eval.cli import localize as cli_localization
 from unlearn_eval.cli import ls as cli_ls
 from unlearn_eval.cli import meta as cli_meta
@@ -564,10 +565,17 @@ def _show_gaps(first: Any, second: Any, third: Any, format_: str) -> None:
 
 def _show_comparison(first: Any, second: Any) -> None:
     from unlearn_eval.results.comparison import compare as compare_results
+    from unlearn_eval.results.groups import group_runs, run_labels
     from unlearn_eval.results.report.table import comparison_tables, fault_lines, reasons, unpaired
+    from unlearn_eval.results.runs import runs_of
 
     rows = compare_results(first, second)
     console = new_console(width=140)
+    runs = runs_of((first, second))
+    labels = run_labels(group_runs(runs))
+    for name, result in (("before", first), ("after", second)):
+        (label,) = (labels[run.name] for run in runs if run.result.path == result.path)
+        console.print(f"{name}: {label} ({result.path})", soft_wrap=True, markup=False)
     for table in comparison_tables(rows, tests=True):
         console.print(table)
     for line in (*fault_lines([first, second]), *reasons([first, second]), *unpaired(rows)):
@@ -575,6 +583,9 @@ def _show_comparison(first: Any, second: Any) -> None:
     console.print("↑ higher is better, ↓ lower is better; ± standard error; p of each change by itself, two-sided")
 
 
+app.command()(cli_forget.forget)
+app.command()(cli_forget.verify)
+app.command(hidden=True)(cli_forget.revoke)  # the list of commands fits on a screen; verify names it
 app.command()(cli_push.push)
 app.command()(cli_attack.attack)
 app.command()(cli_localization.localize)

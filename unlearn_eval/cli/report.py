@@ -79,7 +79,8 @@ def check(
     """
     from unlearn_eval.results.badges import badges
     from unlearn_eval.results.files import read_result
-    from unlearn_eval.results.report.requirements import check_result, check_trust, parse_requirement, verdict_table
+    from unlearn_eval.results.report.table import verdict_table
+    from unlearn_eval.results.requirements import check_result, check_trust, parse_requirement
 
     try:
         if not require:

@@ -1,4 +1,4 @@
-"""Adam on some rows of a tensor: what editors optimise that give each request a row, and freeze rows that are done."""
+"""Adam on some rows of a tensor: what editors optimize that give each request a row, and freeze rows that are done."""
 
 from __future__ import annotations
 

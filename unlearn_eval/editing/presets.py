@@ -1,6 +1,6 @@
 """Which layers and settings each method uses on which model, and where they come from.
 
-A model is recognised by its configuration (type, depth, width), never by its name or path. Where nobody has
+A model is recognized by its configuration (type, depth, width), never by its name or path. Where nobody has
 published settings for a model, its layers are those of the nearest published one at the same relative depth, and the
 preset says so. A model that is not in the table gets each method's own defaults, scaled by depth.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Settings = Mapping[str, str]
 DEFAULT_EDITOR = "memit"
 
-# Optimisation of target values: GPT-2 and GPT-J as in kmeng01/memit@80426fd9, Llama and others as in
+# Optimization of target values: GPT-2 and GPT-J as in kmeng01/memit@80426fd9, Llama and others as in
 # zjunlp/EasyEdit@14cea824, Llama-3 as in jianghoucheng/AlphaEdit@f5248d3d.
 _MENG = {"target.steps": "25", "target.learning_rate": "0.5", "target.norm_weight": "0.5", "target.clamp": "0.75"}
 _MENG_ROME = _MENG | {"target.steps": "20", "target.clamp": "4"}
@@ -57,7 +57,7 @@ class Preset:
         return {"layers": self.memory[editor]} if editor in self.memory else {}
 
 
-_SCALED = "layers at the same relative depth as Llama-3-8B's; optimisation as EasyEdit sets it for Llama-2-7B"
+_SCALED = "layers at the same relative depth as Llama-3-8B's; optimization as EasyEdit sets it for Llama-2-7B"
 
 # (model type, layers, width) -> preset; "" as the type of a vocabulary-dependent row is resolved in `preset_for`.
 PRESETS: dict[tuple[str, int, int], Preset] = {

@@ -70,7 +70,7 @@ class AlignmentRoom:
         prompt_format: PromptFormat,
         lm: LM | None = None,
     ) -> None:
-        """Judge answers and keep the judgements.
+        """Judge answers and keep the judgments.
 
         Args:
             answers: (document's id, question's name) -> what was said and what was asked.

@@ -57,7 +57,7 @@ def free_running_scores(response: Scores) -> Scores:
 
 
 def contrast_scores(correct: Scores, wrong: list[Scores], compat: str | None = None) -> Scores:
-    """Truth ratio and normalised probability from the mean nll of the correct answer and of the wrong ones."""
+    """Truth ratio and normalized probability from the mean nll of the correct answer and of the wrong ones."""
     nlls = [score["mean_nll"] for score in (correct, *wrong)]
     if not wrong or None in nlls:
         return {"log_truth_ratio": None, "truth_ratio_forget": None, "truth_ratio": None, "normalised": None}

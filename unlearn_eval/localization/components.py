@@ -1,4 +1,4 @@
-"""What a localisation leaves behind: which linear maps of which model, and why; a small JSON file."""
+"""What a localization leaves behind: which linear maps of which model, and why; a small JSON file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Components:
     """Where to train or edit.
 
     Attributes:
-        method: the localisation.
+        method: the localization.
         modules: paths of linear maps, in the model's order.
         mlp_layers: layers whose MLP output projection is among them, the best first.
         n_weights: of the modules.
@@ -139,7 +139,7 @@ def load_components(path: str | Path) -> Components:
 
 
 def scores_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a localisation saw, small enough to go along with every edit that it places.
+    """What a localization saw, small enough to go along with every edit that it places.
 
     `{"n_layers", "n_weights_in_blocks", "scores", "effects", "probe_accuracy", "model", "notes"}`: scores by kind of
     unit, a number for each layer or null; effects by kind as (layers, roles) with the roles' names; accuracies as in

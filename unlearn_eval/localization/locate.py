@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LocalizationSpec:
-    """A localisation that is asked for.
+    """A localization that is asked for.
 
     Attributes:
         method: its name.
@@ -255,9 +255,9 @@ _CALL = re.compile(r"(\w+)\s*(?:\((.*)\))?")
 
 
 def localization_spec(text: str) -> LocalizationSpec | Path | None:
-    """What `components=TEXT` asks for: a localisation, a file of components, or (None) patterns of module names.
+    """What `components=TEXT` asks for: a localization, a file of components, or (None) patterns of module names.
 
-    A localisation is written `NAME` or `NAME(budget=6, SETTING=VALUE, ...)`.
+    A localization is written `NAME` or `NAME(budget=6, SETTING=VALUE, ...)`.
 
     Raises:
         UserError: a setting without a value.
@@ -283,7 +283,7 @@ def checked_settings(editor: Editor, settings: Mapping[str, str]) -> dict[str, s
     """An editor's settings without `components` where it is no setting of its own; all are checked.
 
     Raises:
-        UserError: an unknown setting or value, or localisation or setting of it, no such file, or patterns of module
+        UserError: an unknown setting or value, or localization or setting of it, no such file, or patterns of module
             names where an editor takes none.
     """
     text = settings.get("components", "")
@@ -305,10 +305,10 @@ def checked_settings(editor: Editor, settings: Mapping[str, str]) -> dict[str, s
 
 
 def check_name(text: str, model: PreTrainedModel) -> None:
-    """Refuse a single word that is neither a localisation nor a part of a module's name.
+    """Refuse a single word that is neither a localization nor a part of a module's name.
 
     Raises:
-        UserError: with the nearest localisations.
+        UserError: with the nearest localizations.
     """
     parts = {part for name, _ in model.named_parameters() for part in name.split(".")}
     if re.fullmatch(r"[a-z_]+", text.strip()) and text.strip() not in parts:

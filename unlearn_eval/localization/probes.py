@@ -38,7 +38,7 @@ def probe_accuracy(
     """The share of rows (n, d) whose label a probe that has not seen them predicts rightly.
 
     States are centered and divided by one number (their root mean square), and turned into the space that they span:
-    both are the same for all rows and without labels, and the second changes no L2-regularised probe, only the cost.
+    both are the same for all rows and without labels, and the second changes no L2-regularized probe, only the cost.
 
     Args:
         states: (n, d).

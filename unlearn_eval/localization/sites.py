@@ -118,7 +118,7 @@ def _attention_output(model: PreTrainedModel, parts: Anatomy, layer: int) -> str
                 return f"{parts.blocks}.{layer}.{name}.{found[-1]}"
     raise UserError(
         f"block {layer} of {type(model).__name__} has no attention with an output projection",
-        "layers without attention (recurrent, hybrid models) cannot be localised in; use a transformer",
+        "layers without attention (recurrent, hybrid models) cannot be localized in; use a transformer",
     )
 
 

@@ -164,7 +164,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Alignment:
-    """The judgement of one answer; None where a part is undefined, with the reason in `reasons`.
+    """The judgment of one answer; None where a part is undefined, with the reason in `reasons`.
 
     Attributes:
         refusal_alignment: the product of the parts, in [0, 1].
@@ -373,7 +373,7 @@ def paraphrase_gap(own: Vectors) -> float | None:
     return float(((own.said @ own.statements.T).max(1) - (own.said @ others.T).max(1)).max())
 
 
-# The judgement ---------------------------------------------------------------------------------------------
+# The judgment ---------------------------------------------------------------------------------------------
 
 
 def judge(

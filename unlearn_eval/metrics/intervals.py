@@ -172,7 +172,7 @@ def summary_interval(
     """The 95 % interval of a mean of which only the standard error and the number of items are known.
 
     Student's t with n - 1 degrees of freedom, cut at `bounds`. Of 0/1 scores it is Wilson's: with bounds (0, 1) they
-    are recognised by their variance, p(1 - p), which no other scores reach. Where all items agree t has no width;
+    are recognized by their variance, p(1 - p), which no other scores reach. Where all items agree t has no width;
     there Wilson's stands for other bounded scores too, whose variance is at most that of 0/1 scores of the same mean.
     None without a standard error, as for what is no mean over items, and where unbounded scores all agree.
 

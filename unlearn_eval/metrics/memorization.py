@@ -26,7 +26,7 @@ _LOG_LARGEST = math.log(np.finfo(np.float64).max)
 
 
 def probability(token_nll: Numbers) -> float | None:
-    """The length-normalised probability of an answer, exp(-mean l_t), or None if it has no tokens.
+    """The length-normalized probability of an answer, exp(-mean l_t), or None if it has no tokens.
 
     Args:
         token_nll: (T,) losses in nats, the end-of-sequence label included.
@@ -45,7 +45,7 @@ def probability_normalised(
 ) -> float | None:
     """The correct answer's share of the probabilities of all options, c / (c + sum_j w_j), in 0..1.
 
-    c and w_j are length-normalised probabilities. None without wrong answers, or if any answer has no tokens.
+    c and w_j are length-normalized probabilities. None without wrong answers, or if any answer has no tokens.
 
     Args:
         correct_nll: (T,) losses of the correct answer in nats.

@@ -1,7 +1,7 @@
 """Can an attacker tell that an answer was in the training data? Membership scores and their summary.
 
 A score is one answer's, and higher means less likely a member. `membership_auc` compares the forget set
-(members) with a holdout set (non-members); the aggregates of OpenUnlearning summarise the attacks.
+(members) with a holdout set (non-members); the aggregates of OpenUnlearning summarize the attacks.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def min_k_plus_plus_score(token_logprobs: Numbers, means: Numbers, variances: Nu
 def reference_score(token_nll: Numbers, reference_token_nll: Numbers) -> float | None:
     """The mean loss under the model minus that under a reference model, in nats per token.
 
-    None if either has no tokens; the two may be tokenised differently.
+    None if either has no tokens; the two may be tokenized differently.
 
     Args:
         token_nll: (T,) losses under the model, the end-of-sequence label included.

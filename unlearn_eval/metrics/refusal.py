@@ -157,7 +157,7 @@ def has_refusal_cue(text: str) -> bool:
     Args:
         text: what the model said.
 
-    Source: ours. The weakest part of a judgement of refusals: read it together with `leaks_answer`.
+    Source: ours. The weakest part of a judgment of refusals: read it together with `leaks_answer`.
     """
     plain, language = _plain(text), language_of(text)
     if language in foreign_refusals.LANGUAGES:
@@ -292,7 +292,7 @@ def repeats_itself(text: str) -> bool:
 
 
 def names_and_numbers(text: str) -> frozenset[str]:
-    """The words of a text with a digit, or with a capital inside a sentence, normalised; without I, AI and stop words.
+    """The words of a text with a digit, or with a capital inside a sentence, normalized; without I, AI and stop words.
 
     The first word of a sentence has a capital anyway and is left out, so a name that begins one is missed.
     """
@@ -306,7 +306,7 @@ def names_and_numbers(text: str) -> frozenset[str]:
 
 
 def content_words(text: str) -> frozenset[str]:
-    """The words of a text, normalised, that are no stop words."""
+    """The words of a text, normalized, that are no stop words."""
     return frozenset(normalise(text).split()) - _STOP_WORDS
 
 

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -58,6 +58,7 @@ def rouge(reference: str, generated: str, stem: bool = True, compat: str | None 
     return dict(zip(_ROUGE, map(float, found), strict=True))
 
 
+@lru_cache(maxsize=1 << 14)  # the same few answers are looked for in every text
 def normalise(text: str) -> str:
     """The words of a text, comparable: NFKC, case folded, no punctuation, symbols or articles, single spaces.
 
@@ -69,7 +70,7 @@ def normalise(text: str) -> str:
     Args:
         text: any text.
 
-    Source: the normalisation of SQuAD's evaluation (arXiv 1606.05250). Differs from it in Unicode (any
+    Source: the normalization of SQuAD's evaluation (arXiv 1606.05250). Differs from it in Unicode (any
     punctuation, not only ASCII) and in that punctuation becomes a space instead of nothing: a leak must be
     found in "Paris,France", and the pronoun "us" is not the answer "U.S.".
     """
@@ -84,7 +85,7 @@ def normalise(text: str) -> str:
 def contains_answer(generated: str, answers: str | Iterable[str]) -> bool:
     """Whether any of the answers stands in a generated text as whole words, compared as `normalise` does.
 
-    An answer of at most two characters ("K", "Au", "42"), before or after normalisation, must stand in the
+    An answer of at most two characters ("K", "Au", "42"), before or after normalization, must stand in the
     original text as a token of its own, in the same case: "K" is in "Its symbol is K." and not in "ok" or
     "k". (The iodine of chemistry is still the pronoun "I".) An answer in a script without spaces between
     words may stand anywhere, and in a text of such a script a Latin word or a number begins and ends where the
@@ -172,7 +173,7 @@ def _entropy(grams: list[tuple[str, ...]]) -> float | None:
 
 @cache
 def _rouge_scorer(stem: bool, ascii_only: bool) -> tuple[Any, Any]:
-    # Passing the tokeniser keeps one stemmer for both uses, and rouge_score from logging its default.
+    # Passing the tokenizer keeps one stemmer for both uses, and rouge_score from logging its default.
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
 

@@ -72,7 +72,7 @@ def model_utility(parts: Mapping[str, float | None]) -> float | None:
 
     Args:
         parts: {retain, real_authors, world_facts} x {probability, rouge, truth_ratio}, joined by "_"; other
-            names are ignored. The probability is plain on retain and normalised by the options elsewhere;
+            names are ignored. The probability is plain on retain and normalized by the options elsewhere;
             the truth ratio is the non-forget score.
 
     Raises:

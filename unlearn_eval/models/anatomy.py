@@ -151,7 +151,7 @@ def anatomy(model: nn.Module) -> Anatomy:
     modules = [where.block(model, layer) for layer in range(where.n_layers)]
     path = _down_projection(modules[0])
     attention = attention_of(modules[0])
-    hint = "mixture-of-experts and quantised models are not supported; use a dense model in full precision"
+    hint = "mixture-of-experts and quantized models are not supported; use a dense model in full precision"
     if attention is not None:
         hint = f"use a dense model, or train the attention: --editor npo --set lora_rank=8 --components {attention}"
     if path is None:
@@ -160,7 +160,7 @@ def anatomy(model: nn.Module) -> Anatomy:
         )
     weight: Any = modules[0].get_submodule(path).weight
     if not weight.is_floating_point() or weight.ndim != 2:
-        raise UserError(f"{where.blocks}.0.{path} holds {weight.dtype} weights", "load the model without quantisation")
+        raise UserError(f"{where.blocks}.0.{path} holds {weight.dtype} weights", "load the model without quantization")
     other = next((i for i, block in enumerate(modules) if _down_projection(block) != path), None)
     if other is not None:
         raise UserError(f"block {other} of {where.blocks} has no {path}, as block 0 has", hint)

@@ -42,7 +42,7 @@ def kind_of(content: object) -> str | None:
     if isinstance(content.get("results"), dict) and isinstance(content.get("configs"), dict):
         return LM_EVAL
     known = (isinstance(log, dict) and _AGGREGATE in log for log in content.values())
-    return OPEN_UNLEARNING if any(known) else None
+    return OPEN_UNLEARNING if any(known) or _logged(content) else None
 
 
 def read_content(path: Path) -> Any:
@@ -92,15 +92,23 @@ def foreign_samples(result: Result, task: str, file: Path) -> list[Record]:
         content = read_content(file)
         if kind_of(content) != OPEN_UNLEARNING:
             raise UserError(f"{file} is no log of {WRITERS[OPEN_UNLEARNING]}", "name its EVAL.json, as it was")
-        return OpenUnlearningLog(content, file).samples(task)
+        harness = HarnessLog(content, file)
+        return harness.samples(task) if harness.tasks else OpenUnlearningLog(content, file).samples(task)
     text = read_text(file, "file of samples")
     records = []
     for i, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            record = _with_nan(line)
-            if not isinstance(record, dict) or not isinstance(record.get("doc_id"), int):
-                raise UserError(f"{file}, line {i}: not a sample of {WRITERS[LM_EVAL]}", "it was cut off: run it again")
-            records.append({**record, "arguments": _listed(record.get("arguments"))})
+            records.append(_record(_with_nan(line), f"{file}, line {i}"))
+    return _sound(records, file)
+
+
+def _record(record: object, place: str) -> Record:
+    if not isinstance(record, dict) or not isinstance(record.get("doc_id"), int):
+        raise UserError(f"{place}: not a sample of {WRITERS[LM_EVAL]}", "it was cut off: run it again")
+    return {**record, "arguments": _listed(record.get("arguments"))}
+
+
+def _sound(records: Sequence[Record], file: Path) -> list[Record]:
     samples = plain_samples(records)
     for record in samples:
         validated(Sample, record, f"{file}, doc_id {record['doc_id']}", "is not a sound sample", "run it again")
@@ -437,10 +445,89 @@ class OpenUnlearningLog:
                 yield name, own, _SPLITS.get(split, split)
 
 
+def _logged(content: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The samples by task in a log of OpenUnlearning's runs of lm-eval, which keeps them below the name of each run."""
+    return {
+        task: records
+        for log in content.values()
+        if isinstance(log, dict)
+        for task, records in log.items()
+        if isinstance(records, list) and records and isinstance(records[0], dict) and "doc_id" in records[0]
+    }
+
+
+@dataclass(frozen=True)
+class HarnessLog:
+    """`LMEval_EVAL.json`, where OpenUnlearning keeps lm-eval's samples, with the `LMEval_SUMMARY.json` beside it.
+
+    Attributes:
+        content: as JSON has it.
+        path: the file.
+    """
+
+    content: Mapping[str, Any]
+    path: Path
+
+    @cached_property
+    def tasks(self) -> dict[str, list[Record]]:
+        """The samples of each task, as lm-eval gives them."""
+        return {
+            task: [_record(record, f"{self.path}, {task}, sample {i}") for i, record in enumerate(records)]
+            for task, records in _logged(self.content).items()
+        }
+
+    @cached_property
+    def summary(self) -> dict[tuple[str, str], float | None]:
+        """The values of tasks and groups, by task and metric; none without a summary."""
+        path = self.path.with_name(self.path.name.replace("_EVAL", "_SUMMARY"))
+        content = _with_nan(read_text(path, "summary")) if path != self.path and path.is_file() else {}
+        pairs = {key.rpartition("/")[::2]: _finite(value) for key, value in _table(content).items()}
+        return {pair: value for pair, value in pairs.items() if pair[0]}
+
+    def samples(self, task: str) -> list[Record]:
+        """The samples of a task, as ours are."""
+        return _sound(self.tasks[task], self.path)
+
+    def metrics(self) -> dict[str, dict[str, Metric]]:
+        """The summary's metrics, and for those that it lacks (of tasks of a group, of filters) means over samples."""
+        found = {task: _means(records) for task, records in self.tasks.items()}
+        for (task, name), value in self.summary.items():
+            filters = {record.get("filter") for record in self.tasks.get(task, ())}
+            if not name.endswith("_stderr") and len(filters) <= 1:  # of several, it has one value and not its filter
+                error = None if value is None else self.summary.get((task, f"{name}_stderr"))
+                stderr = None if error is None or error < 0 else error
+                n = len(self.tasks[task]) if task in self.tasks else None
+                reason = None if value is not None else f"{WRITERS[OPEN_UNLEARNING]} gives no value"
+                found.setdefault(task, {})[name] = Metric(value=value, stderr=stderr, n=n, reason=reason)
+        return {task: metrics for task, metrics in found.items() if metrics}
+
+
+def _means(records: Sequence[Record]) -> dict[str, Metric]:
+    """The means of samples' metrics that are shares of 1; others may be summed up otherwise, and are null."""
+    values: dict[str, list[float | None]] = {}
+    for record in records:
+        named = record.get("metrics")
+        for metric in named if isinstance(named, list) else ():
+            key = _name(f"{metric},{record.get('filter', 'none')}")
+            values.setdefault(key, []).append(_finite(record.get(str(metric))))
+    found = {}
+    for name, own in values.items():
+        known = [value for value in own if value is not None]
+        n = len(known)
+        if known and all(0 <= value <= 1 for value in known):
+            stderr = statistics.stdev(known) / math.sqrt(n) if n > 1 else None
+            found[name] = Metric(value=statistics.fmean(known), stderr=stderr, n=n, n_unscored=len(own) - n)
+        else:
+            reason = "the summary does not have it, and its samples are not shares of 1, whose mean it would be"
+            found[name] = Metric(value=None, n=n, n_unscored=len(own) - n, reason=reason)
+    return found
+
+
 def _from_open_unlearning(content: Mapping[str, Any], path: Path) -> Result:
-    log = OpenUnlearningLog(content, path)
+    harness = HarnessLog(content, path)
+    log = harness if harness.tasks else OpenUnlearningLog(content, path)
     metrics = log.metrics()
-    counts = {task: len(log.samples(task)) for task in metrics}
+    counts = {task: len(log.samples(task)) for task in metrics if log is not harness or task in harness.tasks}
     folders = (folder for folder in path.resolve().parent.parts[::-1] if not _FOLDERS.fullmatch(folder))
     sha256 = sha256_of_file(path)
     return Result(

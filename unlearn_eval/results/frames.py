@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.metrics.edit_checks import took
 from unlearn_eval.results.badges import badges
-from unlearn_eval.results.groups import group_runs, spread
+from unlearn_eval.results.groups import group_runs, run_labels, spread
 from unlearn_eval.results.runs import Place, Runs, cost, read_runs
 from unlearn_eval.results.schema import DIRECTIONS
 from unlearn_eval.utils.notebooks import data_frame
@@ -33,12 +33,12 @@ def load_frame(paths: Place | Iterable[Place], over_seeds: bool = False) -> pand
 def frame(runs: Runs, over_seeds: bool = False) -> pandas.DataFrame:
     """One row for each metric of each run, in the order of the files; or, over seeds, of each method with its recipe.
 
-    Columns: run, model, method, forget_set, base, task, metric, value, low, high (95 % interval), stderr, n,
-    n_unscored, direction ("higher" or "lower" is better, or None), reason (why there is no value), seed, status,
-    created, edit_seconds, evaluation_seconds, peak_memory_bytes (of the edit), took (whether the edit took by its own
-    self-check, or None), faults (why the edit is not to be read as a result, or ""), file, and faithfulness, robustness
-    and supports (what the metric was measured to be worth, and which claims a low value supports, or None: see
-    `results/badges.py`). The lines on skipped files are in `frame.attrs["notes"]`.
+    Columns: run, label (the method with what tells it from the others), model, method, forget_set, base, task, metric,
+    value, low, high (95 % interval), stderr, n, n_unscored, direction ("higher" or "lower" is better, or None), reason
+    (why there is no value), seed, status, created, edit_seconds, evaluation_seconds, peak_memory_bytes (of the edit),
+    took (whether the edit took by its own self-check, or None), faults (why the edit is not to be read as a result, or
+    ""), file, and faithfulness, robustness and supports (what the metric was measured to be worth, and which claims a
+    low value supports, or None: see `results/badges.py`). The lines on skipped files are in `frame.attrs["notes"]`.
 
     Over seeds the columns are: method (with what tells it from the others), model, forget_set, task, metric, value (the
     mean), deviation (sample standard deviation; None below two seeds), n_seeds (that have a value), seeds, direction,
@@ -53,10 +53,10 @@ def frame(runs: Runs, over_seeds: bool = False) -> pandas.DataFrame:
 
 
 def _rows(runs: Runs) -> list[dict[str, Any]]:
-    rows = []
+    rows, labels = [], run_labels(group_runs(runs.runs))
     for run in runs.runs:
         result = run.result
-        about: dict[str, Any] = {"run": run.name, "model": run.model, "method": run.method}
+        about: dict[str, Any] = {"run": run.name, "label": labels[run.name], "model": run.model, "method": run.method}
         about |= {"forget_set": run.forget_set, "base": run.base}
         rest = {"seed": result.seed, "status": result.status, "created": result.created, **cost(result)}
         rest |= {"took": took((result.edit or {}).get("notes")), "faults": "; ".join(run.faults)}

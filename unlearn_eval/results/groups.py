@@ -59,6 +59,11 @@ class Group:
         return self.editor == NO_EDIT
 
     @property
+    def title(self) -> str:
+        """The label as readers see it: a model before any edit is called unedited."""
+        return self.label.replace(NO_EDIT, "unedited", 1) if self.is_unedited else self.label
+
+    @property
     def faults(self) -> tuple[str, ...]:
         """Why it is not to be read as a result of its method: the faults of its runs, each once."""
         return tuple(dict.fromkeys(fault for run in self.runs for fault in run.faults))
@@ -91,6 +96,15 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     found.sort(key=lambda own: places[own[0].name])
     names = _labels([own[0] for own in found])
     return [Group(own, name, editor_of(own[0])) for own, name in zip(found, names, strict=True)]
+
+
+def run_labels(groups: Sequence[Group]) -> dict[str, str]:
+    """What readers call each run of some groups, by its name: the group's title, of several runs with the seed."""
+    return {
+        run.name: group.title if len(group.runs) == 1 else f"{group.title}, seed {run.result.seed}"
+        for group in groups
+        for run in group.runs
+    }
 
 
 def editor_of(run: Run) -> str:

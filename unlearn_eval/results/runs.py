@@ -130,6 +130,12 @@ def read_runs(paths: Place | Iterable[Place], base: str | Path | None = None) ->
     return Runs(runs, tuple(notes), n_skipped, tuple(files), tuple(localizations), *_study(results), trials)
 
 
+def runs_of(results: Iterable[Result]) -> tuple[Run, ...]:
+    """Results that were read from files as runs: the unedited ones first, then by name."""
+    known = {_place(result): result for result in results}
+    return _named(known, list(known))
+
+
 def is_trial(result: Result) -> bool:
     """Whether a result is one by which a study has chosen settings."""
     cell = result.config.get("cell")

@@ -1,6 +1,6 @@
 r"""Linear probes: can what was forgotten still be read from the states, by a reader trained on other facts?
 
-At every layer a logistic regression on standardised states is trained on other entities and applied to the forgotten
+At every layer a logistic regression on standardized states is trained on other entities and applied to the forgotten
 ones. What is read is one of
 
     answers   which answer, from the state at the prompt's end, where few answers are shared by many entities

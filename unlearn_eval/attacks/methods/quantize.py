@@ -1,14 +1,14 @@
-r"""Quantisation: weights rounded to few bits, as who runs a model cheaply does; a small edit may round away.
+r"""Quantization: weights rounded to few bits, as who runs a model cheaply does; a small edit may round away.
 
     absmax: W' = s · round(W / s), s = max|W| / (2^(b-1) - 1) over each group of inputs of each output
     nf4: each weight over its group's max|W| goes to the nearest of sixteen quantiles of a normal distribution
 
-The rounded weights are computed with as before (simulated quantisation): the answers are those of such weights on any
+The rounded weights are computed with as before (simulated quantization): the answers are those of such weights on any
 device, without its kernels. Activations stay as they are.
 
 Source: Zhang et al. 2024 (arXiv 2410.16454), forgetting that is undone by four bits; NF4: Dettmers et al. 2023
 (arXiv 2305.14314, appendix E). Differs from bitsandbytes in groups along the inputs of one output (there: along the
-flattened matrix) and in scales that are not quantised themselves.
+flattened matrix) and in scales that are not quantized themselves.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NF4 = (
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of quantisation.
+    """Settings of quantization.
 
     Attributes:
         bits: levels of the attack; with nf4 there is only 4.

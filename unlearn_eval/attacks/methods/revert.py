@@ -6,7 +6,7 @@ An edit that only hides is often a few strong directions: without them the facts
 does nothing. Tensors that are no matrices (norms, biases) keep their change.
 
 Source: ours, in the line of low-rank analyses of fine-tuning. Of dense edits on large matrices the largest directions
-come from a randomised SVD (Halko et al. 2011, arXiv 0909.4061) with its own seed.
+come from a randomized SVD (Halko et al. 2011, arXiv 0909.4061) with its own seed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Config:
 
     Attributes:
         directions: how many are taken away of each matrix; levels of the attack.
-        seed: of the randomised SVD.
+        seed: of the randomized SVD.
     """
 
     directions: Sizes = (1, 4, 16)
@@ -72,7 +72,7 @@ def without_directions(edit: LowRankEdit | DenseEdit, model: PreTrainedModel, k:
         edit: low-rank or dense.
         model: the model it was made on, without it.
         k: at least 1; of a matrix whose change has no higher rank everything goes.
-        seed: of the randomised SVD.
+        seed: of the randomized SVD.
     """
     if isinstance(edit, LowRankEdit):
         return replace(edit, factors={name: _rest(u, v, k) for name, (u, v) in edit.factors.items()})

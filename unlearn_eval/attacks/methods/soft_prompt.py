@@ -1,6 +1,6 @@
 r"""A soft prompt: a few free vectors before every question, trained on some of the facts, tried on the others.
 
-    minimise over v_1..v_k   -mean over items of T of (1/n) Σ_t log π(y_t | v, x, y_<t),   ‖v_j‖ ≤ radius · mean ‖e‖
+    minimize over v_1..v_k   -mean over items of T of (1/n) Σ_t log π(y_t | v, x, y_<t),   ‖v_j‖ ≤ radius · mean ‖e‖
 
 The vectors stand for k tokens that occur in no prompt and no answer: their embeddings are replaced as they are looked
 up, so that scoring, generation and caches are the ordinary ones. Each model gets vectors of its own, by the same steps.

@@ -14,7 +14,7 @@ def _muse(name: str) -> Reader:
     folder, hub = f"muse_{name.casefold()}", f"muse-bench/MUSE-{name}"
 
     def read(metadata: Metadata) -> Splits:
-        """MUSE's knowledge and verbatim memorisation, and the texts for membership inference."""
+        """MUSE's knowledge and verbatim memorization, and the texts for membership inference."""
 
         def load(config: str, split: str, fields: Sequence[str]) -> list[dict[str, Any]]:
             own = f"{config}/{split.replace('retain', 'retain2')}"  # as the authors' first repository calls it

@@ -1,7 +1,7 @@
 r"""The one solver of the locate-then-edit family.
 
 An edit of a linear map W (d_out × d_in) should map keys K (d_in × n) to new values, W K + R, and change little
-else. ROME, R-ROME, EMMET, MEMIT and AlphaEdit all minimise ‖ΔK − R‖² against a penalty tr(Δ A Δᵀ) for some
+else. ROME, R-ROME, EMMET, MEMIT and AlphaEdit all minimize ‖ΔK − R‖² against a penalty tr(Δ A Δᵀ) for some
 A, and differ only in A and in the slack D (0 for equality, I for least squares):
 
     Δ = R (D + Kᵀ A⁻¹ K)⁻¹ Kᵀ A⁻¹

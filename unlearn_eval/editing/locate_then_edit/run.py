@@ -47,7 +47,7 @@ class LocateConfig:
 
     Attributes:
         layers: the edited layers; by default those of the model's preset, or by depth.
-        target: how target values are optimised.
+        target: how target values are optimized.
         text: what second moments are taken of: `self` (the model's own text), a file, or `hub:NAME:CONFIG`.
         keys_per_dimension: how many keys the second moments are taken of, divided by d.
         seed: of the text.
@@ -167,7 +167,7 @@ def locate_then_edit(run: Editing, update: Update, notes: Mapping[str, Any] | No
 
 
 def target_notes(requests: Sequence[EditRequest], targets: TargetValues) -> dict[str, Any]:
-    """What the optimisation of the target values is remembered by."""
+    """What the optimization of the target values is remembered by."""
     return {
         "target_loss": dict(zip((r.id for r in requests), targets.losses, strict=True)),
         "target_nll": dict(zip((r.id for r in requests), targets.nlls, strict=True)),

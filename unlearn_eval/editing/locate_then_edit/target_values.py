@@ -12,7 +12,7 @@ h is the output of block z (MEMIT, EMMET, AlphaEdit) or, at the site `projection
 that stands for several (query merging by key) has one δ for all of them: the means run over its members'
 prompts, ‖h₀‖ is the members' mean, and each member's v* is its own h₀ + δ*.
 
-All requests are optimised at once: δ is an (N, d) tensor, Adam works element by element, and a request that has
+All requests are optimized at once: δ is an (N, d) tensor, Adam works element by element, and a request that has
 reached `stop_loss` is frozen and leaves the batch, so the result is that of one loop per request.
 
 Differs from the authors' code in that targets are ids throughout, that only the blocks above z are run, only
@@ -49,18 +49,18 @@ Site = Literal["block", "projection"]
 
 @dataclass(frozen=True)
 class TargetValueConfig:
-    """How target values are optimised.
+    """How target values are optimized.
 
     Attributes:
         steps: forward passes at most; there is one update less.
         learning_rate: of Adam.
         kl_weight, norm_weight, clamp: the letters of the objective.
         stop_loss: a request whose loss is below this is done.
-        tokens_per_batch: how many tokens (after the look-up tokens, all prompts) are optimised at once; 0 is 256 on a
+        tokens_per_batch: how many tokens (after the look-up tokens, all prompts) are optimized at once; 0 is 256 on a
             CPU, where more are no faster and take more memory, and 4096 on a GPU.
         stop_when_said: a request is also done when every token of its target is the most likely one in all its
             prompts (MPES, 2502.01636).
-        bfloat16: compute the passes in bfloat16 (δ, its optimiser and the loss stay in float32).
+        bfloat16: compute the passes in bfloat16 (δ, its optimizer and the loss stay in float32).
     """
 
     steps: Size = 25
@@ -76,7 +76,7 @@ class TargetValueConfig:
 
 @dataclass(frozen=True)
 class TargetValues:
-    """The outcome of the optimisation.
+    """The outcome of the optimization.
 
     Attributes:
         values: v* of every member of every request, (M, d), float32 or wider; M = N if nothing is merged.
@@ -137,7 +137,7 @@ def target_values(
 
 def _alone(request: EditRequest) -> UserError:
     return UserError(
-        f"the device's memory is too small to optimise request {request.id} alone",
+        f"the device's memory is too small to optimize request {request.id} alone",
         "use fewer --contexts, --dtype bfloat16, or a larger device",
     )
 

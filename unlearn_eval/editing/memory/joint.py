@@ -1,4 +1,4 @@
-"""Requests that are optimised together through one change of a projection, until each one's target is said.
+"""Requests that are optimized together through one change of a projection, until each one's target is said.
 
 WISE's side memories and MEMOIR's residual memory are trained so; they differ in what the change does to the output
 (`terms`), and in what else a request must be for it to be done.
@@ -31,7 +31,7 @@ CHECK_EVERY = 5  # rounds; a check costs about a third of a round
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the change is optimised.
+    """How the change is optimized.
 
     Attributes:
         rate: of Adam; `one_by_one`: of gradient descent.
@@ -40,7 +40,7 @@ class Schedule:
         contexts: how many of a request's contexts are in each step.
         stop_loss: a request is done when its target is the most likely answer, its loss is below this, and whatever
             else the method asks for holds.
-        one_by_one: whether each request is optimised alone, after the ones before it.
+        one_by_one: whether each request is optimized alone, after the ones before it.
         limit: how far a number may move.
         clip: the largest norm of a gradient; None leaves it as it is.
         focus: Divide a target's loss by its tokens that are not yet the most likely, in place of by all. One token of
@@ -78,14 +78,14 @@ def schedule_of(
 
 
 class Joint:
-    """The optimisation of one change.
+    """The optimization of one change.
 
     Args:
         model, parts, layer: where.
         requests: what should be said.
         schedule: how.
         positions: where the change stands, a name of `POSITIONS`.
-        delta: what is optimised, in place; zeros to start from.
+        delta: what is optimized, in place; zeros to start from.
         random: the generator of batches and contexts.
         name: of the method, for errors and progress.
 

@@ -1,7 +1,7 @@
 """What memory editors share: targets' losses under another output of one projection, the layers below run once.
 
 The projection's input never depends on what it gives out, at no token: blocks below are not edited, and a target's
-tokens are given. So for each request the lower blocks run once, and a step of an optimiser runs the blocks above, on
+tokens are given. So for each request the lower blocks run once, and a step of an optimizer runs the blocks above, on
 the tokens from the prompt's last one on, with the keys and values of everything before it cached.
 """
 

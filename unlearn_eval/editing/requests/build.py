@@ -1,4 +1,4 @@
-"""From forget items to edit requests: the look-up token found in one tokenisation of the whole prompt."""
+"""From forget items to edit requests: the look-up token found in one tokenization of the whole prompt."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def merge_items(items: Sequence[ForgetItem], size: int) -> list[ForgetItem]:
     """Items of one group as one: their questions one after another (query merging by text, 2505.19855).
 
     One prompt, one refusal and one key, which is read at the last question: the other questions are
-    covered only as far as the model generalises. Items without a group are merged with each other, in order.
+    covered only as far as the model generalizes. Items without a group are merged with each other, in order.
 
     Raises:
         UserError: items that are no questions would be merged (see `check_merge`).
@@ -125,8 +125,8 @@ def check_merge(items: Sequence[ForgetItem], size: int, hint: str = "use --merge
 def merge_keys(requests: Sequence[EditRequest], size: int) -> list[EditRequest]:
     """Requests of one group as one, with the questions as its members (query merging by key, 2505.19855).
 
-    Every question keeps its own key, and all of a group get one change of value, optimised over all their prompts:
-    one optimisation instead of `size`; and for ROME one rank-one update, with the mean of their keys. The target is the
+    Every question keeps its own key, and all of a group get one change of value, optimized over all their prompts:
+    one optimization instead of `size`; and for ROME one rank-one update, with the mean of their keys. The target is the
     first one's.
     """
     merged = []

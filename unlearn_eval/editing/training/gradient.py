@@ -1,6 +1,6 @@
 """What the gradient methods share: from requests to rows, from an objective to a run, from a run to an edit.
 
-    minimise   w_f · mean over forget items of L_forget  +  w_r · mean over retain items of L_retain
+    minimize   w_f · mean over forget items of L_forget  +  w_r · mean over retain items of L_retain
 
 A method is one file: its equation, its settings, and its forget loss for each item, as a function of what the model
 (and the model before training) says of the answer that is to be forgotten and of the refusal that is to take its place.

@@ -3,7 +3,7 @@ r"""The objectives of gradient unlearning, as pure functions of what a model say
 Symbols: x a prompt, y = y_1..y_T its labels (the end token among them), π the model that is trained, π_r the same model
 before, log π(y_t) short for ln π(y_t | x, y_<t), σ the logistic function. Shapes: `log_probs`, `reference` and `mask`
 are (B, T), logits (B, T, V), hidden states (B, T, d); `mask` is true where a row has a label. What is masked
-counts for nothing, whatever stands there. Everything is minimised.
+counts for nothing, whatever stands there. Everything is minimized.
 
 Every objective is a mean over a row's own labels (or a sum, where the paper has the probability of the whole
 answer), and a batch's loss is the mean of its rows. So rows count the same however long they are and in whatever
@@ -55,7 +55,7 @@ def mean_over_labels(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def likelihood(log_probs: Tensor, mask: Tensor) -> Tensor:
-    """−(1/T) Σ log π(y_t): what fine-tuning minimises."""
+    """−(1/T) Σ log π(y_t): what fine-tuning minimizes."""
     return -mean_over_labels(log_probs, mask)
 
 
@@ -134,7 +134,7 @@ def self_distillation(
 def avoidance(logits: Tensor, labels: Tensor, mask: Tensor, skip: int = 0) -> Tensor:
     """(1/T) Σ_t cross-entropy of π against π without the label, held fixed: CE-U (arXiv 2503.01224).
 
-    The target is softmax(z with z_{y_t} = −∞): the model's own beliefs, renormalised. The first `skip` labels of each
+    The target is softmax(z with z_{y_t} = −∞): the model's own beliefs, renormalized. The first `skip` labels of each
     row are left out (the paper's footnote leaves out one).
     """
     target = logits.detach().scatter(-1, labels[..., None], float("-inf")).softmax(-1)

@@ -111,7 +111,7 @@ def trained(
     Args:
         model: a causal language model.
         rows: one row of every kind for each item to forget, and any number to retain.
-        objective: what is minimised.
+        objective: what is minimized.
         config: how.
         identity: what else makes this run what it is (method, hashes of the model and of the data), so that it goes on
             only from its own checkpoints.
@@ -366,7 +366,7 @@ class Unlearner(Trainer):  # type: ignore[misc]
         mixed = self.args.bf16
         return torch.autocast(self.args.device.type, torch.bfloat16) if mixed else nullcontext()
 
-    # What is minimised -------------------------------------------------------------------------------------
+    # What is minimized -------------------------------------------------------------------------------------
 
     def compute_loss(
         self,

@@ -1,4 +1,4 @@
-"""What a training run is told: how to train, and what to minimise. `training_run.py` does it."""
+"""What a training run is told: how to train, and what to minimize. `training_run.py` does it."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class Dual:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: forget_weight · mean forget loss + retain_weight · mean retain loss.
+    """What is minimized: forget_weight · mean forget loss + retain_weight · mean retain loss.
 
     Attributes:
         forget: from what is said of each kind of row to one loss for each item, (B,).

@@ -1,4 +1,4 @@
-"""No localisation: attention and MLPs of every layer, whatever the budget (arXiv 2410.12949, "nonlocalized")."""
+"""No localization: attention and MLPs of every layer, whatever the budget (arXiv 2410.12949, "nonlocalized")."""
 
 from __future__ import annotations
 

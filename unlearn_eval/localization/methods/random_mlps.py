@@ -1,4 +1,4 @@
-"""The MLPs of random layers: the control without which no other localisation says anything (arXiv 2410.12949)."""
+"""The MLPs of random layers: the control without which no other localization says anything (arXiv 2410.12949)."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def _overview(d: Mapping[str, Any]) -> Table:
 
 
 def _where(source: Mapping[str, Any] | None) -> str:
-    """The localisation that an edit's components come from."""
+    """The localization that an edit's components come from."""
     if not source:
         return ""
     layers = ", ".join(map(str, sorted(source["mlp_layers"])))
@@ -130,7 +130,12 @@ def _memory_line(memory: Mapping[str, Any]) -> str:
     bounds = memory["bounds"]
     between = "" if bounds is None else f"{memory['bound']} {_number(bounds['least'])} to {_number(bounds['largest'])}"
     settings = ", ".join(f"{name}={_value(value)}" for name, value in memory["settings"].items())
-    return _joined(f"{memory['n']} at {memory['module']}", between, settings, f"{_size(memory['bytes'])} of tensors")
+    return _joined(
+        f"{memory['n']} at {memory['module'] or 'the prompt'}",
+        between,
+        settings,
+        f"{_size(memory['bytes'])} of tensors",
+    )
 
 
 def _memories(memory: Mapping[str, Any]) -> Table:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.metrics.catalogue import headline, interval, meaning
-from unlearn_eval.results.groups import frontier_axes, group_runs
+from unlearn_eval.results.groups import frontier_axes, group_runs, run_labels
 from unlearn_eval.results.runs import NO_EDIT, Place, Run, Runs, read_runs
 from unlearn_eval.results.schema import Metric
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -228,7 +228,8 @@ def _panel(plot: Axes, runs: list[Run], shown: list[Run], task: str, name: str, 
     first = next(run.result.metrics[task][name] for run in runs if name in run.result.metrics[task])
     arrow = {True: "↑", False: "↓", None: ""}[first.higher_is_better]
     plot.set_title(f"{name} {arrow}", fontsize=9, loc="left")
-    plot.set_yticks(range(len(shown)), [run.name for run in shown] if named else [""] * len(shown))
+    labels = run_labels(group_runs(runs))
+    plot.set_yticks(range(len(shown)), [labels[run.name] if named else "" for run in shown])
     plot.set_ylim(len(shown) - 0.4, -0.6)
     if meaning(name).bounds == (0, 1):
         plot.set_xlim(0, 1.02)

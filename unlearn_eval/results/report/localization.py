@@ -1,4 +1,4 @@
-"""What a localisation found, as tables for a terminal and as figures; from the content of its file."""
+"""What a localization found, as tables for a terminal and as figures; from the content of its file."""
 
 from __future__ import annotations
 

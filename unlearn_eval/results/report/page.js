@@ -125,7 +125,7 @@ function isShown(run) {
 
 function matches(run) {
   return (!state.model || run.model === state.model) && (!state.method || run.method === state.method)
-    && (!state.set || run.forget_set === state.set) && run.name.toLowerCase().includes(state.name);
+    && (!state.set || run.forget_set === state.set) && `${run.label} ${run.name}`.toLowerCase().includes(state.name);
 }
 
 const shownRuns = () => runs.filter(isShown);
@@ -142,7 +142,7 @@ const plainly = (column, isUnderHeading = false) => `${column.of && !isUnderHead
 
 function cellHelp(run, column, cell) {
   if (cell.value === null) return `${column.name}: no value, because ${cell.reason}`;
-  const lines = [`${run.name}, ${column.name}: ${cell.value}`];
+  const lines = [`${run.label}, ${column.name}: ${cell.value}`];
   if (cell.seeds) {
     lines.push(`mean of ${plural(cell.n, "seed")}${cell.deviation === null ? "" : `, standard deviation ${number(cell.deviation)}`}`);
     if (run.base !== null) lines.push(changeHelp(run, cell));
@@ -155,7 +155,7 @@ function cellHelp(run, column, cell) {
 }
 
 function changeHelp(run, cell) {
-  const from = `change from ${runs[run.base].name}`;
+  const from = `change from ${runs[run.base].label}`;
   if (cell.change === null) return `${from}: none${cell.why ? ` (${cell.why})` : ""}`;
   if (cell.p === null) return `${from}: ${number(cell.change, true)}; no test: ${cell.why}`;
   return `${from}: ${number(cell.change, true)} ${range(cell.change_low, cell.change_high)}, p = ${number(cell.p)} (${cell.test})`;
@@ -242,7 +242,7 @@ function boardRows(row, shape) {
     ...costs.map((key) => element("td", row[key] === null ? {} : { "data-value": row[key] }, COST_COLUMNS[key][1](row[key]))));
   if (!opened.has(row.index)) return [made];
   return [made, ...row.runs.map((run) => element("tr", { class: "seed" },
-    element("td", { class: "run" }, linkOf(run), ` seed ${run.seed}`), ...texts.slice(1).map(() => element("td", {})),
+    element("td", { class: "run", help: run.name }, linkOf(run)), ...texts.slice(1).map(() => element("td", {})),
     ...chosen.map((column) => valueCell(run, column, null)), ...(isRanked ? [element("td", {})] : []),
     ...costs.map((key) => element("td", {}, COST_COLUMNS[key][1](run[key])))))];
 }
@@ -250,7 +250,7 @@ function boardRows(row, shape) {
 /** A phone has no room for model and forget set. */
 const textClass = (key) => (key === "model" || key === "forget_set" ? "text wide" : "text");
 
-const linkOf = (run, ...text) => element("a", { href: `#run-${run.index}`, on: { click: (event) => { event.preventDefault(); openProvenance(run); } } }, ...(text.length ? text : breakable(run.name)));
+const linkOf = (run, ...text) => element("a", { href: `#run-${run.index}`, on: { click: (event) => { event.preventDefault(); openProvenance(run); } } }, ...(text.length ? text : breakable(run.label)));
 
 function nameOf(row, place) {
   const parts = [element("span", { class: "rank" }, place === null ? "" : String(place)), swatch(row),
@@ -664,7 +664,7 @@ function runChooser() {
   };
   $("#shown div").replaceChildren(...able.map((run) => element("label", {},
     element("input", { type: "checkbox", checked: compared.has(run), on: { change: (event) => choose(run, event.target.checked) } }),
-    `${run.name} (${run.method})`)));
+    run.label)));
 }
 
 function answers() {
@@ -736,7 +736,7 @@ function answer(run, i) {
   const { strings, classes, runs: all } = browser.content, one = all[run.name][state.task];
   const index = one.said[i] ?? -1, kind = index < 0 ? "not asked" : classes[one.classes[i]];
   return element("div", { class: `answer ${kind}` },
-    element("header", {}, element("span", {}, run.method, element("i", { class: "of-run" }, ` · ${run.name}`)),
+    element("header", {}, element("span", { help: run.name }, run.label),
       element("span", { class: "tag" }, kind)),
     element("p", {}, ...(index < 0 ? ["–"] : marked(strings[index] || "(nothing)"))));
 }
@@ -762,7 +762,7 @@ function provenance() {
     const summary = ["unlearn-eval", "commit", "seed", "weights (SHA-256)"].filter((key) => facts.has(key))
       .map((key) => `${key.replace(" (SHA-256)", "")} ${facts.get(key).slice(0, 12)}`).join(", ");
     const details = element("details", { id: `run-${run.index}` },
-      element("summary", {}, run.name, " ", element("span", { class: "muted" }, summary)));
+      element("summary", {}, run.label, " ", element("span", { class: "muted" }, `${run.name}, ${summary}`)));
     details.addEventListener("toggle", () => fill(details, run), { once: true });
     return details;
   }));

@@ -16,12 +16,12 @@ from unlearn_eval.metrics.catalogue import interval, is_ratio, leaderboard_colum
 from unlearn_eval.results.badges import badges, by_trust
 from unlearn_eval.results.comparison import Comparison, compare
 from unlearn_eval.results.files import samples_of
-from unlearn_eval.results.groups import Group, frontier_axes, group_runs, metric_of, ranked, scores, spread
+from unlearn_eval.results.groups import Group, frontier_axes, group_runs, metric_of, ranked, run_labels, scores, spread
 from unlearn_eval.results.report.answers import Answers, Record, shortened
 from unlearn_eval.results.report.attacked import add_attacked
 from unlearn_eval.results.report.outcome import Number, outcome
 from unlearn_eval.results.report.robustness import attack_entries, edit_numbers, headline_level, maps
-from unlearn_eval.results.runs import NO_EDIT, Run, Runs, cost, same_data
+from unlearn_eval.results.runs import Run, Runs, cost, same_data
 from unlearn_eval.results.schema import Result
 from unlearn_eval.utils.errors import UserError
 
@@ -69,13 +69,15 @@ def page_data(runs: Runs, say: Say = lambda line: None) -> tuple[dict[str, Any],
         kept.drop(run)
     by_place = {(cell["run"], cell["column"]): cell for cell in cells}
     groups = group_runs(runs.runs)
+    labels = run_labels(groups)
     summary = {
         "version": __version__,
         "dates": _dates(runs),
         "groups": _group_entries(groups, names),
         "means": _means(groups, names, columns, by_place),
         "runs": [
-            {**_run_entry(run, names), "edit": edit} for run, edit in zip(runs.runs, edit_numbers(runs), strict=True)
+            {**_run_entry(run, names), "label": labels[run.name], "edit": edit}
+            for run, edit in zip(runs.runs, edit_numbers(runs), strict=True)
         ],
         "columns": columns,
         "tasks": _tasks(columns, groups, names, by_place, runs.show),
@@ -251,7 +253,7 @@ def _group_entries(groups: list[Group], names: list[str]) -> list[Cell]:
         own.append(group.label)
         entries.append(
             {
-                "label": "unedited" if group.label == NO_EDIT else group.label,
+                "label": group.title,
                 "runs": [names.index(run.name) for run in group.runs],
                 "hue": None if group.is_unedited else editors.index(group.editor),
                 "mark": len(own) - 1,

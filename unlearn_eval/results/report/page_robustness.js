@@ -40,7 +40,7 @@ function at(one, level) {
 /** The method where it tells the attacked runs apart, else the run; with where its edit was made if that is not said yet. */
 function attackName(one) {
   const run = runs[one.run], isAlone = data.attacks.every((other) => other.run === one.run || runs[other.run].method !== run.method);
-  const name = isAlone ? run.method : run.name;
+  const name = isAlone ? run.method : run.label;
   return one.where && !`${name} ${isAlone ? "" : run.method}`.includes(one.where) ? `${name} (${one.where})` : name;
 }
 
@@ -127,7 +127,7 @@ function comebackRows(entries, shape, limit) {
 
 function comebackRow(one, { parts, scores, measure, reach }) {
   const cells = Object.fromEntries(parts.map(([key, , of]) => [key, of(measure).map((name) => attackCell(one, name)).find(Boolean) ?? null]));
-  const what = `${runs[one.run].name}, ${one.attack} at ${at(one, one.level)}`;
+  const what = `${runs[one.run].label}, ${one.attack} at ${at(one, one.level)}`;
   const lines = parts.map(([key, text]) => cells[key] && `${text}: ${number(cells[key].value)} ${range(cells[key].low, cells[key].high)}`);
   const cell = (own, name) => (own === null ? element("td", { class: "value", tabindex: -1, help: `${what}\nnot measured` }, "")
     : element("td", { class: "value", tabindex: -1, help: `${what}\n${cellHelp({ ...runs[one.run], base: null }, name, own)}`, ...numbersOf(own) }, number(own.value),
@@ -370,7 +370,7 @@ function mapRow(one) {
   const settings = Object.entries(one.settings).map(([key, value]) => `${key}=${value}`).join(", ");
   const help = [one.method, one.budget ? `budget: ${one.budget}` : "", settings ? `settings: ${settings}` : "", `seed ${one.seed ?? "–"}`, one.facts ? `facts: ${one.facts}` : "",
     ...Object.entries(one.notes).map(([key, value]) => `${key.replaceAll("_", " ")}: ${typeof value === "number" ? number(value) : value}`),
-    one.runs.length ? `used by ${one.runs.slice(0, 6).map((run) => runs[run].name).join(", ")}${one.runs.length > 6 ? ", ..." : ""}` : one.file ?? ""].filter(Boolean).join("\n");
+    one.runs.length ? `used by ${one.runs.slice(0, 6).map((run) => runs[run].label).join(", ")}${one.runs.length > 6 ? ", ..." : ""}` : one.file ?? ""].filter(Boolean).join("\n");
   const label = element("div", { class: "label", tabindex: 0, help }, element("b", {}, ...breakable(one.method)),
     element("small", {}, one.n_weights ? `${compact(one.n_weights)} weights${share}` : "", one.facts ? ` · ${one.facts}` : "", one.seed === null ? "" : ` · seed ${one.seed}`));
   const kinds = Object.keys(KINDS).filter((kind) => one.scores[kind] || one.chosen.some(([own]) => own === kind));
@@ -477,6 +477,6 @@ function answerColumn(run, i) {
   const own = browser.content.tried[run.name]?.[state.task]?.find((column) => column.model === "unlearned" && column.at === null && column.name === "probability");
   const box = answer(run, i), isRead = (browser.content.runs[run.name][state.task].said[i] ?? -1) < 0;
   if (own && (own.numbers[i] ?? null) !== null) box.append(element("small", {}, `probability ${number(own.numbers[i])}`));
-  return element("div", { class: "column" }, ...before.map(triedBox), ...(isRead ? [element("div", { class: "answer" }, element("header", {}, `${run.method} · ${run.name}`))] : [box]),
+  return element("div", { class: "column" }, ...before.map(triedBox), ...(isRead ? [element("div", { class: "answer" }, element("header", { help: run.name }, run.label))] : [box]),
     ...tried.filter((one) => !before.includes(one)).map(triedBox));
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Lock
 
 from unlearn_eval.results.ratings import ASK, CLASSES, SCALE, add_rating, check_rating, read_ratings, row
-from unlearn_eval.results.report.page import as_script_json, source_hash
+from unlearn_eval.results.report.page import as_script_json, csp_source
 from unlearn_eval.results.report.serve import bound
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import Record
@@ -35,7 +35,7 @@ def rating_page(answers: Sequence[Record], rater: str, rated: Mapping[str, Recor
     shown = {"ask": ASK, "classes": CLASSES, "scale": SCALE, "rater": rater, "token": token}
     own = {key: {name: mark.get(name) for name in ("id", "rating", "class", "comment")} for key, mark in rated.items()}
     parts = {
-        "POLICY": f"default-src 'none'; script-src '{source_hash(script)}'; style-src '{source_hash(style)}'; "
+        "POLICY": f"default-src 'none'; script-src '{csp_source(script)}'; style-src '{csp_source(style)}'; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'",
         "STYLE": style,
         "DATA": as_script_json({**shown, "rated": own, "answers": [row(answer) for answer in answers]}),

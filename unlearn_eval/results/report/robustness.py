@@ -1,4 +1,4 @@
-"""What a report's page shows of attacks and localisations, as plain data, from result files alone.
+"""What a report's page shows of attacks and localizations, as plain data, from result files alone.
 
 Older files have no curves: these follow from the levels then, without intervals.
 """
@@ -135,7 +135,7 @@ def _unmeasured(result: Result, task: str) -> str | None:
 
 
 def _where(run: Run) -> str | None:
-    """The localisation that placed a run's edit, if one did."""
+    """The localization that placed a run's edit, if one did."""
     components = _components(run)
     return None if components is None else str(components.get("method"))
 
@@ -145,7 +145,7 @@ def _components(run: Run) -> Mapping[str, Any] | None:
     return own if isinstance(own, dict) else None
 
 
-# Localisations ---------------------------------------------------------------------------------------------
+# Localizations ---------------------------------------------------------------------------------------------
 
 
 def maps(runs: Runs) -> list[Record]:

@@ -22,10 +22,11 @@ WITHOUT_NUMBERS = (
     "cli",
     "results/report",
     "runs/study",
+    "runs/forget",
     "runs/meta",
     "studies",
-)  # nothing in them changes a result
-WITH_NUMBERS = ("runs/study/cells",)  # but for this
+)  # nothing in them changes a result ...
+WITH_NUMBERS = ("runs/study/cells",)  # ... but for this
 OF_SOME_CELLS = ("attacks", "localization", "serving")  # part of the keys of cells that are attacked, ...
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {  # room -> distributions whose versions belong to it
     "": ("torch", "transformers", "tokenizers", "lm_eval", "peft"),
