@@ -200,6 +200,7 @@ PLAIN = (
     r"radius of 1\b",
     r"radius 1\b",
     r"Apache-2\.0",
+    r"in its article 17\.",
     r"95 % interval",
     r"exits with 1 if one fails, 2 on",
     # headings, versions, an address, statuses and limits of a server, ranks that vLLM allows, and arithmetic

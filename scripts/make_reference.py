@@ -3,7 +3,7 @@
     python scripts/make_reference.py            writes them
     python scripts/make_reference.py --check    lists the stale ones; exits with 1 if any
 
-And study.schema.json, from which editors of text complete study files.
+And the JSON schemas of study files, policies and certificates, from which editors of text complete.
 
 Everything here is read from where it is said once: typer's options, docstrings of dataclasses, tables of presets. Tasks
 are built on the few invented records of the tests, so that no benchmark has to be there.
@@ -270,7 +270,7 @@ def _trained_presets() -> str:
 
 def tasks() -> dict[str, str]:
     """A page for each family of tasks with their metrics, directions and meanings, and one that leads there."""
-    from unlearn_eval.harness.run import task_names
+    from unlearn_eval.harness.task_index import task_names
     from unlearn_eval.metrics.catalogue import meaning
 
     groups: dict[str, dict[tuple[Any, ...], list[str]]] = {}
@@ -514,11 +514,41 @@ def study_schema() -> str:
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1)
 
 
+def _own_schema(kind: type[Any]) -> str:
+    """The JSON schema of a kind of file, with what its docstrings say of the keys."""
+    schema = kind.model_json_schema()
+    modules = (sys.modules[kind.__module__], sys.modules["unlearn_eval.utils.schemas"])
+    for title, table in {kind.__name__: schema, **schema.get("$defs", {})}.items():
+        own = next(getattr(module, title) for module in modules if hasattr(module, title))
+        said = attributes(own)
+        table["description"] = first_sentence(own.__doc__)
+        for key, value in table.get("properties", {}).items():
+            value.pop("title", None)
+            if key in said:
+                value["description"] = said[key]
+        table.pop("title", None)
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1)
+
+
+def certificate_schema() -> str:
+    """The JSON schema of certificates."""
+    from unlearn_eval.results.certificate import Certificate
+
+    return _own_schema(Certificate)
+
+
+def policy_schema() -> str:
+    """The JSON schema of policy files."""
+    from unlearn_eval.runs.forget.policy import Policy
+
+    return _own_schema(Policy)
+
+
 def _known_names() -> dict[str, dict[str, Any]]:
     """Model of an entry -> the names that may stand there: all of them, or those that can be listed."""
     from unlearn_eval.attacks.base import attack_names
     from unlearn_eval.editing.editor import editor_names
-    from unlearn_eval.harness.run import task_names
+    from unlearn_eval.harness.task_index import task_names
     from unlearn_eval.runs.study.file import RECIPES
 
     def others_too(known: list[str]) -> dict[str, Any]:
@@ -669,7 +699,11 @@ def files() -> dict[str, str]:
     pages = {name: page() for name, page in PAGES.items()}
     for family in SPLIT:
         pages |= family()
-    return {f"{name}.md": text for name, text in pages.items()} | {SCHEMA: study_schema()}
+    return {f"{name}.md": text for name, text in pages.items()} | {
+        SCHEMA: study_schema(),
+        "certificate.schema.json": certificate_schema(),
+        "policy.schema.json": policy_schema(),
+    }
 
 
 def _left_over(folder: Path, names: Mapping[str, str]) -> list[Path]:

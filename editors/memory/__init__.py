@@ -1,1 +1,1 @@
-"""Memory editors: the weights stay unchanged, and a memory beside one layer answers the prompts routed to it."""
+"""Memory editors: the weights stay unchanged; a memory beside one layer or notes answer the prompts routed to them."""

@@ -16,7 +16,7 @@ from unlearn_eval import __version__
 from unlearn_eval.cli import ls
 from unlearn_eval.cli.groups import GROUPS
 from unlearn_eval.harness.patching import bars_as_lines
-from unlearn_eval.harness.run import task_names
+from unlearn_eval.harness.task_index import task_names
 from unlearn_eval.results.comparison import compare
 from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.report.table import comparison_tables, evaluation_tables

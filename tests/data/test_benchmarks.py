@@ -24,7 +24,7 @@ from unlearn_eval.data.registry import (
 from unlearn_eval.edits.forgotten import Forgotten
 from unlearn_eval.harness.families import FAMILIES, Family
 from unlearn_eval.harness.plan import EvalPlan
-from unlearn_eval.harness.run import task_names
+from unlearn_eval.harness.task_index import task_names
 from unlearn_eval.utils import registry
 from unlearn_eval.utils.errors import UserError
 

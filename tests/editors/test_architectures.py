@@ -42,6 +42,7 @@ SETTINGS = {  # with which an editor that is not trained is quick
     "grace": {"layers": (1,), "steps": 2},
     "memit": {"layers": (0, 1), "target": TARGET, "preservation": 1e-3},
     "memoir": {"layers": (1,), "steps": 2, "n_others": 4},
+    "notes": {"gate": "none", "encoder": "words"},
     "rome": {"layers": (0,), "target": TARGET},
     "ultraedit": {"layers": (0, 1)},
     "wise": {"layers": (1,), "steps": 2, "n_others": 4},

@@ -36,6 +36,7 @@ ROWS = {
     "grace": {"layers": (2,), "steps": 3},
     "memit": {"layers": (1, 2), "target": TARGET, "preservation": 1e-3},
     "memoir": {"layers": (2,), "steps": 3, "n_others": 4},
+    "notes": {"gate": "none", "encoder": "words"},
     "rome": {"layers": (1,), "target": TARGET},
     "ultraedit": {"layers": (1, 2)},
     "wise": {"layers": (2,), "steps": 3, "n_others": 4},

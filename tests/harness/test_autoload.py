@@ -44,7 +44,9 @@ assert {"edited", "edited-vllm", "hf"} <= set(model_registry.keys())
 import lm_eval.tasks._index as index
 importlib.reload(index)
 assert index.TaskIndex.build.__wrapped__
-assert "unlearn_facts" in lm_eval.tasks.TaskManager().all_tasks
+files = index.TaskIndex._iter_yaml_files  # of lm-eval's thousands one folder, or it parses for seconds
+index.TaskIndex._iter_yaml_files = staticmethod(lambda root: [p for p in files(root) if {"arc", "facts"} & {*p.parts}])
+assert {"arc_easy", "unlearn_facts"} <= set(lm_eval.tasks.TaskManager().all_tasks)
 """
 
 

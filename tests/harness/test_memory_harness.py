@@ -13,11 +13,13 @@ from tiny_models import assert_untouched, one_thread, tiny_model, tiny_tokenizer
 from unlearn_eval.cli import app as cli
 from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.data.items import ForgetItem, ForgetSet
+from unlearn_eval.editing.editor import EditJob
 from unlearn_eval.editing.memory.calibration import other_prompts
 from unlearn_eval.editing.presets import PRESETS, preset_for
 from unlearn_eval.editing.recipe import Recipe
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.requests.targets import IDK
-from unlearn_eval.editors.memory import grace, wise
+from unlearn_eval.editors.memory import grace, notes, wise
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.description import describe_edit
 from unlearn_eval.edits.export import export_merged
@@ -25,6 +27,8 @@ from unlearn_eval.edits.load import describe_base, load_edit
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_inputs
+from unlearn_eval.edits.memory.notes import NotesEdit
+from unlearn_eval.edits.records import RequestSummary
 from unlearn_eval.harness import requests as harness_requests
 from unlearn_eval.harness.instances import make_instance
 from unlearn_eval.harness.models import EditedLM
@@ -47,6 +51,7 @@ OPTIONS = {
     "grace": {"layers": str(LAYER), "steps": "5"},
     "wise": {"layers": str(LAYER), "steps": "4", "n_others": "6", "mask": "0.5"},
     "memoir": {"layers": str(LAYER), "steps": "4", "n_others": "6"},
+    "notes": {"encoder": "words"},
 }
 
 
@@ -71,11 +76,11 @@ def edit_of(loaded, editor, forget=FORGET, options=None, state=None, **recipe):
     return make_edit(loaded, forget, editor, given, Recipe(**{"n_contexts": 1, **recipe}), state)
 
 
-@pytest.mark.parametrize("editor", ["grace", "wise", "memoir"])
+@pytest.mark.parametrize("editor", ["grace", "wise", "memoir", "notes"])
 def test_from_a_forget_set_and_on(loaded, editor, others, tmp_path):
     before = weights_of(loaded.model)
     first = edit_of(loaded, editor, FORGET.select(["q0", "q1"]), {"others": others})
-    assert isinstance(first, MemoryEdit)
+    assert isinstance(first, NotesEdit if editor == "notes" else MemoryEdit)
     assert first.info.editor == editor
     assert first.info.notes["self_check"]["n"] == 2
     folder = first.save(tmp_path / "edit", loaded.tokenizer, loaded.model.config)
@@ -87,7 +92,7 @@ def test_from_a_forget_set_and_on(loaded, editor, others, tmp_path):
         edit_of(loaded, editor, FORGET.select(["q0"]), {"others": others}, first)
     with pytest.raises(UserError, match=f"made by {editor}, not by memit"):
         make_edit(loaded, FORGET.select(["q3"]), "memit", {"layers": "1"}, Recipe(n_contexts=0), first)
-    other = {"grace": "wise", "wise": "memoir", "memoir": "grace"}[editor]
+    other = {"grace": "wise", "wise": "memoir", "memoir": "notes", "notes": "grace"}[editor]
     with pytest.raises(UserError, match=f"made by {editor}, not by {other}"):
         edit_of(loaded, other, FORGET.select(["q3"]), {"others": others}, first)
     steps = edit_of(loaded, editor, options={"others": others}, per_step=2)
@@ -95,13 +100,13 @@ def test_from_a_forget_set_and_on(loaded, editor, others, tmp_path):
     assert sum(len(own) for own in steps.store.owners) == 4
 
 
-@pytest.mark.parametrize("editor", ["grace", "wise", "memoir"])
+@pytest.mark.parametrize("editor", ["grace", "wise", "memoir", "notes"])
 def test_calibration_is_noted(loaded, editor, others):
     edit = edit_of(loaded, editor, options={"others": others, "calibrate": "true"})
     note = edit.info.notes["calibration"]
     assert note["n_reworded"] == 4
     assert note["n_others"] == (
-        20 if editor == "grace" else 8
+        20 if editor in ("grace", "notes") else 8
     )  # the others have learned from some, and placed with some
     assert {"before", "after"} <= note.keys()
 
@@ -167,7 +172,8 @@ def codebook(tiny, tokenizer, tmp_path):
 
 
 def likelihood(model, edit, context, continuation):
-    logp = naive_logits(model, [edit], context, continuation[:-1])[len(context) - 1 :].log_softmax(-1)
+    edits = [] if edit is None else [edit]
+    logp = naive_logits(model, edits, context, continuation[:-1])[len(context) - 1 :].log_softmax(-1)
     return float(sum(logp[i, t] for i, t in enumerate(continuation))), logp.argmax(-1).tolist() == list(continuation)
 
 
@@ -256,6 +262,80 @@ def test_answers_of_the_base_are_not_taken_for_those_of_the_edit(tiny, tiny_fold
 def test_another_base_is_refused(tiny_folder, codebook):
     with pytest.raises(UserError, match="other weights"):
         EditedLM(str(tiny_folder("llama", 1)), str(codebook[1]), device="cpu")
+
+
+@pytest.fixture
+def written(tiny, tiny_folder, tokenizer, tmp_path):
+    """Notes on the first and the last prompt, in their folder, and each prompt as the model reads it."""
+    format_ = PromptFormat(tokenizer, False)
+    ids = [tuple(prompts.encode_prompt(text, tokenizer)) for text in PROMPTS]
+    requests = [EditRequest(name, ids[i], 1, (9, 10)) for name, i in (("a", 0), ("b", 2))]
+    config = notes.Config(encoder="words", similarity=0.9)
+    edit = notes.run(EditJob(None, tokenizer, requests, config, prompt_format=format_))
+    info = replace(edit.info, base=describe_base(tiny("llama"), "tiny"), requests=RequestSummary(chat=False, n=2))
+    folder = replace(edit, info=info).save(tmp_path / "notes", tokenizer, tiny("llama").config)
+    first, second = (note.ids for note in edit.store.notes)
+    start = len(prompts.encode_prompt("", tokenizer))
+    whole = [(*ids[0][:start], *first, *ids[0][start:]), ids[1], (*ids[2][:start], *second, *ids[2][start:])]
+    return folder, whole
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_every_kind_of_request_reads_notes(tiny, tiny_folder, tokenizer, written, batch_size):
+    folder, whole = written
+    model = tiny("llama")
+    harness_requests.install()
+    lm = EditedLM(str(tiny_folder("llama")), str(folder), device="cpu", batch_size=batch_size, dtype="float32")
+    pairs = [(text, answer) for text in PROMPTS for answer in ANSWERS]
+    found = lm.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
+    options = harness_requests.options(PromptFormat(None, False))
+    scored = lm.answer_logprobs(
+        instances("answer_logprobs", [(text, answer, options) for text, answer in pairs]), disable_tqdm=True
+    )
+    for (text, answer), (total, greedy), score in zip(pairs, found, scored, strict=True):
+        right, all_greedy = likelihood(model, None, whole[PROMPTS.index(text)], lm._encode_pair(text, answer)[1])
+        assert total == pytest.approx(right, abs=1e-4)
+        assert greedy == all_greedy
+        assert -sum(score["token_nll"][: score["n_answer"]]) == pytest.approx(right, abs=1e-4)
+    settings = {"until": ["\n\n"], "do_sample": False, "max_gen_toks": 6}
+    asked = [(text, dict(settings)) for text in PROMPTS]
+    texts = lm.generate_until(instances("generate_until", asked), disable_tqdm=True)
+    for text, ids in zip(texts, whole, strict=True):
+        row = torch.tensor([ids])
+        new = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=6, do_sample=False)
+        said = tokenizer.decode(new[0, len(ids) :], skip_special_tokens=True)
+        assert text == said.split("\n\n")[0]
+    with lm.without_edit():
+        plain = lm.generate_until(instances("generate_until", asked), disable_tqdm=True)
+    assert plain[1] == texts[1]
+    assert plain[0] != texts[0]
+
+
+def test_notes_are_shown_and_asked_for(tiny_folder, written, capsys, monkeypatch):
+    folder, _ = written
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["unlearn-eval", "inspect", str(folder), *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return exit_.value.code, " ".join(capsys.readouterr().out.split())
+
+    code, out = run()
+    assert code == 0
+    assert "2 at the prompt" in out
+    base = str(tiny_folder("llama"))
+    assert run("--ask", "Where was Ada Brook born?", "--model", base) == (
+        0, "memory 0 answers (of a): similarity 1.000, threshold 0.900"
+    )  # fmt: skip
+    code, out = run("--ask", "Who is Milo Fenn?", "--model", base)
+    assert "no memory answers" in out
+
+
+def test_vllm_refuses_notes(written):
+    from unlearn_eval.serving.routed_model import load_routed
+
+    with pytest.raises(UserError, match="vLLM cannot serve it"):
+        load_routed(written[0])
 
 
 # The command line --------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from unlearn_eval.edits.load import describe_base
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import MemoryEdit
-from unlearn_eval.harness import borrowed
+from unlearn_eval.harness import borrowed, task_index
 from unlearn_eval.harness.alignment import WITHOUT_EDIT
 from unlearn_eval.harness.models import EditedLM
 from unlearn_eval.harness.utility import BINS, DOMAIN_OF, forgotten, locality_bins
@@ -625,15 +625,15 @@ def written(result, path):
 
 
 def test_a_name_is_looked_for_no_further_than_where_it_stands(monkeypatch):
-    from unlearn_eval.harness import run
-
-    run._others_if_nowhere.cache_clear()
-    assert run._others_if_nowhere("hellaswag", None) is None
-    assert "hellaswag" in run._others_if_nowhere("hella_swag_1", None)
-    assert run._others_if_nowhere("acp_bench_hard", None) is None  # in a file without an ending, which others include
-    assert run._others_if_nowhere("constructor", None), "a word of many prompts, and no task"
+    task_index.others_if_nowhere.cache_clear()
+    assert task_index.others_if_nowhere("hellaswag", None) is None
+    assert "hellaswag" in task_index.others_if_nowhere("hella_swag_1", None)
+    assert (
+        task_index.others_if_nowhere("acp_bench_hard", None) is None
+    )  # in a file without an ending, which others include
+    assert task_index.others_if_nowhere("constructor", None), "a word of many prompts, and no task"
     monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("the files are read again"))
-    assert run._others_if_nowhere("hellaswag", None) is None
+    assert task_index.others_if_nowhere("hellaswag", None) is None
 
 
 def test_the_command_compares_by_item(tiny, tiny_folder, tokenizer, theirs, low_rank, tmp_path, monkeypatch):

@@ -87,7 +87,7 @@ def test_some_odd_files(kind, sound, model, tmp_path):
 @pytest.mark.parametrize("kind", sorted(N))
 def test_odd_files(kind, sound, model, tmp_path):
     """480 files; minutes on two cores."""
-    from unlearn_eval.harness.run import task_names
+    from unlearn_eval.harness.task_index import task_names
 
     task_names()  # lm-eval reads its thousands of YAML files once in a process, which is not the odd file's
     check(kind, N[kind], sound, model, tmp_path, seed=1)

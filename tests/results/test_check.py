@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
 from unlearn_eval.results.files import read_result, write_result
-from unlearn_eval.results.report.requirements import OPERATORS, check_result, parse_requirement
+from unlearn_eval.results.requirements import OPERATORS, check_result, parse_requirement
 from unlearn_eval.results.schema import Metric
 from unlearn_eval.utils.errors import UserError
 

@@ -13,7 +13,7 @@ from unlearn_eval.results.files import read_result, write_result
 from unlearn_eval.results.frames import load_frame
 from unlearn_eval.results.report.page import build_page
 from unlearn_eval.results.report.page_data import page_data
-from unlearn_eval.results.report.requirements import check_result, parse_requirement
+from unlearn_eval.results.requirements import check_result, parse_requirement
 from unlearn_eval.results.runs import read_runs
 
 ROOT = Path(__file__).parents[2]

@@ -61,6 +61,7 @@ class AttackConfig:
         dtype, device: of the models.
         seed: chooses items.
         any_base: whether the edit may leave open which model it was made on.
+        only: which of the models are measured (unlearned, full, reference); empty is all.
     """
 
     attack: str
@@ -82,6 +83,7 @@ class AttackConfig:
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
     any_base: bool = False
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size)
@@ -196,6 +198,7 @@ def run_attack(
         max_new_tokens=config.max_new_tokens,
         open_reference=_reference(config, say),
         progress=progress,
+        only=config.only,
     )
     weights = loaded.weights
     say(f"{config.attack} on {len(items)} items of {items.name}")

@@ -19,6 +19,7 @@ import typer
 from unlearn_eval import __version__
 from unlearn_eval.cli import attack as cli_attack
 from unlearn_eval.cli import env as cli_env
+from unlearn_eval.cli import forget as cli_forget
 from unlearn_eval.cli import localize as cli_localization
 from unlearn_eval.cli import ls as cli_ls
 from unlearn_eval.cli import push as cli_push
@@ -556,6 +557,9 @@ def _show_comparison(first: Any, second: Any) -> None:
     console.print("↑ higher is better, ↓ lower is better; ± standard error; p of each change by itself, two-sided")
 
 
+app.command()(cli_forget.forget)
+app.command()(cli_forget.verify)
+app.command(hidden=True)(cli_forget.revoke)  # the list of commands fits on a screen; verify names it
 app.command()(cli_push.push)
 app.command()(cli_attack.attack)
 app.command()(cli_localization.localize)

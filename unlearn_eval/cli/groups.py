@@ -7,7 +7,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 GROUPS = {
-    "Start": ("demo", "ls", "env"),
+    "Start": ("demo", "forget", "verify", "ls", "env"),
     "Edit": ("edit", "finetune", "inspect", "export", "push", "serve"),
     "Measure": ("eval", "compare", "attack", "localize", "tasks-path"),
     "Studies and reports": ("run", "report", "check"),

@@ -71,7 +71,8 @@ def check(
     Exit codes: 0 all of it holds, 1 something does not, 2 wrong input.
     """
     from unlearn_eval.results.files import read_result
-    from unlearn_eval.results.report.requirements import check_result, parse_requirement, verdict_table
+    from unlearn_eval.results.report.table import verdict_table
+    from unlearn_eval.results.requirements import check_result, parse_requirement
 
     try:
         if not require:

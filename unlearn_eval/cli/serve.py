@@ -27,6 +27,12 @@ def serve(
         typer.Option("--edits-root", help="Folder below which POST /v1/edit finds edits. [default: the edit's parent]"),
     ] = None,
     name: Annotated[str | None, typer.Option(help="By which clients name it. [default: the folder's name]")] = None,
+    require_certificate: Annotated[
+        bool, typer.Option("--require-certificate", help="Refuse an edit without a certificate that passes its policy.")
+    ] = False,
+    certificate: Annotated[
+        str | None, typer.Option("--certificate", help="Where that is. [default: in the folder, or beside it]")
+    ] = None,
 ) -> None:
     """Serve an edit with vLLM, by OpenAI's routes.
 
@@ -35,6 +41,11 @@ def serve(
     Whatever stands after -- goes to `vllm serve`, e.g. -- --dtype bfloat16 --max-model-len 2048.
     """
     check_there(model=model, edits=[edit])
+    if require_certificate or certificate:
+        from unlearn_eval.edits.places import local_folder
+        from unlearn_eval.runs.forget.verify import check_certified
+
+        say(check_certified(local_folder(edit), certificate).verdict.sentence)
     from unlearn_eval.serving.gate import KEY_HINT, is_loopback
     from unlearn_eval.serving.start import serve, server_command
 

@@ -31,21 +31,29 @@ def find_subject(question: str, subject: str) -> tuple[int, int] | None:
     """
     if not subject:
         return None
-    exact = [match.span() for match in re.finditer(re.escape(subject), question)]
-    if whole := [span for span in exact if _is_whole(question, *span)]:
+    if whole := [span for span in _occurrences(question, subject) if _is_whole(question, *span)]:
         return whole[-1]
     folded, places = _folded(question)
     wanted, _ = _folded(subject)
-    for match in reversed(list(re.finditer(re.escape(wanted), folded))):
-        start, end = places[match.start()], places[match.end()]
-        if _is_whole(question, start, end):
-            return start, end
+    for start, end in reversed(_occurrences(folded, wanted)):
+        if _is_whole(question, places[start], places[end]):
+            return places[start], places[end]
     return None
 
 
 def stands_inside_a_word(question: str, subject: str) -> bool:
     """Whether a subject stands in a question only as a part of longer words."""
     return bool(subject) and subject in question and find_subject(question, subject) is None
+
+
+def _occurrences(text: str, part: str) -> list[tuple[int, int]]:
+    """Where a part stands in a text, from left to right and without overlaps."""
+    found: list[tuple[int, int]] = []
+    start = text.find(part)
+    while start >= 0:
+        found.append((start, start + len(part)))
+        start = text.find(part, start + len(part))
+    return found
 
 
 def _folded(text: str) -> tuple[str, list[int]]:

@@ -20,7 +20,7 @@ _ON_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)  # names of mode
 _DOES = {
     LOW_RANK: "It changes a few weights by a low-rank product, in PEFT's LoRA layout.",
     DENSE: "It replaces the weight tensors that training changed.",
-    MEMORY: "It leaves the weights unchanged and puts a memory beside one layer.",
+    MEMORY: "It leaves the weights unchanged; a memory decides at inference time which prompts it answers.",
 }
 _FILTER = """## A memory is a filter
 

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearn_eval.edits.base import MEMORY
 from unlearn_eval.edits.dense import DenseEdit
 from unlearn_eval.edits.folder import TARGETS
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.low_rank import LowRankEdit
-from unlearn_eval.edits.memory.edit import MemoryEdit
+from unlearn_eval.edits.memory.read import AnyMemoryEdit
 from unlearn_eval.edits.places import DESCRIPTION, local_folder
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import sha256_of_file
@@ -54,7 +55,7 @@ def describe_edit(folder: str | Path) -> dict[str, Any]:
         "requests": dict(info.requests),
         "modules": modules,
         "total": _total(modules),
-        "memory": _memory(edit) if edit.kind == MemoryEdit.kind else None,
+        "memory": _memory(edit) if edit.kind == MEMORY else None,
         "bytes": sum(path.stat().st_size for path in files),
         "seconds": info.seconds,
         "peak_memory_bytes": info.peak_memory_bytes,
@@ -131,7 +132,7 @@ def _modules(edit: LowRankEdit, notes: Mapping[str, Any]) -> list[dict[str, Any]
 _MODULES: Mapping[str, Callable[[Any, Mapping[str, Any]], list[dict[str, Any]]]] = {
     LowRankEdit.kind: _modules,
     DenseEdit.kind: _tensors,
-    MemoryEdit.kind: lambda edit, notes: [],
+    MEMORY: lambda edit, notes: [],
 }  # kind of edit -> the maps that it changes
 
 
@@ -141,7 +142,7 @@ def _with_shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["layer"] is None, row["layer"] or 0, row["module"]))
 
 
-def _memory(edit: MemoryEdit) -> dict[str, Any]:
+def _memory(edit: AnyMemoryEdit) -> dict[str, Any]:
     tensors = edit.store.tensors().values()
     rows = edit.store.rows()
     bounds = [row["threshold"] for row in rows]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from unlearn_eval.edits.base import EditInfo
+from unlearn_eval.edits.base import MEMORY, EditInfo
 from unlearn_eval.edits.dense import DenseEdit, read_dense
 from unlearn_eval.edits.folder import check_names_base, read_description
 from unlearn_eval.edits.low_rank import LowRankEdit, read_low_rank
-from unlearn_eval.edits.memory.edit import MemoryEdit, read_memory
+from unlearn_eval.edits.memory.read import AnyMemoryEdit, read_memory
 from unlearn_eval.edits.places import local_folder
 from unlearn_eval.edits.records import BaseRef
 from unlearn_eval.models.load import LoadedModel
@@ -22,11 +22,11 @@ from unlearn_eval.utils.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-AnyEdit = LowRankEdit | DenseEdit | MemoryEdit
+AnyEdit = LowRankEdit | DenseEdit | AnyMemoryEdit
 READERS: Mapping[str, Callable[..., AnyEdit]] = {
     LowRankEdit.kind: read_low_rank,
     DenseEdit.kind: read_dense,
-    MemoryEdit.kind: read_memory,
+    MEMORY: read_memory,
 }  # kind of edit -> how its folder is read
 
 

@@ -163,7 +163,16 @@ def _numbers(value: Any, names: Names) -> Any:
 
 
 def _memory(settings: dict[str, Any], names: Names) -> dict[str, Any]:
-    """`memory.json`: whose each memory is, by hashes; equal labels stay equal, and prompts go."""
+    """`memory.json`: whose each memory is, by hashes; equal labels stay equal, and prompts go.
+
+    Raises:
+        UserError: what the memory answers with names what was forgotten.
+    """
+    if "notes" in settings:
+        raise UserError(
+            "an edit of notes cannot be redacted: its notes are text about what was forgotten",
+            "leave out --redact, or share an edit of another method",
+        )
     own = {**settings, "owners": [[names.hidden(name) for name in owners] for owners in settings["owners"]]}
     if "labels" in own:
         numbers: dict[str, int] = {}

@@ -19,6 +19,7 @@ from lm_eval.api.task import Task
 
 from unlearn_eval.harness.options import refuse_examples
 from unlearn_eval.harness.task import Absent, Aggregation, Document, UnlearningTask
+from unlearn_eval.harness.task_index import others_if_nowhere
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 PARTS_HINT = 'for example {"parts": ["arc_easy"]}, {"parts": {"mine": "mine.yaml"}}, or {"parts": []} for none'
@@ -185,6 +186,8 @@ def _manager(name: str) -> Any:
         manager = TaskManager(include_path=str(folder), include_defaults=False)
         if name in manager.all_tasks:
             return manager
+    if (others := others_if_nowhere(name, None)) is not None:
+        raise unknown_name("task of lm-eval", name, sorted(others))
     manager = TaskManager()
     if name not in manager.all_tasks:
         raise unknown_name("task of lm-eval", name, manager.all_tasks)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.shapes import Asked, Prompt, cut
 from unlearn_eval.harness.chat_template import ChatTemplate
 from unlearn_eval.harness.names import TASKS_FOLDER
 from unlearn_eval.harness.patching import keep_responses_apart, register_models
-from unlearn_eval.harness.places import check_tasks_folder
+from unlearn_eval.harness.task_index import manager_for, own_names, small_manager, task_manager
 from unlearn_eval.models.load import DTYPES, device_named
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.results.foreign import metrics_of, n_documents, plain_samples
@@ -25,7 +22,6 @@ from unlearn_eval.utils.provenance import hash_json
 from unlearn_eval.utils.settings import check_batch_size
 
 SEED = 1234
-_NAMED = re.compile(r"^(?:task|group): *([\w-]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -60,89 +56,15 @@ def model_class(name: str) -> str:
     return str(getattr(lm_eval.models, "MODEL_MAPPING", {}).get(name, "")).rpartition(":")[2]
 
 
-def task_manager(include_path: str | None = None, metadata: Mapping[str, Any] | None = None) -> Any:
-    """lm-eval's task manager, which knows our tasks and those in the folder `include_path`.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    from lm_eval.tasks import TaskManager
-
-    check_tasks_folder(include_path)
-    paths = [TASKS_FOLDER, *([include_path] if include_path else [])]
-    return TaskManager(include_path=paths, metadata=dict(metadata or {}))
-
-
-def task_names(include_path: str | None = None) -> list[str]:
-    """The names of our own tasks."""
-    from lm_eval.tasks import TaskManager
-
-    return sorted(TaskManager(include_path=include_path or TASKS_FOLDER, include_defaults=False).all_tasks)
-
-
-@functools.cache
-def _own_names() -> frozenset[str]:
-    return frozenset(task_names())
-
-
-@functools.cache
-def _everything(include_path: str | None, metadata: str) -> Any:
-    return task_manager(include_path, json.loads(metadata))
-
-
-def _manager_for(names: Sequence[str], metadata: Mapping[str, Any], include_path: str | None) -> Any:
-    """A task manager that knows these names; lm-eval's thousands of files are read only if one of them is there."""
-    small = _small_manager(names, metadata, include_path)
-    for name in names if small is None else ():
-        others = None if set("*?[") & set(name) or name in _own_names() else _others_if_nowhere(name, include_path)
-        if others is not None:
-            raise unknown_name("task", name, sorted(others))
-    return small or _everything(include_path, json.dumps(dict(metadata), sort_keys=True))
-
-
-@functools.cache
-def _others_if_nowhere(name: str, include_path: str | None) -> frozenset[str] | None:
-    """The names that stand in the files of tasks if this one stands in none of them; None if it does.
-
-    lm-eval parses all of them to see that, which takes ten seconds.
-    """
-    import lm_eval.tasks
-
-    folders = [Path(lm_eval.tasks.__file__).parent, *([Path(include_path).expanduser()] if include_path else [])]
-    known = set(_own_names())
-    # As the value of such a key, or in a list: many a word stands in the prose of prompts.
-    key, end = r"""(?:^|\b(?:task|group|tag)["']?\s*:|^\s*-|[\[,])\s*["']?""", r"""["']?\s*(?:$|[\],#])"""
-    named = re.compile(key + re.escape(name) + end, re.MULTILINE)
-    for path in (path for folder in folders for path in folder.rglob("*")):
-        if path.suffix in ("", ".yaml", ".yml", ".py") and path.is_file():  # many that are included have no ending
-            text = path.read_text(encoding="utf-8", errors="replace")
-            if name in text and named.search(text):
-                return None
-            known.update(_NAMED.findall(text))
-    return frozenset(known)
-
-
-def _small_manager(names: Sequence[str], metadata: Mapping[str, Any], include_path: str | None) -> Any:
-    """A task manager of our own tasks and of those in a folder, or None if they are not all the names."""
-    from lm_eval.tasks import TaskManager
-
-    check_tasks_folder(include_path)
-    known = _own_names() if include_path is None else _own_names() | set(task_names(include_path))
-    if not set(names) <= known:
-        return None
-    paths = [TASKS_FOLDER, *([include_path] if include_path else [])]
-    return TaskManager(include_path=paths, include_defaults=False, metadata=dict(metadata))
-
-
 def names_of(task: str, include_path: str | None = None) -> list[str]:
     """The tasks that a name or a pattern stands for, those in the folder `include_path` among them.
 
     Raises:
         UserError: nothing is called so; the nearest names are given.
     """
-    if include_path is None and task in _own_names():
+    if include_path is None and task in own_names():
         return [task]
-    return match_tasks([task], _manager_for([task], {}, include_path))
+    return match_tasks([task], manager_for([task], {}, include_path))
 
 
 def task_data(task: str, metadata: Mapping[str, Any], include_path: str | None = None) -> tuple[int | None, str]:
@@ -152,7 +74,7 @@ def task_data(task: str, metadata: Mapping[str, Any], include_path: str | None =
         UserError: its data is not to be had, or it refuses the metadata.
     """
     try:
-        loaded = _manager_for([task], metadata, include_path).load([task])["tasks"].values()
+        loaded = manager_for([task], metadata, include_path).load([task])["tasks"].values()
         documents = [(own, list(own.eval_docs)) for own in loaded]
     except UserError:
         raise
@@ -254,7 +176,7 @@ def evaluate(
         name = getattr(lm, "pretrained", None)
         PromptFormat.of(tokenizer, True, name if isinstance(name, str) else "the model")
 
-    manager = _small_manager(tasks, metadata or {}, include_path) or task_manager(include_path, metadata)
+    manager = small_manager(tasks, metadata or {}, include_path) or task_manager(include_path, metadata)
     names = match_tasks(tasks, manager)
     if apply_chat_template and system_instruction:  # lm-eval's own tasks, too: their models drop what has no place
         lm.apply_chat_template = ChatTemplate.of(lm.apply_chat_template)

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -58,6 +58,7 @@ def rouge(reference: str, generated: str, stem: bool = True, compat: str | None 
     return dict(zip(_ROUGE, map(float, found), strict=True))
 
 
+@lru_cache(maxsize=1 << 14)  # the same few answers are looked for in every text
 def normalise(text: str) -> str:
     """The words of a text, comparable: NFKC, case folded, no punctuation, symbols or articles, single spaces.
 

@@ -67,3 +67,16 @@ def needs_whole_prompts(model: PreTrainedModel) -> bool:
     """Whether a memory edit in the model wants each prompt in one forward pass (false without one)."""
     found = getattr(model, ROUTER, None)
     return found is not None and bool(found.needs_whole_prompts)
+
+
+def refuse_inserted(model: Any) -> None:
+    """Refuse to look into a model that reads more tokens than it is given.
+
+    Raises:
+        UserError: an edit in it inserts text into prompts.
+    """
+    if getattr(getattr(model, ROUTER, None), "inserts", False):
+        raise UserError(
+            "notes are in this model, so its hidden states are of more tokens than the prompt's",
+            "look into the base model: notes leave it unchanged",
+        )

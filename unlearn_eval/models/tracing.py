@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unlearn_eval.models.anatomy import Blocks
 from unlearn_eval.models.arguments import accepts, batch_shape, cache_argument, cache_of
-from unlearn_eval.models.prompt_ends import prompt_lengths
+from unlearn_eval.models.prompt_ends import prompt_lengths, refuse_inserted
 from unlearn_eval.models.scoring import keeps_plain_cache, pad, positions
 
 if TYPE_CHECKING:
@@ -60,7 +60,11 @@ def trace(
 
     With `stop_after`, the pass ends when that module has run; the model's own call then returns nothing and
     the `with` block goes on after it (do one forward pass per block).
+
+    Raises:
+        UserError: an edit inserts text into the model's prompts.
     """
+    refuse_inserted(model)
     seen = Traced()
     shape: tuple[int, int] | None = None
 

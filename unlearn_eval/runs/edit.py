@@ -32,7 +32,7 @@ from unlearn_eval.edits.base import Edit, applied
 from unlearn_eval.edits.folder import TARGETS
 from unlearn_eval.edits.forgotten import forgotten_entries, forgotten_texts
 from unlearn_eval.edits.load import READERS, AnyEdit, check_base, describe_base
-from unlearn_eval.edits.memory.edit import MemoryEdit
+from unlearn_eval.edits.memory.read import AnyMemoryEdit
 from unlearn_eval.edits.records import RequestSummary, SelfCheck
 from unlearn_eval.localization.components import Components
 from unlearn_eval.localization.locate import (
@@ -376,7 +376,7 @@ def _calibrate_and_check(plan: _Plan, inputs: _Inputs, edit: AnyEdit, unrelated:
     Bounds are chosen from the set's own paraphrases, and from at most 256 questions that nothing was learned from.
     """
     model = plan.loaded.model
-    if _calibrates(plan) and isinstance(edit, MemoryEdit):
+    if _calibrates(plan) and isinstance(edit, AnyMemoryEdit):
         paraphrases = {
             item.id: [plan.prompt_format.prompt_ids(text, item.shape) for text in item.paraphrases]
             for item in plan.forget

@@ -95,10 +95,11 @@ def settle(vllm_config: VllmConfig, stock: str) -> None:
 
 
 def _settle_memory(vllm_config: VllmConfig, folder: Path) -> None:
-    from unlearn_eval.edits.load import load_edit
     from unlearn_eval.edits.memory.store import POSITIONS
+    from unlearn_eval.serving.routed_model import load_routed
 
     name = f"the memory edit {folder}"
+    edit = load_routed(folder)
     parallel = vllm_config.parallel_config
     refused = {
         "LoRA": vllm_config.lora_config is not None,
@@ -121,7 +122,7 @@ def _settle_memory(vllm_config: VllmConfig, folder: Path) -> None:
     parallel.worker_cls = WORKER
     # Blocks that hold an edited answer's keys and values would be reused where another decision holds.
     vllm_config.cache_config.enable_prefix_caching = False
-    if POSITIONS[getattr(load_edit(folder).store, "positions")].before:  # noqa: B009 (not of the protocol)
+    if POSITIONS[getattr(edit.store, "positions")].before:  # noqa: B009 (not of the protocol)
         scheduler = vllm_config.scheduler_config
         longest = vllm_config.model_config.max_model_len
         if scheduler.max_num_batched_tokens < longest:

@@ -59,7 +59,7 @@ def _edited(stock: type[nn.Module], name: str) -> Any:
         folder = Path(vllm_config.model_config.model)
         if read_description(folder, check_files=False)["kind"] == "memory":  # other kinds are the loader's to read
             _check_settled(vllm_config)
-            _put_in(self, load_edit(folder), vllm_config)
+            _put_in(self, load_routed(folder), vllm_config)
 
     return type(name, (stock,), {"__init__": __init__, "__module__": __name__, "__qualname__": name})
 
@@ -82,6 +82,21 @@ def _check_settled(vllm_config: VllmConfig) -> None:
 # The layer -------------------------------------------------------------------------------------------------
 
 
+def load_routed(folder: Path) -> MemoryEdit:
+    """The memory edit in a folder (errors as `load_edit`).
+
+    Raises:
+        UserError: it stands beside no layer, and an engine's prompts are read before it could insert anything.
+    """
+    edit = load_edit(folder)
+    if not isinstance(edit, MemoryEdit):
+        raise UserError(
+            f"{folder} is an edit of {edit.info.editor}, which gives the model other prompts, and vLLM cannot serve it",
+            "run it with Hugging Face: --model edited --model_args pretrained=BASE,edit=DIR",
+        )
+    return edit
+
+
 def _put_in(model: nn.Module, edit: MemoryEdit, vllm_config: VllmConfig) -> None:
     """Let the edited layer's forward pass end in our operation."""
     module = _module_of(model, edit)
@@ -99,7 +114,7 @@ def prepared(model: nn.Module, folder: Path, vllm_config: VllmConfig) -> Callabl
         UserError: the edit does not fit the model, or the device's memory.
     """
     if read_description(folder, check_files=False)["kind"] == "memory":
-        edit = load_edit(folder)  # refuses files that have changed
+        edit = load_routed(folder)  # refuses files that have changed
         module = _module_of(model, edit)
         return functools.partial(_serve, model, module, _layer_of(module, edit, vllm_config), vllm_config)
     read_description(folder)  # refuses files that have changed

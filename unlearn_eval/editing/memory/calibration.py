@@ -18,7 +18,7 @@ from torch import Tensor
 from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.data.shapes import QUESTION, check_shape
-from unlearn_eval.edits.memory.edit import MemoryEdit, read_inputs
+from unlearn_eval.edits.memory.read import AnyMemoryEdit
 from unlearn_eval.edits.memory.store import Store
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
@@ -32,13 +32,13 @@ Ids = tuple[int, ...]
 
 
 def calibrated(
-    edit: MemoryEdit,
+    edit: AnyMemoryEdit,
     model: PreTrainedModel,
     reworded: Mapping[str, Sequence[Ids]],
     edited: Sequence[Ids],
     others: Sequence[Ids],
-) -> MemoryEdit:
-    """The edit with the radius (GRACE) or thresholds (WISE, MEMOIR) that divide the questions best, and a note of it.
+) -> AnyMemoryEdit:
+    """The edit with the radius (GRACE) or thresholds (the others) that divide the questions best, and a note of it.
 
     Args:
         edit: a memory edit.
@@ -57,10 +57,10 @@ def calibrated(
     known = set(edited)
     mine = [(name, ids) for name, rows in reworded.items() for ids in rows if ids not in known]
     rest = [ids for ids in others if ids not in known and ids not in {ids for _, ids in mine}]
-    inputs = read_inputs(model, edit.module, [*(ids for _, ids in mine), *rest])
+    inputs = edit.inputs(model, [*(ids for _, ids in mine), *rest])
     own, other = inputs[: len(mine)], inputs[len(mine) :]
     names = [name for name, _ in mine]
-    store = edit.store.calibrated(names, own, read_inputs(model, edit.module, edited), other)
+    store: Any = edit.store.calibrated(names, own, edit.inputs(model, edited), other)
     note = {
         "n_reworded": len(mine),
         "n_others": len(rest),

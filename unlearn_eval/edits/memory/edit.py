@@ -9,7 +9,8 @@
 
 When a memory decides, and how long that holds, is written in `routing.py`; it is the same for all of them. The
 memories are small: GRACE keeps one key and one value for each edit, WISE the changed coordinates of one matrix, MEMOIR
-one matrix and a bit for each of its columns and edits. What each one does is in `memories/`.
+one matrix and a bit for each of its columns and edits. What each one does is in a file beside this one. Notes
+(`notes.py`) are stored alike and stand beside no layer: they change what the whole model reads.
 """
 
 from __future__ import annotations
@@ -25,16 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.edits.base import MEMORY, EditInfo
-from unlearn_eval.edits.folder import for_disk, read_stored, write_edit
-from unlearn_eval.edits.memory import codebook, residual_memory, side_memories
-from unlearn_eval.edits.memory.codebook import Codebook, read_codebook
-from unlearn_eval.edits.memory.residual_memory import ResidualMemory, read_residual_memory
+from unlearn_eval.edits.folder import for_disk, write_edit
 from unlearn_eval.edits.memory.routing import Router, router
-from unlearn_eval.edits.memory.side_memories import SideMemories, read_side_memories
-from unlearn_eval.edits.memory.store import Route, Store
+from unlearn_eval.edits.memory.store import LayerStore, Route
 from unlearn_eval.edits.sharing import OnHub
-from unlearn_eval.edits.stored import AnyMemory
-from unlearn_eval.edits.tensors import HINT, check_layout, read_tensors
 from unlearn_eval.models.anatomy import is_transposed
 from unlearn_eval.models.arguments import accepts, cache_argument, cache_of
 from unlearn_eval.models.prompt_ends import prompt_lengths
@@ -43,11 +38,6 @@ from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
 
 TENSORS, SETTINGS = "memory.safetensors", "memory.json"
-_READERS: Mapping[str, Any] = {
-    Codebook.mechanism: (codebook.CodebookSettings, codebook.layout, read_codebook),
-    SideMemories.mechanism: (side_memories.SideMemoriesSettings, side_memories.layout, read_side_memories),
-    ResidualMemory.mechanism: (residual_memory.ResidualMemorySettings, residual_memory.layout, read_residual_memory),
-}  # mechanism, as `memory.json` names it -> the schema of its settings, the shapes of its tensors, how both are read
 
 
 class Routed:
@@ -74,7 +64,7 @@ class MemoryEdit(OnHub):
 
     kind: ClassVar[str] = MEMORY
     module: str
-    store: Store
+    store: LayerStore
     info: EditInfo
     texts: Mapping[str, str] = field(default_factory=dict)
 
@@ -93,41 +83,30 @@ class MemoryEdit(OnHub):
 
     def save(self, folder: str | Path, tokenizer: Any = None, model_config: Any = None) -> Path:
         """Write the folder, with the base's `config.json` and tokenizer if they are given (errors as `write_edit`)."""
-        from safetensors.torch import save_file
-
-        def fill(target: Path) -> None:
-            tensors = {name: for_disk(tensor) for name, tensor in self.store.tensors().items()}
-            save_file(tensors, str(target / TENSORS), metadata={"format": "pt"})
-            settings = {"mechanism": self.store.mechanism, "module": self.module, **self.store.settings()}
-            text = json.dumps(settings, ensure_ascii=False, allow_nan=False)
-            (target / SETTINGS).write_text(text + "\n", encoding="utf-8")
-
-        return write_edit(Path(folder), self.kind, self.info, fill, self.texts, tokenizer, model_config)
+        return write_memory(self, folder, tokenizer, model_config)
 
     def routes(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[Route]:
         """Which memory would answer each prompt (token ids) in this model; the edit need not be in it."""
+        return self.store.routes(self.inputs(model, prompts))
+
+    def inputs(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """What the module reads at each token of each prompt, (T, d_in), in a model without the edit."""
         _module_of(model, self.module, self.store.shape)
-        return self.store.routes(read_inputs(model, self.module, prompts))
+        return read_inputs(model, self.module, prompts)
 
 
-def read_memory(folder: Path, description: Mapping[str, Any], info: EditInfo, texts: Mapping[str, str]) -> MemoryEdit:
-    """The edit in a folder whose files have been checked.
+def write_memory(edit: Any, folder: str | Path, tokenizer: Any = None, model_config: Any = None) -> Path:
+    """Write the folder of an edit with a store: tensors, settings, and what `write_edit` adds (errors as there)."""
+    from safetensors.torch import save_file
 
-    Raises:
-        UserError: its tensors do not fit each other.
-    """
-    place = folder / SETTINGS
-    mechanism = read_stored(place, AnyMemory)["mechanism"]
-    if mechanism not in _READERS:
-        raise UserError(f"{place} is damaged: it names an unknown mechanism, {mechanism[:40]!r}", HINT)
-    schema, layout, read = _READERS[mechanism]
-    settings = read_stored(place, schema)
-    tensors = read_tensors(folder / TENSORS)
-    check_layout(folder / TENSORS, tensors, layout(settings), {"1": 1})
-    try:
-        return MemoryEdit(settings["module"], read(settings, tensors), info, texts)
-    except ValueError as error:
-        raise UserError(f"{place} is damaged: {error}", HINT) from error
+    def fill(target: Path) -> None:
+        tensors = {name: for_disk(tensor) for name, tensor in edit.store.tensors().items()}
+        save_file(tensors, str(target / TENSORS), metadata={"format": "pt"})
+        settings = {"mechanism": edit.store.mechanism, "module": edit.module, **edit.store.settings()}
+        text = json.dumps(settings, ensure_ascii=False, allow_nan=False)
+        (target / SETTINGS).write_text(text + "\n", encoding="utf-8")
+
+    return write_edit(Path(folder), edit.kind, edit.info, fill, edit.texts, tokenizer, model_config)
 
 
 # Details ---------------------------------------------------------------------------------------------------

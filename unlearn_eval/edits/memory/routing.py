@@ -250,15 +250,7 @@ class Router:
         return wrapped
 
     def _begin(self, model: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        given = given_arguments(model, arguments, options)
-        ids = given.get("input_ids")
-        if ids is None:
-            ids = given.get("inputs_embeds")
-        if ids is None:
-            raise UserError("a memory edit needs input_ids or inputs_embeds", "call the model with one of them")
-        cache = given_cache(given)
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        self._local.current = _Pass(ids, given.get("attention_mask"), past, PROMPT.get(), cache)
+        self._local.current = pass_of(given_arguments(model, arguments, options))
 
     def _end(self, model: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         current: _Pass | None = getattr(self._local, "current", None)
@@ -356,10 +348,34 @@ class Router:
         return chosen
 
 
+def pass_of(given: Mapping[str, Any]) -> _Pass:
+    """The forward pass of a model that is given these arguments, by name.
+
+    Raises:
+        UserError: neither ids nor embeddings are given.
+    """
+    ids = given.get("input_ids")
+    if ids is None:
+        ids = given.get("inputs_embeds")
+    if ids is None:
+        raise UserError("a memory edit needs input_ids or inputs_embeds", "call the model with one of them")
+    cache = given_cache(given)
+    past = int(cache.get_seq_length()) if cache is not None else 0
+    return _Pass(ids, given.get("attention_mask"), past, PROMPT.get(), cache)
+
+
 def router(model: nn.Module) -> Router:
-    """The model's router; made if there is none."""
+    """The model's router; made if there is none.
+
+    Raises:
+        UserError: there are notes in the model, which give it other tokens.
+    """
     found = getattr(model, ROUTER, None)
-    return found if isinstance(found, Router) else Router(model)
+    if found is not None and not isinstance(found, Router):
+        raise UserError(
+            "there are notes in this model already, and they share a model with no other memory", "restore them first"
+        )
+    return found or Router(model)
 
 
 # Details ---------------------------------------------------------------------------------------------------

@@ -39,9 +39,10 @@ class Route:
     """Which memory would answer a prompt.
 
     Attributes:
-        memory: index of the nearest memory (GRACE, MEMOIR) or the most active one (WISE); None if there is none at all.
+        memory: index of the nearest memory (GRACE, MEMOIR, notes) or the most active one (WISE); None if there is none.
         owners: the requests that it belongs to.
-        measure: what `value` is: "distance" (answers up to the threshold), "activation" or "overlap" (from it on).
+        measure: what `value` is: "distance" (answers up to the threshold), or "activation", "overlap", "similarity" or
+            "agreement" (from it on).
         value, threshold: of that memory.
         answers: whether it answers.
     """
@@ -73,24 +74,14 @@ class Store(Protocol):
     def bounds(self) -> Tensor:
         """Those of all memories, in one dimension."""
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(d_out, d_in) of the module that it fits."""
-
     def tensors(self) -> dict[str, Tensor]:
         """What is written to `memory.safetensors`."""
 
     def settings(self) -> dict[str, Any]:
         """What is written to `memory.json` beside the module's name."""
 
-    def at(self, device: torch.device, dtype: torch.dtype) -> Memory:
-        """The memory at work, for a module of this device and type."""
-
-    def n_bytes(self, dtype: torch.dtype) -> int:
-        """How many bytes that takes."""
-
     def routes(self, prompts: Sequence[Tensor]) -> list[Route]:
-        """What it makes of prompts, each given as the module's inputs at all its tokens (T, d_in)."""
+        """What it makes of prompts, each given as the edit's `inputs` has it (of a layer: (T, d_in) of all tokens)."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One description of each memory, for people."""
@@ -102,9 +93,23 @@ class Store(Protocol):
 
         Args:
             names: whose each of `own` is.
-            own, edited, other: the module's inputs (T, d_in) of reworded questions, of the edited prompts, and of
-                questions that no memory should answer.
+            own, edited, other: the edit's `inputs` of reworded questions, of the edited prompts, and of questions that
+                no memory should answer.
         """
+
+
+class LayerStore(Store, Protocol):
+    """One beside a layer, at which it decides and acts."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the module that it fits."""
+
+    def at(self, device: torch.device, dtype: torch.dtype) -> Memory:
+        """The memory at work, for a module of this device and type."""
+
+    def n_bytes(self, dtype: torch.dtype) -> int:
+        """How many bytes that takes."""
 
 
 def best_bound(near: Tensor, far: Tensor) -> float:

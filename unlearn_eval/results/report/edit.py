@@ -130,7 +130,12 @@ def _memory_line(memory: Mapping[str, Any]) -> str:
     bounds = memory["bounds"]
     between = "" if bounds is None else f"{memory['bound']} {_number(bounds['least'])} to {_number(bounds['largest'])}"
     settings = ", ".join(f"{name}={_value(value)}" for name, value in memory["settings"].items())
-    return _joined(f"{memory['n']} at {memory['module']}", between, settings, f"{_size(memory['bytes'])} of tensors")
+    return _joined(
+        f"{memory['n']} at {memory['module'] or 'the prompt'}",
+        between,
+        settings,
+        f"{_size(memory['bytes'])} of tensors",
+    )
 
 
 def _memories(memory: Mapping[str, Any]) -> Table:

@@ -34,9 +34,9 @@ def build_page(runs: Runs, title: str = "", say: Say = lambda line: None) -> str
         (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *SCRIPTS)
     )
     title, script = title or runs.study or "unlearn-eval", "".join(scripts)
-    style += _margins(title, summary["dates"][-1])
+    style += margins(title, summary["dates"][-1])
     parts = {
-        "POLICY": f"default-src 'none'; script-src '{_source(script)}'; style-src '{_source(style)}'; "
+        "POLICY": f"default-src 'none'; script-src '{csp_source(script)}'; style-src '{csp_source(style)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'",
         "TITLE": html.escape(title),
         "STYLE": style,
@@ -89,7 +89,7 @@ def as_script_json(content: object) -> str:
     return _without_halves(text).translate(_ESCAPES)
 
 
-def _margins(title: str, date: str) -> str:
+def margins(title: str, date: str) -> str:
     """What stands in the margins of every printed page: title, date and version, and the page's number."""
     left = _css_text(f"{title} · {date} · unlearn-eval {__version__}")
     small = "font: 7pt sans-serif; color: #5a626c;"
@@ -116,5 +116,6 @@ def _without_halves(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _source(text: str) -> str:
+def csp_source(text: str) -> str:
+    """What a Content-Security-Policy calls a style or script by: its hash."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

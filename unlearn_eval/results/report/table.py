@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unlearn_eval.results.comparison import Comparison
+from unlearn_eval.results.requirements import Verdict
 from unlearn_eval.results.runs import result_faults
 from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.utils.fitted_tables import FittedTable
@@ -131,3 +132,20 @@ def show_result(result: Result, notes: Sequence[str] = ()) -> None:
     for line in (*fault_lines([result]), *reasons([result]), *notes):
         console.print(line)
     console.print(f"result: {result.path}", soft_wrap=True)
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    """What holds and what failed, for a terminal."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "required", "value", "bound", ""):
+        table.add_column(
+            column,
+            justify="right" if column in ("value", "bound") else "left",
+            overflow="fold",
+            no_wrap=column in ("value", "bound"),
+        )
+    for verdict in verdicts:
+        word = styled("holds", "green") if verdict.holds else styled("failed", "bold red")
+        numbers = ("–" if number is None else f"{number:.4g}" for number in (verdict.value, verdict.bound))
+        table.add_row(word, styled(verdict.requirement.text), *numbers, styled(verdict.reason))
+    return table

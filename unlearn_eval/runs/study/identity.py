@@ -18,7 +18,13 @@ from unlearn_eval.utils.provenance import hash_json, sha256_of_file
 
 PACKAGE = Path(__file__).parents[2]
 # By folders, so that no list of file names can drift. Whatever is not named here is part of every cell's key.
-WITHOUT_NUMBERS = ("cli", "results/report", "runs/study", "studies")  # nothing in them changes a result ...
+WITHOUT_NUMBERS = (
+    "cli",
+    "results/report",
+    "runs/study",
+    "runs/forget",
+    "studies",
+)  # nothing in them changes a result ...
 WITH_NUMBERS = ("runs/study/cells",)  # ... but for this
 OF_SOME_CELLS = ("attacks", "localization", "serving")  # part of the keys of cells that are attacked, ...
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {  # room -> distributions whose versions belong to it

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich import box
-from rich.table import Table
-
 from unlearn_eval.results.runs import result_faults
-from unlearn_eval.results.schema import Result
+from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.utils.errors import UserError, unknown_name
-from unlearn_eval.utils.terminal import styled
 
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+Metrics = Mapping[str, Mapping[str, Metric]]  # by task, then name
 EXAMPLES = "write METRIC<NUMBER, METRIC>NUMBER*base, METRIC>=base-NUMBER or METRIC<=base+NUMBER"
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -96,18 +93,20 @@ def check_result(result: Result, requirements: Sequence[Requirement], base: Resu
     Raises:
         UserError: an unknown or ambiguous metric, or a requirement on a base that is not given.
     """
-    found = [_check(result, requirement, base) for requirement in requirements]
+    measured, before = result.metrics, None if base is None else base.metrics
+    found = [check_metrics(measured, requirement, before) for requirement in requirements]
     return found + [Verdict(SOUND_EDIT, None, None, False, fault) for fault in result_faults(result)]
 
 
-def _check(result: Result, requirement: Requirement, base: Result | None) -> Verdict:
-    task, name = _find(result, requirement.metric)
-    metric = result.metrics[task][name]
+def check_metrics(measured: Metrics, requirement: Requirement, base: Metrics | None = None) -> Verdict:
+    """Whether one requirement holds of metrics by task and name; raises as `check_result`."""
+    task, name = find_metric(measured, requirement.metric)
+    metric = measured[task][name]
     before: float | None = None
     if requirement.factor is not None:
         if base is None:
             raise UserError(f"'{requirement.text}' needs a base", "give its result file with --base")
-        first = base.metrics.get(task, {}).get(name)
+        first = base.get(task, {}).get(name)
         if first is None or first.value is None:
             why = "it lacks this metric" if first is None else first.reason
             return Verdict(requirement, metric.value, None, False, f"the base has no value: {why}")
@@ -118,10 +117,14 @@ def _check(result: Result, requirement: Requirement, base: Result | None) -> Ver
     return Verdict(requirement, metric.value, bound, bool(OPERATORS[requirement.operator](metric.value, bound)))
 
 
-def _find(result: Result, wanted: str) -> tuple[str, str]:
-    """The task and the name of a metric; `TASK:NAME` says which task."""
+def find_metric(measured: Metrics, wanted: str) -> tuple[str, str]:
+    """The task and the name of a metric; `TASK:NAME` says which task.
+
+    Raises:
+        UserError: no such metric, or several.
+    """
     places: dict[str, list[tuple[str, str]]] = {}
-    for task, metrics in result.metrics.items():
+    for task, metrics in measured.items():
         for name in metrics:
             places.setdefault(name, []).append((task, name))
             places.setdefault(f"{task}:{name}", []).append((task, name))
@@ -134,20 +137,3 @@ def _find(result: Result, wanted: str) -> tuple[str, str]:
             f"say which, as in {found[0][0]}:{wanted}",
         )
     return found[0]
-
-
-def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """What holds and what failed, for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "required", "value", "bound", ""):
-        table.add_column(
-            column,
-            justify="right" if column in ("value", "bound") else "left",
-            overflow="fold",
-            no_wrap=column in ("value", "bound"),
-        )
-    for verdict in verdicts:
-        word = styled("holds", "green") if verdict.holds else styled("failed", "bold red")
-        numbers = ("–" if number is None else f"{number:.4g}" for number in (verdict.value, verdict.bound))
-        table.add_row(word, styled(verdict.requirement.text), *numbers, styled(verdict.reason))
-    return table

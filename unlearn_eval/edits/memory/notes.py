@@ -1,0 +1,632 @@
+"""Notes at work: text before a question, chosen by what the question says (the editor is `editors/memory/notes.py`).
+
+A prompt is token ids: an opening, the question, a closing. `Frame` finds the question in it. The encoder's cosine
+between the question and those of all notes gives the nearest note; the gate gives it a value:
+
+    none, encoder    the cosine itself                (none: with a threshold that every cosine reaches)
+    self             ln p(Yes) − ln p(No) of the model after the note, the question, and whether one is about the other
+
+From its threshold on, the note is inserted before the question, with examples made of the next nearest ones before it.
+The model is the same: it reads more tokens than it is given, in `generate` and in a forward pass of whole prompts.
+Logits stand where the caller's own tokens are. Rows whose notes stay silent have the numbers of the unedited model, bit
+for bit, also in a batch with others: the batch is run as it is, and once more for the rows with notes.
+
+The decision is made once for each prompt, as for other memories (`routing.py`, rules 1 to 3). A cache that the caller
+goes on from, embeddings in place of ids, and traces of hidden states are refused: they are of other tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unlearn_eval.edits.base import MEMORY, EditInfo
+from unlearn_eval.edits.memory.edit import write_memory
+from unlearn_eval.edits.memory.routing import pass_of
+from unlearn_eval.edits.memory.store import Route, best_bound, one_of
+from unlearn_eval.edits.sharing import OnHub
+from unlearn_eval.edits.stored import Ids
+from unlearn_eval.models.arguments import given_arguments, given_cache
+from unlearn_eval.models.embedding import Encoder, load_encoder
+from unlearn_eval.models.prompt_ends import ROUTER
+from unlearn_eval.models.scoring import pad
+from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.schemas import Count, Table, Whole
+
+GATES = "none", "self", "encoder"
+WORDS = "words"
+WORDS_WIDTH = 4096
+ROWS_PER_PASS = 16
+_WORD = re.compile(r"\w+")
+
+
+def encoder_of(name: str) -> Encoder:
+    """The encoder of a name (`load_encoder`), or `words`: counts of words, hashed, which needs no model."""
+    return _WORDS if name == WORDS else load_encoder(name or None)
+
+
+def _bags(texts: list[str], batch_size: int) -> Any:
+    """(n, WORDS_WIDTH) how often each word stands in each text."""
+    rows = np.zeros((len(texts), WORDS_WIDTH), dtype=np.float32)
+    for row, text in zip(rows, texts, strict=True):
+        for word in _WORD.findall(text.lower()):
+            row[int.from_bytes(hashlib.blake2b(word.encode(), digest_size=4).digest(), "big") % WORDS_WIDTH] += 1
+    return rows
+
+
+_WORDS = Encoder(WORDS, _bags)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How the question stands in a prompt.
+
+    Attributes:
+        mark: the last tokens before the question.
+        closing: the tokens after it.
+        inside: whether a note comes behind the mark, as part of a user's message, and not before it.
+        first: the token that begins every prompt (BOS); -1 if there is none.
+    """
+
+    mark: tuple[int, ...] = ()
+    closing: tuple[int, ...] = ()
+    inside: bool = False
+    first: int = -1
+
+    def parts(self, prompt: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+        """Where a note is inserted, and the question's ids; of a prompt of another form its beginning, and all of it.
+
+        What follows the closing (the beginning of an answer) belongs to the question.
+        """
+        ids = tuple(prompt)
+        end = _last(ids, self.closing)
+        end = len(ids) if end < 0 else end
+        start = _last(ids[:end], self.mark)
+        if start < 0 or not self.mark:
+            return min(int(ids[:1] == (self.first,)), len(ids) - 1), ids
+        after = start + len(self.mark)
+        place = min(after if self.inside else start, len(ids) - 1)  # the last token is read after the note
+        return place, ids[after:end] + ids[end + len(self.closing) :]
+
+
+@dataclass(frozen=True)
+class Note:
+    """One note.
+
+    Attributes:
+        question: that it is about, as text.
+        ids: of the note, as it is inserted.
+        example: ids of the note with its question and answer, for other questions.
+    """
+
+    question: str
+    ids: tuple[int, ...]
+    example: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How the model says itself whether a note is about a question: what it reads after the note, and two answers."""
+
+    ids: tuple[int, ...] = ()
+    yes: int = 0
+    no: int = 0
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a notes edit holds; every prompt is given to it as (nearest note, its value), see `NotesEdit.inputs`.
+
+    Attributes:
+        vectors: (N, d) the encoder's, of each note's question.
+        threshold: (1,) from which value on the nearest note is used.
+        notes: their texts.
+        owners: the request of each.
+        frame: how a question stands in a prompt.
+        asking: of the gate `self`.
+        gate, encoder: a name of `GATES`, and one that `encoder_of` takes.
+        demonstrations: how many examples come before the note.
+    """
+
+    vectors: Tensor
+    threshold: Tensor
+    notes: tuple[Note, ...]
+    owners: tuple[tuple[str, ...], ...]
+    frame: Frame
+    asking: Asking
+    gate: str = "encoder"
+    encoder: str = ""
+    demonstrations: int = 0
+    mechanism = "notes"
+    bound = "threshold"
+
+    @property
+    def n(self) -> int:
+        """How many notes."""
+        return len(self.notes)
+
+    @property
+    def bounds(self) -> Tensor:
+        """The threshold."""
+        return self.threshold
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Vectors and threshold."""
+        return {"vectors": self.vectors, "threshold": self.threshold}
+
+    def settings(self) -> dict[str, Any]:
+        """Everything else."""
+        plain = {name: getattr(self, name) for name in ("gate", "encoder", "demonstrations")}
+        own = {"notes": list(map(asdict, self.notes)), "frame": asdict(self.frame), "asking": asdict(self.asking)}
+        return plain | own | {"owners": [list(ids) for ids in self.owners]}
+
+    def routes(self, prompts: Sequence[Tensor]) -> list[Route]:
+        """By the value of the nearest note."""
+        measure, bound = "agreement" if self.gate == "self" else "similarity", float(self.threshold[0])
+        found = []
+        for nearest, value in (own.tolist() for own in prompts):
+            if nearest < 0:
+                found.append(Route(None, (), measure, None, None, False))
+            else:
+                i = int(nearest)
+                found.append(Route(i, self.owners[i], measure, value, bound, value >= bound))
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Owners, threshold, tokens."""
+        return [
+            {"memory": i, "owners": list(owners), "threshold": float(self.threshold[0]), "numbers": len(note.ids)}
+            for i, (owners, note) in enumerate(zip(self.owners, self.notes, strict=True))
+        ]
+
+    def calibrated(
+        self, names: Sequence[str], own: Sequence[Tensor], edited: Sequence[Tensor], other: Sequence[Tensor]
+    ) -> Notes:
+        """One threshold, never above the value of an edited question; without a gate there is none to choose."""
+        if not self.n or self.gate == "none":
+            return self
+        near, far = (torch.tensor([-float(given[1]) for given in some]) for some in (own, other))
+        least = min(float(given[1]) for given in edited)
+        return replace(self, threshold=torch.full_like(self.threshold, min(-best_bound(near, far), least)))
+
+
+@dataclass(frozen=True)
+class NotesEdit(OnHub):
+    """Notes before the prompts of a model.
+
+    Attributes:
+        store: the notes.
+        info: what this is.
+        texts: file name -> content of small texts that belong to the edit.
+        tokenizer: of the model, or the folder that has it; it decodes questions.
+        module: none: the whole model reads them.
+    """
+
+    kind: ClassVar[str] = MEMORY
+    module: ClassVar[str] = ""
+    store: Notes
+    info: EditInfo
+    texts: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: Any = field(default=None, compare=False, repr=False)
+
+    def apply(self, model: nn.Module) -> NotesAtWork:
+        """Put the notes before the model; its weights stay as they are.
+
+        Raises:
+            UserError: there is a memory edit in the model already.
+        """
+        if hasattr(model, ROUTER):
+            raise UserError(
+                "there is a memory edit in this model already, and notes share a model with none",
+                "restore it first; to grow one edit use --continue",
+            )
+        return NotesAtWork(model, self)
+
+    def save(self, folder: str | Path, tokenizer: Any = None, model_config: Any = None) -> Path:
+        """Write the folder, with the tokenizer, without which no question could be read (errors as `write_edit`)."""
+        own = tokenizer
+        if own is None and self.tokenizer is not None:
+            own = self.read_tokenizer
+        return write_memory(self, folder, own, model_config)
+
+    def routes(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[Route]:
+        """Which note would answer each prompt (token ids) of this model; the edit need not be in it."""
+        return self.store.routes(self.inputs(model, prompts))
+
+    def inputs(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """(2,) of each prompt: its nearest note (-1 if there is none) and that one's value."""
+        order, values = self.ranked(model, prompts)
+        return [
+            torch.tensor([float(own[0]), value]) if own else torch.tensor([-1.0, 0.0])
+            for own, value in zip(order, values, strict=True)
+        ]
+
+    @functools.cached_property
+    def read_tokenizer(self) -> Any:
+        """The tokenizer, from the edit's folder if the edit was read from there."""
+        if not isinstance(self.tokenizer, Path):
+            return self.tokenizer
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.tokenizer)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.tokenizer} has no tokenizer, so its notes cannot read a question", "make the edit again"
+            ) from error
+
+    def ranked(self, model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[float]]:
+        """The notes in the order in which they are near each prompt's question, and the value of the nearest.
+
+        Raises:
+            UserError: the encoder cannot be had, or is another one.
+        """
+        store = self.store
+        if not store.n or not prompts:
+            return [[] for _ in prompts], [0.0] * len(prompts)
+        decode = self.read_tokenizer.decode
+        texts = [decode(list(store.frame.parts(ids)[1]), skip_special_tokens=True).strip() for ids in prompts]
+        similar = torch.stack([_similar(text, store) for text in texts])
+        order = similar.argsort(dim=-1, descending=True, stable=True)
+        values = similar.gather(1, order[:, :1])[:, 0].tolist()
+        if store.gate == "self":
+            values = self._agreement(model, prompts, order[:, 0].tolist())
+        return order.tolist(), values
+
+    @torch.no_grad()
+    def _agreement(self, model: Any, prompts: Sequence[Sequence[int]], nearest: Sequence[int]) -> list[float]:
+        """The ln p(Yes) − ln p(No) of the unedited model, asked whether each prompt's note is about its question."""
+        at_work = getattr(model, ROUTER, None)
+        run = at_work.plain if isinstance(at_work, NotesAtWork) else model
+        asking, frame = self.store.asking, self.store.frame
+        rows = [
+            _with(ids, frame.parts(ids)[0], self.store.notes[i].ids + asking.ids)
+            for ids, i in zip(prompts, nearest, strict=True)
+        ]
+        found: list[float] = []
+        for start in range(0, len(rows), ROWS_PER_PASS):
+            part = rows[start : start + ROWS_PER_PASS]
+            ids, mask = pad(part, "right", model.device)
+            logits = run(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            ends = torch.stack([logits[i, len(row) - 1] for i, row in enumerate(part)])
+            found += (ends[:, asking.yes] - ends[:, asking.no]).tolist()
+        return found
+
+
+class NotesAtWork:
+    """Notes in a model, until `restore`: its `forward` and `generate` read them before the prompts they are for."""
+
+    needs_whole_prompts = True
+    inserts = True
+
+    def __init__(self, model: Any, edit: NotesEdit) -> None:
+        self.model, self.edit = model, edit
+        self._local = threading.local()
+        self._known: dict[tuple[int, ...], tuple[int, tuple[int, ...]] | None] = {}
+        self.plain: Callable[..., Any] = model.forward
+        self._plain_generate: Callable[..., Any] | None = getattr(model, "generate", None)
+        self._before = {name: model.__dict__[name] for name in ("forward", "generate") if name in model.__dict__}
+        model.__dict__["forward"] = _under_the_name(self.plain, self._forward)
+        if self._plain_generate is not None:
+            model.__dict__["generate"] = _under_the_name(self._plain_generate, self._generate)
+        setattr(model, ROUTER, self)
+
+    def restore(self) -> None:
+        """Make the model what it was; harmless when repeated."""
+        if getattr(self.model, ROUTER, None) is not self:
+            return
+        delattr(self.model, ROUTER)
+        for name in ("forward", "generate"):
+            self.model.__dict__.pop(name, None)
+        self.model.__dict__.update(self._before)
+
+    def memories(self) -> list[tuple[str, Any]]:
+        """What answers depend on, as tensors: the notes' own, and the rest of the store as bytes."""
+        store = self.edit.store
+        text = bytearray(json.dumps(store.settings(), sort_keys=True).encode())
+        return [("", SimpleNamespace(**store.tensors(), settings=torch.frombuffer(text, dtype=torch.uint8)))]
+
+    def additions(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]] | None]:
+        """Where what is inserted into each prompt; None where the notes stay silent."""
+        new = list(dict.fromkeys(ids for ids in prompts if ids not in self._known))
+        store = self.edit.store
+        order, values = self.edit.ranked(self.model, new)
+        for ids, own, value in zip(new, order, values, strict=True):
+            if not own or value < float(store.threshold[0]):
+                self._known[ids] = None
+                continue
+            examples = [store.notes[i].example for i in own[1 : 1 + store.demonstrations]]
+            text = sum(reversed(examples), ()) + store.notes[own[0]].ids  # the nearest stands last
+            self._known[ids] = store.frame.parts(ids)[0], text
+        return [self._known[ids] for ids in prompts]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self._local.alone = True
+        try:
+            yield
+        finally:
+            self._local.alone = False
+
+    # Forward passes ----------------------------------------------------------------------------------------
+
+    def _forward(self, *arguments: Any, **options: Any) -> Any:
+        if getattr(self._local, "alone", False):
+            return self.plain(*arguments, **options)
+        given = given_arguments(self.model, arguments, options)
+        _check_given(given.get("input_ids"), given)
+        for name in ("labels", "output_hidden_states", "output_attentions"):
+            if given.get(name) is not None and given.get(name) is not False:
+                raise UserError(
+                    f"a model with notes gives logits alone, not what {name} is for", "restore the edit first"
+                )
+        current = pass_of(given)
+        ids, real, ends = given["input_ids"], current.real, current.ends
+        if bool((ends < 0).any()):
+            raise UserError("a model with notes needs whole prompts", "run each prompt in one pass")
+        # From the first token to the last, holes of the mask among them.
+        spans = [(int(row.nonzero()[0]), int(row.nonzero()[-1]) + 1) if row.any() else (0, 0) for row in real]
+        prompts = [
+            tuple(row[start:][keep[start:]].tolist())
+            for row, keep, (start, _) in zip(ids, _until(real, ends), spans, strict=True)
+        ]
+        additions = self.additions(prompts)
+        output = self.plain(*arguments, **options)
+        if not any(additions):
+            return output
+        return self._with_notes(output, given, real, spans, additions)
+
+    def _with_notes(
+        self, output: Any, given: Mapping[str, Any], real: Tensor, spans: list[tuple[int, int]], additions: list[Any]
+    ) -> Any:
+        """The output with the logits of rows that have notes in the places of their own tokens."""
+        ids, hits = given["input_ids"], [i for i, own in enumerate(additions) if own]
+        rows, masks, moved = [], [], []
+        for i in hits:
+            (start, end), (place, text) = spans[i], additions[i]
+            # `place` counts tokens of the prompt; masked ones in between stay where they are.
+            column = int(real[i].nonzero()[place]) - start
+            own, seen = ids[i, start:end].tolist(), real[i, start:end].tolist()
+            rows.append(_with(own, column, text))
+            masks.append(_with(seen, column, [True] * len(text)))
+            moved.append((start, column, len(text)))
+        longer, _ = pad(rows, "right", ids.device)
+        mask, _ = pad(masks, "right", ids.device)
+        found = self.plain(input_ids=longer, attention_mask=mask, use_cache=False).logits
+        kept = torch.arange(ids.shape[1], device=ids.device)
+        keep = given.get("logits_to_keep", 0)
+        kept = kept[keep] if isinstance(keep, Tensor) else kept[-keep:] if keep else kept
+        logits = output.logits.clone()
+        for r, (i, (start, column, n)) in enumerate(zip(hits, moved, strict=True)):
+            after = (kept >= start + column) & (kept < spans[i][1])
+            logits[i, after] = found[r, kept[after] - start + n]
+        output.logits = logits
+        for name in ("cache", "past_key_values"):  # of other tokens than these logits
+            if getattr(output, name, None) is not None:
+                setattr(output, name, None)
+        return output
+
+    # Generation --------------------------------------------------------------------------------------------
+
+    def _generate(self, *arguments: Any, **options: Any) -> Any:
+        assert self._plain_generate is not None
+        ids: Any
+        if getattr(self._local, "alone", False):
+            return self._plain_generate(*arguments, **options)
+        ids = arguments[0] if arguments else options.get("inputs")
+        ids = options.get("input_ids") if ids is None else ids
+        _check_given(ids, options)
+        mask = options.get("attention_mask")
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
+        prompts = [tuple(row[keep].tolist()) for row, keep in zip(ids, real, strict=True)]
+        additions = self.additions(prompts)
+        with self._alone():
+            if not any(additions):
+                return self._plain_generate(*arguments, **options)
+            # Both runs have all rows, so that a row is the same with and without notes elsewhere in its batch.
+            clean = None if all(additions) else self._plain_generate(*arguments, **_fresh(options, lambda own: own))
+            rows = [_with(row, *own) if own else row for row, own in zip(prompts, additions, strict=True)]
+            longer, longer_mask = pad(rows, "left", ids.device, filler=self._filler(options))
+            grown = longer.shape[1] - ids.shape[1]
+            own = _fresh(options, lambda criterion: _OnOwnTokens(criterion, ids, longer.shape[1]))
+            own |= {name: own[name] + grown for name in ("max_length", "min_length") if own.get(name)}
+            own |= {"attention_mask": longer_mask}
+            own = {name: value for name, value in own.items() if name not in ("inputs", "input_ids")}
+            noted = self._plain_generate(longer, *arguments[1:], **own)
+        hit = torch.tensor([bool(addition) for addition in additions], device=ids.device)
+        return _merged(clean, noted, hit, ids, longer.shape[1], self._filler(options))
+
+    def _filler(self, options: Mapping[str, Any]) -> int:
+        config = getattr(self.model, "generation_config", None)
+        for found in (options.get("pad_token_id"), getattr(config, "pad_token_id", None)):
+            if found is not None:
+                return int(found)
+        return 0
+
+
+class _OnOwnTokens:
+    """A stopping criterion that is shown the caller's prompts in place of those with notes."""
+
+    def __init__(self, criterion: Any, ids: Tensor, width: int) -> None:
+        self.criterion, self.ids, self.width = criterion, ids, width
+
+    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Any:
+        own = self.ids.repeat_interleave(len(input_ids) // len(self.ids), dim=0)
+        return self.criterion(torch.cat([own, input_ids[:, self.width :]], dim=1), scores, **more)
+
+
+# Details ---------------------------------------------------------------------------------------------------
+
+
+def _under_the_name(replaced: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    """A function with the signature of the one that it stands for: Transformers and we look at it."""
+
+    @functools.wraps(replaced)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        return call(*arguments, **options)
+
+    return wrapped
+
+
+def _last(ids: tuple[int, ...], part: tuple[int, ...]) -> int:
+    """Where a part stands last; -1 if nowhere, the end if it is empty."""
+    starts = range(len(ids) - len(part), -1, -1)
+    return next((i for i in starts if ids[i : i + len(part)] == part), -1)
+
+
+def _with(ids: Sequence[Any], place: int, text: Sequence[Any]) -> tuple[Any, ...]:
+    return (*ids[:place], *text, *ids[place:])
+
+
+def _similar(text: str, store: Notes) -> Tensor:
+    """(N,) cosines of one text; one at a time, so that no decision depends on what else is in a batch."""
+    if not text:
+        return store.vectors.new_zeros(store.n)
+    vector = torch.from_numpy(encoder_of(store.encoder)([text])[0])
+    if len(vector) != store.vectors.shape[1]:
+        raise UserError(
+            f"the encoder gives vectors of {len(vector)} numbers, and the notes have {store.vectors.shape[1]}",
+            "use the encoder with which the edit was made",
+        )
+    # Rounded, so that a question is as near to itself as can be.
+    return (store.vectors * vector.to(store.vectors)).sum(-1).round(decimals=5)
+
+
+def _until(real: Tensor, ends: Tensor) -> Tensor:
+    """Which columns are tokens of the prompts."""
+    return real & (torch.arange(real.shape[1], device=real.device) <= ends[:, None])
+
+
+def _check_given(ids: Any, given: Mapping[str, Any]) -> None:
+    if ids is None or given.get("inputs_embeds") is not None:
+        raise UserError("notes are chosen by a prompt's text, and no input_ids are given", "call the model with ids")
+    cache = given_cache(given)
+    if cache is not None and int(cache.get_seq_length()):
+        raise UserError(
+            "a model with notes cannot go on from a cache: it is of other tokens", "run the whole prompt, or generate"
+        )
+
+
+def _fresh(options: Mapping[str, Any], wrapped: Callable[[Any], Any]) -> dict[str, Any]:
+    """The options with stopping criteria that have stopped nothing: they note by row what is done, and run twice."""
+    criteria = options.get("stopping_criteria")
+    if not criteria:
+        return dict(options)
+    found = copy.copy(criteria)
+    found.clear()
+    for criterion in criteria:
+        own = copy.copy(criterion)
+        vars(own).update({name: list(value) for name, value in vars(own).items() if isinstance(value, list)})
+        found.append(wrapped(own))
+    return {**options, "stopping_criteria": found}
+
+
+def _merged(clean: Any, noted: Any, hit: Tensor, ids: Tensor, width: int, filler: int) -> Any:
+    """One output from two: rows with notes from the second, whose first `width` columns become the caller's prompts."""
+    plain = isinstance(noted, Tensor)
+    said = noted if plain else noted.sequences
+    n = len(said) // len(ids)
+    rows = hit.repeat_interleave(n)
+    said = torch.cat([ids.repeat_interleave(n, dim=0), said[:, width:]], dim=1)
+    if clean is not None:
+        other = clean if plain else clean.sequences
+        longest = max(said.shape[1], other.shape[1])
+        said, other = (nn.functional.pad(own, (0, longest - own.shape[1]), value=filler) for own in (said, other))
+        said = torch.where(rows[:, None], said, other)
+    if plain:
+        return said
+    for name in list(noted.keys()):
+        noted[name] = _steps(name, clean, noted, rows)
+    noted["sequences"] = said
+    return noted
+
+
+def _steps(name: str, clean: Any, noted: Any, rows: Tensor) -> Any:
+    """Logits or scores of each step, of both runs; what else an output has is of one run's tokens, and left out."""
+    if name not in ("logits", "scores"):
+        return None
+    if clean is None:
+        return noted[name]
+    pairs = zip_longest(clean[name], noted[name])
+    return tuple(
+        torch.where(rows[:, None], torch.zeros_like(a) if b is None else b, torch.zeros_like(b) if a is None else a)
+        for a, b in pairs
+    )
+
+
+class StoredFrame(Table):
+    """`Frame`."""
+
+    mark: Ids
+    closing: Ids
+    inside: bool
+    first: Whole
+
+
+class StoredAsking(Table):
+    """`Asking`."""
+
+    ids: Ids
+    yes: Count
+    no: Count
+
+
+class StoredNote(Table):
+    """`Note`."""
+
+    question: str
+    ids: Ids
+    example: Ids
+
+
+class NotesSettings(Table):
+    """`memory.json` of notes."""
+
+    mechanism: Literal["notes"]
+    module: Literal[""]
+    owners: list[list[str]]
+    gate: Literal["none", "self", "encoder"]
+    encoder: str
+    demonstrations: Count
+    frame: StoredFrame
+    asking: StoredAsking
+    notes: list[StoredNote]
+
+
+def layout(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The shapes of the tensors, as `check_layout` takes them."""
+    return {"vectors": "N d", "threshold": "1"}
+
+
+def read_notes(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Notes:
+    """From `memory.json` and `memory.safetensors` (ValueError if they do not fit each other)."""
+    frame, asking = settings["frame"], settings["asking"]
+    store = Notes(
+        tensors["vectors"],
+        tensors["threshold"],
+        tuple(Note(own["question"], tuple(own["ids"]), tuple(own["example"])) for own in settings["notes"]),
+        tuple(tuple(names) for names in settings["owners"]),
+        Frame(tuple(frame["mark"]), tuple(frame["closing"]), frame["inside"], frame["first"]),
+        Asking(tuple(asking["ids"]), asking["yes"], asking["no"]),
+        one_of(settings["gate"], GATES),
+        settings["encoder"],
+        settings["demonstrations"],
+    )
+    if len({len(store.vectors), store.n, len(store.owners)}) != 1:
+        raise ValueError("vectors, notes and owners are not equally many")
+    return store

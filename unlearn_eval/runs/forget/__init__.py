@@ -1,0 +1,1 @@
+"""From a request to a certificate: what to forget, a search for an edit that passes a policy, and the proof."""

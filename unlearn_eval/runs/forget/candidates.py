@@ -1,0 +1,98 @@
+"""Which methods are tried for a request: those that suit it, the model and the memory, with the settings of the run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from unlearn_eval.data.items import ForgetSet
+from unlearn_eval.editing.editor import MOMENTS, get_editor
+from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.runs.edit import model_check
+from unlearn_eval.runs.forget.measure import Bench
+from unlearn_eval.runs.forget.policy import Candidate, Policy, shipped_candidates, suited
+from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.settings import configure
+
+KEYS_PER_DIMENSION = 8  # of the model's own answers, which are there anyway; FastMEMIT finds 10 enough
+
+
+def chosen(
+    editors: Sequence[str], policy: Policy, items: ForgetSet, bench: Bench, earlier: str | None
+) -> tuple[list[Candidate], list[str]]:
+    """What is tried: what the policy names, as far as it suits the request, the model, the memory and the user."""
+    listed = list(policy.candidates) or shipped_candidates()
+    if editors:
+        by_name = {own.editor: own for own in reversed([*listed, *shipped_candidates()])}
+        listed = [by_name.get(name, Candidate(editor=name)) for name in editors]
+    most = max(len(item.answer.split()) for item in items)
+    found, reasons = (listed, []) if editors else suited(listed, len(items), most)
+    kept = []
+    for own in found:
+        why = _why_not(own, policy, bench, earlier, forced=bool(editors))
+        if why:
+            reasons.append(f"{own.editor} is not tried: {why}")
+        else:
+            kept.append(own)
+    return kept, reasons
+
+
+def _why_not(own: Candidate, policy: Policy, bench: Bench, earlier: str | None, forced: bool) -> str | None:
+    """Why a method cannot be tried, or None."""
+    method = get_editor(own.editor)
+    options = options_of(own, None, bench)
+    try:
+        model_check(method, options)(bench.loaded.model)
+    except UserError as error:
+        return error.message
+    if earlier not in (None, own.editor):
+        return f"the earlier edit is {earlier}'s, and only the same method goes on from it"
+    config = configure(method.Config, options)
+    kind = method.kind(config)
+    if kind not in (None, *policy.kinds) and not forced:
+        return f"it makes a {kind} edit, which the policy does not let pass"
+    copies = 1.25 if not method.trained or getattr(config, "lora_rank", None) else 4.0  # as in a study's plan
+    needed, free = copies * _bytes_of(bench.loaded), _free_bytes(bench.loaded)
+    if free is not None and needed - _bytes_of(bench.loaded) > free:
+        return f"it needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free beside the model"
+    return None
+
+
+def options_of(own: Candidate, value: str | None, bench: Bench, folder: Path | None = None) -> dict[str, str]:
+    """The settings of a method, with the value of the one that makes it stronger, and the run's text and folder."""
+    method = get_editor(own.editor)
+    options = dict(own.settings)
+    if own.strength is not None and value is not None:
+        options[own.strength.setting] = value
+    if MOMENTS in method.uses and "text" in method.settings and "text" not in options and _is_enough(bench):
+        options |= {"text": str(bench.around.conversations), "keys_per_dimension": str(KEYS_PER_DIMENSION)}
+    if "folder" in method.settings and folder is not None:
+        options.setdefault("folder", str(folder / "training"))
+    return options
+
+
+def _is_enough(bench: Bench) -> bool:
+    """Whether the answers to shipped facts are text enough for second moments; else the model writes more."""
+    text = bench.around.conversations.read_text(encoding="utf-8")
+    n_tokens = len(text) / 4  # with field names, and without what the template puts around each
+    return n_tokens >= KEYS_PER_DIMENSION * bench.loaded.anatomy.d_mlp
+
+
+def _bytes_of(loaded: LoadedModel) -> int:
+    return sum(own.numel() * own.element_size() for own in loaded.model.parameters())
+
+
+def _free_bytes(loaded: LoadedModel) -> int | None:
+    """Memory that is free where the model is; None where nobody says."""
+    if loaded.model.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(loaded.model.device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
