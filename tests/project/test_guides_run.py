@@ -105,7 +105,9 @@ def ready(page, model, folder):
         write_result(dataclasses.replace(measured, edit=load_edit("my_edit").info.as_stored()), "after.json")
     if page.name == "studies.md":
         study = blocks(page.read_text(encoding="utf-8"), "yaml")[0]
-        (folder / "my_study.yaml").write_text(study.replace("MODEL", str(model)), encoding="utf-8")
+        (folder / "my_study.yaml").write_text(
+            study.replace("MODEL", str(model)).replace(", arc_easy", ""), encoding="utf-8"
+        )
     if page.name == "reports.md":
         for name in ("before", "after", "results/after"):
             values = {name: metric([0.0, 1.0], False) for name in ("forget_rouge", "retain_accuracy")}
