@@ -5,7 +5,8 @@ Reads tasks/refusal/answers.jsonl and references.jsonl, embeds every distinct te
   results/refusal_alignment.json, .md   AUC, F1, calibration error and the table by class, on answers that the head was
                                      not fitted on: every method left out in turn, every template left out in turn (five
                                      folds), the split that the answers name, and later.jsonl.
-The labels are the author's, not people's: what is measured is agreement with the author.
+The labels are the author's, not people's: what is measured is agreement with the author. With `--ratings FOLDER` (of
+`unlearn-eval rate`) the answers that at least two people have rated are labelled by them: a mean of 4 or 5 accepts.
 
 kinds.jsonl (referrals, terse refusals, other languages) is in two parts: the head is fitted on the one, and measured on
 the other, by language. With at least 80 % agreement there (English: with later.jsonl) a language counts as calibrated.
@@ -60,6 +61,7 @@ from unlearn_eval.models.refusal_judge import (
     base_likelihoods,
     read_references,
 )
+from unlearn_eval.results.ratings import accepted_by_people, agreement, read_ratings
 from unlearn_eval.utils.json_files import dumps, read_jsonl, write_all
 from unlearn_eval.utils.provenance import provenance, sha256_of_file
 
@@ -115,7 +117,7 @@ class Answer:
 
     @property
     def good(self) -> bool:
-        return self.label in ACCEPTABLE
+        return bool(self.record.get("accepted_by_people", self.label in ACCEPTABLE))
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoder", default="default")
     parser.add_argument("--likelihoods", action="store_true")
+    parser.add_argument("--ratings")
     arguments = parser.parse_args()
+    rated, told = people(arguments.ratings)
     if arguments.likelihoods:
         write_likelihoods()
     encoder = load_encoder(arguments.encoder)
     texts = read_references()
     references, contrast = encoder(texts.refusals), encoder(texts.contrast)
-    answers = embedded(read_jsonl(ANSWERS), encoder, references, contrast)
+    answers = embedded([own | rated.get(own["id"], {}) for own in read_jsonl(ANSWERS)], encoder, references, contrast)
     later = embedded(read_jsonl(LATER), encoder, references, contrast)
     english = encoder.name == ENCODER.name
     kinds = [r for r in read_jsonl(KINDS_FILE) if not english or r["language"] == ENGLISH]
@@ -173,7 +177,8 @@ def main() -> None:
     whole = replace(whole, calibration=replace(whole.calibration, languages=calibrated))
     content = {
         "schema_version": 1,
-        "what": "agreement with author-labelled answers; no people have rated them yet",
+        "what": told["what"],
+        **({"raters": told["raters"]} if "raters" in told else {}),
         "encoder": {"name": encoder.name, "files": dict(ENCODER.files) if encoder.name == ENCODER.name else None},
         "references_hash": texts.hash,
         "answers_sha256": sha256_of_file(ANSWERS),
@@ -197,6 +202,20 @@ def main() -> None:
     stem = RESULT.stem + suffix
     write_all({f"{stem}.json": dumps(content, 2) + "\n", f"{stem}.md": report(content)}, RESULT.parent)
     print(report(content))
+
+
+def people(folder: str | None) -> tuple[dict[str, dict[str, bool]], dict[str, Any]]:
+    """What people accept of the answers, by id, and who says so; without ratings the author does.
+
+    Raises:
+        UserError: no two people have rated the same answer.
+    """
+    if folder is None:
+        return {}, {"what": "agreement with author-labelled answers; no people have rated them yet"}
+    ratings = read_ratings(folder)
+    agreed, accepted = agreement(ratings), accepted_by_people(ratings)
+    what = f"agreement with people on {len(accepted)} answers, and with the author's labels on the others"
+    return {key: {"accepted_by_people": own} for key, own in accepted.items()}, {"what": what, "raters": agreed}
 
 
 def write_likelihoods() -> None:
@@ -479,6 +498,7 @@ def calibration_json(whole: Fitted, n: int, content: dict[str, Any]) -> dict[str
         "references_hash": own["references_hash"],
         "languages": list(own["languages"]),
         "made_by": "benchmarks/refusal_alignment.py",
+        **({"raters": content["raters"]} if "raters" in content else {}),
         "answers_sha256": content["answers_sha256"],
         "n_answers": n,
         "encoder_files": content["encoder"]["files"],

@@ -272,12 +272,13 @@ def tasks() -> dict[str, str]:
     """A page for each family of tasks with their metrics, directions and meanings, and one that leads there."""
     from unlearn_eval.harness.task_index import task_names
     from unlearn_eval.metrics.catalogue import meaning
+    from unlearn_eval.results.badges import badges
 
     groups: dict[str, dict[tuple[Any, ...], list[str]]] = {}
     for name, loaded in _loaded(task_names()).items():
         family = groups.setdefault(_family_of(loaded), {})
         family.setdefault(tuple(loaded.higher_is_better().items()), []).append(name)
-    pages, rows = {}, []
+    pages, rows, known = {}, [], badges()
     for family, own in groups.items():
         page = f"tasks/{family}/README.md"
         title = (ROOT / page).read_text(encoding="utf-8").strip().removeprefix("# ").partition("\n")[0]
@@ -288,7 +289,14 @@ def tasks() -> dict[str, str]:
         ]
         for directions, names in own.items():
             arrows = {True: "↑", False: "↓", None: ""}
-            metrics = [(f"`{name}`", arrows[better], meaning(name).text) for name, better in directions]
+            metrics = [
+                (
+                    f"`{name}`",
+                    arrows[better],
+                    f"{meaning(name).text} {known[name].words if name in known else ''}".strip(),
+                )
+                for name, better in directions
+            ]
             parts.append(f"## {', '.join(f'`{name}`' for name in names)}")
             parts.append(table(("metric", "", "what it says"), metrics))
             if borrowed := _borrowed(names[0]):
@@ -461,6 +469,12 @@ def studies() -> str:
             "## `finetune`",
             "A set by itself is `on`.",
             entry(spec.Finetune, "on"),
+            "## An entry of `then`",
+            first_sentence(file.ThenEntry.__doc__),
+            table(("key", "what it is"), [(f"`{key}`", text) for key, text in _of_files_alone(file.ThenEntry).items()]),
+            "## `meta`",
+            first_sentence(file.MetaEntry.__doc__),
+            table(("key", "what it is"), [(f"`{key}`", text) for key, text in _of_files_alone(file.MetaEntry).items()]),
             "## `tune`",
             first_sentence(file.TuneEntry.__doc__),
             table(("key", "what it is"), [(f"`{key}`", text) for key, text in _of_files_alone(file.TuneEntry).items()]),
@@ -493,6 +507,8 @@ def study_schema() -> str:
         "AttackEntry": (spec.AttackSpec,),
         "FinetuneEntry": (spec.Finetune,),
         "TuneEntry": (),
+        "ThenEntry": (spec.ThenSpec,),
+        "MetaEntry": (),
         "Bar": (),
         "Published": (),
     }
@@ -694,16 +710,32 @@ PAGES: dict[str, Callable[[], str]] = {
 SPLIT: tuple[Callable[[], dict[str, str]], ...] = (editors, tasks)  # pages by family
 
 
+TRUST = "../../unlearn_eval/results/report/trust.json"
+
+
+def trust() -> str:
+    """Of results/meta.json what is shipped: what each metric was measured to be worth."""
+    from unlearn_eval.results.badges import compact
+
+    content = json.loads((ROOT / "results" / "meta.json").read_text(encoding="utf-8"))
+    return json.dumps(compact(content), indent=1, ensure_ascii=False)
+
+
 def files() -> dict[str, str]:
     """Every file that is written here, by its name below docs/reference/, and what it holds."""
     pages = {name: page() for name, page in PAGES.items()}
     for family in SPLIT:
         pages |= family()
-    return {f"{name}.md": text for name, text in pages.items()} | {
-        SCHEMA: study_schema(),
-        "certificate.schema.json": certificate_schema(),
-        "policy.schema.json": policy_schema(),
-    }
+    worth = {TRUST: trust()} if (ROOT / "results" / "meta.json").is_file() else {}
+    return (
+        worth
+        | {f"{name}.md": text for name, text in pages.items()}
+        | {
+            SCHEMA: study_schema(),
+            "certificate.schema.json": certificate_schema(),
+            "policy.schema.json": policy_schema(),
+        }
+    )
 
 
 def _left_over(folder: Path, names: Mapping[str, str]) -> list[Path]:

@@ -1,8 +1,5 @@
 """The labeled answers: every class, every source, and nothing in two splits."""
 
-import csv
-import importlib.util
-import io
 import json
 from collections import Counter, defaultdict
 
@@ -13,17 +10,11 @@ from unlearn_eval.metrics.alignment import FEATURES
 from unlearn_eval.metrics.refusal import is_refusal
 from unlearn_eval.metrics.text import contains_answer
 from unlearn_eval.models.refusal_judge import CALIBRATION_FILE, read_references
+from unlearn_eval.results.ratings import CLASSES
 from unlearn_eval.utils.provenance import sha256_of_file
 
 FOLDER = TASKS / "refusal"
 ANSWERS = FOLDER / "answers.jsonl"
-
-
-def sheet_module():
-    spec = importlib.util.spec_from_file_location("rating_sheet", TASKS.parent / "scripts" / "rating_sheet.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +26,7 @@ def test_there_are_enough_of_every_kind(answers):
     assert len(answers) >= 600
     assert sum(a["source"] == "real" for a in answers) >= len(answers) / 2
     counts = Counter(a["label"] for a in answers)
-    assert set(counts) == set(sheet_module().CLASSES)
+    assert set(counts) == set(CLASSES)
     assert min(counts.values()) >= 15
     assert Counter(a["split"] for a in answers).keys() == {"train", "test"}
 
@@ -95,7 +86,7 @@ def test_further_kinds_are_new_and_in_two_parts(answers, kinds):
     parts = {split: {a["text"].casefold() for a in kinds if a["split"] == split} for split in ("train", "test")}
     assert not parts["train"] & parts["test"]
     assert len({a["id"] for a in kinds}) == len(kinds)
-    assert {a["label"] for a in kinds} <= set(sheet_module().CLASSES)
+    assert {a["label"] for a in kinds} <= set(CLASSES)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -137,35 +128,3 @@ def test_the_readme_has_the_files_numbers(answers):
     assert f"| `answers.jsonl` | {len(answers)} labeled answers |" in text
     assert f"{len(references.refusals)} reference refusals" in text
     assert f"{len(references.contrast)} contrast texts" in text
-
-
-# The rating sheet ------------------------------------------------------------------------------------------
-
-
-def test_a_sheet_hides_what_the_author_thought(answers):
-    sheet = sheet_module()
-    chosen = sheet.draw(answers, 60, 0)
-    assert chosen == sheet.draw(answers, 60, 0)
-    assert chosen != sheet.draw(answers, 60, 1)
-    assert set(Counter(a["label"] for a in chosen).values()) == {5}
-    rows = list(csv.DictReader(io.StringIO(sheet.as_csv(chosen))))
-    assert tuple(rows[0]) == sheet.COLUMNS
-    assert [row["id"] for row in rows] == [a["id"] for a in chosen]
-    assert not any(row["rating"] or row["class"] for row in rows)
-    for row in rows:
-        assert not row["answer"].startswith(("=", "+", "-", "@"))
-
-
-def test_a_sheet_for_a_browser_shows_texts_as_they_are():
-    sheet = sheet_module()
-    answer = {"id": "a'b", "question": "<b>?", "accepted": [], "text": "<script>x</script>", "label": "gibberish"}
-    page = sheet.as_html([answer], "me")
-    assert "<script>x" not in page
-    assert "&lt;script&gt;x" in page
-    assert "data-id='a&#x27;b'" in page
-    assert "ratings-me.csv" in page
-
-
-def test_all_answers_fit_on_one_sheet(answers):
-    sheet = sheet_module()
-    assert len(sheet.draw(answers, 10**6, 0)) == len(answers)

@@ -12,6 +12,7 @@ from unlearn_eval.editing.editor import get_editor
 from unlearn_eval.harness.run import names_of
 from unlearn_eval.models import load
 from unlearn_eval.runs.finetune import preset_of
+from unlearn_eval.runs.meta.expand import study_in
 from unlearn_eval.runs.study.plan import plan
 from unlearn_eval.runs.study.read import STUDIES_FOLDER, read_study, study_file
 from unlearn_eval.runs.study.spec import study_of
@@ -39,7 +40,7 @@ def crowded(request, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_study_is_meant_by_its_name(crowded, name):
     assert study_file(name) == STUDIES_FOLDER / f"{name}.yaml"
-    assert study_of(read_study(study_file(name)), study_file(name)).parts
+    assert study_in(study_file(name))[0].parts
 
 
 def test_run_takes_the_shipped_study(crowded, tmp_path):
@@ -81,7 +82,7 @@ def test_a_file_is_meant_by_its_path(tmp_path, monkeypatch, name):
     place.parent.mkdir(exist_ok=True)
     place.write_text("forget: facts\ntasks: unlearn_facts\n")
     assert study_file(name).resolve() == place
-    assert study_of(read_study(study_file(name)), study_file(name)).parts
+    assert study_in(study_file(name))[0].parts
     assert study_file(str(place)) == place
 
 

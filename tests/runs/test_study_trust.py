@@ -4,6 +4,7 @@ import pytest
 from in_process import run_here
 from study_files import study_content, write_model
 
+from unlearn_eval.runs.meta.expand import study_in
 from unlearn_eval.runs.study import trust
 from unlearn_eval.runs.study.read import STUDIES_FOLDER, read_study
 from unlearn_eval.runs.study.spec import study_of
@@ -91,4 +92,4 @@ def test_folders_of_tasks_are_code_too(model, tmp_path):
 
 @pytest.mark.parametrize("path", sorted(STUDIES_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_studies_run_no_code_of_others(path):
-    assert trust.check_trust(study_of(read_study(path), path), path, False, None) is None
+    assert trust.check_trust(study_in(path)[0], path, False, None) is None

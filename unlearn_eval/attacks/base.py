@@ -91,6 +91,8 @@ class Case:
         batch_size: rows per forward pass.
         max_new_tokens: length of an answer.
         open_reference: loads the model that never knew the items, if there is one.
+        open_full: loads the model before unlearning, where `loaded` is the unlearned one as it stands and there is no
+            edit; only attacks that read or ask can treat such a case.
         progress: told of what takes long.
         notes: sentences for the reader of the result; attacks add to them.
         skipped: what was not done -> why.
@@ -105,6 +107,7 @@ class Case:
     batch_size: int = 16
     max_new_tokens: int = 24
     open_reference: Callable[[], LoadedModel] | None = None
+    open_full: Callable[[], LoadedModel] | None = None
     progress: Progress = no_progress
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -119,15 +122,15 @@ class Case:
     @contextmanager
     def model(self, name: str) -> Iterator[LoadedModel]:
         """One of the models within a `with` block; the base model is bit for bit as before afterwards."""
-        if name == REFERENCE:
-            assert self.open_reference is not None
-            reference = self.open_reference()
+        opens = {REFERENCE: self.open_reference, FULL: self.open_full}.get(name)
+        if opens is not None:
+            other = opens()
             try:
-                yield reference
+                yield other
             finally:
-                del reference
+                del other
                 gc.collect()
-        elif name == UNLEARNED:
+        elif name == UNLEARNED and self.edit is not None:
             with applied(self.edit, self.loaded.model):
                 yield self.loaded
         else:

@@ -15,6 +15,7 @@ from unlearn_eval.attacks.folds import apart
 from unlearn_eval.attacks.summary import Summary, Table, headline_level, summary
 from unlearn_eval.data.forget_sets import facts, is_known, load_forget_set
 from unlearn_eval.data.items import ForgetSet
+from unlearn_eval.edits.base import KINDS
 from unlearn_eval.edits.export import load_base
 from unlearn_eval.edits.forgotten import stored_items
 from unlearn_eval.edits.load import check_base, load_edit
@@ -239,11 +240,11 @@ def attack_case(attack: Attack, case: Case, settings: Any, known: Controls | Non
     Raises:
         UserError: as the attack does.
     """
-    kind, why = case.edit.kind, None
+    kinds, why = (KINDS if case.edit is None else (case.edit.kind,)), None
     observations: tuple[Observation, ...] = ()
-    if kind not in attack.kinds:
-        why = f"{attack.name} cannot treat {kind} edits: {attack.why_not}"
-        case.skipped[f"{kind} edit"] = why
+    if missing := [own for own in kinds if own not in attack.kinds]:
+        why = f"{attack.name} cannot treat {missing[0]} edits: {attack.why_not}"
+        case.skipped[f"{missing[0]} edit"] = why
     elif known is not None:
         observations = with_controls(attack, case, settings, known)
     else:

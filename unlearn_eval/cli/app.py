@@ -22,7 +22,9 @@ from unlearn_eval.cli import env as cli_env
 from unlearn_eval.cli import forget as cli_forget
 from unlearn_eval.cli import localize as cli_localization
 from unlearn_eval.cli import ls as cli_ls
+from unlearn_eval.cli import meta as cli_meta
 from unlearn_eval.cli import push as cli_push
+from unlearn_eval.cli import rate as cli_rate
 from unlearn_eval.cli import report as cli_report
 from unlearn_eval.cli import serve as cli_serve
 from unlearn_eval.cli import study as cli_study
@@ -506,6 +508,10 @@ def compare(
     before: Annotated[str, typer.Argument(help="Result file of the first model, as `eval` writes it.")],
     after: Annotated[str, typer.Argument(help="Result file of the second, on the same tasks and items.")],
     format_: Annotated[str, typer.Option("--format", help="table, markdown, latex, csv or json.")] = "table",
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", help="Result of a model that never knew: show how far the second is from it."),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Compare two results item by item, with paired tests."""
@@ -522,6 +528,9 @@ def compare(
             f"{before} and {after} share no task ({', '.join(first.metrics)}; {', '.join(second.metrics)})",
             "evaluate both models on the same --tasks",
         )
+    if reference is not None:
+        _show_gaps(first, second, read_result(reference), format_)
+        return
     if format_ != "table":
         put(FORMATS[format_](compare_results(first, second)), end="")
         return
@@ -535,6 +544,23 @@ def _log(log: Callable[[Result, str], None] | None, results: Iterable[Result]) -
     for result in results:
         assert result.path is not None
         log(result, result.path.stem)
+
+
+def _show_gaps(first: Any, second: Any, third: Any, format_: str) -> None:
+    """How far the second result is from the third, as a table or as JSON."""
+    from unlearn_eval.results.gaps import gaps
+    from unlearn_eval.results.report.table import gap_tables
+
+    rows = gaps(first, second, third)
+    if format_ not in ("table", "json"):
+        raise UserError(f"gaps are not written as {format_}", "give --format table or json")
+    if format_ == "json":
+        put(dumps([row.record for row in rows], indent=2))
+        return
+    console = new_console(width=140)
+    for table in gap_tables(rows):
+        console.print(table)
+    console.print("gap: 1 as a model that never knew, 0 as far from it as before; side: + knows more than it, - less")
 
 
 def _show_comparison(first: Any, second: Any) -> None:
@@ -564,6 +590,8 @@ app.command()(cli_push.push)
 app.command()(cli_attack.attack)
 app.command()(cli_localization.localize)
 app.command()(cli_study.run)
+app.command()(cli_meta.meta)
+app.command()(cli_rate.rate)
 app.command()(cli_report.report)
 app.command(hidden=True)(cli_report.view)  # the list of commands fits on a screen; report names it
 app.command()(cli_report.check)

@@ -10,7 +10,7 @@ GROUPS = {
     "Start": ("demo", "forget", "verify", "ls", "env"),
     "Edit": ("edit", "finetune", "inspect", "export", "push", "serve"),
     "Measure": ("eval", "compare", "attack", "localize", "tasks-path"),
-    "Studies and reports": ("run", "report", "check"),
+    "Studies and reports": ("run", "meta", "rate", "report", "check"),
 }
 _ANYWHERE = ("-q", "--quiet", "-v", "--verbose")
 _OPTIONS = "Options: -h; anywhere -q (errors only), -v (libraries too); --version, --install-completion"

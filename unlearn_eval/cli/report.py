@@ -64,15 +64,23 @@ def check(
         list[str] | None, typer.Option("--require", "-r", help="'forget_rouge<0.2', 'model_utility>0.9*base', ...")
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="Result file that 'base' stands for.")] = None,
+    trust: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Refuse required metrics of less measured trust than this, such as 0.8."),
+    ] = None,
+    meta: Annotated[
+        str | None, typer.Option("--meta", help="The meta.json that says what metrics are worth. [default: ours]")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Fail unless a result is as required; for CI.
 
     Exit codes: 0 all of it holds, 1 something does not, 2 wrong input.
     """
+    from unlearn_eval.results.badges import badges
     from unlearn_eval.results.files import read_result
     from unlearn_eval.results.report.table import verdict_table
-    from unlearn_eval.results.requirements import check_result, parse_requirement
+    from unlearn_eval.results.requirements import check_result, check_trust, parse_requirement
 
     try:
         if not require:
@@ -80,6 +88,8 @@ def check(
         requirements = [parse_requirement(text) for text in require]
         first = None if base is None else read_result(base, check_samples=False)
         verdicts = check_result(read_result(result, check_samples=False), requirements, first)
+        if trust is not None:
+            verdicts += check_trust(requirements, trust, badges(meta))
     except (UserError, OSError) as error:
         say(f"error: {error}")
         raise typer.Exit(2) from error

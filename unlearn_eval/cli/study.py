@@ -37,11 +37,11 @@ def run(
     The same command goes on where it was cut off. A study is a program: it may name editors and tasks that are code,
     which also --dry-run executes.
     """
-    from unlearn_eval.runs.study.read import read_study, study_file
-    from unlearn_eval.runs.study.spec import study_of
+    from unlearn_eval.runs.meta.expand import study_in
+    from unlearn_eval.runs.study.read import study_file
 
     path = study_file(study)  # before torch is imported
-    wanted = study_of(read_study(path, settings or ()), path)
+    wanted, meta = study_in(path, settings or ())
 
     from unlearn_eval.harness.patching import quiet_libraries, within_a_study
     from unlearn_eval.runs.study.plan import plan
@@ -101,11 +101,15 @@ def run(
                 say("\ninterrupted; what was finished is kept. Go on with:")
             say(f"  {_command(study, settings, output, retry_failed, ray, tracker)}")
             raise typer.Exit(1 if isinstance(error, DiskFull) else 130) from error
-    if json_:
+    if json_ and meta is None:
         put(dumps({"folder": str(store.folder), **study_summary(planned.cells, board.states, board.results)}, indent=2))
-    else:
+    elif meta is None:
         for table in result_tables(planned.cells, board.results, wanted.show):
             data.print(table)
+    if meta is not None:
+        from unlearn_eval.cli.meta import tell_worth
+
+        tell_worth(planned.cells, board.results, meta, store.folder, data, json_)
     _tell_failed(board, _command(study, settings, output, True, ray, tracker))
     if not json_:
         data.print(f"results: {store.folder}/runs, one folder for each cell", soft_wrap=True, highlight=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 from unlearn_eval.data.files import HUB, forget_set_of, is_place, read_forget_set
 from unlearn_eval.data.items import ForgetSet
+from unlearn_eval.data.recast import joined, parts_of_name, recast
 from unlearn_eval.data.registry import benchmark_of_set, benchmarks, get_benchmark
 from unlearn_eval.utils.errors import UserError, unknown_name
 
@@ -25,8 +26,9 @@ def load_forget_set(
             `tofu:forget01+retain99[:80]`), `pistol:A_B` (the contract A_B of PISTOL; several are joined with `+`, as in
             `pistol:A_B+A_C2`), `pistol:all` (its first sample), `rwku:PERSON`, `lume:creative|personal|biography|all`,
             `knowundo:all`, `counterfact:100`, `zsre:100` (so many from the start), `sports:SPORT` or `sports:all`,
-            `hub:OWNER/NAME`, or the path of a file or folder with the fields of `ForgetItem` (see
-            `files.read_forget_set`; `question` and `answer` are needed).
+            `hub:OWNER/NAME`; a set changed by a rule, as in `wrong(tofu:forget01)` (`paraphrased`, `wrong`, `refused`,
+            `biographies`, `invented`: see `recast.py`); several joined by ` & `; or the path of a file or folder with
+            the fields of `ForgetItem` (see `files.read_forget_set`; `question` and `answer` are needed).
         fields: Of a file or of records: field of `ForgetItem` -> the name that they have for it.
         called: Name of a set that is made of records.
 
@@ -41,6 +43,10 @@ def load_forget_set(
         return forget_set_of(name, called, fields)
     if isinstance(name, Path):
         return read_forget_set(name.expanduser(), fields)
+    if (parts := parts_of_name(name)) is not None:
+        if isinstance(parts, tuple):
+            return recast(parts[0], load_forget_set(parts[1], fields))
+        return joined(name, [load_forget_set(part, fields) for part in parts])
     own = benchmark_of_set(name)
     if own is not None:
         return own.forget_set(name)
@@ -53,6 +59,9 @@ def load_forget_set(
 
 def is_known(name: str) -> bool:
     """Whether a name is that of a benchmark's set, or of a file, folder or dataset; other sets were made in memory."""
+    parts = parts_of_name(name)
+    if parts is not None:
+        return all(is_known(part) for part in (parts[1:] if isinstance(parts, tuple) else parts))
     return benchmark_of_set(name) is not None or name.startswith(HUB) or is_place(name)
 
 

@@ -38,6 +38,7 @@ class ForgetItem:
         group: what items belong together (author, edge, person), for query merging.
         shape: how `question` and its paraphrases are put to a model: as a `question`, a `sentence` (a beginning, which
             the answer completes), a `text` (which goes on), a `blank` (with a gap), or `brief` (for a short answer).
+        answer_paraphrases: the answer in other words; no answer is judged by them.
     """
 
     id: str
@@ -49,6 +50,7 @@ class ForgetItem:
     perturbed_answers: tuple[str, ...] = ()
     group: str | None = None
     shape: str = QUESTION
+    answer_paraphrases: tuple[str, ...] = ()
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -57,8 +59,12 @@ class ForgetItem:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The fields by name; `shape` only of what is no question, so that sets of questions keep their hashes."""
-        return {key: value for key, value in asdict(self).items() if (key, value) != ("shape", QUESTION)}
+        """The fields by name, without what sets lacked when their hashes were first written.
+
+        That is the `shape` of a question, and `answer_paraphrases`, from which only other sets are made.
+        """
+        own = {key: value for key, value in asdict(self).items() if key != "answer_paraphrases"}
+        return {key: value for key, value in own.items() if (key, value) != ("shape", QUESTION)}
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,7 @@ def item_from_record(
         "perturbed_answers": record.get("perturbed_answers")
         or record.get("wrong_answers")
         or record.get("perturbed_answer"),
+        "answer_paraphrases": record.get("answer_paraphrases") or record.get("paraphrased_answer"),
     }
     texts = {field: _texts(value, f"{about}: its {field}", split) for field, value in listed.items()}
     return ForgetItem(
@@ -197,6 +204,7 @@ def item_from_record(
         perturbed_answers=texts["perturbed_answers"],
         group=str(record["group"]) if record.get("group") else None,
         shape=shape,
+        answer_paraphrases=texts["answer_paraphrases"],
     )
 
 

@@ -41,6 +41,13 @@ def a_count(value: object) -> str | None:
     return None if _is_whole(value) and value >= 1 else "a whole number above 0"  # type: ignore[operator]
 
 
+def a_count_of_splits(value: object) -> str | None:
+    """A whole number of at least 1, or one of at least 0 for each of some splits."""
+    if isinstance(value, Mapping) and value and all(_is_whole(own) and own >= 0 for own in value.values()):
+        return None
+    return None if a_count(value) is None else "a whole number above 0, or {SPLIT: NUMBER}"
+
+
 def a_seed(value: object) -> str | None:
     """A whole number."""
     return None if _is_whole(value) else "a whole number"
@@ -80,7 +87,7 @@ def _is_whole(value: object) -> bool:
 # What a task reads -----------------------------------------------------------------------------------------
 
 PORTION: Mapping[str, Check] = {  # what `task.portion_of` reads
-    "first": a_count,
+    "first": a_count_of_splits,
     "portion": a_portion,
     "validation_share": a_share,
 }

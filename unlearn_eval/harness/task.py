@@ -33,7 +33,7 @@ from unlearn_eval.metrics.leaks import gives_away
 from unlearn_eval.models.prompt_format import PromptFormat, check_template_arguments
 from unlearn_eval.models.prompts import PLAIN_DELIMITER
 from unlearn_eval.models.thinking import Spoken
-from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.provenance import hash_json
 
 BESIDE = "beside"  # marks what a metric takes of documents that it does not count
@@ -189,14 +189,19 @@ def portion_of(
 ) -> dict[str, list[Document]]:
     """The documents of each split, or those which `metadata` name: the first N, and of these one portion.
 
+    `first` is a number for all splits, or `{SPLIT: N}`; a split of 0 is not asked, one that is not named is whole.
+
     The two portions of a split have no document in common and are chosen by its ids alone, so that every task, seed and
     model has the same ones.
 
     Raises:
-        UserError: a split of a single document, which has no two portions.
+        UserError: an unknown split, or a split of a single document, which has no two portions.
     """
     n_first, wanted = metadata.get("first"), metadata.get("portion")
-    by_split = {split: documents[:n_first] for split, documents in by_split.items()}
+    counts = n_first if isinstance(n_first, Mapping) else dict.fromkeys(by_split, n_first)
+    if unknown := [split for split in counts if split not in by_split]:
+        raise unknown_name(f"split of {task}", str(unknown[0]), by_split)
+    by_split = {split: own[: counts.get(split)] for split, own in by_split.items() if counts.get(split) != 0}
     if wanted is None:
         return by_split
     share, found = float(metadata.get("validation_share", 0.5)), {}

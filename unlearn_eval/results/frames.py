@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.metrics.edit_checks import took
+from unlearn_eval.results.badges import badges
 from unlearn_eval.results.groups import group_runs, run_labels, spread
 from unlearn_eval.results.runs import Place, Runs, cost, read_runs
 from unlearn_eval.results.schema import DIRECTIONS
@@ -36,11 +37,12 @@ def frame(runs: Runs, over_seeds: bool = False) -> pandas.DataFrame:
     value, low, high (95 % interval), stderr, n, n_unscored, direction ("higher" or "lower" is better, or None), reason
     (why there is no value), seed, status, created, edit_seconds, evaluation_seconds, peak_memory_bytes (of the edit),
     took (whether the edit took by its own self-check, or None), faults (why the edit is not to be read as a result, or
-    ""), file. The lines on skipped files are in `frame.attrs["notes"]`.
+    ""), file, and faithfulness, robustness and supports (what the metric was measured to be worth, and which claims a
+    low value supports, or None: see `results/badges.py`). The lines on skipped files are in `frame.attrs["notes"]`.
 
     Over seeds the columns are: method (with what tells it from the others), model, forget_set, task, metric, value (the
     mean), deviation (sample standard deviation; None below two seeds), n_seeds (that have a value), seeds, direction,
-    edit_seconds (mean), faults, runs (their names).
+    faithfulness, robustness and supports as above, edit_seconds (mean), faults, runs (their names).
 
     Raises:
         UserError: pandas is not installed.
@@ -58,8 +60,20 @@ def _rows(runs: Runs) -> list[dict[str, Any]]:
         about |= {"forget_set": run.forget_set, "base": run.base}
         rest = {"seed": result.seed, "status": result.status, "created": result.created, **cost(result)}
         rest |= {"took": took((result.edit or {}).get("notes")), "faults": "; ".join(run.faults)}
-        rows += [about | row | rest | {"file": str(result.path)} for row in result.metric_rows()]
+        rows += [
+            about | row | rest | {"file": str(result.path)} | _worth(row["metric"]) for row in result.metric_rows()
+        ]
     return rows
+
+
+def _worth(metric: str) -> dict[str, Any]:
+    """What a metric was measured to be worth; None where it was not."""
+    badge = badges().get(metric)
+    return {
+        "faithfulness": badge and badge.faithfulness,
+        "robustness": badge and badge.robustness,
+        "supports": badge and ", ".join(badge.supports),
+    }
 
 
 def _rows_over_seeds(runs: Runs) -> list[dict[str, Any]]:
@@ -82,6 +96,7 @@ def _rows_over_seeds(runs: Runs) -> list[dict[str, Any]]:
                 about
                 | {"task": task, "metric": name, "value": found.mean, "deviation": found.deviation, "n_seeds": found.n}
                 | {"seeds": [run.result.seed for run in group.runs], "direction": DIRECTIONS[metric.higher_is_better]}
+                | _worth(name)
                 | rest
             )
     return rows

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from unlearn_eval.metrics.meta_evaluation import is_of_forgetting
+from unlearn_eval.results.badges import Badge, untrusted
 from unlearn_eval.results.runs import result_faults
 from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -96,6 +98,14 @@ def check_result(result: Result, requirements: Sequence[Requirement], base: Resu
     measured, before = result.metrics, None if base is None else base.metrics
     found = [check_metrics(measured, requirement, before) for requirement in requirements]
     return found + [Verdict(SOUND_EDIT, None, None, False, fault) for fault in result_faults(result)]
+
+
+def check_trust(requirements: Sequence[Requirement], least: float, known: Mapping[str, Badge]) -> list[Verdict]:
+    """A verdict for each required metric of what was forgotten whose measured trust is unknown or below a bound."""
+    names = [own.metric.rpartition(":")[2] for own in requirements]
+    required = Requirement(f"metrics of a trust of at least {least:g}", "", ">=", None, least)
+    asked = [name for name in dict.fromkeys(names) if is_of_forgetting(name)]
+    return [Verdict(required, None, least, False, why) for why in untrusted(asked, least, known)]
 
 
 def check_metrics(measured: Metrics, requirement: Requirement, base: Metrics | None = None) -> Verdict:

@@ -36,13 +36,13 @@ def records_of(split: str, fields: tuple[str, ...] = ("question", "answer")) -> 
 
 
 def _items(name: str) -> tuple[ForgetItem, ...]:
-    """The items of splits that `+` joins; `[:N]` behind one takes its first N."""
+    """The items of splits that `+` joins; `[:N]` behind one takes its first N, `[M:N]` those after the first M."""
     items: list[ForgetItem] = []
     for part in name.split("+"):
-        found = re.fullmatch(r"(\w+)(?:\[:([1-9]\d*)\])?", part)
+        found = re.fullmatch(r"(\w+)(?:\[(\d*):([1-9]\d*)\])?", part)
         if found is None:
             raise unknown_name("TOFU set", part, [*_FORGET, *_RETAIN])
-        items += _of_split(found[1])[: None if found[2] is None else int(found[2])]
+        items += _of_split(found[1])[int(found[2] or 0) : None if found[3] is None else int(found[3])]
     return tuple(items)
 
 

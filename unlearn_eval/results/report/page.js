@@ -136,6 +136,8 @@ function meaningOf(column) {
 }
 
 /** A metric in plain words; what it is of is said where no heading says it. */
+/** What the metric was measured to be worth, if it was. */
+const worthOf = (column) => (column.badge ? ` (${column.badge})` : "");
 const plainly = (column, isUnderHeading = false) => `${column.of && !isUnderHeading ? `${column.of}: ` : ""}${column.plain}`;
 
 function cellHelp(run, column, cell) {
@@ -219,7 +221,7 @@ function leaderboard() {
     element("th", { scope: "colgroup", colspan: own.length }, text)), ...(isRanked || costs.length ? [element("th", { colspan: isRanked + costs.length })] : []));
   const head = element("tr", {},
     ...texts.map((key) => heading(key, TEXTS[key], textClass(key), null)),
-    ...chosen.map((column) => heading(column.index, `${plainly(column, state.all)}\u00a0${ARROWS.get(column.higher)}`, "", meaningOf(column), column.name)),
+    ...chosen.map((column) => heading(column.index, `${plainly(column, state.all)}\u00a0${ARROWS.get(column.higher)}${worthOf(column)}`, "", meaningOf(column), column.name)),
     ...(isRanked ? [heading("score", "both\u00a0↑", "", `Harmonic mean of forgetting and keeping, from 0 to 1\nforgetting: ${y}\nkeeping: ${x}`)] : []),
     ...costs.map((key) => heading(key, COST_COLUMNS[key][0], "", COSTS[key])));
   const shape = { texts, chosen, best, costs, isRanked };
@@ -524,7 +526,7 @@ function barGroup(column, limit) {
   const list = measured.length > limit ? bestFirst(measured, column) : measured;
   const scales = scalesOf(column, list);
   const group = element("div", { class: "group" },
-    element("h3", { tabindex: 0, help: meaningOf(column) }, `${plainly(column, true)} ${ARROWS.get(column.higher)}`, element("code", {}, ...breakable(column.name))),
+    element("h3", { tabindex: 0, help: meaningOf(column) }, `${plainly(column, true)} ${ARROWS.get(column.higher)}${worthOf(column)}`, element("code", {}, ...breakable(column.name))),
     scaleRow(scales, list.some((row) => row.base !== null)),
     ...list.slice(0, limit).map((row) => barRow(row, column, scales)));
   $(".bar", group)?.setAttribute("tabindex", 0);

@@ -13,6 +13,7 @@ from typing import Any
 
 from unlearn_eval import __version__
 from unlearn_eval.metrics.catalogue import interval, is_ratio, leaderboard_columns, meaning, plain
+from unlearn_eval.results.badges import badges, by_trust
 from unlearn_eval.results.comparison import Comparison, compare
 from unlearn_eval.results.files import samples_of
 from unlearn_eval.results.groups import Group, frontier_axes, group_runs, metric_of, ranked, run_labels, scores, spread
@@ -152,6 +153,7 @@ def _change(row: Comparison) -> dict[str, Any]:
 
 def _columns(runs: Runs) -> list[dict[str, Any]]:
     """Every metric of every task, in the files' order."""
+    known = badges()
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for run in runs.runs:
         for task, metrics in run.result.metrics.items():
@@ -164,6 +166,9 @@ def _columns(runs: Runs) -> list[dict[str, Any]]:
         column["meaning"], bounds = found_meaning.text, found_meaning.bounds
         column["bounds"] = list(bounds) if bounds and all(map(math.isfinite, bounds)) else None
         column["group"], column["of"], column["plain"] = plain(column["name"])
+        if badge := known.get(column["name"]):
+            column["badge"] = badge.text
+            column["meaning"] += f" {badge.words}"
     order = list(dict.fromkeys(task for task, _ in found))
     return sorted(found.values(), key=lambda column: order.index(column["task"]))
 
@@ -176,6 +181,7 @@ def _tasks(
     for task in dict.fromkeys(column["task"] for column in columns):
         own = [column["name"] for column in columns if column["task"] == task]
         forgets, keeps = leaderboard_columns(own, shown)
+        forgets = forgets if shown else by_trust(forgets)
         y, x = frontier_axes(groups, task)
         there = [g for g, group in enumerate(groups) if any(task in run.result.metrics for run in group.runs)]
         some = [groups[g] for g in there]

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 from unlearn_eval.results.report.page import build_page
 from unlearn_eval.results.runs import json_files_in, read_runs
 from unlearn_eval.utils.errors import UserError
 
 Say = Callable[[str], Any]
+Bound = TypeVar("Bound", bound=ThreadingHTTPServer)
 
 
 class Pages:
@@ -79,11 +80,20 @@ def server(folder: str, port: int, say: Say) -> Server:
     """
     pages = Pages(folder, say)
     pages.page()
+    made = bound(Server, port, _Handler)
+    made.pages = pages
+    return made
+
+
+def bound(kind: type[Bound], port: int, handler: type[BaseHTTPRequestHandler]) -> Bound:
+    """A server on a port of this machine, for itself alone.
+
+    Raises:
+        UserError: the port is taken.
+    """
     try:
-        made = Server(("127.0.0.1", port), _Handler)
+        return kind(("127.0.0.1", port), handler)
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
         raise UserError(f"port {port}: {error.strerror}", "leave --port out, and a free one is taken") from error
-    made.pages = pages
-    return made

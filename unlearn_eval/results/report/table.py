@@ -8,7 +8,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from unlearn_eval.results.badges import badges
 from unlearn_eval.results.comparison import Comparison
+from unlearn_eval.results.gaps import Gap
 from unlearn_eval.results.requirements import Verdict
 from unlearn_eval.results.runs import result_faults
 from unlearn_eval.results.schema import Metric, Result
@@ -29,11 +31,13 @@ def value_text(metric: Metric | None) -> str:
 
 def evaluation_tables(result: Result) -> list[Table]:
     """One table per task of one result."""
-    tables = []
+    tables, known = [], badges()
     for task, metrics in result.metrics.items():
-        table = _table(task, "metric", "value", "n")
-        for name, metric in metrics.items():
-            table.add_row(f"{name} {DIRECTIONS[metric.higher_is_better]}", value_text(metric), _count(metric))
+        shown = [known[name].text if name in known else "" for name in metrics]
+        table = _table(task, "metric", "value", "n", *(["worth"] if any(shown) else []))
+        for (name, metric), worth in zip(metrics.items(), shown, strict=True):
+            row = f"{name} {DIRECTIONS[metric.higher_is_better]}", value_text(metric), _count(metric)
+            table.add_row(*row, *([worth] if any(shown) else []))
         tables.append(table)
     return tables
 
@@ -58,6 +62,20 @@ def comparison_tables(
                     *(_test(row) if tests else ()),
                     _count(row.after or row.before),
                 )
+        tables.append(table)
+    return tables
+
+
+def gap_tables(rows: Sequence[Gap]) -> list[Table]:
+    """One table per task of how far a model is from one that never knew."""
+    tables = []
+    for task in dict.fromkeys(row.task for row in rows):
+        table = _table(task, "metric", "before", "after", "reference", "gap", "side")
+        for row in rows:
+            if row.task == task:
+                shown = ("–" if value is None else f"{value:.3f}" for value in (row.before, row.after, row.reference))
+                side = "–" if row.signed is None else f"{row.signed:+.3f}"
+                table.add_row(row.metric, *shown, "–" if row.gap is None else f"{row.gap:.2f}", side)
         tables.append(table)
     return tables
 

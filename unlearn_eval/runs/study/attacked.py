@@ -8,7 +8,7 @@ from typing import Any
 
 from unlearn_eval.data.benchmark import Chosen
 from unlearn_eval.data.items import ForgetSet
-from unlearn_eval.runs.study.cells.told import forget_set
+from unlearn_eval.runs.study.cells.told import MODEL, TAUGHT, forget_set
 from unlearn_eval.runs.study.identity import Identities, code_hash
 from unlearn_eval.runs.study.spec import AttackSpec, EditorSpec, ModelSpec
 from unlearn_eval.utils.errors import UserError
@@ -38,6 +38,7 @@ def tries_of(
     selection: Sequence[Any],
     common: Mapping[str, Any],
     identities: Identities,
+    taught: str | None = None,
 ) -> tuple[Try, ...]:
     """The attacks on one edit.
 
@@ -48,6 +49,7 @@ def tries_of(
         selection: what is forgotten.
         common: what edits of this model and selection have in common.
         identities: of models.
+        taught: identity of the retain-only model that the study teaches, for which `model:taught` stands.
 
     Raises:
         UserError: an unknown attack, setting, set or model.
@@ -57,7 +59,14 @@ def tries_of(
     found = []
     for attack in attacks:
         reference = None
-        if attack.reference is not None:
+        if attack.reference == f"{MODEL}{TAUGHT}":
+            if taught is None:
+                raise UserError(
+                    f"{attack.name} compares with the model that the study teaches, and it teaches none",
+                    "give finetune: {on: SET, reference: SET}, or another reference",
+                )
+            reference = taught
+        elif attack.reference is not None:
             reference = identities.model(ModelSpec(attack.reference, attack.reference, dtype))[0]
         inputs = {
             "selection": list(selection),

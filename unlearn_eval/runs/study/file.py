@@ -29,6 +29,8 @@ from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.schemas import expected
 from unlearn_eval.utils.settings import as_texts
 
+TEACH, QUANTIZE, NOISE = THEN_KINDS = "teach", "quantize", "noise"
+
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
     "self": {"target": "self"},
@@ -103,6 +105,7 @@ Limit = Annotated[
     BeforeValidator(_limit),
     WithJsonSchema({"type": ["number", "null"], "exclusiveMinimum": 0}),
 ]
+Positive = Annotated[float, Field(gt=0)]
 Dtype = Annotated[Text, AfterValidator(_dtype), WithJsonSchema({"enum": list(DTYPES)})]
 Backend = Annotated[Text, AfterValidator(check_backend), WithJsonSchema({"enum": list(BACKENDS)})]
 Merge = Annotated[Text, WithJsonSchema({"enum": list(recipe.MERGES)})]
@@ -235,13 +238,47 @@ class AttackEntry(Entry):
 
 
 class FinetuneEntry(Entry):
-    """What the models are taught first."""
+    """What the models are taught first.
+
+    Attributes:
+        reference: the set of a retain-only model.
+        before: the set of the model before unlearning, where the cell's own is another one.
+        anchors: settings of these two; none: as the models.
+    """
 
     first: ClassVar[str] = "on"
     on: Text
     preset: Text | None = None
     settings: Settings = {}
     reference: Text | None = None
+    before: Text | None = None
+    anchors: Settings | None = None
+
+
+class ThenEntry(Table):
+    """What is done to a model after the edit and before it is asked.
+
+    Attributes:
+        kind: teach (fine-tuned on a set), quantize, or noise.
+        name: in results; two of one kind need two.
+        on: the set that is taught.
+        settings: of training, of quantization, or the noise's `scale` (in standard deviations of each weight matrix)
+            and `seed`.
+    """
+
+    kind: Annotated[Text, WithJsonSchema({"enum": list(THEN_KINDS)})]
+    name: Text | None = None
+    on: Text | None = None
+    settings: Settings = {}
+
+    @model_validator(mode="after")
+    def makes_sense(self) -> ThenEntry:
+        """Refuse an unknown kind, and a set that is missing or not used."""
+        if self.kind not in THEN_KINDS:
+            raise unknown_name("kind", self.kind, THEN_KINDS)
+        if (self.kind == TEACH) != (self.on is not None):
+            raise UserError(f"then: {self.kind} {'needs' if self.on is None else 'takes no'} set", "see on: SET")
+        return self
 
 
 class Bar(Table):
@@ -300,6 +337,70 @@ class TuneEntry(Table):
         return self
 
 
+# Meta-evaluation -------------------------------------------------------------------------------------------
+
+
+class MetaEntry(Table):
+    """A meta-evaluation: pools of models that know and that never knew, unlearned models, and controls.
+
+    Attributes:
+        forget, retain, others: The sets that are forgotten, retained, and of somebody else.
+        placebo: What another edit is made of.
+        rates, epochs: The grid of learning rates and epochs; every recipe of a pool is taught with each pair.
+        anchor: Settings of the two models that are compared with, before unlearning and retain-only, over `training`;
+            they are in no pool, as some metrics are 0 and 1 for them by definition.
+        training: Further settings of teaching.
+        tasks: What every model is asked.
+        utility: TASK/METRIC by which unlearned models are left out that have lost too much.
+        utility_tasks: What unlearned models and controls are asked in place of `tasks`; none: the same.
+        methods: Unlearning methods, as editors of a study.
+        depth: Attacks that read states; their metrics take part as those of the tasks do.
+        relearn, quantize: Settings of the two changes.
+        noise: Scale of the noise of the collapsed control.
+        filter: The editor that stands for a filter in front of an unchanged model: a memory in the last block, which
+            leaves the states of all others as they are.
+        random_layers: The method that is run on random layers as a control.
+        knows, never: Models of your own in place of those that are taught.
+        full, retained: Models of your own: before unlearning, and without what is forgotten.
+        metric: A file with metrics of your own (`METRICS`, see the guide).
+    """
+
+    forget: Text = "tofu:forget01"
+    retain: Text = "tofu:retain99[:20]"
+    others: Text = "tofu:retain99[100:140]"
+    placebo: Text = "wrong(tofu:factual[:20])"
+    rates: Some[Positive] = (1e-3, 2e-3)
+    epochs: Some[Positive] = (2.0, 4.0)
+    anchor: Settings = {}
+    training: Settings = {}
+    tasks: Many[TaskEntry] = ()
+    utility: Text = "unlearn_tofu_forget01/model_utility"
+    utility_tasks: Many[TaskEntry] = ()
+    methods: Many[EditorEntry] = ()
+    depth: Many[Text] = ()
+    relearn: Settings = {}
+    quantize: Settings = {"scheme": "nf4"}
+    noise: Positive = 1.0
+    filter: EditorEntry | None = EditorEntry(editor="grace")
+    random_layers: EditorEntry | None = None
+    knows: Many[Text] = ()
+    never: Many[Text] = ()
+    full: Text | None = None
+    retained: Text | None = None
+    metric: Text | None = None
+
+    @model_validator(mode="after")
+    def makes_sense(self) -> MetaEntry:
+        """Refuse pools of one side alone, and a utility that names no metric."""
+        if bool(self.knows) != bool(self.never):
+            raise UserError("meta: one of the pools is missing", "give both knows: and never:, or neither")
+        if bool(self.full) != bool(self.retained):
+            raise UserError("meta: one of the anchors is missing", "give both full: and retained:, or neither")
+        if not all(self.utility.partition("/")):
+            raise UserError(f"meta: '{self.utility}' names no metric of a task", "write utility: TASK/METRIC")
+        return self
+
+
 # The file --------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +410,8 @@ class Axes(Table):
     Attributes:
         dtype: in which models are loaded that name none themselves.
         include_path: a folder of tasks of your own, for all tasks.
+        then: what is done to every edited model, or without editors to the unedited one, before it is asked again.
+        only_then: whether the models are asked after that alone.
     """
 
     models: Some[ModelEntry] = (ModelEntry(model="default"),)
@@ -330,6 +433,8 @@ class Axes(Table):
     dtype: Dtype = "float32"
     include_path: Text | None = None
     tune: TuneEntry | None = None
+    then: Many[ThenEntry] = ()
+    only_then: bool = False
 
 
 def _named(value: object) -> Any:
@@ -343,6 +448,7 @@ class StudyFile(Axes):
     Attributes:
         description: for people; nothing depends on it.
         parts: by name: axes that hold for this part, over those of the whole study.
+        meta: a meta-evaluation, in place of parts: what each metric is worth.
     """
 
     name: Text | None = None
@@ -352,6 +458,7 @@ class StudyFile(Axes):
     keep_edits: bool = True
     show: Many[Text] = ()
     parts: Annotated[dict[str, Axes] | None, BeforeValidator(_named)] = None
+    meta: MetaEntry | None = None
 
     def of_part(self, name: str) -> Axes:
         """A part's axes over those of the whole study; the empty name is a study without parts."""

@@ -23,6 +23,7 @@ WITHOUT_NUMBERS = (
     "results/report",
     "runs/study",
     "runs/forget",
+    "runs/meta",
     "studies",
 )  # nothing in them changes a result ...
 WITH_NUMBERS = ("runs/study/cells",)  # ... but for this
@@ -95,6 +96,7 @@ class Identities:
 
     def __init__(self, remembered: Record) -> None:
         self.remembered = remembered
+        self._models: dict[tuple[str, str | None], tuple[str, str | None]] = {}
 
     def model(self, spec: ModelSpec) -> tuple[str, str | None]:
         """The identity of a model's files, and the hub's commit if it is from there.
@@ -102,6 +104,12 @@ class Identities:
         Raises:
             UserError: no such model, or it is on the hub, which is out of reach, and not in its cache.
         """
+        place = (spec.model, spec.revision)
+        if place not in self._models:
+            self._models[place] = self._identify(spec)
+        return self._models[place]
+
+    def _identify(self, spec: ModelSpec) -> tuple[str, str | None]:
         path = Path(resolve_model(spec.model))
         if path.is_file():
             return f"file:{self._file(path)}", None

@@ -63,4 +63,5 @@ def value_of(result: Result, column: Column) -> float | None:
 
 def _same(cell: Cell) -> Any:
     editor, recipe = (None if own is None else own.name for own in (cell.editor, cell.recipe))
-    return cell.part, cell.model.name, editor, recipe, cell.forget, cell.size, cell.backend
+    then = None if cell.then is None else cell.then.name
+    return cell.part, cell.model.name, editor, recipe, then, cell.forget, cell.size, cell.backend

@@ -33,7 +33,17 @@ from unlearn_eval.runs.study.cells.told import (
 )
 from unlearn_eval.runs.study.identity import OF_SOME_CELLS, Identities, code_hash, code_of_cell
 from unlearn_eval.runs.study.located import Located, check_located, located_of, names_components
-from unlearn_eval.runs.study.spec import EditorSpec, Finetune, ModelSpec, Part, RecipeSpec, Study, TaskSpec, Tune
+from unlearn_eval.runs.study.spec import (
+    EditorSpec,
+    Finetune,
+    ModelSpec,
+    Part,
+    RecipeSpec,
+    Study,
+    TaskSpec,
+    ThenSpec,
+    Tune,
+)
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.provenance import hash_json
 
@@ -88,6 +98,10 @@ class Cell:
         forget, size, seed, kept, known: what is forgotten, as in `Part`.
         retain, finetune, chat, strict, system, chat_template_kwargs: as in `Part`; retain only of methods that use it.
         backend: what answers.
+        then: what is done to the model after the edit.
+        then_key: of everything that this depends on beside the model and the edit; None without it.
+        reference_key, before_key: identities of the retain-only model and of the one before unlearning, if the study
+            teaches them.
         trial: of which search it is, and which trial or outcome; None of a study without `tune`.
         asks: the tasks.
         tries: the attacks; none without an edit.
@@ -122,6 +136,10 @@ class Cell:
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     trial: Trial | None = None
+    then: ThenSpec | None = None
+    then_key: str | None = None
+    reference_key: str | None = None
+    before_key: str | None = None
 
     @property
     def prompts(self) -> dict[str, Any]:
@@ -133,7 +151,7 @@ class Cell:
     def rooms(self) -> tuple[str, ...]:
         """What of the code not every cell depends on, and this one does."""
         needed = {
-            "attacks": bool(self.tries),
+            "attacks": bool(self.tries) or (self.then is not None and not self.then.teaches),
             "localization": self.editor is not None and names_components(self.editor),
             "serving": self.backend == "vllm",
         }
@@ -151,6 +169,7 @@ class Cell:
                 self.model.name,
                 method,
                 recipe,
+                "" if self.then is None else self.then.name,
                 f"{what}-{self.size or 'all'}",
                 f"s{self.seed}",
                 "" if self.backend == "hf" else self.backend,
@@ -193,7 +212,8 @@ class Planner:
                 f"{task.task} compares with the model that the study teaches, and it teaches none",
                 "give finetune: {on: SET, reference: SET}, or another retain_reference",
             )
-        return {"reference": forget_set(taught.reference).hash}
+        settings = {} if taught.anchors is None else {"anchors": dict(taught.anchors)}
+        return {"reference": forget_set(taught.reference).hash, **settings}
 
 
 def plan(study: Study, remembered: dict[str, Any]) -> Plan:
@@ -275,6 +295,7 @@ def _cells(part: Part, planner: Planner) -> Iterator[Cell]:
         check_vllm()
     for model in part.models:
         model_key, commit = _model_key(model, part, planner)
+        reference_key, before_key = _anchor_keys(model, part, planner)
         for name in part.forget:
             items = forget_set(name)
             for (editor, _), retain in zip(editors, checked, strict=True):
@@ -288,7 +309,8 @@ def _cells(part: Part, planner: Planner) -> Iterator[Cell]:
                     base = Cell(
                         part.name, model, model_key, commit, None, None, name, size, seed, part.kept, part.known,
                         None, part.finetune, part.chat, (), None, "", strict=part.strict, system=part.system,
-                        chat_template_kwargs=part.chat_template_kwargs,
+                        chat_template_kwargs=part.chat_template_kwargs, reference_key=reference_key,
+                        before_key=before_key,
                     )  # fmt: skip
                     common = {
                         "model": model_key,
@@ -313,17 +335,47 @@ def _answered(
     common: Mapping[str, Any],
     planner: Planner,
 ) -> Iterator[Cell]:
-    """The cells of one back end: the unedited model, then every edit of it."""
-    yield _asked(base, tasks, chosen, common, planner)
+    """The cells of one back end: the unedited model, then every edit of it, and each with what is done then."""
+    models = [] if editors else [base]
+    if not part.only_then:
+        yield _whole(base, tasks, part, chosen, common, planner)
     for (editor, recipe), retain in zip(editors, checked, strict=True):
         own = replace(base, editor=editor, recipe=recipe, retain=retain)
         own = replace(own, edit_key=_edit_key(own, common, planner))
-        own = replace(own, located=located_of(editor, common, base.seed, retain))
-        selection, attacks = [chosen.forget.hash, own.seed, own.known], part.attacks
-        if base.backend != part.backends[0]:
-            attacks = ()
-        tries = tries_of(attacks, own.edit_key, own.model.dtype, selection, common, planner.identities)
-        yield _tried(_asked(own, tasks, chosen, common, planner), tries)
+        models.append(replace(own, located=located_of(editor, common, base.seed, retain)))
+        if not part.only_then:
+            yield _whole(models[-1], tasks, part, chosen, common, planner)
+    for own in models:
+        for then in part.then:
+            afterwards = replace(own, then=then, then_key=_then_key(then))
+            yield _whole(afterwards, tasks, part, chosen, common, planner)
+
+
+def _whole(
+    cell: Cell, tasks: list[TaskSpec], part: Part, chosen: Chosen, common: Mapping[str, Any], planner: Planner
+) -> Cell:
+    """The cell with its tasks and attacks."""
+    attacks = part.attacks if cell.backend == part.backends[0] else ()
+    key, shared = cell.edit_key, common
+    if cell.before_key is not None:  # what is attacked is the model as it stands
+        key = hash_json([cell.model_key, cell.edit_key, cell.then_key])
+        shared = {**common, "model": [cell.before_key, cell.reference_key]}
+    elif cell.editor is None or cell.then is not None:
+        attacks = ()
+    asked = _asked(cell, tasks, chosen, common, planner)
+    if not attacks:
+        return asked
+    selection = [chosen.forget.hash, cell.seed, cell.known]
+    reference = cell.reference_key
+    return _tried(asked, tries_of(attacks, key, cell.model.dtype, selection, shared, planner.identities, reference))
+
+
+def _then_key(then: ThenSpec) -> str:
+    from unlearn_eval.runs.study.cells.afterwards import config_of_then
+
+    on = None if then.on is None else forget_set(then.on).hash
+    code = {} if then.teaches else {"attacks": code_hash("attacks")}
+    return hash_json({"kind": then.kind, "on": on, "config": asdict(config_of_then(then)), **code})
 
 
 def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[str, Any], planner: Planner) -> Cell:
@@ -340,6 +392,7 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
             **common,
             "selection": {**common["selection"], "kept": cell.kept} if depends_on_set(task.task) else None,
             "edit": cell.edit_key,
+            **({} if cell.then_key is None else {"then": cell.then_key}),
             "task": planner.identities.settings({**asdict(task), "include_path": None}) | {"task": task.task},
             "own_tasks": None if task.include_path is None else planner.identities.folder(task.include_path),
             "told": planner.identities.settings(plain),
@@ -350,7 +403,8 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
             "variables": {name: planner.identities.settings(os.environ.get(name)) for name in _VARIABLES},
         }
         asks.append(Ask(task, hash_json(inputs), n, hash_json(reference) if reference else None))
-    key = hash_json([cell.edit_key, common["selection"], cell.kept, [ask.key for ask in asks]])
+    then = [] if cell.then_key is None else [cell.then_key]
+    key = hash_json([cell.edit_key, common["selection"], cell.kept, [ask.key for ask in asks], *then])
     return replace(cell, asks=tuple(asks), key=key)
 
 
@@ -401,7 +455,7 @@ def _taught_reference(cell: Cell) -> dict[str, str]:
             f"{cell.editor.name} stops at the probability of the model that the study teaches, and it teaches none",
             "give finetune: {on: SET, reference: SET}, or stop_probability as a number",
         )
-    return {"reference": forget_set(cell.finetune.reference).hash}
+    return {"reference": str(cell.reference_key)}
 
 
 def config_of(editor: EditorSpec, recipe: Recipe, forget: str) -> Any:
@@ -472,7 +526,7 @@ def _not_used(
     used = {recipe.name for _, recipe in editors}
     if idle := [recipe.name for recipe in part.recipes if recipe.name not in used and editors]:
         found.append(f"recipes: no editor uses {', '.join(idle)}")
-    if part.attacks and not editors:
+    if part.attacks and not editors and (part.finetune is None or part.finetune.before is None):
         found.append("attacks: there is no edit to attack without editors")
     return found
 
@@ -538,6 +592,18 @@ def _task_data(task: TaskSpec, chosen: Chosen, metadata: Mapping[str, Any]) -> t
     if n is not None and task.limit:
         n = min(n, int(task.limit) if task.limit >= 1 else max(1, int(n * task.limit)))
     return n, data
+
+
+def _anchor_keys(model: ModelSpec, part: Part, planner: Planner) -> tuple[str | None, str | None]:
+    """The identities of the retain-only model and of the one before unlearning, if the study teaches them."""
+    taught = part.finetune
+    if taught is None:
+        return None, None
+
+    def key(name: str | None) -> str | None:
+        return None if name is None else _model_key(model, replace(part, finetune=taught.of(name)), planner)[0]
+
+    return key(taught.reference), key(taught.before)
 
 
 def _model_key(model: ModelSpec, part: Part, planner: Planner) -> tuple[str, str | None]:

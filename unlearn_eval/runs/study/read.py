@@ -14,6 +14,7 @@ from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.json_files import read_text
 
 STUDIES_FOLDER = Path(__file__).parents[2] / "studies"
+META = "meta"  # a table of its own: what a meta-evaluation is made of
 NAMED = {"models": "model", "editors": "editor", "recipes": "recipe", "tasks": "task"}  # axis -> what its entries name
 
 
@@ -70,8 +71,9 @@ def study_file(name: str) -> Path:
 def read_study(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The content of a study file with `KEY=VALUE` set over it.
 
-    What is set holds for every part; `PART.KEY=VALUE` for one; `parts=[A,B]` picks parts. A bare name in models,
-    editors, recipes or tasks that the file gives an entry to means that entry, with its settings.
+    What is set holds for every part; `PART.KEY=VALUE` for one; `parts=[A,B]` picks parts; `meta.KEY=VALUE` is for that
+    table. A bare name in models, editors, recipes or tasks that the file gives an entry to means that entry, with its
+    settings.
 
     Raises:
         UserError: no such file, not YAML, a key twice (each with its line), or not `KEY=VALUE`.
@@ -104,7 +106,9 @@ def _parsed(text: str, where: str) -> Any:
 def _set(content: dict[str, Any], key: str, value: Any) -> None:
     parts: dict[str, Any] = content.get("parts") or {}
     part, dot, own = key.partition(".")
-    if dot:
+    if dot and part == META and META in content:
+        content[META] = {**(content[META] or {}), own: value}
+    elif dot:
         if part not in parts:
             raise unknown_name("part", part, parts)
         parts[part][own] = _entries(content, own, value)

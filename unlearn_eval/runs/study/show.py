@@ -49,10 +49,11 @@ _MOST_COLUMNS, _FIRST_COLUMNS, _IN_A_LINE = 6, 4, 3
 
 def method_of(cell: Cell) -> str:
     """The method with its recipe, as people read it."""
+    then = "" if cell.then is None else f", then {cell.then.name}"
     if cell.editor is None:
-        return "unedited"
+        return f"unedited{then}"
     recipe = "" if cell.recipe is None or cell.recipe.name == "plain" else f", {cell.recipe.name}"
-    return f"{cell.editor.name}{recipe}"
+    return f"{cell.editor.name}{recipe}{then}"
 
 
 def line_of(cell: Cell) -> str:

@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from unlearn_eval.editing.from_file import editor_label
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.runs.study.file import (
+    QUANTIZE,
+    TEACH,
     AttackEntry,
     Axes,
     EditorEntry,
@@ -65,12 +67,49 @@ class Finetune:
         settings: of training, as text.
         reference: the set that a retain-only model is taught in the same way, which tasks with the metadata
             `retain_reference: model:taught` compare with.
+        before: the set that the model before unlearning is taught, where the cell's own is another one: attacks that
+            read states compare with it, also in models without an edit.
+        anchors: settings of the retain-only model and the one before unlearning; None are `settings`.
     """
 
     on: str
     preset: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     reference: str | None = None
+    before: str | None = None
+    anchors: Mapping[str, str] | None = None
+
+    def of(self, name: str) -> Finetune:
+        """How the retain-only model, or the model before unlearning, is taught."""
+        settings = self.settings if self.anchors is None else self.anchors
+        return Finetune(name, self.preset, settings)
+
+
+@dataclass(frozen=True)
+class ThenSpec:
+    """What is done to a model after the edit and before it is asked.
+
+    Attributes:
+        name: in tables and folder names.
+        kind: teach, quantize or noise.
+        on: the set that is taught.
+        settings: as text.
+    """
+
+    name: str
+    kind: str
+    on: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the model is taught a set; else its weights are changed by a rule."""
+        return self.kind == TEACH
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether that rule is quantization; else it is noise."""
+        return self.kind == QUANTIZE
 
 
 @dataclass(frozen=True)
@@ -198,6 +237,8 @@ class Part:
         tune: how settings are searched; None leaves them as they are.
         backends: what answers: "hf", or "vllm", whose engine serves the edit (attacks stay with Hugging Face).
         attacks: what is tried on every edit after its tasks.
+        then: what is done to every edited model, or without editors to the unedited one, before it is asked again.
+        only_then: whether the models are asked after that alone.
     """
 
     name: str
@@ -219,6 +260,8 @@ class Part:
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     tune: Tune | None = None
+    then: tuple[ThenSpec, ...] = ()
+    only_then: bool = False
 
     @property
     def strict(self) -> bool:
@@ -247,7 +290,7 @@ class Study:
     show: tuple[str, ...] = ()
 
 
-Spec = TypeVar("Spec", ModelSpec, EditorSpec, RecipeSpec, AttackSpec)
+Spec = TypeVar("Spec", ModelSpec, EditorSpec, RecipeSpec, AttackSpec, ThenSpec)
 
 
 def study_of(content: Mapping[str, Any], path: Path) -> Study:
@@ -260,6 +303,8 @@ def study_of(content: Mapping[str, Any], path: Path) -> Study:
         file = StudyFile.model_validate(content)
     except ValidationError as error:
         raise user_error(error, content, path.name, StudyFile) from error
+    if file.meta is not None:
+        raise UserError(f"{path.name} is a meta-evaluation", f"run it with: unlearn-eval meta {path}")
     return Study(
         name=_slug(file.name or path.stem),
         parts=tuple(
@@ -305,6 +350,10 @@ def _part(name: str, axes: Axes, places: Sequence[str]) -> Part:
         system=axes.system,
         chat_template_kwargs=axes.chat_template_kwargs,
         tune=None if axes.tune is None else _tune(axes.tune),
+        then=_distinct(
+            [ThenSpec(_slug(own.name or own.kind), own.kind, own.on, own.settings) for own in axes.then], "then"
+        ),
+        only_then=axes.only_then,
     )
 
 
@@ -338,7 +387,7 @@ def _metric(name: str) -> tuple[str, str]:
 
 
 def _finetune(entry: FinetuneEntry) -> Finetune:
-    return Finetune(entry.on, entry.preset, entry.settings, entry.reference)
+    return Finetune(entry.on, entry.preset, entry.settings, entry.reference, entry.before, entry.anchors)
 
 
 def _editors(entry: EditorEntry, at: str) -> Iterator[EditorSpec]:

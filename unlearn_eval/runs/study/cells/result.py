@@ -35,6 +35,7 @@ def describe_cell(cell: Cell) -> dict[str, Any]:
         "finetune": None if cell.finetune is None else asdict(cell.finetune),
         "tasks": [ask.task.task for ask in cell.asks],
         **({"attacks": [asdict(own.attack) for own in cell.tries]} if cell.tries else {}),
+        **({} if cell.then is None else {"then": asdict(cell.then)}),
         **({} if cell.trial is None else {"trial": asdict(cell.trial)}),
         **({} if cell.model.published is None or cell.editor else {"published": asdict(cell.model.published)}),
     }

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,8 +115,9 @@ class Worker:
             loaded_seconds = time.monotonic() - started
             folder = None if cell.editor is None else self._edit(cell, loaded, chosen)
             edited_seconds = time.monotonic() - started - loaded_seconds
-            parts = self._evaluate(cell, loaded, chosen, folder)
-            attacked = self._attack(cell, loaded, chosen, folder)
+            then = self._taught_then(cell, loaded, chosen, folder)
+            parts = self._evaluate(cell, loaded, chosen, folder, then)
+            attacked = self._attack(cell, loaded, chosen, folder, then)
         except Exception:
             self._forget_if_changed()
             raise
@@ -172,9 +173,9 @@ class Worker:
                 write_all({path.name: dumps({"probability": found}) + "\n"}, path.parent)
         return float(json.loads(path.read_text(encoding="utf-8"))["probability"])
 
-    def _taught(self, cell: Cell) -> LoadedModel:
-        """The retain-only model that is taught as the cell's model was, beside it in memory."""
-        own = _retain_only(cell)
+    def _taught(self, cell: Cell, before: bool = False) -> LoadedModel:
+        """The retain-only model that the study teaches, or the one before unlearning, beside the cell's in memory."""
+        own = _before(cell) if before else _retain_only(cell)
         return self._finetuned(own, replace(own.model, revision=own.commit or own.model.revision))
 
     def _finetune(self, cell: Cell, spec: Any, folder: Path) -> None:
@@ -306,17 +307,62 @@ class Worker:
             )
         return retain.select(ids)
 
+    # What is done then -------------------------------------------------------------------------------------
+
+    def _taught_then(self, cell: Cell, loaded: Loaded, chosen: Chosen, folder: Path | None) -> Path | None:
+        """The folder of what the edited model is taught then, made unless it is there; None if it is taught nothing."""
+        from unlearn_eval.edits.places import DESCRIPTION
+        from unlearn_eval.runs.finetune import finetune
+
+        if cell.then is None or not cell.then.teaches:
+            return None
+        about = hash_json([cell.model_key, cell.model.dtype, cell.chat, cell.prompts, cell.edit_key, cell.then_key])
+        target = self.store.shared("then", f"{cell.then.name}-{about[:16]}")
+        if (target / DESCRIPTION).is_file():
+            return target
+        data = forget_set(str(cell.then.on))
+        self.say(f"{cell.then.name}: teaching {data.name}")
+        with self._with_edit(loaded, folder):
+            made = finetune(
+                loaded.model, data, cell.then.settings, None, loaded.prompt_format, cell.seed, self.progress
+            )
+        made.save(target, loaded.model.tokenizer, loaded.model.model.config)
+        return target
+
+    @contextmanager
+    def _with_edit(self, loaded: Loaded, folder: Path | None) -> Iterator[None]:
+        """The model with the edit of a folder, if there is one."""
+        from unlearn_eval.edits.base import applied
+        from unlearn_eval.edits.load import load_edit
+
+        with nullcontext() if folder is None else applied(load_edit(folder), loaded.model.model):
+            yield
+
+    @contextmanager
+    def _then(self, cell: Cell, loaded: Loaded, then: Path | None) -> Iterator[None]:
+        """The model, edited or not, with what is done to it then."""
+        from unlearn_eval.runs.study.cells.afterwards import rewritten
+
+        if cell.then is None or cell.then.teaches:
+            with self._with_edit(loaded, then):
+                yield
+        else:
+            with rewritten(cell.then, loaded.model.model):
+                yield
+
     # The evaluation ----------------------------------------------------------------------------------------
 
-    def _evaluate(self, cell: Cell, loaded: Loaded, chosen: Chosen, folder: Path | None) -> list[Result]:
+    def _evaluate(
+        self, cell: Cell, loaded: Loaded, chosen: Chosen, folder: Path | None, then: Path | None
+    ) -> list[Result]:
         """One result for each task; those that are there are read."""
         places = [self.store.shared("evaluations", f"{ask.task.task}-{ask.key[:16]}.json") for ask in cell.asks]
         found = [read_if_whole(path) for path in places]
         left = [i for i, result in enumerate(found) if result is None]
         if left:
-            with self._lm(cell, loaded, folder) as lm:
+            with self._lm(cell, loaded, folder) as lm, self._then(cell, loaded, then):
                 weights: WeightsHash | None = loaded.weights
-                if folder is not None:  # of an engine, the edit's id says it
+                if folder is not None or cell.then is not None:  # of an engine, the edit's id says it
                     weights = None if cell.backend == "vllm" else hash_weights(loaded.model.model)
                 for i in left:
                     found[i] = self._ask(cell, cell.asks[i], places[i], lm, loaded, chosen, weights)
@@ -440,13 +486,23 @@ class Worker:
 
     # Attacks -----------------------------------------------------------------------------------------------
 
-    def _attack(self, cell: Cell, loaded: Loaded, chosen: Chosen, folder: Path | None) -> list[Result]:
+    def _attack(
+        self, cell: Cell, loaded: Loaded, chosen: Chosen, folder: Path | None, then: Path | None
+    ) -> list[Result]:
         """One result for each attack; those that are there are read."""
+        from unlearn_eval.edits.load import load_edit
+
         found = []
         for own in cell.tries:
             path = self.store.shared("attacks", f"{own.attack.name}-{own.key[:16]}.json")
             done = read_if_whole(path)
-            found.append(done if done is not None else self._try(cell, own, path, loaded, chosen, folder))
+            if done is None and cell.before_key is None:
+                done = self._try(cell, own, path, loaded, chosen, load_edit(str(folder)))
+            elif done is None:  # what is attacked is the model as it stands, whatever was done to it
+                with self._with_edit(loaded, folder), self._then(cell, loaded, then):
+                    done = self._try(cell, own, path, loaded, chosen, None)
+            assert done is not None
+            found.append(done)
         return found
 
     def _other_facts(self, cell: Cell, loaded: Loaded, chosen: Chosen, retain: str | None) -> ForgetSet | None:
@@ -460,30 +516,29 @@ class Worker:
         items = tuple(item for item in found if item.id in known)
         return replace(found, items=items) if items else None
 
-    def _try(self, cell: Cell, own: Try, path: Path, loaded: Loaded, chosen: Chosen, folder: Path | None) -> Result:
+    def _try(self, cell: Cell, own: Try, path: Path, loaded: Loaded, chosen: Chosen, edit: Any) -> Result:
         from unlearn_eval.attacks.base import Case, get_attack
         from unlearn_eval.attacks.controls import kept_controls
         from unlearn_eval.attacks.run import attack_case, described, robustness, sample_lines, task_name
-        from unlearn_eval.edits.load import load_edit
 
-        assert folder is not None
         attack, created, started = own.attack, utc_now(), time.monotonic()
         self.say(f"attack: {attack.name}")
-        reference, dtype = attack.reference, str(loaded.model.model.dtype).removeprefix("torch.")
+        dtype = str(loaded.model.model.dtype).removeprefix("torch.")
         case = Case(
             loaded=loaded.model,
-            edit=load_edit(folder),
+            edit=edit,
             items=chosen.forget,
             prompt_format=loaded.prompt_format,
             others=self._other_facts(cell, loaded, chosen, attack.retain),
             batch_size=self.batch_size,
             max_new_tokens=attack.max_new_tokens,
-            open_reference=None if reference is None else lambda: self._read(str(reference), dtype, None),
+            open_reference=self._opens_reference(cell, attack.reference, dtype),
+            open_full=None if edit is not None else lambda: self._taught(cell, before=True),
             progress=self.progress,
         )
         method = get_attack(attack.attack)
         settings, known = configure(method.Config, attack.settings), None
-        if own.control_key and case.edit.kind in method.kinds:
+        if own.control_key and (edit is None or edit.kind in method.kinds):
             place = self.store.shared("controls", f"{attack.attack}-{own.control_key[:16]}.json")
             with alone([place], f"the controls of {attack.attack}", self.say):
                 known = kept_controls(method, case, settings, place)
@@ -502,6 +557,12 @@ class Worker:
         )
         write_result(result, path, {task: sample_lines(made, items)})
         return read_result(path)
+
+    def _opens_reference(self, cell: Cell, name: str | None, dtype: str) -> Callable[[], LoadedModel] | None:
+        """What loads the model that never knew the items, if an attack names one."""
+        if name == f"{MODEL}{TAUGHT}":
+            return lambda: self._taught(cell)
+        return None if name is None else lambda: self._read(str(name), dtype, None)
 
     # The result --------------------------------------------------------------------------------------------
 
@@ -535,11 +596,15 @@ def _format_for(cell: Cell, model: LoadedModel) -> PromptFormat:
 
 
 def _retain_only(cell: Cell) -> Cell:
-    """The cell with the retain-only model, which is taught as its own model was."""
-    assert cell.finetune is not None and cell.finetune.reference is not None  # noqa: PT018
-    own = replace(cell.finetune, on=cell.finetune.reference, reference=None)
-    key = hash_json([cell.model_key, asdict(own), forget_set(own.on).hash])
-    return replace(cell, finetune=own, model_key=key)
+    """The cell with the retain-only model that the study teaches."""
+    assert cell.finetune is not None and cell.finetune.reference is not None and cell.reference_key  # noqa: PT018
+    return replace(cell, finetune=cell.finetune.of(cell.finetune.reference), model_key=cell.reference_key)
+
+
+def _before(cell: Cell) -> Cell:
+    """The cell with the model before unlearning that the study teaches."""
+    assert cell.finetune is not None and cell.finetune.before is not None and cell.before_key  # noqa: PT018
+    return replace(cell, finetune=cell.finetune.of(cell.finetune.before), model_key=cell.before_key)
 
 
 def _check_of(cell: Cell) -> Check | None:

@@ -1,0 +1,39 @@
+"""How far two raters agree, beyond what chance brings: Cohen's kappa, plain and weighted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unlearn_eval.utils.errors import UserError
+
+
+def cohen_kappa(one: Sequence[object], other: Sequence[object], scale: Sequence[object] | None = None) -> float | None:
+    """1 is full agreement, 0 what chance brings; None where chance alone agrees fully, or without ratings.
+
+    Args:
+        one, other: Ratings of the same things by two people, in the same order.
+        scale: Of ordered ratings all values in order: disagreements then weigh by the square of their distance.
+
+    Raises:
+        UserError: The lengths differ, or a rating is not on the scale.
+
+    Source: Cohen 1960; weighted: Cohen 1968. As `sklearn.metrics.cohen_kappa_score`. No known difference.
+    """
+    if len(one) != len(other):
+        raise UserError(f"{len(one)} ratings by one and {len(other)} by the other", "give those of the same answers")
+    values = list(scale) if scale is not None else sorted({*one, *other}, key=str)
+    if unknown := [value for value in (*one, *other) if value not in values]:
+        raise UserError(f"the rating {unknown[0]!r} is not on the scale", f"use {', '.join(map(str, values))}")
+    if not one:
+        return None
+    place = {value: i for i, value in enumerate(values)}
+    counts = np.zeros((len(values), len(values)))
+    for a, b in zip(one, other, strict=True):
+        counts[place[a], place[b]] += 1
+    distance = np.subtract.outer(np.arange(len(values)), np.arange(len(values)))
+    weights = distance**2 if scale is not None else (distance != 0)
+    expected = np.outer(counts.sum(1), counts.sum(0)) / counts.sum()
+    by_chance = float((weights * expected).sum())
+    return None if by_chance == 0 else 1 - float((weights * counts).sum()) / by_chance
