@@ -211,6 +211,7 @@ PLAIN = (
     r"at most 8 MiB, or 16 KiB",  # limits, not measurements
     r"8, 16, 32, 64, 128, 256, 320, 512",
     r"its 680 labeled answers",  # checked in the README
+    r"one for each 40 tokens",  # a setting
     r"never 0\b",
     r"not 1:",
     r"n = 2 no change",
