@@ -12,6 +12,7 @@ import torch
 from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval_runs import evaluate, hf, values
+from tiny_checkpoints import make_tiny
 from tiny_models import one_thread  # noqa: F401
 
 from unlearn_eval.attacks.run import AttackConfig
@@ -180,6 +181,26 @@ def test_an_adapter_of_another_base_is_refused_as_an_edit_is(places, tofu):
     lm = HFLM(places.other, peft=str(places.folder / "one"), device="cpu", dtype="float32", batch_size=8)
     with pytest.raises(UserError, match="has other weights"):
         evaluate(lm, **SHORT)
+
+
+def test_an_adapter_that_is_an_edit_leaves_a_padded_vocabulary_as_it_is(tmp_path, tokenizer):
+    """lm-eval cuts embeddings to the tokenizer's size under an adapter, which would be another base."""
+    model = make_tiny("qwen2", len(tokenizer) + 9)
+    for own in (model, tokenizer):
+        own.save_pretrained(tmp_path / "base")
+    factors = {MODULE: (torch.ones(32, 1), torch.ones(1, 48))}
+    LowRankEdit(factors, EditInfo("test", {}, base=describe_base(model, "padded"))).save(
+        tmp_path / "edit", model_config=model.config
+    )
+    arguments = {"pretrained": str(tmp_path / "base"), "peft": str(tmp_path / "edit"), "dtype": "float32"}
+    found = evaluate(
+        "hf", "unlearn_facts", {"encoder": "off"}, model_args=arguments, device="cpu", batch_size=4, **SHORT
+    )
+    edited = EditedLM(str(tmp_path / "base"), str(tmp_path / "edit"), device="cpu", dtype="float32", batch_size=4)
+    here = evaluate(edited, "unlearn_facts", {"encoder": "off"}, **SHORT)
+    known = [{k: v for k, v in values(own, "unlearn_facts").items() if v is not None} for own in (found, here)]
+    assert known[0] == pytest.approx(known[1], rel=1e-5)
+    assert len(known[0]) > 5
 
 
 # A chat without a template ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.harness.names import MODELS, TASKS_FOLDER
@@ -89,6 +90,8 @@ def _checking_first(evaluate: Any) -> Any:
             num_fewshot=given.get("num_fewshot"),
             gen_kwargs=_parsed(given.get("gen_kwargs")),
         )
+        if _is_edit(of_model.get("peft")):
+            keep_embeddings()
         return evaluate(*arguments, **options)
 
     return evaluating
@@ -98,6 +101,41 @@ def _parsed(text: str | Mapping[str, Any] | None) -> dict[str, Any]:
     from lm_eval.utils import simple_parse_args_string
 
     return dict(simple_parse_args_string(text)) if isinstance(text, str) else dict(text or {})
+
+
+@PATCHES.add(
+    "embeddings",
+    "HFLM._create_model keeps the size of the embeddings under an adapter that is one of our edits: it adds no token",
+    Place("lm_eval.models.huggingface:HFLM._create_model", mentions=("self._model.resize_token_embeddings(",)),
+    Place("transformers:PreTrainedModel.resize_token_embeddings"),
+)
+def keep_embeddings() -> None:
+    """Let lm-eval's `hf` model load an edit (`peft=DIR`) on the base as it is.
+
+    lm-eval cuts the embeddings to the tokenizer's size before it loads any adapter. Where a vocabulary is padded, as
+    Qwen's is, that makes another base model of it.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    wrap(HFLM, "_create_model", _keeping_embeddings)
+
+
+def _keeping_embeddings(create: Any) -> Any:
+    from transformers import PreTrainedModel
+
+    def creating(self: Any, *arguments: object, **options: object) -> Any:
+        if not _is_edit(options.get("peft")):
+            return create(self, *arguments, **options)
+        with replaced(PreTrainedModel, "resize_token_embeddings", lambda own, *_, **__: own.get_input_embeddings()):
+            return create(self, *arguments, **options)
+
+    return creating
+
+
+def _is_edit(folder: object) -> bool:
+    from unlearn_eval.edits.places import DESCRIPTION
+
+    return isinstance(folder, str) and (Path(folder).expanduser() / DESCRIPTION).is_file()
 
 
 # Requests and scores ---------------------------------------------------------------------------------------
