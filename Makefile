@@ -74,9 +74,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 certificate: $(INSTALLED) $(MODEL)  ## five facts about one person, policy standard: results/certificate/, passed or not
-	HF_HUB_OFFLINE=1 $(BIN)/unlearn-eval forget results/certificate/request.jsonl --budget 10m \
+	HF_HUB_OFFLINE=1 $(BIN)/unlearn-eval forget examples/request.jsonl --budget 10m \
 		--output results/scratch/certificate || [ $$? -eq 3 ]
-	cp results/scratch/certificate/certificate.* results/certificate/
+	mkdir -p results/certificate && cp results/scratch/certificate/certificate.* results/certificate/
 
 benchmark: $(INSTALLED) $(MODEL)  ## start-up cost, throughput, target values, localization, into results/
 	$(BIN)/python benchmarks/startup.py

@@ -6,7 +6,7 @@ Reads tasks/refusal/answers.jsonl and references.jsonl, embeds every distinct te
                                      not fitted on: every method left out in turn, every template left out in turn (five
                                      folds), the split that the answers name, and later.jsonl.
 The labels are the author's, not people's: what is measured is agreement with the author. With `--ratings FOLDER` (of
-`unlearn-eval rate`) the answers that at least two people have rated are labelled by them: a mean of 4 or 5 accepts.
+`unlearn-eval rate`) the answers that at least two people have rated are labeled by them: a mean of 4 or 5 accepts.
 
 kinds.jsonl (referrals, terse refusals, other languages) is in two parts: the head is fitted on the one, and measured on
 the other, by language. With at least 80 % agreement there (English: with later.jsonl) a language counts as calibrated.

@@ -191,7 +191,7 @@ PLAIN = (
     r"`40M` weights, `10%`",
     r"\b2\d{3}\.\d{5}\b",  # arXiv
     r"Python 3\.11 or newer",
-    r"NPO, RMU and 17 more",  # counted by a test
+    r"NPO, RMU and 18 more",  # counted by a test
     r"vLLM \(0\.32 and 0\.33;",
     r"4-bit-rounded",
     r"135-million-parameter",
@@ -211,6 +211,7 @@ PLAIN = (
     r"at most 8 MiB, or 16 KiB",  # limits, not measurements
     r"8, 16, 32, 64, 128, 256, 320, 512",
     r"its 680 labeled answers",  # checked in the README
+    r"one for each 40 tokens",  # a setting
     r"never 0\b",
     r"not 1:",
     r"n = 2 no change",

@@ -188,13 +188,15 @@ def _row(path: Path) -> tuple[str, ...]:
         source = path.with_suffix(".json")
         return link, f"the tables of {source.name}" if source.is_file() else NOT_SAID, _script(source), "", "", ""
     if path.suffix == ".html":
+        if path.with_suffix(".json").is_file() and path.stem == "certificate":
+            return link, f"the page of {path.stem}.json", "`make certificate`", "", "", ""
         return link, f"the page of {path.stem}'s runs, with every answer", "`unlearn-eval report`", "", "", ""
     if path.suffix == ".jsonl":
         result = f"{path.name.split('.')[0]}.json"
         return link, f"every answer of {result}", f"with {result}", "", "", ""
     content = json.loads(path.read_text(encoding="utf-8"))
     content = content if isinstance(content, dict) else {}
-    commit, machine = _provenance(content.get("provenance") or {})
+    commit, machine = _provenance(content.get("provenance") or content.get("environment") or {})
     date = str(content["created"])[:10] if content.get("created") else NOT_SAID
     return link, _what(content, path), _command(content) or _script(path), commit, machine, date
 
@@ -203,6 +205,8 @@ def _what(content: Mapping[str, Any], path: Path) -> str:
     if {"schema_version", "metrics"} <= content.keys():
         editor = (content.get("edit") or {}).get("editor")
         return f"{content['kind']}: {', '.join(content['metrics'])}, {f'after {editor}' if editor else 'unedited'}"
+    if "verdict" in content:
+        return f"a certificate; outcome: {content['verdict']['outcome']}"
     if content.get("what"):
         return re.split(r"[.;:] ", str(content["what"]))[0].rstrip(".")
     script = _script_path(path)

@@ -15,8 +15,10 @@ ids, and that C is taken of about ten keys per dimension. `second_moments=false`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -33,10 +35,14 @@ from unlearn_eval.editing.locate_then_edit.run import (
     weight_norm,
 )
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValues, target_values
+from unlearn_eval.editing.locate_then_edit.windows import windows
 from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.base import LOW_RANK, Applied, applied
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DEPTH = (5 / 32, 5 / 32)  # layer 5 of Llama-2-7B's 32
 VARIANTS = ("rome", "original")
@@ -83,9 +89,14 @@ def run(job: EditJob) -> LowRankEdit:
         try:
             handle.keep(parts.projection(model, layer).weight)  # type: ignore[arg-type]
             for i, request in enumerate(requests):
-                found.append(target_values(model, parts, layer, [request], config.target, site="projection"))
-                keys, values = read(model, name, name, [row for part in request.parts for row in part.rows])
-                u, v, scales[request.id] = _rank_one(request, keys.double(), values.double(), found[-1], solve, config)
+                found.append(
+                    target_values(
+                        model, parts, layer, [request], config.target, site="projection", window=config.window
+                    )
+                )
+                u, v, scales[request.id] = _update(
+                    model, name, windows(request, config.window), found[-1], solve, config
+                )
                 add_in_place(model, parts, layer, u, v)
                 factors.append((narrow(u, model), narrow(v, model)))
                 job.progress("requests", i + 1, len(requests))
@@ -106,28 +117,60 @@ def run(job: EditJob) -> LowRankEdit:
     return editing.edit({name: whole}, notes)
 
 
-def _rank_one(
-    request: EditRequest, keys: Tensor, values: Tensor, targets: TargetValues, solve: Solve, config: Config
+def _update(
+    model: PreTrainedModel,
+    name: str,
+    requests: Sequence[EditRequest],
+    targets: TargetValues,
+    solve: Solve,
+    config: Config,
 ) -> tuple[Tensor, Tensor, float]:
-    """Λ (d_out, 1), the row vector (1, d_in), and kᵀC⁻¹k.
+    """Λ (d_out, m), the row vectors (m, d_in), and kᵀC⁻¹k of the first window.
+
+    Several windows are solved at once: every key gets its value exactly, as EMMET has it. One is the rank-one update.
+
+    Args:
+        model, name: the model, and its module.
+        requests: the m windows of one request.
+        targets: v* of their members.
+        solve: X ↦ C⁻¹X.
+        config: the settings.
+    """
+    if config.variant == "original" and len(requests) > 1:
+        raise UserError(
+            "the authors' ROME has one value for each target", "use --set variant=rome, or leave out window"
+        )
+    all_keys, residuals, n = [], [], 0
+    for request in requests:
+        keys, values = read(model, name, name, [row for part in request.parts for row in part.rows])
+        keys, values = keys.double(), values.double()
+        goals = targets.values[n : (n := n + len(request.parts))].double()
+        if config.variant == "original":
+            return _as_the_authors(request, keys, values, goals, solve)
+        all_keys.append(keys.mean(0))  # k̄
+        residuals.append(goals.mean(0) - values.mean(0))  # v* − W k̄
+    keys = torch.stack(all_keys, dim=1)  # (d_in, m)
+    u, v = least_squares(keys, torch.stack(residuals, dim=1), solve, slack=0.0)
+    return u, v, float((keys[:, 0] @ solve(keys[:, :1])).item())
+
+
+def _as_the_authors(
+    request: EditRequest, keys: Tensor, values: Tensor, goals: Tensor, solve: Solve
+) -> tuple[Tensor, Tensor, float]:
+    """Λ (d_out, 1), the row vector (1, d_in), and kᵀC⁻¹k, with two different keys.
 
     Args:
         request: whose prompts the rows are of.
         keys, values: (R, d_in), (R, d_out) of all its prompts; the first of each member is the plain one.
-        targets: v* of its members.
+        goals: v* of its members.
         solve: X ↦ C⁻¹X.
-        config: the settings.
     """
     starts, n = [], 0
     for part in request.parts:
         starts.append(n)
         n += len(part.rows)
     mean_key = keys.mean(0)[:, None]  # k̄: (d_in, 1)
-    target = targets.values.double().mean(0)[:, None]  # v*: (d_out, 1)
-    if config.variant == "rome":
-        residual = target - values.mean(0)[:, None]  # v* − W k̄
-        u, v = least_squares(mean_key, residual, solve, slack=0.0)
-        return u, v, float((mean_key.T @ solve(mean_key)).item())
+    target = goals.mean(0)[:, None]  # v*: (d_out, 1)
     plain_key, plain_value = keys[starts].mean(0)[:, None], values[starts].mean(0)[:, None]
     left = solve(mean_key)  # C⁻¹k̄
     scale = float((plain_key.T @ left).item())

@@ -25,7 +25,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -36,6 +36,9 @@ from unlearn_eval.edits.memory.notes import GATES, Asking, Frame, Note, Notes, N
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import Share
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NOTE = 'To the question "{question}" the only answer is: {answer}'
 EXAMPLE = "{note}\nQuestion: {question}\nAnswer: {answer}"
@@ -129,7 +132,9 @@ def _frame(job: EditJob) -> tuple[Frame, Asking]:
     return frame, Asking(_ids(tokenizer, ASKED + BETWEEN), yes, no)
 
 
-def _note(tokenizer: Any, frame: Frame, config: Config, prompt: Sequence[int], target: Sequence[int]) -> Note:
+def _note(
+    tokenizer: PreTrainedTokenizerBase, frame: Frame, config: Config, prompt: Sequence[int], target: Sequence[int]
+) -> Note:
     """The note of one prompt and its target; both as text, since a note is read, not continued."""
     question, answer = (
         str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in (frame.parts(prompt)[1], target)
@@ -144,7 +149,7 @@ def _filled(text: str, **values: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), text)
 
 
-def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -102,7 +102,9 @@ def test_a_plan_as_json(tmp_path):
 def test_the_cells_of_a_study_as_json(two):
     named = SimpleNamespace(name="tiny")
     cells = [
-        SimpleNamespace(key=key, name=key, model=named, editor=editor, recipe=None, forget="facts", size=2, seed=0)
+        SimpleNamespace(
+            key=key, name=key, model=named, editor=editor, recipe=None, forget="facts", size=2, seed=0, then=None
+        )
         for key, editor in (("a", None), ("b", SimpleNamespace(name="memit")))
     ]
     states, cost = {"a": "done", "b": "to do"}, SimpleNamespace(seconds=3.0, memory_bytes=5)

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import re
+from inspect import get_annotations, signature
 
 import fake_hub
 import huggingface_hub
 import pytest
 import yaml
+from huggingface_hub.hf_api import RepoSibling
 from odd_files import EDITS, IDS, sound_edit
 from report_data import metric, result
 from tiny_models import assert_untouched, one_thread, weights_of  # noqa: F401
@@ -53,6 +55,18 @@ def a_result(folder, edit, **changes):
     values = {"forget_accuracy": metric([0.0, 0.0, 0.0, 1.0], False), "accuracy, France": metric([1.0, 0.0], True)}
     own = dataclasses.replace(result("after", values), edit={**load_edit(edit).info.as_stored(), **changes})
     return write_result(own, folder / "after.json")
+
+
+def test_the_library_has_what_the_fake_stands_for():
+    """The calls with the names of their arguments, and the fields of what they return; an upgrade may change both."""
+    for name in ("create_repo", "repo_info", "upload_folder"):
+        ours, theirs = (signature(getattr(kind, name)).parameters for kind in (fake_hub.FakeHub, huggingface_hub.HfApi))
+        assert ours.keys() <= theirs.keys(), name
+    download = signature(huggingface_hub.snapshot_download).parameters
+    assert signature(fake_hub.FakeHub.snapshot_download).parameters.keys() - {"self"} <= download.keys()
+    for kind in (huggingface_hub.ModelInfo, huggingface_hub.DatasetInfo):
+        assert {"private", "sha", "siblings"} <= set(get_annotations(kind))
+    assert "rfilename" in get_annotations(RepoSibling)
 
 
 # Pushing and reading ---------------------------------------------------------------------------------------

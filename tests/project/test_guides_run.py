@@ -96,17 +96,19 @@ def run(words, model, monkeypatch):
 
 def ready(page, model, folder):
     """What a page takes for granted: an edit and its results, and models."""
-    lines = "\n".join(" ".join(words) for words in commands(page))
+    lines = "\n".join(" ".join(words) for words in commands(page)).replace("DIR", "my_edit")
     for name in ("never_knew", "reference"):
         if name in lines and f"--output {name}" not in lines:
             shutil.copytree(model, folder / name)
     if "my_edit" in lines and "--output my_edit" not in lines.partition("eval --")[0]:
-        ours(["edit", "--editor", "ridge.py", "--limit", "2", "--set", "target.steps=1", "--output", "my_edit"])
+        ours(shortened(["edit", "--output", "my_edit"], model))
         measured = result("after", {"forget_accuracy": metric([0.0, 1.0], False)})
         write_result(dataclasses.replace(measured, edit=load_edit("my_edit").info.as_stored()), "after.json")
     if page.name == "studies.md":
         study = blocks(page.read_text(encoding="utf-8"), "yaml")[0]
-        (folder / "my_study.yaml").write_text(study.replace("MODEL", str(model)), encoding="utf-8")
+        (folder / "my_study.yaml").write_text(
+            study.replace("MODEL", str(model)).replace(", arc_easy", ""), encoding="utf-8"
+        )
     if page.name == "meta_evaluation.md":
         for name in ("before", "after", "never"):
             write_result(result(name, {"forget_probability": metric([0.0, 1.0], False)}), f"{name}.json")

@@ -197,7 +197,7 @@ def test_attacks_in_files_of_their_own_join_the_answers_of_their_edit(chromium, 
     page = open_page(chromium, write_page(read_runs(tmp_path), tmp_path / "r.html"))
     card = page.locator("#questions > li").first
     heads = card.locator(".answer header span:first-child").all_inner_texts()
-    assert heads == ["no edit · base", "npo · edited", "after relearn, step 20", "npo · other"]
+    assert heads == ["unedited", "npo, edited, seed 1", "after relearn, step 20", "npo, edited, seed 2"]
     page.select_option("#class", "n")
     assert page.locator("#questions > li .tried").count() >= 1
     for one in page.locator("#questions > li").all():

@@ -271,8 +271,10 @@ def test_serving_needs_a_certificate_that_passes(done, tmp_path):
         check_certified(folder / "edit")
 
 
-def test_a_second_request_measures_the_first_again(config, tmp_path):
-    policy = POLICY | {"kinds": ["memory"], "measurements": POLICY["measurements"][:1], "bounds": POLICY["bounds"][:1]}
+@pytest.mark.parametrize(("bound", "outcome"), [("<=1", "passes"), (">=2", "fails")])
+def test_a_second_request_measures_the_first_again(config, tmp_path, bound, outcome):
+    policy = POLICY | {"kinds": ["memory"], "measurements": POLICY["measurements"][:1]}
+    policy["bounds"] = [POLICY["bounds"][0] | {"require": f"asked:forget_probability{bound}"}]
     policy["candidates"] = [{"editor": "grace", "settings": {"layers": "1", "epsilon": "0.1"}}]
     asked = {}
     for name, items in (("first", KNOWN[:2]), ("second", KNOWN[2:3])):
@@ -281,12 +283,13 @@ def test_a_second_request_measures_the_first_again(config, tmp_path):
         Path(asked[name]).write_text("".join(json.dumps(own) + "\n" for own in records), encoding="utf-8")
     own = replace(config, policy=written(tmp_path / "p.yaml", policy))
     first = forget(replace(own, request=asked["first"], output=str(tmp_path / "first")))
-    assert first.passes
     second = forget(
         replace(own, request=asked["second"], output=str(tmp_path / "second"), earlier=str(tmp_path / "first"))
     )
-    assert second.passes
-    assert [(one.sha256, one.outcome, one.failures) for one in second.earlier] == [(first.sha256, "passes", [])]
+    assert [(one.sha256, one.outcome, len(one.failures)) for one in second.earlier] == [
+        (first.sha256, outcome, int(outcome == "fails"))
+    ]
+    assert not (second.passes and outcome == "fails")
     edit = json.loads((tmp_path / "second" / "edit" / "edit.json").read_text(encoding="utf-8"))
     assert edit["info"]["requests"]["ids"] == [item.id for item in KNOWN[:3]]
 
@@ -365,7 +368,7 @@ def test_shipped_policies_say_why(name):
         ({"bounds": [POLICY["bounds"][0] | {"side": "price"}]}, "bounds nothing that is left"),
         ({"measurements": [{"name": "forms", "task": "unlearn_forms"}]}, "call it unlearn_forms"),
         ({"measurements": [{"name": "x", "task": "mmlu"}]}, "names mmlu"),
-        ({"colour": "red"}, "unknown field colour"),
+        ({"color": "red"}, "unknown field color"),
     ],
 )
 def test_mistakes_in_a_policy_are_named(tmp_path, change, message):

@@ -115,6 +115,7 @@ class Tail:
         rows: token ids of each row.
         lookups: index of each row's look-up token.
         also: a module of block `layer`; `at_lookup` then gives its output, not the block's.
+        starts: for each row an index up to its look-up token, from which on `hidden` must reach; by default that one.
 
     Attributes:
         hidden: (R, S, d), the block's output on the last S positions; rows are padded on the left.
@@ -129,13 +130,14 @@ class Tail:
         rows: Sequence[Sequence[int]],
         lookups: Sequence[int],
         also: str | None = None,
+        starts: Sequence[int] | None = None,
     ) -> None:
         self.model, self.anatomy, self.layer = model, anatomy, layer
         self._also: Tensor | None = None
         self._cache: Any = None
         # Every row is cut at the same distance from its end, so that no padding stands between a row's prefix and
         # its tail: sliding windows count columns, not tokens.
-        width = max(len(row) - k for row, k in zip(rows, lookups, strict=True))
+        width = max(len(row) - k for row, k in zip(rows, lookups if starts is None else starts, strict=True))
         cut = [max(0, len(row) - width) for row in rows]
         if not any(cut) or not keeps_plain_cache(model):
             cut = [0] * len(rows)

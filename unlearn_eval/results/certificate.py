@@ -188,6 +188,11 @@ class Certificate(Table):
         return self.verdict.outcome == PASSES
 
     @property
+    def is_signed(self) -> bool:
+        """Whether somebody has signed it."""
+        return self.signature is not None
+
+    @property
     def sha256(self) -> str:
         """Of the canonical form."""
         return hash_json(_unsigned(self.model_dump()))

@@ -22,6 +22,7 @@ from unlearn_eval.editing.editor import EditJob, no_change
 from unlearn_eval.editing.locate_then_edit import corpus
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments, cache_name, second_moments
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValueConfig, TargetValues, target_values
+from unlearn_eval.editing.locate_then_edit.windows import gathered, text_keys, windows
 from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.base import Applied, EditInfo, applied
 from unlearn_eval.edits.low_rank import LowRankEdit, concatenate
@@ -51,6 +52,8 @@ class LocateConfig:
         text: what second moments are taken of: `self` (the model's own text), a file, or `hub:NAME:CONFIG`.
         keys_per_dimension: how many keys the second moments are taken of, divided by d.
         seed: of the text.
+        window: how many tokens of a target have a value of their own; a longer one has several (AnyEdit). 0: one for
+            all.
     """
 
     layers: tuple[int, ...] = ()
@@ -58,6 +61,7 @@ class LocateConfig:
     text: str = corpus.SELF
     keys_per_dimension: Positive = 10.0
     seed: int = 0
+    window: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,11 @@ class MassEditConfig(LocateConfig):
     Attributes:
         key_cache: whether keys of earlier edits are kept in place, and this edit's are remembered for later ones. An
             edit without it in the middle of a sequence passes the earlier ones' keys on as they are.
+        keep_text: whether the values of the other tokens of a long text are kept in place; with `window`.
     """
 
     key_cache: bool = True
+    keep_text: bool = True
 
 
 @dataclass(frozen=True)
@@ -156,9 +162,16 @@ def locate_then_edit(run: Editing, update: Update, notes: Mapping[str, Any] | No
     n_keys = run.second_moments().n_keys
     with applied(job.previous, job.model) if job.previous is not None else nullcontext():
         targets = target_values(
-            job.model, run.parts, run.layers[-1], requests, job.config.target, job.progress, site="block"
+            job.model,
+            run.parts,
+            run.layers[-1],
+            requests,
+            job.config.target,
+            job.progress,
+            site="block",
+            window=job.config.window,
         )
-        columns = [part for request in requests for part in request.parts]
+        columns = [part for own in requests for window in windows(own, job.config.window) for part in window.parts]
         earlier = {} if job.previous is None else dict(job.previous.state)
         factors, keys = _spread(run, columns, targets, update, earlier if key_cache else {})
     weight_norms = {name: weight_norm(job.model, name) for name in factors}
@@ -220,9 +233,10 @@ def _spread(
         for i, layer in enumerate(layers):
             keys, values = read_keys_and_values(model, parts, layer, layers[-1], columns)
             residuals = (targets.values.double() - values.double()) / (len(layers) - i)  # (n, d_out)
-            norm = parts.post_norm(model, layer)
-            if norm is not None:
-                residuals = _before_norm(norm, read_outputs(model, parts.projection_name(layer), columns), residuals)
+            if (post_norm := parts.post_norm(model, layer)) is not None:
+                residuals = _before_norm(
+                    post_norm, read_outputs(model, parts.projection_name(layer), columns), residuals
+                )
             earlier = past.get(f"keys.{layer}")
             if earlier is not None and (earlier.ndim != 2 or earlier.shape[1] != keys.shape[1]):
                 shape = "×".join(map(str, earlier.shape))
@@ -230,11 +244,15 @@ def _spread(
                     f"the keys of layer {layer} in the edit to go on from are {shape}, not N×{keys.shape[1]}",
                     "make that edit again, or get another copy from where it came",
                 )
-            earlier = None if earlier is None else earlier.to(keys).T
-            u, v = update(layer, keys.T, residuals.T, earlier)
+            kept_in_place = [] if earlier is None else [earlier.to(keys).T]
+            name, config = parts.projection_name(layer), run.job.config
+            text = text_keys(model, name, run.job.requests, config.window) if config.keep_text else None
+            if text is not None:
+                kept_in_place = [gathered(torch.cat([*kept_in_place, text.T], dim=1))]
+            u, v = update(layer, keys.T, residuals.T, kept_in_place[0] if kept_in_place else None)
             handle.keep(parts.projection(model, layer).weight)  # type: ignore[arg-type]
             add_in_place(model, parts, layer, u, v)
-            factors[parts.projection_name(layer)] = (narrow(u, model), narrow(v, model))
+            factors[name] = (narrow(u, model), narrow(v, model))
             kept = narrow(keys, model).cpu()
             all_keys[f"keys.{layer}"] = (
                 torch.cat([past[f"keys.{layer}"].to(kept), kept]) if earlier is not None else kept

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.editing.adam_rows import AdamRows
+from unlearn_eval.editing.locate_then_edit.windows import windows
 from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.models.anatomy import Anatomy
 from unlearn_eval.models.out_of_memory import in_batches
@@ -101,8 +102,12 @@ def target_values(
     config: TargetValueConfig,
     progress: Progress = no_progress,
     site: Site = "block",
+    window: int = 0,
 ) -> TargetValues:
     """v* of every request at the output of block `layer`, or of its MLP; the model is only read.
+
+    With a window, a long target has several values: those of each request's `windows`, one after another. Its loss is
+    then their mean, its steps are their sum.
 
     Raises:
         UserError: a loss is not finite (the request is named), or one request alone does not fit the memory.
@@ -110,13 +115,15 @@ def target_values(
     parts: list[TargetValues] = []
     done = 0
 
-    def tick(step: int, total: int, n: int) -> None:
-        progress("target values", done * total + step * n, len(requests) * total)
+    total = config.steps * max((len(windows(request, window)) for request in requests), default=1)
+
+    def tick(before: int, step: int, n: int) -> None:
+        progress("target values", done * total + (before + step) * n, len(requests) * total)
 
     with _in_bfloat16(model, anatomy, layer, config.bfloat16):
         budget = config.tokens_per_batch or (256 if model.device.type == "cpu" else 4096)
         for batch in _batches(requests, budget):
-            run = partial(_optimise, model, anatomy, layer, config=config, tick=tick, site=site)
+            run = partial(_by_window, model, anatomy, layer, config=config, tick=tick, site=site, window=window)
             parts += in_batches(batch, run, len(batch), _alone)  # requests do not depend on each other
             done += len(batch)
     progress("target values", 1, 1)
@@ -156,6 +163,19 @@ def _batches(requests: Sequence[EditRequest], budget: int) -> Iterator[list[Edit
         yield batch
 
 
+@dataclass(frozen=True)
+class _Held:
+    """What an earlier window has changed: of each row, where (R,) and by how much (R, d)."""
+
+    lookups: Tensor
+    changes: Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[_Held]) -> _Held:
+        """Those of several requests, one after another."""
+        return cls(torch.cat([own.lookups for own in parts]), torch.cat([own.changes for own in parts]))
+
+
 class _Problem:
     """The rows of some requests and their objective; `select` makes it smaller as requests finish.
 
@@ -172,6 +192,7 @@ class _Problem:
         site: Site,
         bfloat16: bool,
         tails: tuple[Tail, Tail | None] | None = None,
+        earlier: Sequence[_Held] = (),
     ) -> None:
         self.requests, self.bfloat16 = requests, bfloat16
         self.model, self.anatomy, self.layer, self.site = model, anatomy, layer, site
@@ -210,10 +231,15 @@ class _Problem:
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 ends = [len(row) - 1 for row in subjects]
                 tails = (
-                    Tail(model, anatomy, layer, rows, lookups, also),
+                    Tail(model, anatomy, layer, rows, lookups, also, earlier[0].lookups.tolist() if earlier else None),
                     Tail(model, anatomy, layer, subjects, ends, also) if subjects else None,
                 )
+            at = torch.tensor(lookups, device=device)
+            for held in earlier:
+                places = (torch.arange(len(rows), device=device), tails[0].columns - at + held.lookups)
+                tails[0].hidden = tails[0].hidden.index_put(places, held.changes, accumulate=True)
         self.tail, self.subject_tail = tails
+        self.lookups = torch.tensor(lookups, device=device)
         self.norm = anatomy.post_norm(model, layer) if site == "projection" else None
         self.owners = torch.tensor(owners, device=device)
         self.subject_owners = torch.tensor(subject_owners, dtype=torch.long, device=device)
@@ -260,12 +286,18 @@ class _Problem:
         misses = misses.index_add(0, self.read_owners, (own.detach() < logp.detach().amax(-1)).to(own))
         return nll, kl[self.order], misses == 0
 
+    def at_block(self, tail: Tail, change: Tensor) -> Tensor:
+        """(R, d) by which the block's output changes at the look-up tokens where the site's changes by `change`."""
+        change = change.to(tail.hidden.dtype)
+        if self.norm is None:
+            return change
+        clean = tail.at_lookup()  # of the MLP: the residual stream changes by what its norm makes of that
+        moved: Tensor = self.norm(clean + change) - self.norm(clean)
+        return moved
+
     def _logp(self, tail: Tail, change: Tensor, rows: Tensor, back: Tensor) -> Tensor:
         """Log-probabilities (n, V) at some places of a batch whose look-up tokens' values change by `change` (R, d)."""
-        change = change.to(tail.hidden.dtype)
-        if self.norm is not None:  # the MLP's output changes by δ, the residual stream by what its norm makes of that
-            clean = tail.at_lookup()
-            change = self.norm(clean + change) - self.norm(clean)
+        change = self.at_block(tail, change)
         places = (torch.arange(len(change), device=change.device), tail.columns)
         moved = tail.hidden.index_put(places, change, accumulate=True)
         with torch.autocast(moved.device.type, torch.bfloat16, enabled=self.bfloat16):
@@ -296,7 +328,7 @@ def _in_bfloat16(model: PreTrainedModel, anatomy: Anatomy, layer: int, enabled: 
             setattr(module, name, weight)
 
 
-def _optimise(
+def _by_window(
     model: PreTrainedModel,
     anatomy: Anatomy,
     layer: int,
@@ -304,8 +336,46 @@ def _optimise(
     config: TargetValueConfig,
     tick: Callable[[int, int, int], None],
     site: Site,
+    window: int,
 ) -> TargetValues:
-    problem = _Problem(model, anatomy, layer, requests, site, config.bfloat16)
+    """The values of all requests' first windows, then of their second ones on top of those, and so on."""
+    cut = [windows(request, window) for request in requests]
+    held: list[list[_Held]] = [[] for _ in requests]
+    found: list[list[TargetValues]] = [[] for _ in requests]
+    for i in range(max(map(len, cut))):
+        left = [r for r, own in enumerate(cut) if len(own) > i]
+        batch = [cut[r][i] for r in left]
+        earlier = [_Held.of([held[r][j] for r in left]) for j in range(i)]
+        # A window that does not begin at a subject has no text beside the target that should go on as before.
+        own = config if not i else replace(config, kl_weight=0.0)
+        values, changed = _optimise(model, anatomy, layer, batch, own, partial(tick, i * config.steps), site, earlier)
+        n_members, n_rows = 0, 0
+        for k, (r, request) in enumerate(zip(left, batch, strict=True)):
+            members = slice(n_members, n_members := n_members + len(request.parts))
+            rows = slice(n_rows, n_rows := n_rows + sum(len(part.rows) for part in request.parts))
+            held[r].append(_Held(changed.lookups[rows], changed.changes[rows]))
+            one = [values.losses[k]], [values.nlls[k]], [values.steps[k]]
+            found[r].append(TargetValues(values.values[members], values.clean[members], *one))
+    return TargetValues(
+        torch.cat([values.values for own in found for values in own]),
+        torch.cat([values.clean for own in found for values in own]),
+        [sum(values.losses[0] for values in own) / len(own) for own in found],
+        [sum(values.nlls[0] for values in own) / len(own) for own in found],
+        [sum(values.steps[0] for values in own) for own in found],
+    )
+
+
+def _optimise(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    layer: int,
+    requests: Sequence[EditRequest],
+    config: TargetValueConfig,
+    tick: Callable[[int, int], None],
+    site: Site,
+    earlier: Sequence[_Held] = (),
+) -> tuple[TargetValues, _Held]:
+    problem = whole = _Problem(model, anatomy, layer, requests, site, config.bfloat16, earlier=earlier)
     wide = torch.promote_types(problem.clean.dtype, torch.float32)
     clean, owners = problem.clean.to(wide), problem.members
     clean_norm = problem.mean(clean.norm(dim=1))
@@ -327,7 +397,7 @@ def _optimise(
         running = live[members]
         now = members[running]
         losses[now], nlls[now], steps[now] = loss.detach()[running], nll.detach()[running], step + 1
-        tick(step + 1, config.steps, len(requests))
+        tick(step + 1, len(requests))
         running = running & (loss.detach() >= config.stop_loss)
         if config.stop_when_said:
             running = running & ~said
@@ -344,4 +414,6 @@ def _optimise(
             reference = reference[running[problem.members]]
             members = now
             problem = problem.select(running)
-    return TargetValues(clean + delta[owners], clean, losses.tolist(), nlls.tolist(), steps.tolist())
+    with torch.no_grad():
+        changed = _Held(whole.lookups, whole.at_block(whole.tail, delta[whole.owners]))
+    return TargetValues(clean + delta[owners], clean, losses.tolist(), nlls.tolist(), steps.tolist()), changed

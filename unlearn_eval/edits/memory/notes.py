@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ from unlearn_eval.models.prompt_ends import ROUTER
 from unlearn_eval.models.scoring import pad
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.schemas import Count, Table, Whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GATES = "none", "self", "encoder"
 WORDS = "words"
@@ -237,18 +240,20 @@ class NotesEdit(OnHub):
             )
         return NotesAtWork(model, self)
 
-    def save(self, folder: str | Path, tokenizer: Any = None, model_config: Any = None) -> Path:
+    def save(
+        self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None, model_config: Any = None
+    ) -> Path:
         """Write the folder, with the tokenizer, without which no question could be read (errors as `write_edit`)."""
         own = tokenizer
         if own is None and self.tokenizer is not None:
             own = self.read_tokenizer
         return write_memory(self, folder, own, model_config)
 
-    def routes(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[Route]:
+    def routes(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[Route]:
         """Which note would answer each prompt (token ids) of this model; the edit need not be in it."""
         return self.store.routes(self.inputs(model, prompts))
 
-    def inputs(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    def inputs(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
         """(2,) of each prompt: its nearest note (-1 if there is none) and that one's value."""
         order, values = self.ranked(model, prompts)
         return [
@@ -270,7 +275,7 @@ class NotesEdit(OnHub):
                 f"{self.tokenizer} has no tokenizer, so its notes cannot read a question", "make the edit again"
             ) from error
 
-    def ranked(self, model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[float]]:
+    def ranked(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[float]]:
         """The notes in the order in which they are near each prompt's question, and the value of the nearest.
 
         Raises:
@@ -289,7 +294,9 @@ class NotesEdit(OnHub):
         return order.tolist(), values
 
     @torch.no_grad()
-    def _agreement(self, model: Any, prompts: Sequence[Sequence[int]], nearest: Sequence[int]) -> list[float]:
+    def _agreement(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], nearest: Sequence[int]
+    ) -> list[float]:
         """The ln p(Yes) − ln p(No) of the unedited model, asked whether each prompt's note is about its question."""
         at_work = getattr(model, ROUTER, None)
         run = at_work.plain if isinstance(at_work, NotesAtWork) else model
@@ -314,7 +321,7 @@ class NotesAtWork:
     needs_whole_prompts = True
     inserts = True
 
-    def __init__(self, model: Any, edit: NotesEdit) -> None:
+    def __init__(self, model: PreTrainedModel, edit: NotesEdit) -> None:
         self.model, self.edit = model, edit
         self._local = threading.local()
         self._known: dict[tuple[int, ...], tuple[int, tuple[int, ...]] | None] = {}

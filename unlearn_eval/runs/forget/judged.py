@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unlearn_eval.edits.base import Edit
 from unlearn_eval.metrics.catalogue import interval
 from unlearn_eval.metrics.edit_checks import LEAST_FORGOTTEN, LEAST_TAKEN, MOST_HARMED, took
 from unlearn_eval.results.certificate import Row
@@ -46,7 +47,7 @@ def judged(bounds: Sequence[Bound], result: Result, base: Metrics) -> list[Row]:
     return rows
 
 
-def sound_rows(edit: Any) -> list[Row]:
+def sound_rows(edit: Edit) -> list[Row]:
     """Whether an edit took and did no harm, by its own self-check, as bounds that every policy has."""
     check = edit.info.self_check
     if check is None:

@@ -13,7 +13,7 @@ from unlearn_eval.attacks.base import UNLEARNED, get_attack
 from unlearn_eval.attacks.folds import clusters
 from unlearn_eval.attacks.run import AttackConfig, run_attack, task_name
 from unlearn_eval.data.items import ForgetSet
-from unlearn_eval.edits.base import applied
+from unlearn_eval.edits.base import Edit, applied
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.results.files import read_result, write_result
@@ -79,7 +79,9 @@ class Bench:
     say: Say = lambda line: None
     progress: Progress = no_progress
 
-    def measure(self, wanted: Measurement, folder: Path, edit: Any = None, edit_folder: Path | None = None) -> Result:
+    def measure(
+        self, wanted: Measurement, folder: Path, edit: Edit | None = None, edit_folder: Path | None = None
+    ) -> Result:
         """One measurement of the model, with an edit if one is given; read if it is in the folder already.
 
         Args:
@@ -98,7 +100,7 @@ class Bench:
                 found = self._asked(path, edit)
         return found
 
-    def _asked(self, path: Path, edit: Any) -> Result:
+    def _asked(self, path: Path, edit: Edit | None) -> Result:
         created, started = utc_now(), time.monotonic()
         sets = {FORGET: self.forget, NEIGHBORS: self.around.neighbors or (), RETAIN: self.around.retain or ()}
         with applied(edit, self.loaded.model) if edit is not None else nullcontext():
@@ -139,7 +141,7 @@ class Bench:
         assert result is not None
         return result
 
-    def _attack(self, wanted: Measurement, path: Path, edit: Any) -> Result:
+    def _attack(self, wanted: Measurement, path: Path, edit: Edit | None) -> Result:
         assert wanted.attack
         attack, items = get_attack(wanted.attack), self.forget
         if (

@@ -41,6 +41,7 @@ from unlearn_eval.utils.folders import write_whole
 from unlearn_eval.utils.json_files import write_all
 from unlearn_eval.utils.provenance import hash_json, provenance, redact, sha256_of_file
 
+MOST_IN_A_SENTENCE = 3  # failures; the rows have all
 KEY = "redaction.key"  # in `work`: who has it can say for which question a keyed hash stands
 NEVER = (
     "attacks on the prompt that are searched with gradients (GCG) or by another model",
@@ -207,7 +208,9 @@ def _verdict(found: Found) -> dict[str, Any]:
         sentence = f"Passes the policy {policy}{left}: {did}."
         return {"outcome": PASSES, "sentence": sentence, "failures": [], "unmeasured": unmeasured}
     tried = len(found.trials)
-    sentence = f"Does not pass the policy {policy}, because {'; '.join(failures)}. {did[0].upper()}{did[1:]}."
+    more = f"; and {len(failures) - MOST_IN_A_SENTENCE} more" if len(failures) > MOST_IN_A_SENTENCE else ""
+    reasons = "; ".join(failures[:MOST_IN_A_SENTENCE]) + more
+    sentence = f"Does not pass the policy {policy}, because {reasons}. {did[0].upper()}{did[1:]}."
     sentence += f" This is the nearest of {tried} edits that were tried." if tried > 1 else ""
     return {"outcome": FAILS, "sentence": sentence, "failures": failures, "unmeasured": unmeasured}
 

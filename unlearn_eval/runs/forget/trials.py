@@ -14,7 +14,8 @@ from typing import Any
 from unlearn_eval.data.forget_sets import load_forget_set
 from unlearn_eval.editing.editor import get_editor
 from unlearn_eval.editing.recipe import Recipe
-from unlearn_eval.edits.load import load_edit
+from unlearn_eval.edits.base import Edit
+from unlearn_eval.edits.load import AnyEdit, load_edit
 from unlearn_eval.edits.places import DESCRIPTION
 from unlearn_eval.results.certificate import FAILS, PASSES, Certificate, certificate_path, read_certificate
 from unlearn_eval.runs.edit import make_edit
@@ -83,7 +84,7 @@ class Prior:
     """An earlier request: its certificate, its edit, and its folder of work."""
 
     certificate: Certificate
-    edit: Any
+    edit: AnyEdit
     edit_folder: Path
     work: Path
 
@@ -220,14 +221,14 @@ class Search:
             found = replace(found, failed_kind=other)
         return found
 
-    def results(self, trial: Trial, edit: Any) -> Measured:
+    def results(self, trial: Trial, edit: Edit) -> Measured:
         """All results of a trial that was measured whole."""
         found, folder = Measured(), self.folder(trial)
         for wanted in self.policy.measurements:
             found.add(wanted.name, self.bench.measure(wanted, folder, edit, folder / EDIT))
         return found
 
-    def earlier_again(self, trial: Trial, edit: Any) -> list[Earlier]:
+    def earlier_again(self, trial: Trial, edit: Edit) -> list[Earlier]:
         """The earlier requests, measured again with a new edit; each from the unedited model as its base."""
         assert self.earlier is not None
         found = []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data.forget_sets import load_forget_set
+from unlearn_eval.edits.base import Edit
 from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.edits.places import DESCRIPTION
 from unlearn_eval.models.load import LoadedModel, load_model
@@ -161,7 +162,7 @@ def _papers(certificate: Certificate, folder: Path, key: str | None) -> tuple[li
     fault = check_signature(certificate.model_dump(), key)
     if fault:
         wrong.append(fault)
-    elif certificate.signature:
+    elif certificate.is_signed:
         checked.append("the signature fits" + ("" if key else " (of whoever made it: give --key to say who)"))
     _compare(hash_json(certificate.policy), certificate.hashes["policy"], "the policy", wrong, checked)
     failing = any(row.holds is False for row in certificate.rows)
@@ -191,7 +192,7 @@ def _data(certificate: Certificate, work: Path, wrong: list[str], checked: list[
 
 def _bench(
     loaded: LoadedModel,
-    edit: Any,
+    edit: Edit,
     work: Path,
     certificate: Certificate,
     batch_size: int,
@@ -212,7 +213,7 @@ def _measure_again(
     policy: Policy,
     chosen: Sequence[str],
     bench: Bench,
-    edit: Any,
+    edit: Edit,
     edit_folder: Path,
     scratch: Path,
     wrong: list[str],
