@@ -137,6 +137,8 @@ def test_models_that_a_metric_does_not_call_unlearned_do_not_count():
     pair, other = me.Pair("m", 0.2, 0.3, 0.2), me.Pair("o", 0.7, 0.9, 0.7)
     found = me.worth({"a": [0.8, 0.9]}, {"b": [0.1, 0.2]}, [pair, other], pair)
     assert (found.robustness.n, found.n_left_out) == (1, 1)
+    assert found.robustness.low is None, "one model has no interval"
+    assert found.faithfulness.low is not None
 
 
 def test_the_combination_is_weighted_on_other_recipes_than_it_is_measured_on():
@@ -162,7 +164,7 @@ def test_it_is_said_why_there_is_nothing_to_combine():
     assert "at least two recipes" in me.leave_method_out(names, made[0], made[1], made[2][:1], made[3]).reason
 
 
-RIGHT = {"noop": 0.0, "refuse_all": 0.6, "filter": 0.0, "placebo": 0.1, "random_mlps": 0.7, "oracle": 1.0}
+RIGHT = {"noop": 0.0, "refuse_all": 0.6, "filter": 0.0, "placebo": 0.1, "random_layers": 0.7, "oracle": 1.0}
 RIGHT |= {"noise": 0.2, "wrong_answers": 0.5}
 
 
@@ -170,7 +172,7 @@ RIGHT |= {"noise": 0.2, "wrong_answers": 0.5}
     ("control", "value"),
     [
         ("noop", 0.2), ("refuse_all", 1.0), ("filter", 0.9), ("placebo", 0.8), ("noise", 1.0), ("wrong_answers", 0.99),
-        ("random_mlps", 1.2), ("oracle", 0.4),
+        ("random_layers", 1.2), ("oracle", 0.4),
     ],
 )  # fmt: skip
 def test_a_broken_order_is_seen(control, value):

@@ -30,6 +30,7 @@ ELSEWHERE = {  # what needs vLLM or a tracker, does not end by itself, or is a w
     "--model vllm": "serving/test_vllm.py",
     "--model edited-vllm": "serving/test_vllm.py",
     "--tracker": "runs/test_trackers.py",
+    "meta": "runs/test_meta.py",
     "run smoke": "project/test_examples.py",
     "run editing_as_unlearning": "project/test_examples.py",
     "run mechanistic": "project/test_examples.py",
@@ -108,6 +109,10 @@ def ready(page, model, folder):
         (folder / "my_study.yaml").write_text(
             study.replace("MODEL", str(model)).replace(", arc_easy", ""), encoding="utf-8"
         )
+    if page.name == "meta_evaluation.md":
+        for name in ("before", "after", "never"):
+            write_result(result(name, {"forget_probability": metric([0.0, 1.0], False)}), f"{name}.json")
+        (folder / "meta.json").write_text('{"kind": "trust", "metrics": {}}', encoding="utf-8")
     if page.name == "reports.md":
         for name in ("before", "after", "results/after"):
             values = {name: metric([0.0, 1.0], False) for name in ("forget_rouge", "retain_accuracy")}

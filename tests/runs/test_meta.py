@@ -39,7 +39,7 @@ META = {
         {"editor": "npo", "settings": {**TRAINING, "epochs": 2, "learning_rate": 1e-2}},
     ],
     "depth": ["logit_lens"],
-    "relearn": {"epochs": 2},
+    "relearning": {"epochs": 2},
     "filter": {"editor": "grace", "settings": {"layers": [LAYERS - 1], "steps": 20}},
 }
 OWN = """
@@ -92,7 +92,7 @@ def test_pools_methods_and_controls_become_parts(there):
         "noop", "refuse_all", "placebo", "wrong_answers", "noise",
     ]  # fmt: skip
     after = [(cell.editor.name, cell.then.name) for cell in cells if cell.part == "after"]
-    assert after == [(m, t) for m in ("gradient_difference", "npo") for t in ("relearn", "quantize")]
+    assert after == [(m, t) for m in ("gradient_difference", "npo") for t in ("relearned", "quantized")]
     assert len({cell.key for cell in cells}) == len(cells)
     assert len({cell.reference_key for cell in cells}) == len({cell.before_key for cell in cells}) == 1
     pooled = {cell.model_key for cell in cells if cell.part.startswith(("knows", "never"))}
@@ -153,11 +153,18 @@ def test_the_whole_says_what_each_metric_is_worth_and_goes_on(there):
     }  # fmt: skip
     assert (controls["noop"], controls["oracle"]) == pytest.approx((0, 1))
     assert controls["filter"] < 0.5, "a filter in front of an unchanged model does not pass as forgotten by depth"
-    probability = {name: own["unlearn_tofu_forget01/forget_probability"] for name, own in content["controls"].items()}
-    assert (probability["noop"], probability["oracle"]) == pytest.approx((0, 1))
+    said = {name: own["unlearn_tofu_forget01/forget_exact_memorization"] for name, own in content["controls"].items()}
+    assert (said["noop"], said["oracle"]) == pytest.approx((0, 1))
     page = (output / "meta.html").read_text()
     assert "forget_logit_lens_depth" in page
     assert "<script" not in page
+    again = output / "again"
+    done = CliRunner().invoke(cli.app, ["meta", str(path), "--from", str(output), "--output", str(again)])
+    assert done.exit_code == 0, done.output
+    without = {"created", "command", "provenance"}
+    assert {k: v for k, v in json.loads((again / "meta.json").read_text()).items() if k not in without} == {
+        k: v for k, v in content.items() if k not in without
+    }
     models = {own.name: own.stat().st_mtime_ns for own in (output / "shared" / "models").iterdir()}
     assert CliRunner().invoke(cli.app, ["meta", str(path), "--output", str(output)]).exit_code == 0
     assert {own.name: own.stat().st_mtime_ns for own in (output / "shared" / "models").iterdir()} == models

@@ -109,7 +109,8 @@ def run(
     if meta is not None:
         from unlearn_eval.cli.meta import tell_worth
 
-        tell_worth(planned.cells, board.results, meta, store.folder, data, json_)
+        ordered = [board.results[cell.key] for cell in planned.cells if cell.key in board.results]
+        tell_worth(ordered, len(planned.cells), meta, store.folder, data, json_)
     _tell_failed(board, _command(study, settings, output, True, ray, tracker))
     if not json_:
         data.print(f"results: {store.folder}/runs, one folder for each cell", soft_wrap=True, highlight=False)

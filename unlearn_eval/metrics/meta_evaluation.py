@@ -290,8 +290,9 @@ def _estimate(
         return Estimate(None, n=n, reason=what if not n_counted else "it is undefined for the unlearned models")
     interval = percentile_interval(draws)
     low, high = interval.low, interval.high
-    if name == "faithfulness" and (low is None or high is None or high - low < _TINY):
-        low, high = area_interval(value, len(knows), len(never))
+    if name == "faithfulness":
+        if low is None or high is None or high - low < _TINY:
+            low, high = area_interval(value, len(knows), len(never))
     elif n_counted < 2:
         low = high = None
     return Estimate(value, low, high, n)
@@ -510,7 +511,7 @@ def control_orders(forgotten: Mapping[str, float | None], least: float = 0.05) -
 
     Args:
         forgotten: Control -> how forgotten the metric calls it, from 0 (as before unlearning) to 1 (as a model that
-            never knew; not clipped). Controls: `noop`, `refuse_all`, `filter`, `placebo`, `random_mlps`, `oracle`,
+            never knew; not clipped). Controls: `noop`, `refuse_all`, `filter`, `placebo`, `random_layers`, `oracle`,
             `noise`, `wrong_answers`.
         least: What counts as a difference.
     """
@@ -533,6 +534,6 @@ def control_orders(forgotten: Mapping[str, float | None], least: float = 0.05) -
         order("a collapsed model has not forgotten well", ["noise", best], lambda a, b: a < b - least),
         order("answering wrongly on purpose is not forgetting", ["wrong_answers", best], lambda a, b: a < b - least),
         order(
-            "random layers are no better than the retrained model", ["random_mlps", best], lambda a, b: a <= b + least
+            "random layers are no better than the retrained model", ["random_layers", best], lambda a, b: a <= b + least
         ),
     ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from unlearn_eval.runs.study.file import EditorEntry, MetaEntry, StudyFile, TaskEntry
+from unlearn_eval.runs.study.file import BITS, EditorEntry, MetaEntry, StudyFile, TaskEntry
 from unlearn_eval.runs.study.mistakes import user_error
 from unlearn_eval.runs.study.read import META, read_study
 from unlearn_eval.runs.study.spec import Study, study_of
@@ -23,7 +23,7 @@ KNOWS, NEVER, UNLEARNED, RETAINED, AFTER, RETAINED_AFTER = (
     "knows", "never", "unlearned", "retained", "after", "retained after",
 )  # fmt: skip
 CONTROLS, FILTER, RANDOM = "controls", "filter", "random layers"
-RELEARN, QUANTIZE = "relearn", "quantize"
+RELEARNED, QUANTIZED = "relearned", "quantized"
 NOOP, REFUSE_ALL, PLACEBO, WRONG, NOISE = "noop", "refuse_all", "placebo", "wrong_answers", "noise"
 _OWN = "own models"  # the recipe of models that the user gives
 
@@ -118,8 +118,8 @@ def _parts(meta: MetaEntry) -> Iterator[tuple[str, dict[str, Any]]]:
     yield RETAINED, {**without, "tasks": with_utility, "editors": [], "attacks": reads}
     yield UNLEARNED, {**full, "tasks": with_utility, "editors": methods, "attacks": reads}
     after = [
-        {"kind": "teach", "name": RELEARN, "on": meta.forget, "settings": _training(meta) | dict(meta.relearn)},
-        {"kind": "quantize", "name": QUANTIZE, "settings": dict(meta.quantize)},
+        {"kind": "teach", "name": RELEARNED, "on": meta.forget, "settings": _training(meta) | dict(meta.relearning)},
+        {"kind": BITS, "name": QUANTIZED, "settings": dict(meta.quantization)},
     ]
     attacked = {"tasks": tasks, "attacks": reads, "then": after, "only_then": True}
     yield RETAINED_AFTER, {**without, **attacked, "editors": []}

@@ -14,7 +14,6 @@ from unlearn_eval.runs.meta import expand
 from unlearn_eval.runs.meta.expand import Place
 from unlearn_eval.runs.meta.published import DIRECTIONS, PUBLISHED, SOURCE
 from unlearn_eval.runs.study.file import MetaEntry
-from unlearn_eval.runs.study.plan import Cell
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.provenance import provenance
 
@@ -65,15 +64,14 @@ def own_metrics(path: str | None) -> dict[str, tuple[OwnMetric, bool]]:
     return found
 
 
-def measured(cells: Iterable[Cell], results: Mapping[str, Result], meta: MetaEntry) -> list[Measured]:
-    """What was measured of every model whose cell is complete, in the order of the cells."""
+def measured(results: Iterable[Result], meta: MetaEntry) -> list[Measured]:
+    """What was measured of every model whose cell is complete, in the order of the results."""
     own, found = own_metrics(meta.metric), []
-    for cell in cells:
-        result = results.get(cell.key)
-        if result is None or result.status != "complete":
+    for result in results:
+        cell = result.config.get("cell")
+        if result.status != "complete" or not cell:
             continue
-        place = Place.of(cell.part)
-        method = "" if cell.editor is None else cell.editor.name
+        place, method = Place.of(cell["part"]), cell["editor"] or ""
         values = {
             f"{task}/{name}": me.as_knowledge(name, metric.value, metric.higher_is_better)
             for task, metrics in result.metrics.items()
@@ -91,8 +89,8 @@ def measured(cells: Iterable[Cell], results: Mapping[str, Result], meta: MetaEnt
             Measured(
                 place.role,
                 method or place.recipe,
-                cell.part if not method else f"{method} ({cell.part})",
-                "" if cell.then is None else cell.then.name,
+                f"{method} ({cell['part']})" if method else cell["part"],
+                (cell.get("then") or {}).get("name", ""),
                 None if utility is None else utility.value,
                 values,
             )
@@ -128,14 +126,14 @@ def pools_of(models: Sequence[Measured]) -> Pools:
         return next((m for m in models if m.role == role and m.change == change and recipe in (None, m.recipe)), None)
 
     def changed(own: Measured, role: str) -> me.Model:
-        then = [of(role, own.recipe, change) for change in (expand.RELEARN, expand.QUANTIZE)]
+        then = [of(role, own.recipe, change) for change in (expand.RELEARNED, expand.QUANTIZED)]
         return me.Model(own.recipe, own.values, *({} if after is None else after.values for after in then))
 
     full, retained = of(expand.UNLEARNED, ""), of(expand.RETAINED)
     unlearned = [m for m in models if m.role == expand.UNLEARNED and m.recipe]
     kept = [m for m in unlearned if _keeps(m, full)]
     controls = {m.change: m for m in models if m.role == expand.CONTROLS}
-    beside = {"filter": of_editor(models, expand.FILTER), "random_mlps": of_editor(models, expand.RANDOM)}
+    beside = {"filter": of_editor(models, expand.FILTER), "random_layers": of_editor(models, expand.RANDOM)}
     controls |= {name: own for name, own in {**beside, "oracle": retained}.items() if own is not None}
     return Pools(
         knows=[me.Model(m.recipe, m.values) for m in models if m.role == expand.KNOWS],
@@ -160,15 +158,19 @@ def _keeps(model: Measured, full: Measured | None) -> bool:
     return model.utility >= me.LEAST_UTILITY * full.utility
 
 
-def summary(
-    cells: Sequence[Cell], results: Mapping[str, Result], meta: MetaEntry, command: list[str]
-) -> dict[str, Any]:
+def summary(results: Iterable[Result], n_cells: int, meta: MetaEntry, command: list[str]) -> dict[str, Any]:
     """What each metric is worth, the controls, gaps, the combined number, and the published directions.
+
+    Args:
+        results: Of the cells of a study that `expand` has made.
+        n_cells: How many cells there are, measured or not.
+        meta: What stands under `meta:`.
+        command: The command line.
 
     Raises:
         UserError: a pool has fewer than two models.
     """
-    models = measured(cells, results, meta)
+    models = measured(results, meta)
     pools = pools_of(models)
     if min(len(pools.knows), len(pools.never)) < 2:
         raise UserError(
@@ -196,7 +198,7 @@ def summary(
             "never": len(pools.never),
             "unlearned": len(pools.unlearned) + len(pools.left_out),
             "left_out": pools.left_out,
-            "cells": len(cells),
+            "cells": n_cells,
             "complete": len(models),
         },
         "models": [asdict(m) for m in models],

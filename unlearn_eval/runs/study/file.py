@@ -29,7 +29,7 @@ from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.schemas import expected
 from unlearn_eval.utils.settings import as_texts
 
-TEACH, QUANTIZE, NOISE = THEN_KINDS = "teach", "quantize", "noise"
+TEACH, BITS, NOISE = THEN_KINDS = "teach", "bits", "noise"
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
@@ -259,7 +259,7 @@ class ThenEntry(Table):
     """What is done to a model after the edit and before it is asked.
 
     Attributes:
-        kind: teach (fine-tuned on a set), quantize, or noise.
+        kind: teach (fine-tuned on a set), bits (quantized), or noise.
         name: in results; two of one kind need two.
         on: the set that is taught.
         settings: of training, of quantization, or the noise's `scale` (in standard deviations of each weight matrix)
@@ -355,7 +355,7 @@ class MetaEntry(Table):
         utility_tasks: What unlearned models and controls are asked in place of `tasks`; none: the same.
         methods: Unlearning methods, as editors of a study.
         depth: Attacks that read states; their metrics take part as those of the tasks do.
-        relearn, quantize: Settings of the two changes.
+        relearning, quantization: Settings of the two changes.
         noise: Scale of the noise of the collapsed control.
         filter: The editor that stands for a filter in front of an unchanged model: a memory in the last block, which
             leaves the states of all others as they are.
@@ -378,10 +378,10 @@ class MetaEntry(Table):
     utility_tasks: Many[TaskEntry] = ()
     methods: Many[EditorEntry] = ()
     depth: Many[Text] = ()
-    relearn: Settings = {}
-    quantize: Settings = {"scheme": "nf4"}
+    relearning: Settings = {}
+    quantization: Settings = {"scheme": "nf4"}
     noise: Positive = 1.0
-    filter: EditorEntry | None = EditorEntry(editor="grace")
+    filter: EditorEntry | None = None
     random_layers: EditorEntry | None = None
     knows: Many[Text] = ()
     never: Many[Text] = ()

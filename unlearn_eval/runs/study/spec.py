@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from unlearn_eval.editing.from_file import editor_label
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.runs.study.file import (
-    QUANTIZE,
+    BITS,
     TEACH,
     AttackEntry,
     Axes,
@@ -91,7 +91,7 @@ class ThenSpec:
 
     Attributes:
         name: in tables and folder names.
-        kind: teach, quantize or noise.
+        kind: teach, bits or noise.
         on: the set that is taught.
         settings: as text.
     """
@@ -109,7 +109,7 @@ class ThenSpec:
     @property
     def quantizes(self) -> bool:
         """Whether that rule is quantization; else it is noise."""
-        return self.kind == QUANTIZE
+        return self.kind == BITS
 
 
 @dataclass(frozen=True)
