@@ -610,7 +610,7 @@ def fixed_targets(monkeypatch):
     generator = torch.Generator().manual_seed(3)
     fixed = {f"r{i}": 3 * torch.randn(WIDTH, generator=generator, dtype=torch.float64) for i in range(8)}
 
-    def given(model, parts, layer, requests, config, progress, site):
+    def given(model, parts, layer, requests, config, progress, site, window=0):
         values = torch.stack([fixed[r.id] for r in requests])
         return TargetValues(values, values, [0.0] * len(values), [0.0] * len(values), [1] * len(values))
 

@@ -49,7 +49,7 @@ def check_samples(samples, model, tokenizer, chat):
             close(sample["forget_truth_ratio"], own["truth_ratio_forget"])
             close(math.exp(sample["forget_quality"]["log_truth_ratio"]), own["raw_truth_ratio"])
         else:
-            close(sample[f"{split}_probability"], own["probability" if split == "retain" else "normalized"])
+            close(sample[f"{split}_probability"], own["probability" if split == "retain" else "normalised"])
             close(sample[f"{split}_truth_ratio"], own["truth_ratio"])
         others = {"forget", "retain", "real_authors", "world_facts"} - {split}
         assert all(sample[f"{other}_{key}"] is None for other in others for key in ("probability", "rouge"))
@@ -81,7 +81,7 @@ def check_aggregates(result, expected):
         close(found[f"forget_{key}"], mean("forget", key))
     close(found["forget_truth_ratio"], mean("forget", "truth_ratio_forget"))
     for split in ("retain", "real_authors", "world_facts"):
-        close(found[f"{split}_probability"], mean(split, "probability" if split == "retain" else "normalized"))
+        close(found[f"{split}_probability"], mean(split, "probability" if split == "retain" else "normalised"))
         close(found[f"{split}_truth_ratio"], mean(split, "truth_ratio"))
     nine = [found[f"{s}_{k}"] for s in ("retain", "real_authors", "world_facts") for k in ("probability", "rouge")]
     nine += [found[f"{s}_truth_ratio"] for s in ("retain", "real_authors", "world_facts")]

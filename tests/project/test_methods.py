@@ -29,9 +29,6 @@ OTHER_MEANINGS = {  # a method's name that is also another word -> where it is t
     "notes": {""},  # what else there is to say of anything
     "probe": {"localization/methods/fact_lookup.py", "results/report/localization.py"},  # a way to look facts up
     "uds": {"metrics/", "results/report/attacked.py"},  # a metric
-    "relearn": {"runs/meta/"},  # what a metric should survive
-    "quantize": {"runs/meta/", "runs/study/file.py"},  # the same
-    "random_mlps": {"metrics/meta_evaluation.py", "runs/meta/"},  # a control
     "random": {"harness/", "metrics/"},  # facts that were drawn
     "none": {""},  # nothing, in settings and options
 }

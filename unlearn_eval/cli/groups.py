@@ -7,17 +7,17 @@ from typing import Any
 from typer.core import TyperGroup
 
 GROUPS = {
-    "Start": ("demo", "forget", "verify", "ls", "env"),
-    "Edit": ("edit", "finetune", "inspect", "export", "push", "serve"),
-    "Measure": ("eval", "compare", "attack", "localize", "tasks-path"),
-    "Studies and reports": ("run", "meta", "rate", "report", "check"),
+    "Start": ("demo", "forget", "ls"),
+    "Edit": ("edit", "finetune", "inspect", "export", "serve"),
+    "Measure": ("eval", "compare", "attack", "localize"),
+    "Studies and reports": ("run", "meta", "report", "check"),
 }
 _ANYWHERE = ("-q", "--quiet", "-v", "--verbose")
 _OPTIONS = "Options: -h; anywhere -q (errors only), -v (libraries too); --version, --install-completion"
 
 
 class CommandGroups(TyperGroup):
-    """Commands in groups; a command that stands in none comes last."""
+    """Commands in groups; those that stand in none are named in one line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take -q and -v from wherever they stand before `--`."""
@@ -44,9 +44,11 @@ class CommandGroups(TyperGroup):
         shown = [name for name in self.list_commands(ctx) if not self.commands[name].hidden]
         width = max(map(len, shown)) + 2
         grouped = {name for own in GROUPS.values() for name in own}
-        for title, names in {**GROUPS, "": tuple(name for name in shown if name not in grouped)}.items():
+        for title, names in GROUPS.items():
             if own := [name for name in names if name in shown]:
                 formatter.write(f" {title}\n")
             for name in own:
                 text = self.commands[name].get_short_help_str(formatter.width - width - 4)
                 formatter.write(f"   {name:{width}}{text}\n")
+        if more := [name for name in shown if name not in grouped]:
+            formatter.write(f" And {', '.join(more)}: each has --help\n")

@@ -42,7 +42,7 @@ def meta(
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Measure what each metric is worth, on models that know and models that never knew.
+    """Measure what each metric is worth, by models that know or not.
 
     The same command goes on where it was cut off, and writes meta.json, meta.md and meta.html.
     """

@@ -10,6 +10,7 @@ import traceback
 import typing
 from collections.abc import Callable
 from functools import cache
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,10 +56,18 @@ def _checked_path(name: str) -> Path:
     return path
 
 
+class _Source(SourceFileLoader):
+    """Runs the file as it is: bytecode that is kept is told from a newer file by its size and second alone."""
+
+    def path_stats(self, path: str) -> Any:
+        """Nothing that bytecode could be kept by; neither read nor written, it leaves no folder beside the file."""
+        raise OSError
+
+
 @cache
 def _loaded(path: Path, sha256: str) -> ModuleType:
     name = f"_editor_{path.stem}_{sha256[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, str(path)))
     assert spec is not None and spec.loader is not None  # noqa: PT018
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
