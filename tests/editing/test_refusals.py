@@ -505,6 +505,7 @@ def test_a_question_that_does_not_fit_falls_back(tiny):
 
 
 @pytest.mark.real_model
+@pytest.mark.slow
 def test_the_real_model_writes_refusals(real_model):
     loaded = load_model(str(real_model), dtype="float32")
     wanted = ("capital_of/france", "author_of/the_grapes_of_wrath", "young_of/sheep", "element_symbol/gold")

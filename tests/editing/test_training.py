@@ -227,6 +227,7 @@ def test_gradient_checkpointing_changes_nothing():
     assert not model.is_gradient_checkpointing
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
     script = HERE / "two_processes.py"
     environment = {**os.environ, "PYTHONPATH": PATHS}

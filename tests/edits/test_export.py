@@ -336,6 +336,7 @@ def test_any_other_error_is_not_hidden_and_leaves_nothing(edit, tmp_path, monkey
 
 
 @pytest.mark.real_model
+@pytest.mark.slow
 def test_the_default_model(real_model, tmp_path):
     """Tied embeddings, 135 million weights, a chat template; float32 and bfloat16."""
     edit = make_edit(real_model, tmp_path / "edit", scale=0.05)

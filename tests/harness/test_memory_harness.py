@@ -411,7 +411,8 @@ def test_the_model_is_itself_again(loaded, others):
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize("editor", ["grace", *(pytest.param(e, marks=pytest.mark.slow) for e in ("wise", "memoir"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("editor", ["grace", "wise", "memoir"])
 def test_the_real_model_refuses_in_batches(editor, real_model, tmp_path):
     """Three facts of the real small model, asked together with others: they are refused, the others are answered."""
     loaded = load_model(str(real_model), dtype="float32")

@@ -53,6 +53,7 @@ def edited(script, model, tmp_path_factory):
     return folder, script("edit_then_evaluate.sh", folder, *sets, "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_edit_then_evaluate(edited):
     folder, said = edited
     before, after = (read_result(folder / f"{name}.json") for name in ("after.baseline", "after"))
