@@ -63,6 +63,7 @@ def test_edit_then_evaluate(edited):
 
 
 @pytest.mark.slow  # two processes more; tests/harness runs the same command of lm-eval's
+@pytest.mark.slow
 def test_lm_eval_evaluates_an_edit(edited, script, model):
     folder, _ = edited
     ask = '{"forget": ["capital_of/france"], "retain": ["capital_of/japan"], "encoder": "off"}'
