@@ -77,6 +77,7 @@ def test_lm_eval_evaluates_an_edit(edited, script, model):
     assert {record["id"] for record in read_samples(path, "unlearn_facts")} > {"forget/capital_of/france"}
 
 
+@pytest.mark.slow
 def test_a_sweep_can_be_planned(script, tmp_path, model):
     said = script("sweep.sh", tmp_path, "--dry-run", f"models={model}")
     assert "14 cells: 0 done, 14 to do" in said
