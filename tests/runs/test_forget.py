@@ -144,6 +144,21 @@ def test_a_second_run_does_nothing_again(done, config, monkeypatch):
     assert after.trials == before.trials
 
 
+@pytest.mark.parametrize("answer", ["Yes", "off", "007", "12:30", "1879-03-14", "1_000"])
+def test_an_answer_in_yaml_is_the_text_that_stands_there(tmp_path, answer):
+    path = tmp_path / "request.yaml"
+    path.write_text(f"subject: Ada\nquestions:\n  - question: What is it of Ada?\n    answer: {answer}\n")
+    (item,) = read_request(str(path)).items
+    assert item.answer == answer
+
+
+def test_a_key_of_a_request_stands_once(tmp_path):
+    path = tmp_path / "request.yaml"
+    path.write_text("subject: Ada\ntexts: [one]\nsubject: Eve\n")
+    with pytest.raises(UserError, match="line 3, column 1: the key 'subject' stands here and in line 1"):
+        read_request(str(path))
+
+
 @pytest.mark.parametrize("at", [4, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 7))])
 def test_a_run_that_was_killed_goes_on(done, config, tmp_path, monkeypatch, at):
     calls, real = [], measure.write_result

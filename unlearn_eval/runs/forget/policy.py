@@ -13,7 +13,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import model_validator
 
 from unlearn_eval.data.registry import is_ours
@@ -22,6 +21,7 @@ from unlearn_eval.runs.study.file import Counted, Settings, Table, Text
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.json_files import read_text
 from unlearn_eval.utils.schemas import validated
+from unlearn_eval.utils.yaml_text import parse_yaml
 
 SHIPPED = ("standard", "strict")
 LEFT, PRICE = "left", "price"
@@ -177,25 +177,13 @@ def read_policy(name: str) -> Policy:
         text, where = read_text(Path(name).expanduser(), "policy"), name
     else:
         raise unknown_name("policy", name, [*SHIPPED, "a .yaml file"])
-    return validated(Policy, read_yaml(text, where), where, "is no policy", _HINT)
+    return validated(Policy, parse_yaml(text, where), where, "is no policy", _HINT)
 
 
 def shipped_candidates() -> list[Candidate]:
     """What is tried if the policy does not say."""
     text = (_FOLDER / "candidates.yaml").read_text(encoding="utf-8")
-    return [validated(Candidate, own, "candidates.yaml", "is damaged", "") for own in read_yaml(text, "candidates")]
-
-
-def read_yaml(text: str, where: str) -> Any:
-    """What a YAML text says.
-
-    Raises:
-        UserError: it is not YAML.
-    """
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())[:200]}", "mend it there") from error
+    return [validated(Candidate, own, "candidates.yaml", "is damaged", "") for own in parse_yaml(text, "candidates")]
 
 
 def suited(candidates: Sequence[Candidate], n_items: int, most_words: int) -> tuple[list[Candidate], list[str]]:

@@ -22,12 +22,12 @@ from unlearn_eval.metrics.refusal import content_words, has_refusal_cue
 from unlearn_eval.models.generation import written
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
-from unlearn_eval.runs.forget.policy import read_yaml
 from unlearn_eval.runs.study.file import Many, Table, Text
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_text
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.schemas import validated
+from unlearn_eval.utils.yaml_text import parse_yaml
 
 ASPECTS: tuple[tuple[str, ...], ...] = (
     ("Who or what is {subject}?", "Tell me about {subject} in one sentence."),
@@ -119,7 +119,7 @@ def read_request(place: str) -> Request:
     path = Path(place).expanduser()
     if path.suffix.lower() not in (".yaml", ".yml"):
         return Request(place, load_forget_set(place).items)
-    content = read_yaml(read_text(path, "request"), str(path))
+    content = parse_yaml(read_text(path, "request"), str(path))
     hint = "a request has a subject, and texts, documents or questions"
     asked = validated(RequestFile, content, path, "is no request", hint)
     texts = [*asked.texts, *(read_text(path.parent / own, "document") for own in asked.documents)]

@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.json_files import read_text
+from unlearn_eval.utils.yaml_text import parse_yaml
 
 STUDIES_FOLDER = Path(__file__).parents[2] / "studies"
 META = "meta"  # a table of its own: what a meta-evaluation is made of
 NAMED = {"models": "model", "editors": "editor", "recipes": "recipe", "tasks": "task"}  # axis -> what its entries name
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML 1.2's words (`off` is a text, `1e-5` a number), and no key twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key, line = key_node.value, key_node.start_mark.line + 1
-            if key in seen and key != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' stands here and in line {seen[key]}", key_node.start_mark
-                )
-            seen[key] = line
-        content: dict[Any, Any] = super().construct_mapping(node, deep)
-        return content
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$"),
-    list("-+.0123456789"),
-)
 
 
 def study_file(name: str) -> Path:
@@ -78,7 +48,7 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: no such file, not YAML, a key twice (each with its line), or not `KEY=VALUE`.
     """
-    content = _parsed(read_text(path, "study file"), str(path))
+    content = parse_yaml(read_text(path, "study file"), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path} is no study: it holds a {type(content).__name__}", "write KEY: VALUE lines")
     parts = content.get("parts") or {}
@@ -88,19 +58,8 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UserError(f"'{text}' is not KEY=VALUE", "for example models=default sizes=[10]")
-        _set(content, key.strip(), _parsed(value, f"'{text}'"))
+        _set(content, key.strip(), parse_yaml(value, f"'{text}'"))
     return content
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{where}{place}: {error.problem or error.context}", "mend the YAML there") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not YAML ({' '.join(str(error).split())})", "save it as UTF-8 text") from error
 
 
 def _set(content: dict[str, Any], key: str, value: Any) -> None:
