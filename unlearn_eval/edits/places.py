@@ -34,6 +34,11 @@ def edit_name(place: str | Path) -> str:
     return text.partition("@")[0].rpartition("/")[2] if text.startswith(HUB) else Path(place).resolve().name
 
 
+def is_edit(folder: object) -> bool:
+    """Whether this is a folder on this machine that holds an edit's description."""
+    return isinstance(folder, str | Path) and (Path(folder).expanduser() / DESCRIPTION).is_file()
+
+
 def check_is_edit(folder: str | Path) -> Path:
     """The folder on this machine, if it holds an edit's description; of an edit on the hub, that of its snapshot.
 
@@ -43,7 +48,7 @@ def check_is_edit(folder: str | Path) -> Path:
     folder = local_folder(folder)
     if not folder.is_dir():
         raise UserError(f"the edit folder {folder} does not exist", "make one with `unlearn-eval edit --output DIR`")
-    if not (folder / DESCRIPTION).is_file():
+    if not is_edit(folder):
         raise UserError(
             f"{folder} is not an edit: it has no {DESCRIPTION}",
             "name a folder that `unlearn-eval edit` wrote",
@@ -58,7 +63,7 @@ def _snapshot(place: str) -> Path:
     if at and not revision:
         raise UserError(f"{place} names no revision", "give a branch, a tag or a commit after @, or leave it out")
     folder = snapshot(repository, revision or None, [DESCRIPTION])
-    if not (folder / DESCRIPTION).is_file():
+    if not is_edit(folder):
         raise UserError(f"{place} is not an edit: it has no {DESCRIPTION}", "name what `unlearn-eval push` wrote")
     commit = folder.name if _COMMIT.fullmatch(folder.name) else revision or None
     return snapshot(repository, commit, [DESCRIPTION, *_listed(folder / DESCRIPTION)])

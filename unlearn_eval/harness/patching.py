@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.harness.names import MODELS, TASKS_FOLDER
@@ -77,6 +76,7 @@ def _checking_first(evaluate: Any) -> Any:
     parameters = inspect.signature(evaluate)
 
     def evaluating(*arguments: object, **options: object) -> Any:
+        from unlearn_eval.edits.places import is_edit
         from unlearn_eval.harness.options import check_options
 
         given = parameters.bind(*arguments, **options).arguments
@@ -90,7 +90,7 @@ def _checking_first(evaluate: Any) -> Any:
             num_fewshot=given.get("num_fewshot"),
             gen_kwargs=_parsed(given.get("gen_kwargs")),
         )
-        if _is_edit(of_model.get("peft")):
+        if is_edit(of_model.get("peft")):
             keep_embeddings()
         return evaluate(*arguments, **options)
 
@@ -123,19 +123,15 @@ def keep_embeddings() -> None:
 def _keeping_embeddings(create: Any) -> Any:
     from transformers import PreTrainedModel
 
+    from unlearn_eval.edits.places import is_edit
+
     def creating(self: Any, *arguments: object, **options: object) -> Any:
-        if not _is_edit(options.get("peft")):
+        if not is_edit(options.get("peft")):
             return create(self, *arguments, **options)
         with replaced(PreTrainedModel, "resize_token_embeddings", lambda own, *_, **__: own.get_input_embeddings()):
             return create(self, *arguments, **options)
 
     return creating
-
-
-def _is_edit(folder: object) -> bool:
-    from unlearn_eval.edits.places import DESCRIPTION
-
-    return isinstance(folder, str) and (Path(folder).expanduser() / DESCRIPTION).is_file()
 
 
 # Requests and scores ---------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from unlearn_eval.data.registry import asking_of, is_ours
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.folder import read_description
 from unlearn_eval.edits.forgotten import Forgotten, read_forgotten
-from unlearn_eval.edits.places import DESCRIPTION, local_folder
+from unlearn_eval.edits.places import is_edit, local_folder
 from unlearn_eval.harness.chat_template import ChatTemplate
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
@@ -72,7 +72,7 @@ class EvalPlan:
             forgotten = edit if isinstance(edit, Forgotten) else read_forgotten(edit)
         except UserError as error:
             folder = local_folder(str(edit))
-            if not (folder / DESCRIPTION).is_file():
+            if not is_edit(folder):
                 raise
             return cls(task, folder, reason=error.message)  # it may be an older edit, or data may be missing
         plan = cls(

@@ -19,13 +19,12 @@ import contextlib
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.folder import read_description
 from unlearn_eval.edits.load import check_base
-from unlearn_eval.edits.places import DESCRIPTION
+from unlearn_eval.edits.places import is_edit
 from unlearn_eval.harness import patching
 from unlearn_eval.metrics import gradnorm_score
 from unlearn_eval.models.prompt_format import PromptFormat, open_unlearning_labels
@@ -131,7 +130,7 @@ def _check_adapter(lm: Any) -> None:
         UserError: naming both.
     """
     folder = getattr(lm, "peft", None)
-    if isinstance(folder, str) and (Path(folder) / DESCRIPTION).is_file():
+    if isinstance(folder, str) and is_edit(folder):
         check_base(EditInfo(**read_description(folder, check_files=False)["info"]), lm.model, str(lm.pretrained))
 
 

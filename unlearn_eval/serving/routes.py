@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.folder import read_description
-from unlearn_eval.edits.places import DESCRIPTION
+from unlearn_eval.edits.places import is_edit
 from unlearn_eval.serving.door import rules_of
 from unlearn_eval.serving.gate import KNOWN, NAME, Gate
 from unlearn_eval.serving.plugin import edit_id
@@ -179,7 +179,7 @@ def inside(root: Path, name: str) -> Path:
         raise refused
     try:
         found = (root / name).resolve()  # of links too, where they lead
-        known = found != root and found.is_relative_to(root) and (found / DESCRIPTION).is_file()
+        known = found != root and found.is_relative_to(root) and is_edit(found)
     except (OSError, RuntimeError):  # too long for the file system; links in a circle
         raise refused from None
     if not known:

@@ -16,7 +16,7 @@ from unlearn_eval.editing.editor import get_editor
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.edits.base import Edit
 from unlearn_eval.edits.load import AnyEdit, load_edit
-from unlearn_eval.edits.places import DESCRIPTION
+from unlearn_eval.edits.places import is_edit
 from unlearn_eval.results.certificate import FAILS, PASSES, Certificate, certificate_path, read_certificate
 from unlearn_eval.runs.edit import make_edit
 from unlearn_eval.runs.forget.candidates import options_of
@@ -106,7 +106,7 @@ def read_earlier(place: str) -> Prior:
     certificate, work = read_certificate(path), path.parent / WORK
     chosen = next((trial.number for trial in certificate.trials if trial.chosen), None)
     folder = work / "trials" / f"{chosen:03d}" / EDIT if chosen else path.parent / EDIT
-    if certificate.edit is None or not (folder / DESCRIPTION).is_file() or not (work / KNOWN).is_file():
+    if certificate.edit is None or not is_edit(folder) or not (work / KNOWN).is_file():
         raise UserError(f"{path.parent} has no edit in clear on which another could be made", "keep its folder `work`")
     return Prior(certificate, load_edit(folder), folder, work)
 
@@ -167,7 +167,7 @@ class Search:
         self.say(f"trial {trial.number}: {own.editor}{strength}")
         started, error = time.monotonic(), ""
         try:
-            if not (folder / EDIT / DESCRIPTION).is_file():
+            if not is_edit(folder / EDIT):
                 made = make_edit(
                     self.bench.loaded,
                     self.bench.forget,

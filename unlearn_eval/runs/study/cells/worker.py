@@ -262,13 +262,13 @@ class Worker:
     def _edit(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> Path:
         """The folder of the edit, made unless it is there and whole."""
         from unlearn_eval.edits.folder import read_description
-        from unlearn_eval.edits.places import DESCRIPTION
+        from unlearn_eval.edits.places import is_edit
         from unlearn_eval.runs.edit import make_edit
 
         assert cell.editor is not None and cell.recipe is not None and cell.edit_key is not None  # noqa: PT018
         name = replace(cell, backend="hf").name  # every back end asks the same edit
         folder = self.store.shared("edits", f"{name}-{cell.edit_key[:12]}")
-        if (folder / DESCRIPTION).is_file():
+        if is_edit(folder):
             try:
                 read_description(folder)
                 return folder
@@ -311,14 +311,14 @@ class Worker:
 
     def _taught_then(self, cell: Cell, loaded: Loaded, chosen: Chosen, folder: Path | None) -> Path | None:
         """The folder of what the edited model is taught then, made unless it is there; None if it is taught nothing."""
-        from unlearn_eval.edits.places import DESCRIPTION
+        from unlearn_eval.edits.places import is_edit
         from unlearn_eval.runs.finetune import finetune
 
         if cell.then is None or not cell.then.teaches:
             return None
         about = hash_json([cell.model_key, cell.model.dtype, cell.chat, cell.prompts, cell.edit_key, cell.then_key])
         target = self.store.shared("then", f"{cell.then.name}-{about[:16]}")
-        if (target / DESCRIPTION).is_file():
+        if is_edit(target):
             return target
         data = forget_set(str(cell.then.on))
         self.say(f"{cell.then.name}: teaching {data.name}")
