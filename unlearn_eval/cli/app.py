@@ -40,6 +40,7 @@ from unlearn_eval.cli.options import (
     JsonOption,
     LimitOption,
     ModelOption,
+    RowsOption,
     SeedOption,
     SystemOption,
     TargetOption,
@@ -106,7 +107,7 @@ def demo(
     n_retain: Annotated[int, typer.Option(help="Known facts to keep.")] = DEMO.n_retain,
     target: Annotated[str, typer.Option(help="What to say instead: idk, pool, or a sentence.")] = DEMO.target,
     seed: SeedOption = DEMO.seed,
-    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = DEMO.batch_size,
+    batch_size: RowsOption = DEMO.batch_size,
     device: DeviceOption = None,
 ) -> None:
     """Make a small model forget facts, and measure it."""

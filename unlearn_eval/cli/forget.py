@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from unlearn_eval.cli.options import ChatOption, DeviceOption, DtypeOption, JsonOption, ModelOption, check_there
+from unlearn_eval.cli.options import (
+    ChatOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    RowsOption,
+    SeedOption,
+    check_there,
+)
 from unlearn_eval.cli.terminal import progress
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps
@@ -38,9 +47,9 @@ def forget(
     ] = None,
     sign: SignOption = None,
     chat: ChatOption = None,
-    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 32,
+    batch_size: RowsOption = 32,
     dtype: DtypeOption = "float32",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: SeedOption = 0,
     device: DeviceOption = None,
 ) -> None:
     """Meet a request to forget, and certify what came of it.
@@ -98,7 +107,7 @@ def verify(
         str | None, typer.Option(help="Repeat only these measurements, separated by commas; none: hashes.")
     ] = None,
     key: Annotated[str | None, typer.Option("--key", help="Public key (PEM) that must have signed.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 32,
+    batch_size: RowsOption = 32,
     device: DeviceOption = None,
     json_: JsonOption = False,
 ) -> None:

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from unlearn_eval.cli.options import FieldsOption, SystemOption, TemplateOption
+from unlearn_eval.cli.options import FieldsOption, ModelOption, SeedOption, SystemOption, TemplateOption
 from unlearn_eval.utils.terminal import new_console, put, say
 
 
 def localize(
     name: Annotated[str, typer.Argument(help="The method; `unlearn-eval ls localizations`.")],
     output: Annotated[str, typer.Option("--output", "-o", help="File to write (.json), for edit --components.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file, or 'default'.")] = "default",
+    model: ModelOption = "default",
     forget: Annotated[str, typer.Option("--forget", "-f", help="facts, sports:all, ... or a file.")] = "facts",
     retain: Annotated[
         str | None, typer.Option("--retain", help="Further facts, for probes: other answers than those to forget.")
@@ -34,7 +34,7 @@ def localize(
     chat_template_kwargs: TemplateOption = None,
     batch_size: Annotated[int, typer.Option(help="Prompts per forward pass.")] = 64,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")] = "float32",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: SeedOption = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")] = None,
 ) -> None:
     """Find where in a model facts are; for edit --components."""

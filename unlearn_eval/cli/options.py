@@ -12,6 +12,7 @@ from unlearn_eval.utils.errors import UserError
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file, or 'default'.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU if there is one]")]
+RowsOption = Annotated[int, typer.Option(help="Rows per forward pass.")]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
 ForgetOption = Annotated[str, typer.Option("--forget", "-f", help="facts, tofu:forget01, pistol:A_B, ... or a file.")]
 TargetOption = Annotated[
@@ -39,6 +40,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, auto.")]
 
 
+StudyFolderOption = Annotated[
+    str | None, typer.Option("--output", "-o", help="Folder. [default: results/scratch/NAME]")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the plan with its cost, and run nothing.")]
+RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Run cells that failed again.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Run code that it names, though it is not below this folder or not yours.")
+]
+RayOption = Annotated[
+    str | None, typer.Option("--ray", help="Run on Ray: local, auto (this machine's cluster), or an address.")
+]
 AnyBaseOption = Annotated[
     bool, typer.Option("--any-base", help="Apply an edit that does not say on which weights it was made.")
 ]

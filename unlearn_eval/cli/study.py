@@ -10,7 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from unlearn_eval.cli.options import JsonOption, TrackerOption
+from unlearn_eval.cli.options import (
+    DryRunOption,
+    JsonOption,
+    RayOption,
+    RetryOption,
+    StudyFolderOption,
+    TrackerOption,
+    TrustOption,
+)
+from unlearn_eval.cli.worth import tell_worth
 from unlearn_eval.utils.json_files import dumps
 from unlearn_eval.utils.terminal import new_console, printable, put, say
 
@@ -18,17 +27,11 @@ from unlearn_eval.utils.terminal import new_console, printable, put, say
 def run(
     study: Annotated[str, typer.Argument(help="A study file, or the name of one that is shipped.")],
     settings: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE over the file's, as in sizes=[10].")] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Folder. [default: results/scratch/NAME]")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan with its cost, and run nothing.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells that failed again.")] = False,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Run code that it names, though it is not below this folder or not yours.")
-    ] = False,
-    ray: Annotated[
-        str | None, typer.Option("--ray", help="Run on Ray: local, auto (this machine's cluster), or an address.")
-    ] = None,
+    output: StudyFolderOption = None,
+    dry_run: DryRunOption = False,
+    retry_failed: RetryOption = False,
+    trust: TrustOption = False,
+    ray: RayOption = None,
     tracker: TrackerOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -101,16 +104,14 @@ def run(
                 say("\ninterrupted; what was finished is kept. Go on with:")
             say(f"  {_command(study, settings, output, retry_failed, ray, tracker)}")
             raise typer.Exit(1 if isinstance(error, DiskFull) else 130) from error
-    if json_ and meta is None:
-        put(dumps({"folder": str(store.folder), **study_summary(planned.cells, board.states, board.results)}, indent=2))
-    elif meta is None:
-        for table in result_tables(planned.cells, board.results, wanted.show):
-            data.print(table)
     if meta is not None:
-        from unlearn_eval.cli.meta import tell_worth
-
         ordered = [board.results[cell.key] for cell in planned.cells if cell.key in board.results]
         tell_worth(ordered, len(planned.cells), meta, store.folder, data, json_)
+    elif json_:
+        put(dumps({"folder": str(store.folder), **study_summary(planned.cells, board.states, board.results)}, indent=2))
+    else:
+        for table in result_tables(planned.cells, board.results, wanted.show):
+            data.print(table)
     _tell_failed(board, _command(study, settings, output, True, ray, tracker))
     if not json_:
         data.print(f"results: {store.folder}/runs, one folder for each cell", soft_wrap=True, highlight=False)
