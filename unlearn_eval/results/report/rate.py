@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
 from threading import Lock
 
 from unlearn_eval.results.ratings import ASK, CLASSES, SCALE, add_rating, check_rating, read_ratings, row
 from unlearn_eval.results.report.page import as_script_json, csp_source
-from unlearn_eval.results.report.serve import bound
+from unlearn_eval.results.report.serve import LocalHandler, LocalServer, bound
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import Record
 
@@ -45,10 +44,9 @@ def rating_page(answers: Sequence[Record], rater: str, rated: Mapping[str, Recor
     return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
 
 
-class RatingServer(ThreadingHTTPServer):
+class RatingServer(LocalServer):
     """Serves one rater's sheet, and writes what is rated."""
 
-    daemon_threads = True
     answers: Sequence[Record]
     folder: Path
     rater: str
@@ -61,18 +59,12 @@ class RatingServer(ThreadingHTTPServer):
         return rating_page(self.answers, self.rater, rated, self.token).encode()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LocalHandler):
     server: RatingServer
-
-    def do_GET(self) -> None:
-        if self._is_ours() and self.path in ("/", "/index.html"):
-            self._answer(200, self.server.page(), "text/html")
-        elif self._is_ours():
-            self.send_error(404)
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
-        if not self._is_ours():
+        if not self.is_ours():
             return
         if not secrets.compare_digest(self.headers.get("X-Rating") or "", self.server.token):
             self.send_error(403, "reload the page")
@@ -85,29 +77,9 @@ class _Handler(BaseHTTPRequestHandler):
                 rating = check_rating(given if isinstance(given, dict) else {}, ids)
                 with self.server.lock:
                     add_rating(self.server.folder, self.server.rater, rating)
-                self._answer(200, b"saved", "text/plain")
+                self.answer(200, b"saved", "text/plain")
             except (UserError, ValueError) as error:
-                self._answer(400, str(error).encode(), "text/plain")
-
-    def _is_ours(self) -> bool:
-        """Whether this machine's own name was asked for; else the request is refused."""
-        port = self.server.server_port
-        if self.headers.get("Host") in (f"127.0.0.1:{port}", f"localhost:{port}"):
-            return True
-        self.send_error(403, "ask 127.0.0.1")
-        return False
-
-    def _answer(self, status: int, content: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *arguments: object) -> None:
-        """Nothing: the terminal is for what the user has to know."""
+                self.answer(400, str(error).encode(), "text/plain")
 
 
 def rating_server(answers: Sequence[Record], folder: Path, rater: str, port: int) -> RatingServer:

@@ -39,40 +39,57 @@ class Pages:
             return self._page
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `pages`; threads end with the process."""
+class LocalServer(ThreadingHTTPServer):
+    """Serves a page; threads end with the process.
+
+    Attributes:
+        page: the page as it is now.
+    """
 
     daemon_threads = True
-    pages: Pages
+    page: Callable[[], bytes]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: Server
+class LocalHandler(BaseHTTPRequestHandler):
+    """Answers this machine alone, with the server's page."""
+
+    server: LocalServer
 
     def do_GET(self) -> None:
-        port = self.server.server_port
-        if self.headers.get("Host") not in (f"127.0.0.1:{port}", f"localhost:{port}"):
-            self.send_error(403, "ask 127.0.0.1")  # another site's name that was pointed at this machine
-        elif self.path not in ("/", "/index.html"):
+        """Answer with the page, or with a `UserError` in its place."""
+        if not self.is_ours():
+            return
+        if self.path not in ("/", "/index.html"):
             self.send_error(404)
-        else:
-            try:
-                page, status, kind = self.server.pages.page(), 200, "text/html"
-            except UserError as error:
-                page, status, kind = f"error: {error}\n".encode(), 500, "text/plain"
-            self.send_response(status)
-            self.send_header("Content-Type", f"{kind}; charset=utf-8")
-            self.send_header("Content-Length", str(len(page)))
-            self.send_header("Cache-Control", "no-store")
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.end_headers()
-            self.wfile.write(page)
+            return
+        try:
+            self.answer(200, self.server.page(), "text/html")
+        except UserError as error:
+            self.answer(500, f"error: {error}\n".encode(), "text/plain")
+
+    def is_ours(self) -> bool:
+        """Whether this machine's own name was asked for, and no other that was pointed at it; else that is refused."""
+        port = self.server.server_port
+        if self.headers.get("Host") in (f"127.0.0.1:{port}", f"localhost:{port}"):
+            return True
+        self.send_error(403, "ask 127.0.0.1")
+        return False
+
+    def answer(self, status: int, content: bytes, kind: str) -> None:
+        """Send an answer that nothing keeps."""
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(content)
 
     def log_message(self, *arguments: object) -> None:
         """Nothing: the terminal is for what the user has to know."""
 
 
-def server(folder: str, port: int, say: Say) -> Server:
+def server(folder: str, port: int, say: Say) -> LocalServer:
     """A server of the folder's page on 127.0.0.1; the page is made once, so that mistakes show before it is served.
 
     Raises:
@@ -80,8 +97,8 @@ def server(folder: str, port: int, say: Say) -> Server:
     """
     pages = Pages(folder, say)
     pages.page()
-    made = bound(Server, port, _Handler)
-    made.pages = pages
+    made = bound(LocalServer, port, LocalHandler)
+    made.page = pages.page
     return made
 
 
