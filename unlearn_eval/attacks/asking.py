@@ -39,11 +39,18 @@ class Row:
 
 
 class Answer(NamedTuple):
-    """What a model says to a row; None where its numbers are none."""
+    """What a model says to a row; None where its numbers are none.
+
+    Attributes:
+        accuracy, probability: whether the true answer stands in it, and how probable that is.
+        said: it.
+        hits: token by token of the true answer, whether it is the most likely one.
+    """
 
     accuracy: float
     probability: float | None
     said: str
+    hits: Sequence[bool]
 
 
 def rows_of(
@@ -100,5 +107,5 @@ def answered(
     for row, text, score in zip(rows, said, scores, strict=True):
         loss = sum(score.token_nll) / len(score.token_nll)
         probability = math.exp(-loss) if math.isfinite(loss) else None
-        found.append(Answer(float(contains_answer(text, row.item.accepted)), probability, text))
+        found.append(Answer(float(contains_answer(text, row.item.accepted)), probability, text, score.hits))
     return found

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from unlearn_eval.utils.errors import UserError
 
 
@@ -19,21 +17,17 @@ def cohen_kappa(one: Sequence[object], other: Sequence[object], scale: Sequence[
     Raises:
         UserError: The lengths differ, or a rating is not on the scale.
 
-    Source: Cohen 1960; weighted: Cohen 1968. As `sklearn.metrics.cohen_kappa_score`. No known difference.
+    Source: Cohen 1960; weighted: Cohen 1968; `sklearn.metrics.cohen_kappa_score`.
     """
     if len(one) != len(other):
         raise UserError(f"{len(one)} ratings by one and {len(other)} by the other", "give those of the same answers")
     values = list(scale) if scale is not None else sorted({*one, *other}, key=str)
     if unknown := [value for value in (*one, *other) if value not in values]:
         raise UserError(f"the rating {unknown[0]!r} is not on the scale", f"use {', '.join(map(str, values))}")
-    if not one:
+    if len({*one, *other}) < 2:
         return None
-    place = {value: i for i, value in enumerate(values)}
-    counts = np.zeros((len(values), len(values)))
-    for a, b in zip(one, other, strict=True):
-        counts[place[a], place[b]] += 1
-    distance = np.subtract.outer(np.arange(len(values)), np.arange(len(values)))
-    weights = distance**2 if scale is not None else (distance != 0)
-    expected = np.outer(counts.sum(1), counts.sum(0)) / counts.sum()
-    by_chance = float((weights * expected).sum())
-    return None if by_chance == 0 else 1 - float((weights * counts).sum()) / by_chance
+    from sklearn.metrics import cohen_kappa_score
+
+    weights = None if scale is None else "quadratic"
+    numbers = [[values.index(value) for value in own] for own in (one, other)]
+    return float(cohen_kappa_score(*numbers, labels=range(len(values)), weights=weights))

@@ -32,6 +32,7 @@ from unlearn_eval.edits.memory.store import LayerStore, Route
 from unlearn_eval.edits.sharing import OnHub
 from unlearn_eval.models.anatomy import is_transposed
 from unlearn_eval.models.arguments import accepts, cache_argument, cache_of
+from unlearn_eval.models.out_of_memory import free_bytes
 from unlearn_eval.models.prompt_ends import prompt_lengths
 from unlearn_eval.models.scoring import keeps_plain_cache, pad, positions
 from unlearn_eval.models.tracing import trace
@@ -188,16 +189,3 @@ def check_memory(n_bytes: int, device: torch.device, what: str) -> None:
             f"{what} need {n_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}",
             "edit fewer items (--limit), merge them (--merge key), or use a larger device",
         )
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """How much of a device's memory is free, or None where nobody says."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None

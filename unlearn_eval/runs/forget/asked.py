@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unlearn_eval.attacks.asking import Row, answered, rows_of
+from unlearn_eval.attacks.asking import Answer, answered, rows_of
 from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.metrics import mean_and_stderr
 from unlearn_eval.metrics.memorization import exact_memorization, extraction_strength
 from unlearn_eval.metrics.refusal import is_refusal, repeats_itself
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
-from unlearn_eval.models.scoring import Query, score_answers
 from unlearn_eval.results.schema import Metric
 
 FORGET, NEIGHBORS, RETAIN = "forget", "neighbors", "retain"
@@ -41,24 +40,28 @@ def ask_all(
     rows = {name: rows_of(items, prompt_format) for name, items in sets.items()}
     flat = [row for own in rows.values() for row in own]
     said = answered(loaded.model, prompt_format, flat, batch_size, MAX_NEW_TOKENS)
-    scored = score_answers(loaded.model, [Query(row.prompt_ids, row.answer_ids) for row in flat], batch_size)
-    records, at = [], 0
-    for name, own in rows.items():
-        for row in own:
-            scores = _scores(row, said[at].said, said[at].accuracy, said[at].probability, scored[at].hits)
-            record = {"id": f"{name}/{row.item.id}", "question": row.item.question, "answer": row.item.answer}
-            records.append({**record, "said": said[at].said, "split": name, "metrics": scores})
-            at += 1
+    splits = [name for name, own in rows.items() for _ in own]
+    records = [
+        {
+            "id": f"{split}/{row.item.id}",
+            "question": row.item.question,
+            "answer": row.item.answer,
+            "said": answer.said,
+            "split": split,
+            "metrics": _scores(row.item, answer),
+        }
+        for split, row, answer in zip(splits, flat, said, strict=True)
+    ]
     return _metrics(records), records
 
 
-def _scores(row: Row, said: str, accuracy: float, probability: float | None, hits: Sequence[bool]) -> dict[str, Any]:
-    item = row.item
+def _scores(item: ForgetItem, answer: Answer) -> dict[str, Any]:
+    said = answer.said
     return {
-        "accuracy": accuracy,
-        "probability": probability,
-        "extraction_strength": extraction_strength(hits),
-        "exact_memorization": exact_memorization(hits),
+        "accuracy": answer.accuracy,
+        "probability": answer.probability,
+        "extraction_strength": extraction_strength(answer.hits),
+        "exact_memorization": exact_memorization(answer.hits),
         "refusal_rate": float(is_refusal(said, item.question, item.accepted, item.perturbed_answers)),
         "repetition_rate": float(repeats_itself(said) or not said),
     }

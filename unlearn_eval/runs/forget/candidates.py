@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.editing.editor import MOMENTS, get_editor
 from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.models.out_of_memory import free_bytes
 from unlearn_eval.runs.edit import model_check
 from unlearn_eval.runs.forget.measure import Bench
 from unlearn_eval.runs.forget.policy import Candidate, Policy, shipped_candidates, suited
+from unlearn_eval.runs.study.costs import copies_beside
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import configure
 
@@ -54,9 +53,9 @@ def _why_not(own: Candidate, policy: Policy, bench: Bench, earlier: str | None, 
     kind = method.kind(config)
     if kind not in (None, *policy.kinds) and not forced:
         return f"it makes a {kind} edit, which the policy does not let pass"
-    copies = 1.25 if not method.trained or getattr(config, "lora_rank", None) else 4.0  # as in a study's plan
-    needed, free = copies * _bytes_of(bench.loaded), _free_bytes(bench.loaded)
-    if free is not None and needed - _bytes_of(bench.loaded) > free:
+    beside = copies_beside(trained=method.trained, lora=bool(getattr(config, "lora_rank", None)))
+    needed, free = beside * _bytes_of(bench.loaded), free_bytes(bench.loaded.model.device)
+    if free is not None and needed > free:
         return f"it needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free beside the model"
     return None
 
@@ -83,16 +82,3 @@ def _is_enough(bench: Bench) -> bool:
 
 def _bytes_of(loaded: LoadedModel) -> int:
     return sum(own.numel() * own.element_size() for own in loaded.model.parameters())
-
-
-def _free_bytes(loaded: LoadedModel) -> int | None:
-    """Memory that is free where the model is; None where nobody says."""
-    if loaded.model.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(loaded.model.device)[0])
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return None

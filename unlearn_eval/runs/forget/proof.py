@@ -5,12 +5,13 @@ from __future__ import annotations
 import hmac
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unlearn_eval.attacks.base import attack_names, get_attack
+from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.edits.base import MEMORY
 from unlearn_eval.edits.folder import read_description
 from unlearn_eval.edits.places import DESCRIPTION
@@ -133,7 +134,7 @@ def certify(
             "n_files": len(description["files"]),
         }
     around = bench.around
-    questions = load_hash(found)
+    questions = hash_of_questions(own.item for own in found.questions)
     content = {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
@@ -176,9 +177,9 @@ def certify(
     return certificate
 
 
-def load_hash(found: Found) -> str:
-    """SHA-256 of the request's questions."""
-    return hash_json([own.item.record for own in found.questions])
+def hash_of_questions(items: Iterable[ForgetItem]) -> str:
+    """SHA-256 of a request's questions."""
+    return hash_json([item.record for item in items])
 
 
 # The result in words ---------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ from unlearn_eval.runs.forget.trials import (
 )
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.folders import check_output
-from unlearn_eval.utils.json_files import dumps, write_all
+from unlearn_eval.utils.json_files import dumps, read_jsonl, write_all
 from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.provenance import hash_json
 
@@ -154,8 +154,7 @@ def _questions(work: Path, make: Callable[[], list[Question]]) -> list[Question]
         lines = [{**own.item.record, "source": own.source, "agreement": own.agreement} for own in made]
         lines = [{key: value for key, value in line.items() if value not in (None, ())} for line in lines]
         write_all({QUESTIONS: "".join(dumps(line) + "\n" for line in lines)}, work)
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    origins = [(str(own.get("source", "given")), own.get("agreement")) for own in records]
+    origins = [(str(own.get("source", "given")), own.get("agreement")) for own in read_jsonl(path)]
     items = load_forget_set(str(path))
     return [Question(item, *origin) for item, origin in zip(items, origins, strict=True)]
 

@@ -6,7 +6,6 @@ same question about another subject counts with whatever the model answers to it
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -154,5 +153,4 @@ def _alike(name: str, subjects: Sequence[str]) -> bool:
 
 
 def _stored(path: Path) -> ForgetSet | None:
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return load_forget_set(str(path)) if records else None
+    return load_forget_set(str(path)) if path.stat().st_size else None

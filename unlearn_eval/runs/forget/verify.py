@@ -18,6 +18,7 @@ from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.edits.places import DESCRIPTION
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.results.certificate import (
+    FAILS,
     REVOKED,
     Certificate,
     Row,
@@ -30,7 +31,7 @@ from unlearn_eval.results.schema import utc_now
 from unlearn_eval.runs.forget.judged import judged
 from unlearn_eval.runs.forget.measure import Bench
 from unlearn_eval.runs.forget.policy import Policy
-from unlearn_eval.runs.forget.proof import KEY, hidden
+from unlearn_eval.runs.forget.proof import KEY, hash_of_questions, hidden
 from unlearn_eval.runs.forget.surroundings import stored_surroundings
 from unlearn_eval.runs.forget.trials import (
     KNOWN,
@@ -73,7 +74,7 @@ class Verified:
     @property
     def passes(self) -> bool:
         """Whether the certificate says that nothing is left to do."""
-        return self.certificate.verdict.outcome != "fails"
+        return self.certificate.verdict.outcome != FAILS
 
     @property
     def lines(self) -> list[str]:
@@ -181,7 +182,7 @@ def _compare(found: str, expected: str | None, what: str, wrong: list[str], chec
 def _data(certificate: Certificate, work: Path, wrong: list[str], checked: list[str]) -> None:
     """Whether questions and retained facts are those of the certificate; keyed hashes need the key beside them."""
     around, asked = stored_surroundings(work), load_forget_set(str(work / QUESTIONS))
-    found = {"questions": hash_json([item.record for item in asked])}
+    found = {"questions": hash_of_questions(asked)}
     found |= {name: own.hash for name, own in (("retain", around.retain), ("neighbors", around.neighbors)) if own}
     if certificate.request.redacted:
         key = bytes.fromhex(read_text(work / KEY, "redaction key"))

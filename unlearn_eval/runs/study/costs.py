@@ -114,7 +114,7 @@ class Costs:
             epochs, lora = _training(cell, n_items)
             row = item + (0 if cell.retain is None else tokens_of(cell.retain))
             tokens += n_items * (WITH_GRADIENTS * row * epochs if epochs else TOKENS_PER_EDIT)
-            copies += 0.25 if lora or not epochs else 3.0
+            copies += copies_beside(trained=bool(epochs), lora=lora)
         if cell.located is not None and cell.located.key in first:
             tokens += n_items * item * passes_of(cell.located, cell.model)
         for own in cell.tries:
@@ -170,13 +170,18 @@ def tokens_of(name: str) -> float:
     return TOKENS_AROUND + mean(len(item.question) + len(item.answer) for item in items) / CHARACTERS_PER_TOKEN
 
 
+def copies_beside(*, trained: bool, lora: bool) -> float:
+    """How much memory a method needs beside the model, in models: the rule of thumb above."""
+    return 3.0 if trained and not lora else 0.25
+
+
 def _attack_copies(own: Try) -> float:
     """How much memory an attack needs beside the model, in models: for training, and for a reference."""
     from unlearn_eval.attacks.base import get_attack
 
     config = config_of_attack(own.attack)
     retrains = get_attack(own.attack.attack).retrains
-    training = 0.0 if not retrains else 0.25 if config.lora_rank else 3.0
+    training = copies_beside(trained=True, lora=bool(config.lora_rank)) if retrains else 0.0
     return training + (own.attack.reference is not None)
 
 
