@@ -32,7 +32,8 @@ import torch
 from unlearn_eval.editing.editor import EditJob, Editor
 from unlearn_eval.editing.memory.replacements import check_names, check_prompts, with_past
 from unlearn_eval.edits.base import MEMORY, EditInfo
-from unlearn_eval.edits.memory.notes import GATES, Asking, Frame, Note, Notes, NotesEdit, encoder_of
+from unlearn_eval.edits.memory.notes import NotesEdit
+from unlearn_eval.edits.memory.notes_store import GATES, Asking, Frame, Note, Notes, encoder_of
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import Share

@@ -11,7 +11,7 @@ from unlearn_eval.editing.editor import EditJob
 from unlearn_eval.editing.memory.calibration import calibrated
 from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editors.memory import notes
-from unlearn_eval.edits.memory import notes as at_work
+from unlearn_eval.edits.memory import notes_store as at_work
 from unlearn_eval.models.embedding import Encoder
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError

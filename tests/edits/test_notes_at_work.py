@@ -16,7 +16,8 @@ from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import MemoryEdit
-from unlearn_eval.edits.memory.notes import Asking, Frame, Note, Notes, NotesEdit
+from unlearn_eval.edits.memory.notes import NotesEdit
+from unlearn_eval.edits.memory.notes_store import Asking, Frame, Note, Notes
 from unlearn_eval.harness.response_cache import _memories
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, free_running, pad, score_answers

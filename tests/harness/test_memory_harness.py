@@ -181,19 +181,25 @@ def instances(kind, arguments):
     return [make_instance(kind, {}, argument, i) for i, argument in enumerate(arguments)]
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_every_kind_of_request_agrees(tiny, tiny_folder, tokenizer, codebook, batch_size):
-    edit, folder, _ = codebook
-    model = tiny("llama")
-    harness_requests.install()
-    lm = EditedLM(str(tiny_folder("llama")), str(folder), device="cpu", batch_size=batch_size, dtype="float32")
+def asked_both_ways(lm):
+    """Every prompt with every answer: the pair, what `loglikelihood` gives, and what `answer_logprobs` does."""
     pairs = [(text, answer) for text in PROMPTS for answer in ANSWERS]
     found = lm.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
     options = harness_requests.options(PromptFormat(None, False))
     scored = lm.answer_logprobs(
         instances("answer_logprobs", [(text, answer, options) for text, answer in pairs]), disable_tqdm=True
     )
-    for (text, answer), (total, greedy), score in zip(pairs, found, scored, strict=True):
+    return list(zip(pairs, found, scored, strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_every_kind_of_request_agrees(tiny, tiny_folder, tokenizer, codebook, batch_size):
+    edit, folder, _ = codebook
+    model = tiny("llama")
+    harness_requests.install()
+    lm = EditedLM(str(tiny_folder("llama")), str(folder), device="cpu", batch_size=batch_size, dtype="float32")
+    asked = asked_both_ways(lm)
+    for (text, answer), (total, greedy), score in asked:
         context, continuation = lm._encode_pair(text, answer)
         right, all_greedy = likelihood(model, edit, context, continuation)
         assert total == pytest.approx(right, abs=1e-4)
@@ -201,8 +207,9 @@ def test_every_kind_of_request_agrees(tiny, tiny_folder, tokenizer, codebook, ba
         assert -sum(score["token_nll"][: score["n_answer"]]) == pytest.approx(
             right, abs=1e-4
         )  # the end token is left out
-    plain = [likelihood(model, replace(edit, store=empty(edit.store)), *lm._encode_pair(*pair))[0] for pair in pairs]
-    moved = [abs(a - b) > 1e-3 for (a, _), b in zip(found, plain, strict=True)]
+    silent = replace(edit, store=empty(edit.store))
+    plain = [likelihood(model, silent, *lm._encode_pair(*pair))[0] for pair, _, _ in asked]
+    moved = [abs(total - b) > 1e-3 for (_, (total, _), _), b in zip(asked, plain, strict=True)]
     assert moved == [True] * 3 + [False] * 3 + [True] * 3
 
     settings = {"until": [], "do_sample": False, "max_gen_toks": 6}
@@ -286,13 +293,7 @@ def test_every_kind_of_request_reads_notes(tiny, tiny_folder, tokenizer, written
     model = tiny("llama")
     harness_requests.install()
     lm = EditedLM(str(tiny_folder("llama")), str(folder), device="cpu", batch_size=batch_size, dtype="float32")
-    pairs = [(text, answer) for text in PROMPTS for answer in ANSWERS]
-    found = lm.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
-    options = harness_requests.options(PromptFormat(None, False))
-    scored = lm.answer_logprobs(
-        instances("answer_logprobs", [(text, answer, options) for text, answer in pairs]), disable_tqdm=True
-    )
-    for (text, answer), (total, greedy), score in zip(pairs, found, scored, strict=True):
+    for (text, answer), (total, greedy), score in asked_both_ways(lm):
         right, all_greedy = likelihood(model, None, whole[PROMPTS.index(text)], lm._encode_pair(text, answer)[1])
         assert total == pytest.approx(right, abs=1e-4)
         assert greedy == all_greedy

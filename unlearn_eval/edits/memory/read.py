@@ -8,7 +8,7 @@ from typing import Any
 
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.folder import read_stored
-from unlearn_eval.edits.memory import codebook, notes, residual_memory, side_memories
+from unlearn_eval.edits.memory import codebook, notes_store, residual_memory, side_memories
 from unlearn_eval.edits.memory.edit import SETTINGS, TENSORS, MemoryEdit
 from unlearn_eval.edits.memory.notes import NotesEdit
 from unlearn_eval.edits.stored import AnyMemory
@@ -30,7 +30,7 @@ def _beside_layer(read: Callable[..., Any]) -> Callable[..., MemoryEdit]:
 def _notes(
     folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Any], info: EditInfo, texts: Mapping[str, str]
 ) -> NotesEdit:
-    return NotesEdit(notes.read_notes(settings, tensors), info, texts, tokenizer=folder)
+    return NotesEdit(notes_store.read_notes(settings, tensors), info, texts, tokenizer=folder)
 
 
 _READERS: Mapping[str, Any] = {
@@ -49,7 +49,7 @@ _READERS: Mapping[str, Any] = {
         residual_memory.layout,
         _beside_layer(residual_memory.read_residual_memory),
     ),
-    notes.Notes.mechanism: (notes.NotesSettings, notes.layout, _notes),
+    notes_store.Notes.mechanism: (notes_store.NotesSettings, notes_store.layout, _notes),
 }  # mechanism, as `memory.json` names it -> the schema of its settings, the shapes of its tensors, what makes the edit
 
 
