@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "unlearn_eval"
 CHANGES = {
     "task-index": lambda: patching.index_our_tasks(None),
     "model-names": patching.register_models,
+    "embeddings": patching.keep_embeddings,
     "request-kinds": requests.install,
     "contiguous-states": requests.install,
     "standard-errors": requests.install,
