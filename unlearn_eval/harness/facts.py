@@ -2,12 +2,14 @@
 
 Which ones is said by `--metadata`: `{"split": "split.json"}` (a file with the lists `forget` and `retain`, as
 the demo writes it), or the lists themselves (`{"forget": [ids], "retain": [ids]}`), or a relation
-(`{"forget": "capital_of"}`; the rest is kept). Without it every eighth fact of each relation is forgotten.
+(`{"forget": "capital_of"}`; the rest is kept). Without it every eighth fact of each relation is forgotten. Of what is
+kept `n_retain` facts are asked, drawn by `seed`, if it is given, beside all neighbors of what is forgotten.
 """
 
 from __future__ import annotations
 
 import json
+import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from unlearn_eval.data.files import is_place
 from unlearn_eval.data.forget_sets import set_names
 from unlearn_eval.data.items import check_disjoint
 from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores, refusal_scores
-from unlearn_eval.harness.options import ANSWERS, JUDGED, Check, a_text, names
+from unlearn_eval.harness.options import ANSWERS, JUDGED, Check, a_count, a_seed, a_text, names
 from unlearn_eval.harness.plan import may_forget_all
 from unlearn_eval.harness.task import Document, Mean, Metric, Scores, UnlearningTask, merge_scores
 from unlearn_eval.metrics.alignment import Question
@@ -40,7 +42,7 @@ class FactsTask(UnlearningTask):
     @classmethod
     def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
         """Which facts are forgotten and retained, and who judges refusals."""
-        own = {"forget": names, "retain": names, "split": a_text}
+        own = {"forget": names, "retain": names, "split": a_text, "n_retain": a_count, "seed": a_seed}
         return {**super().options(metadata), **own, **ANSWERS, **JUDGED}
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
@@ -168,7 +170,19 @@ def choose(facts: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, Any]) 
         if not ids and not (name == "retain" and may_forget_all(metadata)):
             raise UserError(f"the {name} set of unlearn_facts is empty", "give it at least one fact's id")
     check_disjoint(forget, retain)
+    if wanted.get("n_retain"):
+        retain = _sample(facts, forget, retain, int(wanted["n_retain"]), int(wanted.get("seed", 0)))
     return forget, retain
+
+
+def _sample(
+    facts: Mapping[str, Mapping[str, Any]], forget: Sequence[str], retain: list[str], n: int, seed: int
+) -> list[str]:
+    """`n` of what is kept (all if there are fewer), in order; what is near to the forgotten is asked anyway."""
+    near = {key for own in forget for key in facts[own]["neighbors"]}
+    free = [key for key in retain if key not in near]
+    chosen = set(random.Random(seed).sample(free, min(n, len(free))))
+    return [key for key in free if key in chosen]
 
 
 def _others(facts: Iterable[str], forget: list[str]) -> list[str]:

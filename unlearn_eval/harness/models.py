@@ -13,7 +13,7 @@ from unlearn_eval.edits.base import DENSE, MEMORY
 from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.edits.places import DESCRIPTION, local_folder
 from unlearn_eval.harness.plan import edit_arguments
-from unlearn_eval.harness.requests import score_tokens
+from unlearn_eval.harness.requests import install, score_tokens
 from unlearn_eval.models.places import resolve_model
 from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
@@ -30,6 +30,7 @@ def lent_lm(
     template_arguments: Mapping[str, Any] | None = None,
 ) -> HFLM:
     """lm-eval's `hf` model around one that is loaded already."""
+    install()
     arguments = dict(template_arguments or {})
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, chat_template_args=arguments)
 

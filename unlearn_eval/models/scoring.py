@@ -1,9 +1,9 @@
 """Per-token scores of answers under a causal language model: the one place where answer-level numbers come from.
 
-Many answers share a question (the true one, its paraphrase, five wrong ones). The question's tokens are run
-once; its keys and values are then used by all its answers. Rows are left-padded in the question and
-right-padded in the answer, with explicit positions, so that batching changes nothing but rounding. Every pass says
-where its prompts end, which memory edits need to know (`routing.py`).
+Many answers share a question (the true one, its paraphrase, five wrong ones), and all questions a beginning (the chat
+template's). Both are run once; their keys and values are then used by all that follow. Rows are padded behind the
+beginning and right-padded in the answer, with explicit positions, so that batching changes nothing but rounding. Every
+pass says where its prompts end, which memory edits need to know (`routing.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.models.arguments import accepts, cache_argument, cache_of
-from unlearn_eval.models.prompt_ends import needs_whole_prompts, prompt_lengths
+from unlearn_eval.models.prompt_ends import ROUTER, needs_whole_prompts, prompt_lengths
 from unlearn_eval.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NOT_FINITE = "the model's logits are not finite", "load it in a wider type, such as dtype=float32"
 MAX_LOGITS = 2**26  # log-softmax works on at most this many numbers at once (256 MiB in float32)
+LEAST_SAVED = 64  # tokens, for which one more pass of a few pays
 
 
 @dataclass(frozen=True)
@@ -177,11 +178,18 @@ def score_answers(
     shared = (
         any(q.masked_token is None for q in queries) and not needs_whole_prompts(model) and keeps_plain_cache(model)
     )
+    own = [query for query in queries if query.masked_token is None] if shared else []
+    beginning = Beginning()
+    if own:
+        beginning = Beginning.of(model, list({query.prompt_ids for query in own}), max(map(len, own)))
     done = 0
     for unit in _units(queries, size, shared):
         rows = [row for group in unit for row in group]
-        run = _score_flat if not shared or queries[rows[0]].masked_token is not None else _score_shared
-        for row, score in run(model, queries, unit, size(done), moments):
+        if shared and queries[rows[0]].masked_token is None:
+            found = _score_shared(model, queries, unit, size(done), moments, beginning)
+        else:
+            found = _score_flat(model, queries, unit, size(done), moments)
+        for row, score in found:
             scores[row] = score.after(n) if (n := queries[row].n_unscored) else score
             done += 1
             progress(1)
@@ -265,21 +273,76 @@ def _kind(queries: Sequence[Query], unit: list[list[int]]) -> tuple[bool, bool]:
     return (first.masked_token is None, len(first.prompt_ids) > 1)
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What several prompts begin with, run once for all of them.
+
+    Attributes:
+        n: how many tokens; 0 if a pass of their own would save too little.
+        cache: their keys and values, of one row.
+    """
+
+    n: int = 0
+    cache: Any = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]], longest: int) -> Beginning:
+        """What all prompts begin with, of a model that keeps a plain cache (see `keeps_plain_cache`).
+
+        Args:
+            model: it is run.
+            prompts: ids; the last token of each is left to whoever goes on.
+            longest: tokens of the longest sequence that comes of them. Within a sliding window that is shorter, padding
+                behind the beginning would push it out of sight.
+        """
+        window = getattr(model.config.get_text_config(), "sliding_window", None)
+        first, last = min(prompts, key=tuple), max(prompts, key=tuple)
+        most = min(map(len, prompts)) - 1
+        n = next((i for i in range(most) if first[i] != last[i]), most)
+        if n * (len(prompts) - 1) < LEAST_SAVED or hasattr(model, ROUTER) or (window and window < longest):
+            return cls()
+        ids, mask = pad([first[:n]], "left", model.device)
+        return cls(n, _read_on(model, ids, mask, None))
+
+
+def read_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], beginning: Beginning) -> tuple[Any, Tensor]:
+    """Keys and values of each prompt's tokens but the last (None if there are none), and which columns hold tokens.
+
+    The columns (G, W) are the prompts' common beginning, padding, and what is left of each.
+    """
+    width = max(map(len, prompts)) - 1
+    if not width:
+        return None, torch.zeros((len(prompts), 0), dtype=torch.long, device=model.device)
+    cache, n = copy.deepcopy(beginning.cache), beginning.n
+    begun = torch.ones((len(prompts), n), dtype=torch.long, device=model.device)
+    if cache is not None:
+        cache.batch_repeat_interleave(len(prompts))
+    if n == width:
+        return cache, begun
+    ids, mask = pad([prompt[n:-1] for prompt in prompts], "left", model.device)
+    mask = torch.cat([begun, mask], dim=1)
+    with prompt_lengths([len(prompt) for prompt in prompts]):
+        return _read_on(model, ids, mask, cache), mask
+
+
+def _read_on(model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: Any) -> Any:
+    """The cache after these tokens."""
+    options = {} if cache is None else cache_argument(model, cache)
+    options |= {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
+    places = positions(model, mask, last=ids.shape[1])
+    return cache_of(model(input_ids=ids, attention_mask=mask, use_cache=True, **places, **options))
+
+
 def _score_shared(
-    model: PreTrainedModel, queries: Sequence[Query], unit: list[list[int]], batch_size: int, moments: bool
+    model: PreTrainedModel,
+    queries: Sequence[Query],
+    unit: list[list[int]],
+    batch_size: int,
+    moments: bool,
+    beginning: Beginning,
 ) -> Iterator[tuple[int, AnswerScore]]:
     """Run each question's tokens but the last once, then its last token and the answers on top of that."""
-    prompts = [queries[group[0]].prompt_ids for group in unit]
-    lengths = [len(prompt) - 1 for prompt in prompts]
-    width = max(lengths)
-    cache = None
-    if width:
-        ids, mask = pad([prompt[:-1] for prompt in prompts], "left", model.device)
-        options = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
-        with prompt_lengths([len(prompt) for prompt in prompts]):
-            cache = cache_of(
-                model(input_ids=ids, attention_mask=mask, use_cache=True, **positions(model, mask), **options)
-            )
+    cache, read = read_prompts(model, [queries[group[0]].prompt_ids for group in unit], beginning)
     rows = [(g, row) for g, group in enumerate(unit) for row in group]
     for batch in _chunks(rows, batch_size):
         inputs = [(queries[row].prompt_ids[-1], *queries[row].label_ids[:-1]) for _, row in batch]
@@ -289,10 +352,7 @@ def _score_shared(
             owners = torch.tensor([g for g, _ in batch], device=model.device)
             past = cache if len(rows) <= batch_size else copy.deepcopy(cache)
             past.batch_select_indices(owners)
-            prefix = torch.arange(width, device=model.device)[None] >= width - torch.tensor(
-                [lengths[g] for g, _ in batch], device=model.device
-            ).unsqueeze(1)
-            mask = torch.cat([prefix.to(mask.dtype), mask], dim=1)
+            mask = torch.cat([read[owners], mask], dim=1)
             options = cache_argument(model, past)
         with prompt_lengths([len(queries[row].prompt_ids) for _, row in batch]):
             logits = model(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from unlearn_eval.data.shapes import QUESTION, asked, check_shape
+from unlearn_eval.models.generation import read_once
 from unlearn_eval.models.nucleus import TopP
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.prompts import encode_prompt
@@ -152,20 +153,27 @@ def _from_hub(
 def _conversations(
     path: Path, tokenizer: PreTrainedTokenizerBase, n_tokens: int, batch_size: int
 ) -> Iterator[Sequences]:
-    prompt_format, rows = PromptFormat.of(tokenizer), []
-    for record in read_jsonl(path, required_fields=("question", "answer")):
-        ask = asked(str(record["question"]), check_shape(str(record.get("shape") or QUESTION)))
-        text = prompt_format.render(ask)
-        ids = prompt_format.encode(text)
-        rows.append([*ids, *prompt_format.labels_after(ask, text, ids, str(record["answer"])).ids])
-    shortest = min(map(len, rows))
-    shared = next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), 0)
+    rows, shared = conversation_ids(read_jsonl(path, required_fields=("question", "answer")), tokenizer)
     left = n_tokens
     for i in range(0, len(rows), batch_size):
         if left > 0:
             part = rows[i : i + batch_size]
             left -= sum(len(row) - shared for row in part)
             yield Sequences(part, [shared] * len(part))
+
+
+def conversation_ids(
+    records: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[list[int]], int]:
+    """Conversations as they are put when evaluating, and with how many tokens all of them begin, which are no text."""
+    prompt_format, rows = PromptFormat.of(tokenizer), []
+    for record in records:
+        ask = asked(str(record["question"]), check_shape(str(record.get("shape") or QUESTION)))
+        text = prompt_format.render(ask)
+        ids = prompt_format.encode(text)
+        rows.append([*ids, *prompt_format.labels_after(ask, text, ids, str(record["answer"])).ids])
+    shortest = min(map(len, rows), default=0)
+    return rows, next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), 0)
 
 
 def _written_by(
@@ -203,12 +211,12 @@ def _sample(
     seed: int,
     after_step: Callable[[], object] = lambda: None,
 ) -> list[list[int]]:
-    ids = torch.tensor([opening] * n, device=model.device)
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    inputs = read_once(model, [opening] * n, length, filler or 0)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            **inputs,
             do_sample=True,
             temperature=1.0,
             top_k=0,
@@ -217,7 +225,7 @@ def _sample(
             max_new_tokens=length,
             # An end token must not end the text (after a question comes its answer), so none is ever met.
             eos_token_id=model.config.get_text_config().vocab_size,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            pad_token_id=filler,
         )
     rows: list[list[int]] = output.tolist()
     return rows

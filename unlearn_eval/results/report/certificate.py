@@ -84,7 +84,11 @@ def facts_of(certificate: Certificate) -> list[tuple[str, str]]:
     known = sum(own.known for own in request.items)
     details = (edit.model_extra or {}) if edit is not None else {}
     spent, cpu = certificate.budget["spent_seconds"], certificate.budget["cpu_seconds"]
-    made = "none" if edit is None else f"{edit.editor} ({edit.kind.replace('_', ' ')}), seed {details.get('seed')}"
+    made = (
+        "none"
+        if edit is None
+        else f"{details.get('title', edit.editor)} ({edit.kind.replace('_', ' ')}), seed {details.get('seed')}"
+    )
     return [
         ("asked in", f"{request.name}: {len(request.items)} questions, of which the model knew {known}"),
         ("model", f"{model.get('id')}, {int(model.get('n_parameters') or 0):,} parameters, {model.get('dtype')}"),
@@ -226,12 +230,17 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]] = ()) -> str:
 # The card --------------------------------------------------------------------------------------------------
 
 
+def _in_bold(title: str, sentence: str) -> str:
+    """A sentence with its title in bold, which is put before it where it does not begin so."""
+    return f"**{title}**{sentence[len(title) :]}" if sentence.startswith(title) else f"**{title}.** {sentence}"
+
+
 def model_card(certificate: Certificate) -> str:
     """The certificate as Markdown, for the edit's folder."""
     lines = [
         "# Certificate of forgetting",
         "",
-        f"**{TITLES[certificate.verdict.outcome]}.** {_plain(certificate.verdict.sentence)}",
+        _in_bold(TITLES[certificate.verdict.outcome], _plain(certificate.verdict.sentence)),
         "",
     ]
     lines += [f"- {name}: {_plain(value)}" for name, value in facts_of(certificate)]

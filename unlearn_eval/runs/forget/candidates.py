@@ -12,11 +12,10 @@ from unlearn_eval.models.out_of_memory import free_bytes
 from unlearn_eval.runs.edit import model_check
 from unlearn_eval.runs.forget.measure import Bench
 from unlearn_eval.runs.forget.policy import Candidate, Policy, shipped_candidates, suited
+from unlearn_eval.runs.forget.surroundings import KEYS_PER_DIMENSION, share_of_text
 from unlearn_eval.runs.study.costs import copies_beside
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import configure
-
-KEYS_PER_DIMENSION = 8  # of the model's own answers, which are there anyway; FastMEMIT finds 10 enough
 
 
 def chosen(
@@ -33,7 +32,7 @@ def chosen(
     for own in found:
         why = _why_not(own, policy, bench, earlier, forced=bool(editors))
         if why:
-            reasons.append(f"{own.editor} is not tried: {why}")
+            reasons.append(f"{get_editor(own.editor).title} is not tried: {why}")
         else:
             kept.append(own)
     return kept, reasons
@@ -75,9 +74,7 @@ def options_of(own: Candidate, value: str | None, bench: Bench, folder: Path | N
 
 def _is_enough(bench: Bench) -> bool:
     """Whether the answers to shipped facts are text enough for second moments; else the model writes more."""
-    text = bench.around.conversations.read_text(encoding="utf-8")
-    n_tokens = len(text) / 4  # with field names, and without what the template puts around each
-    return n_tokens >= KEYS_PER_DIMENSION * bench.loaded.anatomy.d_mlp
+    return share_of_text(bench.around.conversations.read_text(encoding="utf-8"), bench.loaded) >= 1
 
 
 def _bytes_of(loaded: LoadedModel) -> int:

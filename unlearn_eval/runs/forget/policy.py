@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from unlearn_eval.data.registry import is_ours
+from unlearn_eval.editing.editor import get_editor
 from unlearn_eval.results.requirements import Requirement, parse_requirement
 from unlearn_eval.runs.study.file import Counted, Settings, Table, Text
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -196,13 +197,11 @@ def suited(candidates: Sequence[Candidate], n_items: int, most_words: int) -> tu
     """
     found, reasons = [], []
     for own in candidates:
-        items, words = own.suits.most_items, own.suits.most_words
+        items, words, name = own.suits.most_items, own.suits.most_words, get_editor(own.editor).title
         if items is not None and n_items > items:
-            reasons.append(f"{own.editor} is not tried: it is for {items} items at most, and these are {n_items}")
+            reasons.append(f"{name} is not tried: it is for {items} items at most, and these are {n_items}")
         elif words is not None and most_words > words:
-            reasons.append(
-                f"{own.editor} is not tried: it is for answers of {words} words at most, and one has {most_words}"
-            )
+            reasons.append(f"{name} is not tried: it is for answers of {words} words at most, and one has {most_words}")
         else:
             found.append(own)
     return found, reasons

@@ -12,6 +12,7 @@ from typing import Any
 
 from unlearn_eval.attacks.base import attack_names, get_attack
 from unlearn_eval.data.items import ForgetItem
+from unlearn_eval.editing.editor import get_editor
 from unlearn_eval.edits.base import MEMORY
 from unlearn_eval.edits.folder import read_description
 from unlearn_eval.edits.places import DESCRIPTION
@@ -93,6 +94,12 @@ class Found:
     earlier: tuple[Earlier, ...] = ()
 
     @property
+    def title(self) -> str:
+        """The chosen method's name as people write it."""
+        assert self.chosen is not None
+        return get_editor(self.candidates[self.chosen.candidate].editor).title
+
+    @property
     def passes(self) -> bool:
         """Whether the chosen trial passes everything."""
         return self.chosen is not None and self.chosen.passes(len(self.policy.measurements))
@@ -127,6 +134,7 @@ def certify(
         edit = {
             "sha256": sha256_of_file(folder / "edit" / DESCRIPTION),
             "editor": found.edit.info.editor,
+            "title": found.title,
             "kind": found.edit.kind,
             "settings": found.edit.info.config,
             "seconds": found.edit.info.seconds,
@@ -187,7 +195,8 @@ def hash_of_questions(items: Iterable[ForgetItem]) -> str:
 
 def _verdict(found: Found) -> dict[str, Any]:
     n_known, n = sum(own.known for own in found.known), len(found.known)
-    asked = "the one fact" if n == 1 else f"{n_known} of the {n} facts" if n_known < n else f"all {n} facts"
+    some = f"{n_known} of the {n} facts" if n_known < n else f"all {n} facts"
+    asked = "the one fact that was asked for" if n == 1 else f"{some} that were asked for"
     rows = found.chosen.rows if found.chosen else ()
     unmeasured = [f"{row.words}: {row.reason}" for row in rows if row.value is None]
     failures = found.chosen.failures if found.chosen else []
@@ -201,7 +210,7 @@ def _verdict(found: Found) -> dict[str, Any]:
         reason = "; ".join(trial.error for trial in found.trials if trial.error) or "no method suits the request"
         sentence = f"No edit was made, so the policy {policy} is not passed: {reason}."
         return {"outcome": FAILS, "sentence": sentence, "failures": [reason], "unmeasured": []}
-    did = f"{found.edit.info.editor} was made to forget {asked} that were asked for"
+    did = f"{found.title} was made to forget {asked}"
     if n_known < n:
         did += "; the model did not know the others, and they were left alone"
     if found.passes:
@@ -211,7 +220,7 @@ def _verdict(found: Found) -> dict[str, Any]:
     tried = len(found.trials)
     more = f"; and {len(failures) - MOST_IN_A_SENTENCE} more" if len(failures) > MOST_IN_A_SENTENCE else ""
     reasons = "; ".join(failures[:MOST_IN_A_SENTENCE]) + more
-    sentence = f"Does not pass the policy {policy}, because {reasons}. {did[0].upper()}{did[1:]}."
+    sentence = f"Does not pass the policy {policy}, because {reasons}. {did}."
     sentence += f" This is the nearest of {tried} edits that were tried." if tried > 1 else ""
     return {"outcome": FAILS, "sentence": sentence, "failures": failures, "unmeasured": unmeasured}
 

@@ -6,15 +6,17 @@ same question about another subject counts with whatever the model answers to it
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.attacks.folds import apart
 from unlearn_eval.data.forget_sets import facts, load_forget_set
 from unlearn_eval.data.items import ForgetItem, ForgetSet
+from unlearn_eval.editing.locate_then_edit.corpus import conversation_ids
 from unlearn_eval.metrics import contains_answer, normalise
 from unlearn_eval.metrics.refusal import has_refusal_cue
 from unlearn_eval.models.generation import written
@@ -22,13 +24,15 @@ from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.runs.forget.request import MAX_NEW_TOKENS, answers_in
 from unlearn_eval.runs.known_items import conversations, known_items
+from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import dumps, write_all
 from unlearn_eval.utils.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from unlearn_eval.harness.lm import LM
 
-N_ASKED = 480  # shipped facts that the model is asked; their answers are also the text of second moments
+N_ASKED, ROUND = 480, 96  # shipped facts that the model is asked at most, and at a time
+KEYS_PER_DIMENSION = 8  # of the answers to them; FastMEMIT finds 10 enough
 N_RETAIN, N_TRAINED, N_NEIGHBORS, N_NAMES = 32, 96, 32, 8
 RETAIN, TRAINED, NEIGHBORS, CONVERSATIONS = "retain.jsonl", "trained.jsonl", "neighbors.jsonl", "conversations.jsonl"
 _LIKE = "Name others that are like {subject}, separated by commas."
@@ -78,23 +82,50 @@ def surroundings(
         others = apart(forget, facts())
         assert others is not None
         others = ForgetSet("facts", tuple(own for own in others if not _names_an_answer(own, forget)))
-        others = others.sample(N_ASKED, seed)
         options = (lm, prompt_format, batch_size, MAX_NEW_TOKENS, progress)
-        known = known_items(folder / "asked.jsonl", others, *options)
-        order = random.Random(seed).sample(known, len(known))
+        drawn, order = _drawn(folder / "asked.jsonl", others, loaded, seed, *options)
         measured, trained = order[:N_RETAIN], order[N_RETAIN : N_RETAIN + N_TRAINED]
-        kept = list(others.select(measured)) if measured else []
+        kept = list(drawn.select(measured)) if measured else []
         if retain is not None:
             own = apart(forget, load_forget_set(retain))
             if own is not None:
                 names = known_items(folder / "asked_retain.jsonl", own, *options)
                 kept = [replace(item, id=f"own/{item.id}") for item in (own.select(names) if names else ())] + kept
         near = neighbors_of(forget, loaded, prompt_format, seed, batch_size)
-        sets = {RETAIN: kept, TRAINED: others.select(trained) if trained else (), NEIGHBORS: near}
+        sets = {RETAIN: kept, TRAINED: drawn.select(trained) if trained else (), NEIGHBORS: near}
         files = {name: "".join(dumps(item.record) + "\n" for item in items) for name, items in sets.items()}
-        text = conversations(folder / "asked.jsonl", others, {*measured}, seed)
+        text = conversations(folder / "asked.jsonl", drawn, {*measured}, seed)
         write_all({**files, CONVERSATIONS: text}, folder)
     return stored_surroundings(folder)
+
+
+def _drawn(path: Path, others: ForgetSet, loaded: LoadedModel, seed: int, *options: Any) -> tuple[ForgetSet, list[str]]:
+    """The facts that the model was asked, and in random order the ids of those that it knows.
+
+    Facts are drawn and asked in rounds, until enough are known and what was said is text enough for second moments; the
+    text is not waited for where that of all facts would not do.
+    """
+    ids = random.Random(seed).sample([own.id for own in others], min(N_ASKED, len(others)))
+    drawn, order = others.select(ids), []
+    for n in range(ROUND, len(ids) + ROUND, ROUND):
+        drawn = others.select(ids[:n])
+        known = known_items(path, drawn, *options)
+        order = random.Random(seed).sample(known, len(known))
+        if len(order) >= N_RETAIN + N_TRAINED:
+            share = share_of_text(conversations(path, drawn, {*order[:N_RETAIN]}, seed), loaded)
+            if share >= 1 or share * len(ids) < len(drawn):
+                break
+    return drawn, order
+
+
+def share_of_text(text: str, loaded: LoadedModel) -> float:
+    """How many tokens conversations (JSONL) have for each that second moments need; 1 if the model has none."""
+    try:
+        needed = KEYS_PER_DIMENSION * loaded.anatomy.d_mlp
+    except UserError:
+        return 1.0
+    rows, beginning = conversation_ids(map(json.loads, text.splitlines()), loaded.tokenizer)
+    return sum(len(row) - beginning for row in rows) / needed
 
 
 def stored_surroundings(folder: Path) -> Surroundings:

@@ -148,7 +148,7 @@ class Search:
 
     def _has_time(self, trials: Sequence[Trial]) -> bool:
         """Whether one more trial fits, as long as the longest so far, and measuring the nearest to its end."""
-        reserve = 1.3 * self.base.seconds  # the tasks again, and attacks, which take less
+        reserve = 2.5 * self.base.seconds  # the tasks again, and attacks, which take half as long again
         return self.clock.spent[0] + max(trial.seconds for trial in trials) + reserve <= self.budget_seconds
 
     def _stored(self, trial: Trial) -> Trial | None:

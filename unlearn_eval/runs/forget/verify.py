@@ -27,8 +27,9 @@ from unlearn_eval.results.certificate import (
     read_certificate,
     signature_of,
 )
+from unlearn_eval.results.requirements import OPERATORS
 from unlearn_eval.results.schema import utc_now
-from unlearn_eval.runs.forget.judged import judged
+from unlearn_eval.runs.forget.judged import judged, sound_rows
 from unlearn_eval.runs.forget.measure import Bench
 from unlearn_eval.runs.forget.policy import Policy
 from unlearn_eval.runs.forget.proof import KEY, hash_of_questions, hidden
@@ -134,13 +135,14 @@ def verify_certificate(
         return Verified(certificate, tuple(wrong), (*checked, "there is no edit to measure"))
     edit = load_edit(place_of_edit)
     _compare(sha256_of_file(place_of_edit / DESCRIPTION), certificate.hashes["edit"], "the edit", wrong, checked)
+    _compare_rows(certificate, sound_rows(edit), wrong, checked, Row.__eq__)
     if not chosen:
         return Verified(certificate, tuple(wrong), tuple(checked))
     room = Path(work) if work else folder / WORK
     if not (room / KNOWN).is_file():
         raise UserError(f"{room} does not hold the questions", "give the folder that forget called work with --work")
     _data(certificate, room, wrong, checked)
-    name = model or str(certificate.model.get("path") or certificate.model["id"])
+    name = model or _model_of(certificate)
     say(f"loading {name}")
     dtype = str(certificate.model["dtype"])
     loaded = load_model(name, dtype=dtype, device=device, revision=certificate.model.get("revision"))
@@ -166,10 +168,35 @@ def _papers(certificate: Certificate, folder: Path, key: str | None) -> tuple[li
     elif certificate.is_signed:
         checked.append("the signature fits" + ("" if key else " (of whoever made it: give --key to say who)"))
     _compare(hash_json(certificate.policy), certificate.hashes["policy"], "the policy", wrong, checked)
-    failing = any(row.holds is False for row in certificate.rows)
-    if certificate.passes and (failing or not certificate.rows or any(own.failures for own in certificate.earlier)):
-        wrong.append("it says that the policy is passed, and its own numbers say otherwise")
+    wrong += _own_faults(certificate)
     return wrong, checked
+
+
+def _own_faults(certificate: Certificate) -> list[str]:
+    """Where a certificate's verdict is not that of its rows, or a row's not that of its number; nothing is measured."""
+    bounds = {own.require: own.requirement for own in Policy.model_validate(certificate.policy).bounds}
+    rows = {row.require: row for row in certificate.rows}
+    missing = bounds.keys() - rows.keys()
+    failing = missing or any(row.holds is False for row in rows.values())
+    found = []
+    if certificate.passes and (failing or any(own.failures for own in certificate.earlier)):
+        found.append("it says that the policy is passed, and its own numbers say otherwise")
+    for row in rows.values():
+        required = bounds.get(row.require)
+        if required is None or row.value is None or row.bound is None:
+            continue
+        moved = required.factor is None and row.bound != required.shift
+        if moved or OPERATORS[required.operator](row.value, row.bound) is not row.holds:
+            found.append(
+                f"{row.words}: {_shown(row)} and the bound {row.bound:.3g} do not go with what it says of them"
+            )
+    return found
+
+
+def _model_of(certificate: Certificate) -> str:
+    """The base model: where it was, if that is here, else by its name."""
+    path = certificate.model.get("path")
+    return str(path if path and Path(path).expanduser().exists() else certificate.model["id"])
 
 
 def _compare(found: str, expected: str | None, what: str, wrong: list[str], checked: list[str]) -> None:
@@ -224,14 +251,25 @@ def _measure_again(
     needed = {bound.measurement for bound in policy.bounds if bound.requirement.factor is not None}
     based = some.model_copy(update={"measurements": [own for own in some.measurements if own.name in needed]})
     base = measured_before(bench, based, scratch / "before", _earlier(bench.place.parent))
-    before = {row.require: row for row in certificate.rows}
     for wanted in some.measurements:
         bench.say(f"again: {wanted.name}")
         result = bench.measure(wanted, scratch / "after", edit, edit_folder)
-        for row in judged(policy.bounds_of(wanted.name), result, base.metrics):
-            old = before.get(row.require)
-            said = f"{row.words}: {_shown(row)}, certified {_shown(old)}"
-            (checked if old is not None and agree(old, row) else wrong).append(said)
+        _compare_rows(certificate, judged(policy.bounds_of(wanted.name), result, base.metrics), wrong, checked)
+
+
+def _compare_rows(
+    certificate: Certificate,
+    rows: Sequence[Row],
+    wrong: list[str],
+    checked: list[str],
+    same: Callable[[Row, Row], bool] | None = None,
+) -> None:
+    """Bounds as they stand now against those of a certificate; of what is read and not measured they are the same."""
+    before = {row.require: row for row in certificate.rows}
+    for row in rows:
+        old = before.get(row.require)
+        said = f"{row.words}: {_shown(row)}, certified {_shown(old)}"
+        (checked if old is not None and (same or agree)(old, row) else wrong).append(said)
 
 
 def _earlier(work: Path) -> Prior | None:
