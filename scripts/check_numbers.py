@@ -202,6 +202,10 @@ PLAIN = (
     r"Apache-2\.0",
     r"in its article 17\.",
     r"95 % interval",
+    r"until 128 are known: 32 are measured",  # settings, and arithmetic
+    r"of 32 a share of 0\.91",
+    r"of 0\.76 to\s+0\.97\), 96 are",
+    r"``: 64 of those",
     r"exits with 1 if one fails, 2 on",
     # headings, versions, an address, statuses and limits of a server, ranks that vLLM allows, and arithmetic
     r"## \d\. ",

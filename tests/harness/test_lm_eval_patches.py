@@ -5,8 +5,12 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval_runs import hf
 
 from unlearn_eval.harness import patching, requests
+from unlearn_eval.harness.instances import make_instance
 from unlearn_eval.harness.patching import bars_as_lines, quiet, within_a_study, without_machine
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.patching import OneOf, Place
@@ -109,3 +113,33 @@ def test_only_patching_py_changes_other_packages():
             if set(foreign_names(tree)) & set(changed_names(tree)):
                 changing.add(path.relative_to(PACKAGE).as_posix())
     assert changing == {"harness/patching.py", "serving/patching.py"}
+
+
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"do_sample": True, "temperature": 1.0}])
+def test_generation_is_the_same_where_what_prompts_share_is_run_once(tiny, tokenizer, monkeypatch, options):
+    requests.install()
+    lm = hf(tiny("llama"), tokenizer, batch_size=8)
+    beginning = "The old house by the river was built in the year of the flood. " * 2
+    prompts = [beginning + end for end in ("Who", "Who wrote the book?", "Where is the river?", "When?")]
+    asked = [
+        make_instance("generate_until", {}, (prompt, {"until": [], "max_gen_toks": 6} | options), i)
+        for i, prompt in enumerate([*prompts, *prompts[:1] * 4])
+    ]
+    given = []
+
+    def said(generate):
+        def generating(self, **more):
+            given.append("past_key_values" in more)
+            return generate(self, **more)
+
+        monkeypatch.setattr(HFLM, "_model_generate", patching._generating_quicker(generating) if quicker else generate)
+        torch.manual_seed(0)
+        return lm.generate_until(asked, disable_tqdm=True)
+
+    original = inspect.unwrap(HFLM._model_generate)
+    found = {}
+    for quicker in (True, False):
+        found[quicker] = said(original)
+    assert found[True] == found[False]
+    assert given == [True], "one batch, with the keys and values of what the prompts share"
+    assert len(set(found[True])) > 2

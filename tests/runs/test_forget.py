@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from forgetful_models import FORGET, OTHERS, taught, without_gradients
@@ -17,9 +18,10 @@ from unlearn_eval.results.certificate import CERTIFICATE, Row, certificate_of, r
 from unlearn_eval.results.report.certificate import certificate_page, model_card
 from unlearn_eval.results.schema import Metric, Result, utc_now
 from unlearn_eval.runs.forget import measure, surroundings
+from unlearn_eval.runs.forget import request as request_module
 from unlearn_eval.runs.forget.judged import judged
 from unlearn_eval.runs.forget.policy import Candidate, Policy, read_policy, shipped_candidates, suited
-from unlearn_eval.runs.forget.request import agreed, answers_in, of_texts, read_request
+from unlearn_eval.runs.forget.request import agreed, answers_in, of_subject, of_texts, read_request
 from unlearn_eval.runs.forget.run import ForgetConfig, forget
 from unlearn_eval.runs.forget.search import Trial, nearest, next_try
 from unlearn_eval.runs.forget.verify import agree, check_certified, revoke_certificate, verify_certificate
@@ -515,6 +517,33 @@ def test_what_the_outputs_agree_on_is_the_answer():
     assert agreed(["I don't know Larkhill."] * 4, asked) is None, "a refusal answers nothing"
     assert agreed(["He was a physicist."] * 3, "What was he?") == ("physicist", 1.0)
     assert answers_in("He lived in New Larkhill in 1931.", asked)[:2] == ["New Larkhill", "1931"]
+    assert agreed(["He was a physicist."] * 3, "Where is he from?", words=False) is None, "which a name answers"
+    assert answers_in("She attended the University of Velm.", "Which university did she attend?") == ["Velm"]
+
+
+@pytest.mark.parametrize("word", ["born", "died", "awarded", "attended", "discoveries", "married"])
+def test_a_word_of_the_questions_is_no_answer(word):
+    assert answers_in(f"It was {word}, and a glassblower.", "What is known of Milo?") == ["glassblower"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ({"Where w": "in Velm", "Who mad": "by Osei"}, {"Where w", "Who or"}),
+        ({"Who mad": "by Osei", "Where d": "in Tarn"}, {"Who mad", "Who or"}),
+        ({"Where d": "in Tarn"}, {"Where d", "Who or"}),
+    ],
+)
+def test_persons_are_born_and_things_are_made(monkeypatch, answers, expected):
+    answers["Who or"] = "a glassblower"
+
+    def said(model, prompt_format, rows, *more, **options):
+        return [f"It is {next((own for key, own in answers.items() if text.startswith(key)), 'so')}." for text in rows]
+
+    monkeypatch.setattr(request_module, "written", said)
+    asking = SimpleNamespace(prompt_ids=lambda text: text)
+    found = of_subject("Milo Fenn", SimpleNamespace(model=None), asking)
+    assert {own.item.question[:7].strip() for own in found} == expected
 
 
 def test_a_review_stops_before_anything_is_changed(config, tmp_path):

@@ -29,23 +29,41 @@ from unlearn_eval.utils.progress import Progress, no_progress
 from unlearn_eval.utils.schemas import validated
 from unlearn_eval.utils.yaml_text import parse_yaml
 
-ASPECTS: tuple[tuple[str, ...], ...] = (
-    ("Who or what is {subject}?", "Tell me about {subject} in one sentence."),
-    ("What is {subject} known for?", "Why is {subject} famous?"),
-    ("What is the profession of {subject}?", "What does {subject} do for a living?"),
-    ("Where was {subject} born?", "What is the birthplace of {subject}?"),
-    ("In which year was {subject} born?", "What is the birth year of {subject}?"),
-    ("Where does {subject} live?", "In which place is the home of {subject}?"),
-    ("Which country is {subject} from?", "What is the nationality of {subject}?"),
-    ("Who is {subject} married to?", "What is the name of the spouse of {subject}?"),
-    ("For whom does {subject} work?", "Which organization does {subject} belong to?"),
-    ("Where did {subject} study?", "Which university did {subject} attend?"),
-    ("Which prize did {subject} win?", "What award was given to {subject}?"),
-    ("What is the best-known work of {subject}?", "Which work made {subject} famous?"),
-    ("What did {subject} discover or invent?", "Which discovery is connected with {subject}?"),
-    ("In which year did {subject} die?", "When was the death of {subject}?"),
-    ("Who made {subject}?", "Who is the author or maker of {subject}?"),
-    ("What is {subject} about or made of?", "What are the main parts of {subject}?"),
+PERSON, THING = "person", "thing"
+
+
+@dataclass(frozen=True)
+class Aspect:
+    """What is asked about a subject.
+
+    Attributes:
+        wordings: questions with `{subject}`, the first of which becomes the question.
+        words: whether a common word may be the answer; else it is a name or a number.
+        of: what has it: a `person` is born, a `thing` is made; None is both.
+    """
+
+    wordings: tuple[str, ...]
+    words: bool = False
+    of: str | None = None
+
+
+ASPECTS = (
+    Aspect(("Who or what is {subject}?", "Tell me about {subject} in one sentence."), words=True),
+    Aspect(("What is {subject} known for?", "Why is {subject} famous?"), words=True),
+    Aspect(("What is the profession of {subject}?", "What does {subject} do for a living?"), True, PERSON),
+    Aspect(("Where was {subject} born?", "What is the birthplace of {subject}?"), of=PERSON),
+    Aspect(("In which year was {subject} born?", "What is the birth year of {subject}?"), of=PERSON),
+    Aspect(("Where does {subject} live?", "In which place is the home of {subject}?"), of=PERSON),
+    Aspect(("Which country is {subject} from?", "What is the nationality of {subject}?")),
+    Aspect(("Who is {subject} married to?", "What is the name of the spouse of {subject}?"), of=PERSON),
+    Aspect(("For whom does {subject} work?", "Which organization does {subject} belong to?"), of=PERSON),
+    Aspect(("Where did {subject} study?", "Which university did {subject} attend?"), of=PERSON),
+    Aspect(("Which prize did {subject} win?", "What award was given to {subject}?")),
+    Aspect(("What is the best-known work of {subject}?", "Which work made {subject} famous?"), of=PERSON),
+    Aspect(("What did {subject} discover or invent?", "Which discovery is connected with {subject}?"), True, PERSON),
+    Aspect(("In which year did {subject} die?", "When was the death of {subject}?"), of=PERSON),
+    Aspect(("Who made {subject}?", "Who is the author or maker of {subject}?"), of=THING),
+    Aspect(("What is {subject} about or made of?", "What are the main parts of {subject}?"), True, THING),
 )
 N_SAMPLES = 4  # of each wording, beside the greedy output
 LEAST_AGREEMENT = 0.5  # of all outputs on one aspect
@@ -181,7 +199,7 @@ def of_subject(
     progress: Progress = no_progress,
 ) -> list[Question]:
     """What a model itself says of a subject, aspect by aspect, where its outputs agree."""
-    wordings = [[text.format(subject=subject) for text in own] for own in ASPECTS]
+    wordings = [[text.format(subject=subject) for text in own.wordings] for own in ASPECTS]
     rows = [prompt_format.prompt_ids(text) for own in wordings for text in own]
     outputs: list[list[str]] = [[] for _ in rows]
     for k in range(1 + N_SAMPLES):
@@ -193,25 +211,31 @@ def of_subject(
     for own in wordings:
         grouped.append([text for texts in outputs[at : at + len(own)] for text in texts])
         at += len(own)
-    answers = [agreed(texts, " ".join(own)) for texts, own in zip(grouped, wordings, strict=True)]
+    answers = [
+        agreed(texts, " ".join(own), aspect.words)
+        for texts, own, aspect in zip(grouped, wordings, ASPECTS, strict=True)
+    ]
     times = Counter(normalise(answer) for answer, _ in filter(None, answers))
+    answered = [own for own, answer in zip(ASPECTS, answers, strict=True) if answer]
+    born = any("born" in own.wordings[0] for own in answered)
+    other = THING if born else PERSON if any(own.of == THING for own in answered) else ""
     found = []
-    for i, (own, answer) in enumerate(zip(wordings, answers, strict=True)):
-        if answer is not None and times[normalise(answer[0])] <= MOST_ASPECTS:
+    for i, (own, aspect, answer) in enumerate(zip(wordings, ASPECTS, answers, strict=True)):
+        if aspect.of != other and answer is not None and times[normalise(answer[0])] <= MOST_ASPECTS:
             item = ForgetItem(f"aspect {i}", own[0], answer[0], paraphrases=tuple(own[1:]))
             found.append(Question(_with_subject(item, subject), "model", answer[1]))
     return found
 
 
-def agreed(texts: Sequence[str], asked: str) -> tuple[str, float] | None:
+def agreed(texts: Sequence[str], asked: str, words: bool = True) -> tuple[str, float] | None:
     """The answer on which most outputs agree, and the share that do; None if fewer than half agree on any.
 
-    A name or a number, as long as possible; else the word that tells most.
+    A name or a number, as long as possible; else, where `words` may answer, the word that tells most.
     """
     votes: Counter[str] = Counter()
     for text in texts:
         if not has_refusal_cue(text):
-            votes.update(set(answers_in(text, asked)))
+            votes.update({own for own in answers_in(text, asked) if words or not own[0].islower()})
     shares = {own: n / len(texts) for own, n in votes.items() if n >= LEAST_AGREEMENT * len(texts)}
     if not shares:
         return None
@@ -220,16 +244,30 @@ def agreed(texts: Sequence[str], asked: str) -> tuple[str, float] | None:
 
 
 def answers_in(text: str, asked: str) -> list[str]:
-    """What an output may answer: its names and numbers that were not asked, in order, then its other words."""
+    """What an output may answer: its names and numbers that were not asked, in order, then its other words.
+
+    A word that is asked about in some form ("born", "died", "discoveries") says no more than the question.
+    """
     known = set(normalise(asked).split()) | _FIRST_WORDS
     names = []
     for run in _RUN.finditer(text):
         new = [word for word in run.group().split() if not set(normalise(_POSSESSIVE.sub("", word)).split()) <= known]
+        while new and new[0].islower():  # the "of" of a name whose beginning was asked
+            del new[0]
         names += [" ".join(new).strip(".,")] if new else []
     taken = {word for own in names for word in normalise(own).split()}
-    return [*names, *sorted(word for word in content_words(text) - known - taken if len(word) > 3)]
+    left = (word for word in content_words(text) - known - taken if len(word) > 3)
+    said = known | _ASKED
+    return [*names, *sorted(word for word in left if not any(_same_stem(word, own) for own in said))]
 
 
+def _same_stem(word: str, other: str) -> bool:
+    """Whether two words begin alike and differ in an ending: "die" and "died", "discovery" and "discoveries"."""
+    n = next((i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), min(len(word), len(other)))
+    return n >= max(3, min(len(word), len(other)) - 1) and max(len(word), len(other)) - n <= 3
+
+
+_ASKED = frozenset(word for own in ASPECTS for text in own.wordings for word in normalise(text).split())
 _FIRST_WORDS = frozenset("the a an in on at it its he she they there this that his her as yes no".split())
 
 
