@@ -233,6 +233,11 @@ def test_a_certificate_is_measured_again(done, tmp_path):
     )
     assert CliRunner().invoke(cli.app, ["verify", str(done), "--only", "none"]).exit_code == 0
     assert CliRunner().invoke(cli.app, ["verify", str(tmp_path)]).exit_code == 2
+    alone = shutil.copy(done / CERTIFICATE, tmp_path)
+    with pytest.raises(UserError, match="the edit of .* is not at") as refused:
+        verify_certificate(str(alone), only=[])
+    assert "--edit" in refused.value.hint
+    assert verify_certificate(str(alone), only=[], edit_folder=str(done / "edit")).agrees
     with pytest.raises(UserError, match="unknown measurement 'askd'"):
         verify_certificate(str(done), only=["askd"])
 
@@ -265,6 +270,13 @@ def _edit(folder):
     path.write_text(path.read_text(encoding="utf-8").replace('"seed": 0', '"seed": 7'), encoding="utf-8")
 
 
+def _weights(folder):
+    path = next((folder / "edit").glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 def _question(folder):
     path = folder / "work" / "questions.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace("Zadie", "Sadie"), encoding="utf-8")
@@ -286,6 +298,7 @@ def _revoked(folder):
         (_held, "worst form: 0.75 [0.6, 0.9] and the bound 0.5 do not go with what it says of them"),
         (_took, "probability of the answers, as a share of what it was: "),
         (_edit, "the edit is not the certificate's"),
+        (_weights, "/"),  # the path of the file, which is not as it was written
         (_question, "the file of questions is not the certificate's"),
         (_policy, "the policy is not the certificate's"),
         (_revoked, "it was revoked: the person asked again"),

@@ -15,7 +15,7 @@ from typing import Any
 from unlearn_eval.data.forget_sets import load_forget_set
 from unlearn_eval.edits.base import Edit
 from unlearn_eval.edits.load import check_base, load_edit
-from unlearn_eval.edits.places import DESCRIPTION
+from unlearn_eval.edits.places import DESCRIPTION, is_edit
 from unlearn_eval.models.load import LoadedModel, load_model
 from unlearn_eval.results.certificate import (
     FAILS,
@@ -133,8 +133,13 @@ def verify_certificate(
     place_of_edit = Path(edit_folder) if edit_folder else folder / "edit"
     if certificate.edit is None:
         return Verified(certificate, tuple(wrong), (*checked, "there is no edit to measure"))
-    edit = load_edit(place_of_edit)
+    if not is_edit(place_of_edit):
+        raise UserError(f"the edit of {path} is not at {place_of_edit}", "give its folder with --edit")
     _compare(sha256_of_file(place_of_edit / DESCRIPTION), certificate.hashes["edit"], "the edit", wrong, checked)
+    try:
+        edit = load_edit(place_of_edit)
+    except UserError as error:  # a file of it was changed
+        return Verified(certificate, (*wrong, error.message), tuple(checked))
     _compare_rows(certificate, sound_rows(edit), wrong, checked, Row.__eq__)
     if not chosen:
         return Verified(certificate, tuple(wrong), tuple(checked))
