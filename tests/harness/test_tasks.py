@@ -403,7 +403,7 @@ def test_limit_takes_some_of_each_split(tiny, tokenizer, tofu):
 def environment(**more):
     """For subprocesses: no network, few threads."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("UNLEARN_EVAL")}
-    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"} | more
+    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | more
 
 
 def python(code, cwd, **more):
