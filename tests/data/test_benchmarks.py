@@ -58,7 +58,7 @@ def test_every_benchmark_says_where_it_is_from():
 @pytest.mark.parametrize(
     ("name", "task"),
     [
-        ("facts", "unlearn_facts"),
+        ("facts", "unlearn_facts_quick"),
         ("tofu:forget01", "unlearn_tofu_forget01"),
         ("tofu:forget05", "unlearn_tofu_forget05"),
         ("tofu:forget10", "unlearn_tofu"),

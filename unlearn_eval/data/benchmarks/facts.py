@@ -24,8 +24,8 @@ BENCHMARK = Benchmark(
     sets=("facts",),
     items=_items,
     tasks={
-        "unlearn_facts": ByIds("facts", takes_kept=True),
         "unlearn_facts_quick": ByIds("facts", takes_kept=True),
+        "unlearn_facts": ByIds("facts", takes_kept=True),
         "unlearn_forms": AnySet(),
         "unlearn_leak_at_k": AnySet(),
         "unlearn_thinking": AnySet(),
