@@ -206,6 +206,7 @@ PLAIN = (
     r"of 32 a share of 0\.91",
     r"of 0\.76 to\s+0\.97\), 96 are",
     r"``: 64 of those",
+    r"neighbors and 64 others; `` all 704",
     r"exits with 1 if one fails, 2 on",
     # headings, versions, an address, statuses and limits of a server, ranks that vLLM allows, and arithmetic
     r"## \d\. ",
