@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.harness import patching
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+    from unlearn_eval.harness.lm import LM
 
 KIND = "generate_later"
 SAID = "@@its-own-answer@@"
@@ -22,13 +27,12 @@ def install() -> None:
     patching.add_request_kind(KIND, answered, answered)
 
 
-def follow(request: Any, said: Callable[[], str]) -> Any:
-    """A request that follows another one, whose answer `said` gives once it is there."""
+def follow(request: Instance, said: Callable[[], str]) -> None:
+    """Let a request follow another one, whose answer `said` gives once it is there."""
     request.said = said
-    return request
 
 
-def answered(self: Any, asked: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+def answered(self: LM, asked: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
     """`generate_later` for every model that generates."""
     own = []
     for request in asked:

@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.folder import read_description
@@ -23,6 +23,9 @@ from unlearn_eval.harness import patching, requests
 from unlearn_eval.harness.divergence import taken_off
 from unlearn_eval.results.files import read_result, read_samples
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from unlearn_eval.harness.lm import LM
 
 GENERATED, SCORED = "generate_unedited", "logprobs_unedited"
 UNKNOWN = (
@@ -37,23 +40,23 @@ def install() -> None:
     patching.add_request_kind(SCORED, not_known, scored)
 
 
-def not_known(self: Any, asked: Sequence[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
+def not_known(self: LM, asked: Sequence[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
     """Either kind for a model whose edit cannot be taken off."""
     return [{"unscored": UNKNOWN} for _ in asked]
 
 
-def generated(self: Any, asked: Sequence[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
+def generated(self: LM, asked: Sequence[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
     """`generate_unedited` for lm-eval's `hf` model and ours."""
     texts = _unedited(self, asked, lambda own: self.generate_until(own, disable_tqdm=disable_tqdm))
     return [{"text": own} if isinstance(own, str) else own for own in texts]
 
 
-def scored(self: Any, asked: Sequence[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
+def scored(self: LM, asked: Sequence[Any], disable_tqdm: bool = False) -> list[dict[str, Any]]:
     """`logprobs_unedited` for lm-eval's `hf` model and ours."""
     return _unedited(self, asked, lambda own: requests.from_transformers(self, own, disable_tqdm))
 
 
-def _unedited(lm: Any, asked: Sequence[Any], ask: Callable[[list[Any]], list[Any]]) -> list[Any]:
+def _unedited(lm: LM, asked: Sequence[Any], ask: Callable[[list[Any]], list[Any]]) -> list[Any]:
     """What the unedited model responds to requests without their last argument."""
     undone = taken_off(lm)
     if undone is None:
@@ -67,7 +70,7 @@ def _unedited(lm: Any, asked: Sequence[Any], ask: Callable[[list[Any]], list[Any
         return list(ask(own))
 
 
-def _is_base_of(lm: Any, edit: str | None) -> bool:
+def _is_base_of(lm: LM, edit: str | None) -> bool:
     """Whether a model is the one that an edit was made on, by its weights."""
     if edit is None:
         return False
