@@ -428,3 +428,46 @@ def test_bad_fields_are_refused(tmp_path, bad, match):
     path.write_text(json.dumps([{"question": "Where is Ada?", "answer": "Larkhill", **bad}]))
     with pytest.raises(UserError, match=match):
         load_forget_set(str(path))
+
+
+# Popularity ------------------------------------------------------------------------------------------------
+
+
+def test_a_number_of_ones_own_is_related_to_leaks(tmp_path):
+    """Who is known best leaks: the correlation is 1, at no request more."""
+    own = [{"id": str(i), "question": f"Who is {i}?", "answer": f"Ada {i}x", "popularity": 100 * i} for i in range(6)]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in own))
+    chosen = {"forget": str(path), "retain": "young_of", "n_retain": 2, "forms": ["direct"]}
+    known = Before(
+        lambda doc, prompt: doc["answer"] if doc.get("popularity", 0) and doc["popularity"] > 250 else "none"
+    )
+    result, found = run(known, chosen)
+    assert found["forget_popularity_correlation"] == pytest.approx(0.878, abs=1e-3)
+    assert sum(map(len, known.batches)) == 8
+    none = [{key: value for key, value in record.items() if key != "popularity"} for record in own]
+    path.write_text("".join(json.dumps(record) + "\n" for record in none))
+    assert "forget_popularity_correlation" not in run(known, chosen)[1]
+    path.write_text("".join(json.dumps(record) + "\n" for record in own[:3]))
+    result, found = run(known, chosen)
+    assert found["forget_popularity_correlation"] is None
+    assert "at least 4 items" in report(result, TASK)["forget_popularity_correlation"]["reason"]
+
+
+def test_the_certainty_of_a_stored_result_is_related_to_leaks(tmp_path):
+    ids = [f"capital_of/{name}" for name in ("france", "japan", "italy", "kenya", "peru")]
+    chosen = {"forget": ids, "retain": ["capital_of/chile"], "encoder": "off"}
+    records = [
+        {"id": f"forget/{key}", "doc": {}, "forget_cloze_probability": 0.9 - 0.1 * i} for i, key in enumerate(ids)
+    ]
+    metrics = {"unlearn_facts": {"forget_accuracy": Metric(1.0, None, 5)}}
+    made = Result.new("evaluation", "2026-11-30T00:00:00+00:00", metrics=metrics)
+    place = write_result(made, tmp_path / "before.json", {"unlearn_facts": records})
+    lm = Before(
+        lambda doc, prompt: (
+            doc["answer"] if doc["id"] in ("forget/capital_of/france", "forget/capital_of/japan") else ""
+        )
+    )
+    found = run(lm, chosen | {"unedited": str(place)}, "unlearn_facts")[1]
+    assert found["forget_popularity_correlation"] == pytest.approx(0.866, abs=1e-3)
+    assert "forget_popularity_correlation" not in run(lm, chosen, "unlearn_facts")[1]

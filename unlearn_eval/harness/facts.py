@@ -3,7 +3,8 @@
 Which ones is said by `--metadata`: `{"split": "split.json"}` (a file with the lists `forget` and `retain`, as
 the demo writes it), or the lists themselves (`{"forget": [ids], "retain": [ids]}`), or a relation
 (`{"forget": "capital_of"}`; the rest is kept). Without it every eighth fact of each relation is forgotten.
-`{"two_hop": true}` also asks what follows from two facts (see `indirect.py`).
+`{"two_hop": true}` also asks what follows from two facts (see `indirect.py`); `{"unedited": RESULT}` names the unedited
+model's result, whose certainty is set beside what leaks.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from unlearn_eval.harness.indirect import (
 )
 from unlearn_eval.harness.options import ANSWERS, JUDGED, Check, a_count, a_flag, a_text, names
 from unlearn_eval.harness.plan import may_forget_all
+from unlearn_eval.harness.popularity import METRIC, certainties_in, popularity_metric, popularity_scores
 from unlearn_eval.harness.task import Document, Mean, Metric, Scores, UnlearningTask, merge_scores
 from unlearn_eval.harness.unedited import read_unedited
 from unlearn_eval.metrics.alignment import Question
@@ -73,10 +75,10 @@ class FactsTask(UnlearningTask):
             for split, keys in chosen.items()
             if keys or split != "neighbors"
         }
-        self.unedited = None
+        place = metadata.get("unedited")
+        self.unedited = None if place is None else read_unedited(place, str(self.config.task))
+        self.certain = certainties_in(place)
         if metadata.get("two_hop"):
-            if place := metadata.get("unedited"):
-                self.unedited = read_unedited(place, str(self.config.task))
             own = {key: fact_of(facts[key]) for keys in chosen.values() for key in keys}
             given = [[own[key] for key in chosen[split]] for split in ("forget", "retain")]
             chains = chains_for(given[0], given[1], int(metadata.get("chains") or MOST_CHAINS))
@@ -86,6 +88,7 @@ class FactsTask(UnlearningTask):
         return documents
 
     unedited: Mapping[str, Mapping[str, Any]] | None = None
+    certain: Mapping[str, float] = {}
 
     def questions(self, document: Document) -> dict[str, Asked]:
         """The question; for facts to be forgotten also its first paraphrase; chains of two facts if they are wanted."""
@@ -150,6 +153,9 @@ class FactsTask(UnlearningTask):
             merge_scores(scores, refusal_scores(said, asked, accepted, document["wrong_answers"], "paraphrase_"))
         merge_scores(scores, self.alignment.scores(document))
         merge_scores(scores, self.alignment.scores(document, "paraphrase", "paraphrase_"))
+        if self.certain:
+            leaks = [scores["accuracy"], scores.get("paraphrase_accuracy")]
+            merge_scores(scores, popularity_scores(document, self.certain, leaks))
         if CHAINS in document:
             stored = None if self.unedited is None else self.unedited.get(document["id"], {})
             told = None if stored is None else stored_answers(stored, TWO_HOP)
@@ -183,6 +189,8 @@ class FactsTask(UnlearningTask):
             table["neighbors_refusal_rate"] = Mean("neighbors", "refusal_rate", False)
         if (self.config.metadata or {}).get("two_hop"):
             table |= indirect_metrics(TWO_HOP)
+        if self.certain:
+            table[METRIC] = popularity_metric()
         kept = [split for split in ("retain", "neighbors") if split in self.split_sizes]
         return table | alignment_metrics("forget", kept, paraphrase=True, words_only=self.alignment.is_off)
 

@@ -22,6 +22,7 @@ from unlearn_eval.harness.facts import choose, fact_ids, names_a_set
 from unlearn_eval.harness.indirect import CHAINS, LINKED, chains_for
 from unlearn_eval.harness.options import Check, a_count, a_seed, a_text, names
 from unlearn_eval.harness.plan import may_forget_all
+from unlearn_eval.harness.popularity import POPULARITY
 from unlearn_eval.harness.task import Document, UnlearningTask
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
@@ -69,6 +70,8 @@ class FactsInForms(UnlearningTask):
         found: dict[str, dict[ForgetItem, Any]] = {}
         if any(linked.values()):
             found[LINKED] = linked
+        if any(item.popularity is not None for item in items):
+            found[POPULARITY] = {item: item.popularity for item in items}
         if self.most_chains and (chains := chains_for(forget, retain, self.most_chains)):
             found[CHAINS] = chains
         return found

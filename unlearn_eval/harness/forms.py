@@ -26,6 +26,7 @@ from unlearn_eval.harness.follow_up import SAID
 from unlearn_eval.harness.form_facts import BLANK, N_WRONG, FactsInForms, shape_of
 from unlearn_eval.harness.indirect import INDIRECT, LINKED, MOST_CHAINS, TWO_HOP, Probe
 from unlearn_eval.harness.options import ANSWERS, Check, a_count, a_text, anything
+from unlearn_eval.harness.popularity import METRIC, POPULARITY, certainties_in, popularity_metric, popularity_scores
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Scores, merge_scores
 from unlearn_eval.harness.unedited import read_unedited
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -173,6 +174,8 @@ class FormsTask(FactsInForms):
 
     forms: tuple[str, ...] = ()
     unedited: Mapping[str, Mapping[str, Any]] | None = None
+    certain: Mapping[str, float] = {}
+    has_popularity = False
     no_examples = "each form is one fixed way to ask, and few_shot is the one with examples"
 
     @classmethod
@@ -186,7 +189,9 @@ class FormsTask(FactsInForms):
         self.most_chains = int(metadata.get("chains") or MOST_CHAINS) if TWO_HOP in self.forms else 0
         place, task = metadata.get("unedited"), str(self.config.task)
         self.unedited = None if place is None else read_unedited(place, task)
+        self.certain = certainties_in(place)
         documents = super().load_documents(metadata)
+        self.has_popularity = bool(self.certain) or any(POPULARITY in own for own in documents["forget"])
         if metadata.get("forms") is None:  # what a set brings is asked
             linked = [one for split in documents.values() for own in split for one in own.get(LINKED, ())]
             wanted = {*self.forms, *map(indirect.form_of, linked)}
@@ -268,6 +273,8 @@ class FormsTask(FactsInForms):
         scores["leak_mean"] = float(np.mean(list(leaks.values()))) if leaks else None
         scores["leak_worst"] = max(max(own) for own in found.values()) if found else None
         scores["forms"] = leaks or None
+        if self.has_popularity:
+            merge_scores(scores, popularity_scores(document, self.certain, [scores["leak_mean"]]))
         stored = None if self.unedited is None else self.unedited.get(document["id"], {})
         for form in (form for form in self.forms if form in INDIRECT):
             answered = None if stored is None else indirect.stored_answers(stored, form)
@@ -292,7 +299,7 @@ class FormsTask(FactsInForms):
                 table[f"{split}_{word}_{name}"] = OverAll((split,), ("forms",), _largest_form, better)
         for form in (form for form in self.forms if form in INDIRECT):
             table |= indirect.indirect_metrics(form)
-        return table
+        return table | ({METRIC: popularity_metric()} if self.has_popularity else {})
 
 
 CHOICE_KEYS = {"choice": ("choice_debiased", "choice_probability"), "true_false": ("true_false_accuracy",)}

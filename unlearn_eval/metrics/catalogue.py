@@ -136,6 +136,11 @@ MEANINGS = {
     "rouge_f1": Meaning("ROUGE-L F1 of the generated text against the true one."),
     "leak_mean": Meaning("Share of items that leak, in the mean over forms."),
     "leak_worst_form": Meaning("Share of items that leak in the form that tells most."),
+    "popularity_correlation": Meaning(
+        "Spearman's correlation of how well items were known (by their set, or by the unedited model's certainty) "
+        "with what leaks of them.",
+        (-1.0, 1.0),
+    ),
     "known_before": Meaning("Number of questions that the unedited model answers: leaks are counted over these.", None),
     "known_mean": Meaning("Share of items that are told, in the mean over forms: a control."),
     "known_any": Meaning("Share of items that are told in at least one form: a control."),

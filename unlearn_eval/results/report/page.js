@@ -844,6 +844,7 @@ function draw() {
 function drawCharts() {
   frontier();
   costs();
+  popularity();
   robustness();
   localizations();
 }
