@@ -71,6 +71,7 @@ def test_every_benchmark_says_where_it_is_from():
         ("counterfact:2", "unlearn_counterfact"),
         ("zsre:2", "unlearn_zsre"),
         ("sports:tennis", "unlearn_sports"),
+        ("knowgic:all", "unlearn_knowgic"),
         ("mine.jsonl", "unlearn_forms"),
     ],
 )

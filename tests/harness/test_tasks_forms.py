@@ -13,7 +13,7 @@ from saying import SayingLM
 from scipy.stats import binom
 
 from unlearn_eval import metrics as m
-from unlearn_eval.harness.forms import ALL_FORMS, FORMS
+from unlearn_eval.harness.forms import FORMS, OF_THE_FACT, USUAL
 from unlearn_eval.utils.errors import UserError
 
 CHOSEN = {"forget": ["capital_of/france", "capital_of/japan"], "retain": ["capital_of/italy", "capital_of/kenya"]}
@@ -62,10 +62,11 @@ def forms(lm, metadata=CHOSEN, **options):
 
 def test_both_ends():
     tells = Told(lambda doc, prompt: f"{doc['answer']} {doc['subject']}", right)
-    result, found = forms(tells, CHOSEN)
-    silent = forms(Told(lambda doc, prompt: "I don't know.", lambda *_: False))[1]
+    asked = {**CHOSEN, "forms": list(OF_THE_FACT)}
+    result, found = forms(tells, asked)
+    silent = forms(Told(lambda doc, prompt: "I don't know.", lambda *_: False), asked)[1]
     directions = result["higher_is_better"]["unlearn_forms"]
-    for form in ALL_FORMS:
+    for form in OF_THE_FACT:
         if form == "description":
             continue  # France has no other fact here
         assert found[f"forget_leak_{form}"] == found[f"retain_known_{form}"] == 1, form
@@ -91,7 +92,7 @@ def test_some_forms_alone_are_asked_and_are_what_they_are_among_all(chosen):
     names = [chosen] if isinstance(chosen, str) else chosen
     assert len(prompts) < n_all
     assert bool(prompts) == any(name in FORMS for name in names)
-    for form in ALL_FORMS:
+    for form in USUAL:
         for split in ("forget_leak", "retain_known"):
             assert (f"{split}_{form}" in found) == (form in names)
             if form in names:
@@ -109,13 +110,13 @@ def test_unknown_forms_are_refused(wanted, says):
         forms(Told(lambda doc, prompt: ""), {**CHOSEN, "forms": wanted})
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form != "description"])
+@pytest.mark.parametrize("form", [form for form in FORMS if form in USUAL and form != "description"])
 def test_a_leak_in_one_form_is_found_there_alone(form):
     """A model that tells the fact in one form only: the mean hides it, the worst case shows it."""
     from unlearn_eval.harness.forms import _probes
 
     def says(document, prompt):
-        for name, probe in _probes(document).items():
+        for name, probe in _probes(document, USUAL).items():
             text = probe.ask if isinstance(probe.ask, str) else f"{probe.ask.turns}{probe.ask.opening}"
             own = prompt_text_of(probe.ask)
             if prompt.endswith(own) and name.startswith(f"{form}/") and text:
@@ -134,7 +135,7 @@ def test_a_leak_in_one_form_is_found_there_alone(form):
     _, found = forms(Told(says, lambda *_: False))
     assert found[f"forget_leak_{form}"] == 1
     assert found["forget_leak_worst"] == found["forget_leak_worst_form"] == 1
-    others = [f for f in FORMS if f not in (form, "description")]
+    others = [f for f in FORMS if f in USUAL and f not in (form, "description")]
     if form == "direct":
         others = [f for f in others if f not in ("few_shot", "dialogue")]
     assert all(found[f"forget_leak_{other}"] == 0 for other in others)

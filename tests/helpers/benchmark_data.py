@@ -119,6 +119,52 @@ def _zsre():
     ]
 
 
+def _knowgic():
+    """Two edits: Ada's town by chains of one, two and three questions, Milo's by one; questions are shared."""
+    lives, mayor, river = "{} was born in", "{} has the mayor", "{} flows by"
+    steps = {
+        "born": (lives, "Ada Brook", "Larkhill"),
+        "friend": ("{}'s friend is", "Ada Brook", "Milo Fenn"),
+        "his": (lives, "Milo Fenn", "Larkhill"),
+        "hers": ("{}'s sister is", "Milo Fenn", "Ines Okoro"),
+        "sister": (lives, "Ines Okoro", "Larkhill"),
+        "mayor": (mayor, "Larkhill", "Juno Vale"),
+        "river": (river, "Till", "Larkhill"),
+    }
+    chains = (
+        ("Ada Brook", ("born",), ("mayor",)),
+        ("Ada Brook", ("friend", "his"), ("mayor", "river")),
+        ("Ada Brook", ("friend", "hers", "sister"), ("mayor", "his", "river")),
+        ("Milo Fenn", ("his",), ("river",)),
+    )
+
+    def lists(names):
+        own = [steps[name] for name in names]
+        return {
+            "questions": [f"Tell me: {prompt.format(subject)} what?" for prompt, subject, _ in own],
+            "answers": [answer for *_, answer in own],
+            "prompts": [prompt for prompt, *_ in own],
+            "subjects": [subject for _, subject, _ in own],
+        }
+
+    return [
+        {
+            "case_id": i,
+            "requested_rewrite": [
+                {
+                    "prompt": lives,
+                    "target_new": {"str": "Imber"},
+                    "target_true": {"str": "Larkhill"},
+                    "subject": subject,
+                }
+            ],
+            "chain": lists(own),
+            "broader_context": lists(context),
+        }
+        for i, (subject, own, context) in enumerate(chains)
+    ]
+
+
 def _wmdp():
     return [
         {"question": f"Where was {PEOPLE[i]} born?", "choices": list(TOWNS), "answer": (2 * i + 1) % 4}
@@ -150,7 +196,8 @@ def benchmark_files():
             for p in PEOPLE[:2] for year in range(3)
         ]  # fmt: skip
     files |= {f"muse_{name}/{file}": own for name in ("news", "books") for file, own in _muse(name).items()}
-    files |= {"counterfact/counterfact": _counterfact(), "zsre/zsre_mend_eval": _zsre()}
+    files |= {"counterfact/counterfact": _counterfact(), "zsre/zsre_mend_eval": _zsre(), "knowgic/chains": _knowgic()}
+    files["knowgic/attributes_with_aliases"] = {"Larkhill": {"answer_alias": ["Lark Hill", "..."]}}
     files |= {f"wmdp/wmdp-{part}": _wmdp() for part in ("bio", "chem", "cyber")}
     return files
 

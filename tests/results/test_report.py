@@ -24,7 +24,7 @@ from unlearn_eval.cli import app as cli
 from unlearn_eval.metrics import catalogue as meanings
 from unlearn_eval.results.comparison import compare
 from unlearn_eval.results.files import read_result, write_result
-from unlearn_eval.results.report.answers import Said, answer_class, texts
+from unlearn_eval.results.report.answers import Answers, Said, answer_class, texts
 from unlearn_eval.results.report.figures import pareto
 from unlearn_eval.results.report.page import as_script_json, build_page
 from unlearn_eval.results.report.page_data import page_data
@@ -145,6 +145,42 @@ def test_every_text_of_an_item_is_there_with_what_it_is():
     assert [answer_class(forms, label) for label in ("direct", "cloze", "paraphrase")] == ["w", "l", "-"]
     kept = {"doc": doc | {"split": "retain"}, "retain_known_cloze": 1.0, "retain_known_direct": 0.0}
     assert [answer_class(kept, label) for label in ("direct", "cloze")] == ["w", "k"]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_chain_that_leaked_is_shown(chat, alone):
+    """What it goes through, and whether it counts: only where the unedited model could do it, too."""
+    steps = (["Lyon", "France", "Paris"], ["Paris", "France", "euro"])
+    ask = ("What is the capital of the home country of Lyon?", "What is the currency of Paris's country?")
+    chains = [
+        {"key": f"k{i}", "place": ("second", "first")[i], "question": ask[i], "steps": steps[i]} for i in range(2)
+    ]
+    form = "<user>{}<end>" if chat else "Question: {}\nAnswer:"
+    question = "What is the capital of France?"
+    asked = ask if alone else (question, *ask)
+    rows = [{"key": "k0", "now": 1.0, "before": 1.0}, {"key": "k1", "now": 1.0, "before": 0.0}]
+    record = {
+        "id": "forget/x",
+        "doc": {"question": question, "answer": "Paris", "split": "forget", "chains": chains},
+        "arguments": [[form.format(text), {}] for text in asked],
+        "resps": [["Paris"], ["Paris"], ["the euro"]][-len(asked) :],
+        "forget_two_hop_known_before": {"split": "forget", "id": "forget/x", "asked_two_hop": rows},
+    }
+    *_, second, first = texts(record)
+    assert (second.label, second.question, second.chain) == ("two hops, second", ask[0], "Lyon → France → Paris")
+    assert (first.label, first.chain) == ("two hops, first", "Paris → France → euro")
+    assert [answer_class(record, own.label, own.key) for own in (second, first)] == ["l", "-"]
+    rows[0]["now"] = 0.0
+    assert answer_class(record, second.label, second.key) == "w"
+    kept = record | {"doc": record["doc"] | {"split": "retain"}}
+    kept["retain_two_hop_known_before"] = {"asked_two_hop": [{"key": "k0", "now": 1.0, "before": 1.0}]}
+    del kept["forget_two_hop_known_before"]
+    assert answer_class(kept, second.label, second.key) == "k"
+    answers = Answers()
+    answers.add("run", "unlearn_forms", [record])
+    shown = [answers.strings[row[6]] for row in answers.questions["unlearn_forms"]]
+    assert shown == [*([] if alone else [""]), "Lyon → France → Paris", "Paris → France → euro"]
 
 
 def test_texts_of_an_item_are_rows_that_name_their_item():
@@ -316,7 +352,13 @@ def test_what_a_model_wrote_stays_data(tmp_path):
 
 def test_the_script_builds_no_html_from_text():
     scripts = sorted(PAGE.glob("*.js"))
-    assert [path.name for path in scripts] == ["page.js", "page_robustness.js", "page_sharing.js", "rate.js"]
+    assert [path.name for path in scripts] == [
+        "page.js",
+        "page_popularity.js",
+        "page_robustness.js",
+        "page_sharing.js",
+        "rate.js",
+    ]
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "DOMParser"):
         assert not [path.name for path in scripts if way in path.read_text(encoding="utf-8")], way
 

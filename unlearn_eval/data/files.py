@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.data import tables
-from unlearn_eval.data.items import ForgetItem, ForgetSet, item_from_record
+from unlearn_eval.data.items import OF_ANSWER, OF_NEW, OF_OTHER, ForgetItem, ForgetSet, item_from_record
 from unlearn_eval.data.tables import Row, kind_of, read_rows
 from unlearn_eval.utils.errors import UserError
 
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
-EXTRAS = ("cloze", "description")  # what only some tasks read of a record, beside the fields of an item
+# What only some tasks read of a record, beside the fields of an item.
+EXTRAS = ("cloze", "description", "answer_described", "subject_described")
 ENDINGS = tables.ENDINGS
 HUB = "hub:"  # before the name of a dataset on the hub, which may be followed by :SPLIT
 NEEDED = ("question", "answer")
@@ -139,14 +140,75 @@ def _as_ours(row: Row) -> dict[str, Any]:
     """The record with our fields, if it has those of a project that is known here."""
     record = row.record
     if "question" in record:
-        return record
+        return _with_linked(record, record, OF_ANSWER)
     if isinstance(record.get("requested_rewrite"), Mapping):
-        return _counterfact(record, row.where)
+        return _with_linked(_counterfact(record, row.where), record, OF_NEW)
     if "src" in record and "answers" in record:
-        return _mend(record)
+        return _with_linked(_mend(record), record, OF_NEW)
     if "prompt" in record and ("ground_truth" in record or "target_new" in record):
-        return _easyedit(record, row.where)
+        return _with_linked(_easyedit(record, row.where), record, OF_NEW)
     return record
+
+
+def _with_linked(own: dict[str, Any], record: Mapping[str, Any], follows: str) -> dict[str, Any]:
+    """Our record with what the other one has of portability and locality."""
+    linked = linked_in(record, follows)
+    return {**own, "linked": linked} if linked and not own.get("linked") else own
+
+
+def linked_in(record: Mapping[str, Any], follows: str) -> list[dict[str, Any]]:
+    """The questions beside a record's own, as EasyEdit and KnowEdit have them, with the fields of `Linked`.
+
+    Args:
+        record: With `portability`, `locality`, `locality_prompt` or `portability_prompt`, where it has them.
+        follows: What the answers of portability follow from: the record's answer, or a new one in its place.
+    """
+    found = []
+    groups = (("portability", follows), ("locality", OF_OTHER))
+    for name, of in groups:
+        own = record.get(name)
+        if isinstance(own, Mapping) and "New Question" in own:  # of zsRE and CounterFact
+            found += [("reasoning", own["New Question"], own.get("New Answer"), of)]
+        elif isinstance(own, Mapping):
+            for kind, asked in own.items():
+                for one in asked if isinstance(asked, list) else [asked]:
+                    if isinstance(one, Mapping):
+                        pairs = _paired(one.get("prompt"), one.get("ground_truth"))
+                        found += [(str(kind), prompt, truth, of) for prompt, truth in pairs]
+        pairs = _paired(record.get(f"{name}_prompt"), record.get(f"{name}_ground_truth"))
+        found += [(name, prompt, truth, of) for prompt, truth in pairs]
+    linked = []
+    for kind, prompt, truth, of in found:
+        if isinstance(prompt, str) and prompt.strip():
+            kind = _kind(kind, of)
+            answers = [] if kind == "alias" and of == OF_NEW else _flat(truth)
+            shape = "question" if prompt.rstrip().endswith("?") else "sentence"
+            of = OF_ANSWER if kind == "alias" else of  # whichever answer is taught, the old one must not come
+            linked.append({"kind": kind, "question": prompt.strip(), "answers": answers, "shape": shape, "of": of})
+    return linked
+
+
+def _kind(written: str, of: str) -> str:
+    """One of our kinds: `Subject_Aliasing`, `Reasoning`, `Logical_Generalization`, `Relation_Specificity`, ..."""
+    plain = written.lower()
+    if of == OF_OTHER:
+        return "relation" if "relation" in plain else "other"
+    return "alias" if "alias" in plain else "logical" if "logical" in plain else "reasoning"
+
+
+def _paired(prompts: object, truths: object) -> list[tuple[Any, Any]]:
+    """A prompt with its answers, or each of several with its own."""
+    if not isinstance(prompts, list):
+        return [] if prompts is None else [(prompts, truths)]
+    own = truths if isinstance(truths, list) and len(truths) == len(prompts) else [truths] * len(prompts)
+    return list(zip(prompts, own, strict=True))
+
+
+def _flat(value: object) -> list[str]:
+    """Texts, however deep they lie in lists."""
+    if isinstance(value, list | tuple):
+        return [text for one in value for text in _flat(one)]
+    return [] if value in (None, "") else [str(value)]
 
 
 def _easyedit(record: Mapping[str, Any], where: str) -> dict[str, Any]:

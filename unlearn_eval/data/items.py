@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,27 @@ if TYPE_CHECKING:
 
 MOST_CHARACTERS = 100_000  # of a text of an item: more than any model reads, and read in no time
 MOST_OF_A_NUMBER = 1e300
+OF_ANSWER, OF_NEW, OF_OTHER = "answer", "new", "other"
+KINDS = ("alias", "reasoning", "logical", "relation", "other")
+
+
+@dataclass(frozen=True)
+class Linked:
+    """A question beside an item's own, as benchmarks of editing bring them (portability, locality).
+
+    Attributes:
+        kind: `alias` (the subject by another name), `reasoning` (over a further fact), `logical` (what is implied),
+            `relation` (the same of another subject, or another of this one), or `other`.
+        question, answers: the question, and what answers it; without answers those of the item do.
+        shape: how it is put to a model, as for `ForgetItem`.
+        of: what its answer follows from: the item's `answer`, a `new` one in its place, or neither (`other`).
+    """
+
+    kind: str
+    question: str
+    answers: tuple[str, ...] = ()
+    shape: str = QUESTION
+    of: str = OF_ANSWER
 
 
 @dataclass(frozen=True)
@@ -39,6 +61,8 @@ class ForgetItem:
         shape: how `question` and its paraphrases are put to a model: as a `question`, a `sentence` (a beginning, which
             the answer completes), a `text` (which goes on), a `blank` (with a gap), or `brief` (for a short answer).
         answer_paraphrases: the answer in other words; no answer is judged by them.
+        linked: questions beside its own, whose answers follow from it or must not change with it.
+        popularity: how well it is known, as a number of your own (page views, mentions): tasks relate leaks to it.
     """
 
     id: str
@@ -51,6 +75,8 @@ class ForgetItem:
     group: str | None = None
     shape: str = QUESTION
     answer_paraphrases: tuple[str, ...] = ()
+    linked: tuple[Linked, ...] = ()
+    popularity: float | None = None
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -61,10 +87,12 @@ class ForgetItem:
     def record(self) -> dict[str, Any]:
         """The fields by name, without what sets lacked when their hashes were first written.
 
-        That is the `shape` of a question, and `answer_paraphrases`, from which only other sets are made.
+        That is the `shape` of a question, `linked` and `popularity` where there are none, and `answer_paraphrases`,
+        from which only other sets are made.
         """
+        lacked = {"shape": QUESTION, "linked": (), "popularity": None}
         own = {key: value for key, value in asdict(self).items() if key != "answer_paraphrases"}
-        return {key: value for key, value in own.items() if (key, value) != ("shape", QUESTION)}
+        return {key: value for key, value in own.items() if key not in lacked or value != lacked[key]}
 
 
 @dataclass(frozen=True)
@@ -205,7 +233,37 @@ def item_from_record(
         group=str(record["group"]) if record.get("group") else None,
         shape=shape,
         answer_paraphrases=texts["answer_paraphrases"],
+        linked=tuple(_linked(one, f"{about}: its linked question") for one in record.get("linked") or ()),
+        popularity=_popularity(record.get("popularity"), about),
     )
+
+
+def _linked(value: object, about: str) -> Linked:
+    """A question beside the item's own."""
+    if isinstance(value, Linked):
+        return value
+    if not isinstance(value, Mapping) or not _text(value.get("question"), about).strip():
+        raise UserError(f"{about} is {kind_of(value)}", 'write {"kind": ..., "question": ..., "answers": [...]}')
+    kind, of = str(value.get("kind") or "other"), str(value.get("of") or OF_ANSWER)
+    for name, given, allowed in (("kind", kind, KINDS), ("of", of, (OF_ANSWER, OF_NEW, OF_OTHER))):
+        if given not in allowed:
+            raise unknown_name(f"{name} of {about}", given, allowed)
+    answers = _texts(value.get("answers"), f"{about}: its answers", False)
+    shape = check_shape(str(value.get("shape") or QUESTION))
+    return Linked(kind, _text(value["question"], about).strip(), answers, shape, of)
+
+
+def _popularity(value: object, about: str) -> float | None:
+    """A number, or one in a CSV cell."""
+    if value is None or value == "":
+        return None
+    try:
+        found = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise UserError(f"{about}: its popularity {value!r} is no number", "give a number, or leave it out")
+    return found
 
 
 def _answers(value: object, about: str, split: bool) -> list[str]:

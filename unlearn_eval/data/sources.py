@@ -52,8 +52,14 @@ def has_data_folder() -> bool:
 
 def is_there(source: Source) -> bool:
     """Whether the data folder holds a source."""
+    return place_of(source) is not None
+
+
+def place_of(source: Source) -> Path | None:
+    """The file of a source in the data folder, or the first of several; None if it holds none."""
     root = os.environ.get(DATA_VARIABLE)
-    return bool(root) and bool(_places(Path(str(root)).expanduser(), source))
+    found = _places(Path(root).expanduser(), source) if root else []
+    return found[0] if found else None
 
 
 def load_source(source: Source, required: Sequence[str], revision: str | None = None) -> list[dict[str, Any]]:

@@ -4,6 +4,8 @@ Which ones is said by `--metadata`: `{"split": "split.json"}` (a file with the l
 the demo writes it), or the lists themselves (`{"forget": [ids], "retain": [ids]}`), or a relation
 (`{"forget": "capital_of"}`; the rest is kept). Without it every eighth fact of each relation is forgotten. Of what is
 kept `n_retain` facts are asked, drawn by `seed`, if it is given, beside all neighbors of what is forgotten.
+`{"two_hop": true}` also asks what follows from two facts (see `indirect.py`); `{"unedited": RESULT}` names the unedited
+model's result, whose certainty is set beside what leaks.
 """
 
 from __future__ import annotations
@@ -18,14 +20,28 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
-from unlearn_eval.data.benchmarks.facts import FACTS_FILE
+from unlearn_eval.data.benchmarks.facts import FACTS_FILE, fact_of
 from unlearn_eval.data.files import is_place
 from unlearn_eval.data.forget_sets import set_names
 from unlearn_eval.data.items import check_disjoint
+from unlearn_eval.data.shapes import Asked
 from unlearn_eval.harness.answers import alignment_metrics, answer_scores, contrast_scores, refusal_scores
-from unlearn_eval.harness.options import ANSWERS, JUDGED, Check, a_count, a_seed, a_text, names
+from unlearn_eval.harness.indirect import (
+    CHAINS,
+    MOST_CHAINS,
+    TWO_HOP,
+    Probe,
+    chains_for,
+    indirect_metrics,
+    indirect_scores,
+    stored_answers,
+    two_hops,
+)
+from unlearn_eval.harness.options import ANSWERS, JUDGED, Check, a_count, a_flag, a_seed, a_text, names
 from unlearn_eval.harness.plan import may_forget_all
+from unlearn_eval.harness.popularity import METRIC, certainties_in, popularity_metric, popularity_scores
 from unlearn_eval.harness.task import Document, Mean, Metric, Scores, UnlearningTask, merge_scores
+from unlearn_eval.harness.unedited import read_unedited
 from unlearn_eval.metrics.alignment import Question
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.json_files import read_jsonl
@@ -41,8 +57,9 @@ class FactsTask(UnlearningTask):
 
     @classmethod
     def options(cls, metadata: Mapping[str, Any]) -> Mapping[str, Check]:
-        """Which facts are forgotten and retained, and who judges refusals."""
+        """Which facts are forgotten and retained, whether chains of two are asked, and who judges refusals."""
         own = {"forget": names, "retain": names, "split": a_text, "n_retain": a_count, "seed": a_seed}
+        own |= {"two_hop": a_flag, "chains": a_count, "unedited": a_text}
         return {**super().options(metadata), **own, **ANSWERS, **JUDGED}
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
@@ -55,18 +72,39 @@ class FactsTask(UnlearningTask):
         chosen = {"forget": forget, "retain": retain, "neighbors": [key for key in near if key not in taken]}
         if not chosen["neighbors"]:  # everything near is kept or forgotten: look at what is near and kept
             chosen["neighbors"] = [key for key in near if key in set(retain)]
-        return {
+        documents = {
             split: [_document(facts[key], f"{split}/{key}") for key in keys]
             for split, keys in chosen.items()
             if keys or split != "neighbors"
         }
+        place = metadata.get("unedited")
+        self.unedited = None if place is None else read_unedited(place, str(self.config.task))
+        self.certain = certainties_in(place)
+        if metadata.get("two_hop"):
+            own = {key: fact_of(facts[key]) for keys in chosen.values() for key in keys}
+            given = [[own[key] for key in chosen[split]] for split in ("forget", "retain")]
+            chains = chains_for(given[0], given[1], int(metadata.get("chains") or MOST_CHAINS))
+            for split, keys in chosen.items():
+                for document, key in zip(documents.get(split, ()), keys, strict=False):
+                    document[CHAINS] = [] if split == "neighbors" else chains.get(own[key].item, [])
+        return documents
 
-    def questions(self, document: Document) -> dict[str, str]:
-        """The question; for facts to be forgotten also its first paraphrase."""
-        asked = {"question": document["question"]}
+    unedited: Mapping[str, Mapping[str, Any]] | None = None
+    certain: Mapping[str, float] = {}
+
+    def questions(self, document: Document) -> dict[str, Asked]:
+        """The question; for facts to be forgotten also its first paraphrase; chains of two facts if they are wanted."""
+        return self._own(document) | {name: probe.ask for name, probe in _chains(document).items()}
+
+    def _own(self, document: Document) -> dict[str, Asked]:
+        asked: dict[str, Asked] = {"question": document["question"]}
         if document["split"] == "forget":
             asked["paraphrase"] = document["paraphrases"][0]
         return asked
+
+    def asked_before(self, document: Document) -> list[str]:
+        """The chains, unless the unedited model's result is there."""
+        return [] if self.unedited is not None else list(_chains(document))
 
     def answers(self, document: Document) -> dict[str, tuple[str, ...]]:
         """The answer, alone and in a sentence; for facts to be forgotten also to the paraphrases; the wrong answers."""
@@ -83,9 +121,8 @@ class FactsTask(UnlearningTask):
         """All of them, with the answer, its aliases and the wrong answers."""
         accepted = (document["answer"], *document["aliases"])
         wrong = tuple(document["wrong_answers"])
-        asked = self.questions(document)
         subject = self._subjects[document["id"].partition("/")[2]]
-        return {name: Question(text, accepted, subject, wrong) for name, text in asked.items()}
+        return {name: Question(str(text), accepted, subject, wrong) for name, text in self._own(document).items()}
 
     def good_text(self, document: Document) -> str | None:
         """The cloze with its answer, of facts to be kept."""
@@ -118,6 +155,13 @@ class FactsTask(UnlearningTask):
             merge_scores(scores, refusal_scores(said, asked, accepted, document["wrong_answers"], "paraphrase_"))
         merge_scores(scores, self.alignment.scores(document))
         merge_scores(scores, self.alignment.scores(document, "paraphrase", "paraphrase_"))
+        if self.certain:
+            leaks = [scores["accuracy"], scores.get("paraphrase_accuracy")]
+            merge_scores(scores, popularity_scores(document, self.certain, leaks))
+        if CHAINS in document:
+            stored = None if self.unedited is None else self.unedited.get(document["id"], {})
+            told = None if stored is None else stored_answers(stored, TWO_HOP)
+            merge_scores(scores, indirect_scores(TWO_HOP, document, _chains(document), generated, answers, told))
         return scores
 
     def metrics(self) -> dict[str, Metric]:
@@ -145,8 +189,18 @@ class FactsTask(UnlearningTask):
             for key in ("accuracy", "cloze_probability", "probability"):
                 table[f"neighbors_{key}"] = Mean("neighbors", key, True)
             table["neighbors_refusal_rate"] = Mean("neighbors", "refusal_rate", False)
+        if (self.config.metadata or {}).get("two_hop"):
+            table |= indirect_metrics(TWO_HOP)
+        if self.certain:
+            table[METRIC] = popularity_metric()
         kept = [split for split in ("retain", "neighbors") if split in self.split_sizes]
         return table | alignment_metrics("forget", kept, paraphrase=True, words_only=self.alignment.is_off)
+
+
+def _chains(document: Document) -> dict[str, Probe]:
+    """The questions over two facts, by name."""
+    made = two_hops(document)
+    return {} if isinstance(made, str) else {f"{TWO_HOP}/{i}": probe for i, probe in enumerate(made)}
 
 
 def choose(facts: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 from unlearn_eval import metrics as m
-from unlearn_eval.data.benchmarks.facts import FACTS_FILE
+from unlearn_eval.data.benchmarks.facts import FACTS_FILE, fact_of
+from unlearn_eval.data.chains import Fact
 from unlearn_eval.data.documents import check_aliases
 from unlearn_eval.data.files import extras_in
 from unlearn_eval.data.forget_sets import load_forget_set, parts_of
-from unlearn_eval.data.items import ForgetItem, ForgetSet, item_from_record
+from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.data.shapes import QUESTION, as_turn
 from unlearn_eval.harness.facts import choose, fact_ids, names_a_set
+from unlearn_eval.harness.indirect import CHAINS, LINKED, chains_for
 from unlearn_eval.harness.options import Check, a_count, a_seed, a_text, names
 from unlearn_eval.harness.plan import may_forget_all
+from unlearn_eval.harness.popularity import POPULARITY
 from unlearn_eval.harness.task import Document, UnlearningTask
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
@@ -48,11 +51,30 @@ class FactsInForms(UnlearningTask):
         forget, retain = forget_and_retain(metadata)
         facts = {"forget": forget, "retain": retain}
         documents = {split: _documents(split, own, retain) for split, own in facts.items()}
+        for name, values in self.beside(forget, retain).items():
+            for split, own in facts.items():
+                for document, fact in zip(documents[split], own, strict=True):
+                    document[name] = values.get(fact.item, [])
         if any(fact.item.shape != QUESTION for fact in (*forget, *retain)):  # the data's hash of questions stays
             for split, own in facts.items():
                 for document, fact in zip(documents[split], own, strict=True):
                     document["shape"] = fact.item.shape
         return documents
+
+    most_chains = 0  # at each place of a chain; 0 makes none
+
+    def beside(self, forget: Sequence[Fact], retain: Sequence[Fact]) -> dict[str, dict[ForgetItem, Any]]:
+        """What is asked beside the facts, where there is any: field of a document -> its value for each fact."""
+        items = [fact.item for fact in (*forget, *retain)]
+        linked = {item: [{**asdict(one), "answers": list(one.answers)} for one in item.linked] for item in items}
+        found: dict[str, dict[ForgetItem, Any]] = {}
+        if any(linked.values()):
+            found[LINKED] = linked
+        if any(item.popularity is not None for item in items):
+            found[POPULARITY] = {item: item.popularity for item in items}
+        if self.most_chains and (chains := chains_for(forget, retain, self.most_chains)):
+            found[CHAINS] = chains
+        return found
 
 
 def shape_of(document: Document) -> str:
@@ -60,16 +82,7 @@ def shape_of(document: Document) -> str:
     return str(document.get("shape") or QUESTION)
 
 
-@dataclass(frozen=True)
-class _Fact:
-    """An item, and what only some sources have."""
-
-    item: ForgetItem
-    cloze: str = ""
-    description: str = ""
-
-
-def forget_and_retain(metadata: Mapping[str, Any]) -> tuple[list[_Fact], list[_Fact]]:
+def forget_and_retain(metadata: Mapping[str, Any]) -> tuple[list[Fact], list[Fact]]:
     """What is forgotten and what is kept as a control.
 
     Without `retain`, as many shipped facts as are forgotten (or `n_retain`), chosen by `seed`.
@@ -102,27 +115,25 @@ def forget_and_retain(metadata: Mapping[str, Any]) -> tuple[list[_Fact], list[_F
     return facts, kept
 
 
-def _facts(records: Mapping[str, Mapping[str, Any]], wanted: Any) -> list[_Fact]:
+def _facts(records: Mapping[str, Mapping[str, Any]], wanted: Any) -> list[Fact]:
     """The shipped facts of a relation or of some ids, or the items of a forget set or of parts of some."""
     parts = parts_of(wanted)
     if parts is not None:
-        return [fact for items in parts for fact in _from_set(items)]
+        return [fact for items in parts for fact in _from_set(items, records)]
     if names_a_set(records, wanted):
-        return _from_set(load_forget_set(wanted))
-    return [_from_record(records[key]) for key in fact_ids(records, wanted)]
+        return _from_set(load_forget_set(wanted), records)
+    return [fact_of(records[key]) for key in fact_ids(records, wanted)]
 
 
-def _from_record(record: Mapping[str, Any]) -> _Fact:
-    return _Fact(item_from_record(record), str(record.get("cloze") or ""), str(record.get("description") or ""))
+def _from_set(items: ForgetSet, records: Mapping[str, Mapping[str, Any]]) -> list[Fact]:
+    if items.name == "facts":
+        return [fact_of(records[item.id]) for item in items]
+    extras = extras_in(items.name)
+    return [Fact(item, **extras.get(item.id, {})) for item in items]  # type: ignore[arg-type]
 
 
-def _from_set(items: ForgetSet) -> list[_Fact]:
-    extras = extras_in(FACTS_FILE if items.name == "facts" else items.name)
-    return [_Fact(item, **extras.get(item.id, {})) for item in items]
-
-
-def _documents(split: str, facts: Sequence[_Fact], others: Sequence[_Fact]) -> list[Document]:
-    by_subject: dict[str, list[_Fact]] = {}
+def _documents(split: str, facts: Sequence[Fact], others: Sequence[Fact]) -> list[Document]:
+    by_subject: dict[str, list[Fact]] = {}
     answers: dict[tuple[str, str], int] = {}
     for fact in (*facts, *(other for other in others if split != "retain")):
         if fact.item.subject:
@@ -153,11 +164,11 @@ def _documents(split: str, facts: Sequence[_Fact], others: Sequence[_Fact]) -> l
     return documents
 
 
-def _pattern(fact: _Fact) -> str:
+def _pattern(fact: Fact) -> str:
     return fact.cloze.replace(fact.item.subject or "\0", BLANK)
 
 
-def _description(siblings: Sequence[_Fact], answers: Mapping[tuple[str, str], int]) -> str:
+def _description(siblings: Sequence[Fact], answers: Mapping[tuple[str, str], int]) -> str:
     """What a sibling, another fact on the same subject, says of it, if no other subject has the same answer there."""
     for own in siblings:
         alone = answers[_pattern(own), m.normalise(own.item.answer)] == 1

@@ -20,7 +20,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
 from unlearn_eval.data.shapes import BETWEEN_TURNS, QUESTION, Asked, Prompt, cut
-from unlearn_eval.harness import requests
+from unlearn_eval.harness import follow_up, requests, unedited
 from unlearn_eval.harness.alignment import REASONS, AlignmentRoom
 from unlearn_eval.harness.chat_template import Decoder, decoder_of
 from unlearn_eval.harness.examples import ExampleSampler, accepted_answers, example_pool, example_turn, is_example
@@ -42,6 +42,7 @@ Scores = dict[str, Any]
 TRACE_LEAK, UNFINISHED = "trace_leak_rate", "unfinished_rate"
 NOT_FINISHED = "the trace did not end within its tokens (thinking_tokens in --metadata)"
 NO_TRACE = "the model did not think"
+BEFORE = "before/"  # before the name of a question or an answer: what the unedited model responds to it
 PLAIN = PromptFormat(None, chat=False)  # lm-eval renders and encodes: only the seam with an answer is ours
 
 
@@ -226,7 +227,8 @@ class UnlearningTask(ConfigurableTask):
     released: Mapping[str, Released] = {requests.OPEN_UNLEARNING: Released()}  # by the names that `compat` takes
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        requests.install()
+        for kinds in (requests, unedited, follow_up):
+            kinds.install()
         config = {key: value for key, value in (config or {}).items() if key != "class"}
         planned = plan_metadata(str(config.get("task")), config.get("metadata") or {})
         metadata = {**self.defaults, **planned}
@@ -238,8 +240,6 @@ class UnlearningTask(ConfigurableTask):
         if self.data_hash is None:  # lm-eval 0.5 loads documents when they are first needed; metrics ask for them
             self.download()
         self.sampler = ExampleSampler([])
-        if self.config.num_fewshot:
-            self._check_examples(self.config.num_fewshot)
         self._reports: dict[str, dict[str, Any]] = {}
         self.alignment = AlignmentRoom(self.config.metadata or {})
         self._metrics = self.metrics()
@@ -302,6 +302,20 @@ class UnlearningTask(ConfigurableTask):
         """The questions whose answers are judged as refusals (see `AlignmentRoom`), by their names in `questions`."""
         return {}
 
+    def follow_ups(self, document: Document) -> Mapping[str, tuple[str, Prompt]]:
+        """What is asked after the model's own answer to one of `questions`: name -> (its name, the prompt).
+
+        In the prompt `follow_up.SAID` stands for that answer.
+        """
+        return {}
+
+    def asked_before(self, document: Document) -> Sequence[str]:
+        """The names of questions and answers that the unedited model is asked too.
+
+        Its responses are given to `score` among those for answers, with `BEFORE` before their names.
+        """
+        return ()
+
     def good_text(self, document: Document) -> str | None:
         """A sentence that answers a document's question rightly, if there is one."""
         return None
@@ -350,12 +364,6 @@ class UnlearningTask(ConfigurableTask):
         self.split_sizes = {split: len(documents) for split, documents in by_split.items()}
         self.dataset = {"test": datasets.Dataset.from_list(documents)}
 
-    def set_config(self, key: str, value: Any, update: bool = False) -> None:
-        """As lm-eval; examples are refused where the task has none to give."""
-        if key == "num_fewshot" and value:
-            self._check_examples(value)
-        super().set_config(key=key, value=value, update=update)
-
     only_predicts = False
 
     def override_metric(self, metric_name: str) -> None:
@@ -363,7 +371,8 @@ class UnlearningTask(ConfigurableTask):
         super().override_metric(metric_name)
         self.only_predicts = True
 
-    def _check_examples(self, n: int) -> None:
+    def _draw_examples(self, n: int) -> None:
+        """Let examples be drawn from what is retained, or refuse them where the task has none to give."""
         name = str(self.config.task)
         refuse_examples(name, self.why_no_examples(self.config.metadata or {}))
         pool = example_pool(self.dataset["test"])
@@ -380,6 +389,8 @@ class UnlearningTask(ConfigurableTask):
 
     def build_all_requests(self, **options: Any) -> None:
         """The requests; those of an edit's own questions in the form in which it was made (see `plan`)."""
+        if self.config.num_fewshot:
+            self._draw_examples(self.config.num_fewshot)
         super().build_all_requests(**self.as_planned(options))
 
     def as_planned(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -459,14 +470,18 @@ class UnlearningTask(ConfigurableTask):
         decoder = self.decoder if chat else None
         if decoder is not None:
             decoder.prompt = ctx
-        asked: list[tuple[str, tuple[Any, ...]]] = []
-        for name, question in self.questions(doc).items():
+        asked: dict[str, tuple[str, tuple[Any, ...]]] = {}
+
+        def freely(name: str, question: Asked) -> tuple[Any, ...]:
             settings = self._settings(doc, question)
             trace = ""
             if decoder is not None and not _is_raw(question):
                 trace = decoder.added(self.decoding(name)) or ""
                 settings = decoder.generation(settings, self.decoding(name))
-            asked.append(("generate_until", (context(question, trace=trace), settings)))
+            return context(question, trace=trace), settings
+
+        for name, question in self.questions(doc).items():
+            asked[name] = "generate_until", freely(name, question)
         for name, (question, answer, *sentence) in self.answers(doc).items():
             raw = _is_raw(question)
             options = requests.options(
@@ -485,10 +500,28 @@ class UnlearningTask(ConfigurableTask):
                 before += ("" if prompt_format.chat else PLAIN_DELIMITER) + sentence[0]
             kind, options = self.request(name, options)
             said = f" {answer}" if sentence else prompt_format.following(question, answer)
-            asked.append((kind, (before, said, options)))
+            asked[name] = kind, (before, said, options)
+        for name, (_, question) in self.follow_ups(doc).items():
+            asked[name] = follow_up.KIND, freely(name, question)
+        edit = {"edit": (self.config.metadata or {}).get("edit")}
+        for name in self.asked_before(doc):
+            kind, arguments = asked[name]
+            kind = unedited.GENERATED if kind == "generate_until" else unedited.SCORED
+            asked[BEFORE + name] = kind, (*arguments, edit)
         own = {"task_name": self.task_name, "target": self.doc_to_target(doc), "repeats": self.config.repeats}
         given = own | kwargs
-        return [make_instance(kind, doc, arguments, i, **given) for i, (kind, arguments) in enumerate(asked)]
+        made = {
+            name: make_instance(kind, doc, arguments, i, **given)
+            for i, (name, (kind, arguments)) in enumerate(asked.items())
+        }
+        for name, (first, _) in self.follow_ups(doc).items():
+            follow_up.follow(made[name], partial(self._said, doc, first, made[first]))
+        return list(made.values())
+
+    def _said(self, doc: Document, name: str, request: Instance) -> str:
+        """The answer in the response to a request, once it is there."""
+        text = cut(str(request.resps[0]), stops_of(request.args[1]))
+        return self._spoken(doc, name, self.questions(doc)[name], text).answer
 
     def _stops(self, doc: Document, block: str, prompt_format: PromptFormat, asked: Asked) -> tuple[str, ...]:
         """The texts at which an answer is over: by the prompt's pattern, or those of the evaluator in `compat`."""
@@ -503,9 +536,14 @@ class UnlearningTask(ConfigurableTask):
         An engine that has stopped at the stops has nothing left to be cut; others, and caches, need not have.
         """
         for instance in self.instances:
-            if instance.request_type == "generate_until":
+            if instance.request_type in ("generate_until", follow_up.KIND):
                 stops = stops_of(instance.args[1])
                 instance.resps = [cut(str(text), stops) for text in instance.resps]
+            if instance.request_type == unedited.GENERATED:
+                stops = stops_of(instance.args[1])
+                instance.resps = [
+                    own | {"text": cut(str(own["text"]), stops)} if "text" in own else own for own in instance.resps
+                ]
         filtered = super().apply_filters()
         if self.only_predicts:
             return filtered
@@ -585,12 +623,17 @@ class UnlearningTask(ConfigurableTask):
         """Every metric's contribution of one document, None where it has none (so all lists are equally long)."""
         if self.only_predicts:
             return dict.fromkeys(self.aggregation(), 0)
-        questions, answers = self.questions(doc), self.answers(doc)
-        responses = dict(zip(answers, results[len(questions) :], strict=True))
-        spoken = {
-            name: self._spoken(doc, name, question, str(text))
-            for (name, question), text in zip(questions.items(), results[: len(questions)], strict=True)
-        }
+        questions, answers = dict(self.questions(doc)), self.answers(doc)
+        later, before = self.follow_ups(doc), self.asked_before(doc)
+        named = dict(zip([*questions, *answers, *later, *(BEFORE + name for name in before)], results, strict=True))
+        questions |= {name: question for name, (_, question) in later.items()}
+        responses = {name: named[name] for name in answers}
+        for name in before:
+            own = named[BEFORE + name]
+            if "text" in own and name in questions:
+                own = {"text": self._spoken(doc, name, questions[name], str(own["text"])).answer}
+            responses[BEFORE + name] = own
+        spoken = {name: self._spoken(doc, name, question, str(named[name])) for name, question in questions.items()}
         unfinished = [name for name, own in spoken.items() if not own.finished]
         generated = {name: own.answer for name, own in spoken.items()}
         scores = self.score(doc, generated, responses)
@@ -598,7 +641,7 @@ class UnlearningTask(ConfigurableTask):
             self._leave_open(scores, doc, generated, responses, unfinished)
         if self.decoder is not None and spoken:
             merge_scores(scores, _trace_scores(doc, spoken))
-        reasons = {response.get("unscored") or response.get("partial") for response in responses.values()}
+        reasons = {responses[name].get("unscored") or responses[name].get("partial") for name in answers}
         reason = "; ".join(sorted(reasons - {None})) or "undefined for this answer"
         return {name: metric.pick(doc, scores, reason) for name, metric in self._metrics.items()}
 

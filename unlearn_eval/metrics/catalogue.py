@@ -53,6 +53,13 @@ FORMS = {
     "as_is": "As the model decodes by itself.",
     "no_thinking": "After an empty trace.",
     "short_thinking": "After a trace of one sentence.",
+    "two_hop": "Asked over two facts, of which one is the item.",
+    "alias": "Asked by another name of the subject.",
+    "reasoning": "Asked for what follows by a further fact.",
+    "logical": "Asked for what is implied.",
+    "portability": "Asked for what follows from a new answer.",
+    "locality": "Asked for what should not change.",
+    "before": "By the unedited model.",
 }
 MEANINGS = {
     "accuracy": Meaning("Share of answers in which the true answer, or an alias, stands."),
@@ -129,13 +136,23 @@ MEANINGS = {
     "rouge_f1": Meaning("ROUGE-L F1 of the generated text against the true one."),
     "leak_mean": Meaning("Share of items that leak, in the mean over forms."),
     "leak_worst_form": Meaning("Share of items that leak in the form that tells most."),
+    "popularity_correlation": Meaning(
+        "Spearman's correlation of how well items were known (by their set, or by the unedited model's certainty) "
+        "with what leaks of them.",
+        (-1.0, 1.0),
+    ),
+    "known_before": Meaning("Number of questions that the unedited model answers: leaks are counted over these.", None),
     "known_mean": Meaning("Share of items that are told, in the mean over forms: a control."),
     "known_any": Meaning("Share of items that are told in at least one form: a control."),
     "known_best_form": Meaning("Share of items that are told in the form that tells most: a control."),
     "worst_item_rate": Meaning("Share of samples that leak, of the item that leaks most."),
 }
 OF_OTHERS = {"recovery", "symmetric_relearning", "stability", "durability", "above_chance", "curve_area", "half_step"}
-_WAYS = "direct paraphrase cloze choice true_false reversed description primed role_play dialogue few_shot".split()
+_WAYS = (
+    "direct paraphrase cloze choice true_false reversed description primed role_play dialogue few_shot dialogue_4 "
+    "dialogue_8 pushback summarize translate compare"
+).split()
+_DEDUCED = "two_hop two_hop_first two_hop_second alias reasoning logical portability locality".split()
 _TOLD = {"leak": "Share of items that leak", "known": "Share of items that are told, as a control,"}
 UNKNOWN = Meaning("The task's page in tasks/ says what this is.", None)
 
@@ -222,6 +239,7 @@ _WORDS = {
     "leak_mean": "leaks, mean of forms",
     "leak_worst": "leaks in some form",
     "worst_item_rate": "leaks of the worst item",
+    "known_before": "questions known before",
     "nll": "negative log-likelihood",
     "kl": "KL divergence",
     "privleak": "PrivLeak",
@@ -239,6 +257,9 @@ def meaning(metric: str) -> Meaning:
     own = name.removeprefix(f"{split}_") if split else name
     told, _, how = own.partition("_")
     ends = [end for end in MEANINGS if own == end or own.endswith(f"_{end}")]
+    if told in _TOLD and how in _DEDUCED:
+        words = f"{_TOLD[told]} asked as {how.replace('_', ' ')}, of what the unedited model answers."
+        return Meaning(f"{words} {SPLITS.get(split or '', '')}".strip())
     if told in _TOLD and (how in _WAYS or how.startswith("at_")):  # leak_role_play, known_at_8
         way = f"in at least one of {how[3:]} samples" if how.startswith("at_") else f"asked as {how.replace('_', ' ')}"
         return Meaning(f"{_TOLD[told]} {way}. {SPLITS.get(split or '', '')}".strip())

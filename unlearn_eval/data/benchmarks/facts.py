@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from unlearn_eval.data.benchmark import AnySet, Benchmark, ByIds
+from unlearn_eval.data.chains import Fact
 from unlearn_eval.data.items import ForgetItem, item_from_record
 from unlearn_eval.utils.json_files import read_jsonl
 
-FACTS_FILE = Path(__file__).parents[2] / "tasks" / "facts" / "facts.jsonl"
+_FOLDER = Path(__file__).parents[2] / "tasks" / "facts"
+FACTS_FILE, DESCRIPTIONS_FILE = _FOLDER / "facts.jsonl", _FOLDER / "descriptions.json"
 
 
 def _items(which: str = "") -> tuple[ForgetItem, ...]:
     return tuple(item_from_record(record, i) for i, record in enumerate(read_jsonl(FACTS_FILE)))
+
+
+@cache
+def _descriptions() -> dict[str, dict[str, str]]:
+    """Relation -> words for the answer of its facts, and for their subject."""
+    content: dict[str, dict[str, str]] = json.loads(DESCRIPTIONS_FILE.read_text(encoding="utf-8"))
+    return content
+
+
+def fact_of(record: Mapping[str, Any]) -> Fact:
+    """A shipped fact with all that its record and its relation say of it."""
+    words = _descriptions().get(str(record["relation"]), {})
+    subject = f"the {record['subject']}" if f"the {record['subject']}" in record["question"] else record["subject"]
+    answer, about = (
+        words.get(name, "").format(subject=subject, answer=record["answer"]) for name in ("answer", "subject")
+    )
+    return Fact(item_from_record(record), str(record["cloze"]), "", answer, about, joins=False)
 
 
 BENCHMARK = Benchmark(

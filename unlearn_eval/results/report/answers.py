@@ -6,7 +6,7 @@ from its prompt, called by what they are of the item (a paraphrase, a cloze, a s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Record = dict[str, Any]
@@ -31,11 +31,15 @@ class Said:
         label: what kind of text it is: `direct`, `paraphrase`, `cloze`, ...
         question: the text.
         answer: what the model wrote.
+        chain: of a text over two facts, what it goes through.
+        key: what such a text is called by in the record's scores.
     """
 
     label: str
     question: str
     answer: str
+    chain: str = ""
+    key: str = ""
 
 
 @dataclass
@@ -44,15 +48,15 @@ class Answers:
 
     Attributes:
         strings: each different text once.
-        questions: by task, a row (id, split, question, true answer, label, item) for each text that an item was asked
-            by; the first four and the label are indices, the item is the row of its first text.
+        questions: by task, a row (id, split, question, true answer, label, item, chain) for each text that an item was
+            asked by; all are indices but the item, which is the row of its first text.
         runs: by run and task, `said` (an index for each row, -1 if it was not asked) and `classes` (a letter of
             `ANSWER_CLASSES` for each row).
         tried: by run and attack, what was answered beside (`attacked.py`).
     """
 
     strings: list[str] = field(default_factory=list)
-    questions: dict[str, list[tuple[int, int, int, int, int, int]]] = field(default_factory=dict)
+    questions: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     runs: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     tried: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
     _index: dict[str, int] = field(default_factory=dict, repr=False)
@@ -67,9 +71,10 @@ class Answers:
             split, item, times = str(doc.get("split") or ""), -1, dict[str, int]()
             for text in texts(record):
                 times[text.question] = times.get(text.question, 0) + 1
-                row = self.row(task, key, split, text.question, truth, text.label, item, times[text.question])
+                known = truth, text.label, item, times[text.question], text.chain
+                row = self.row(task, key, split, text.question, *known)
                 item = row if item < 0 else item
-                said[row] = self.string(text.answer), answer_class(record, text.label)
+                said[row] = self.string(text.answer), answer_class(record, text.label, text.key)
         if said:
             last = max(said) + 1
             self.runs.setdefault(run, {})[task] = {
@@ -78,7 +83,16 @@ class Answers:
             }
 
     def row(
-        self, task: str, key: str, split: str, question: str, truth: str, label: str, item: int = -1, times: int = 1
+        self,
+        task: str,
+        key: str,
+        split: str,
+        question: str,
+        truth: str,
+        label: str,
+        item: int = -1,
+        times: int = 1,
+        chain: str = "",
     ) -> int:
         """The row of a text by which an item was asked, for the so manieth time; made if it is new.
 
@@ -87,12 +101,13 @@ class Answers:
             split, question, truth, label: what the row holds.
             item: the row of the item's first text; -1 is this one.
             times: how often the item was asked by this text so far, this one included.
+            chain: what the text goes through, if it is one over two facts.
         """
         rows = self.questions.setdefault(task, [])
         row = self._rows.setdefault((task, key, question, times), len(rows))
         if row == len(rows):
             pooled = [self.string(one) for one in (key, split, question, truth, label)]
-            rows.append((*pooled, row if item < 0 else item))  # type: ignore[arg-type]
+            rows.append((*pooled, row if item < 0 else item, self.string(chain)))
         return row
 
     def string(self, text: str) -> int:
@@ -134,12 +149,39 @@ def texts(record: Record) -> list[Said]:
     for i, answers in enumerate(_generated(record)):
         for answer in answers:
             if not found:
-                first, question = prompts[i], _question(record, doc)
-                found.append(Said(DIRECT, question, answer))
+                first = prompts[i]
+                beside = _asked_alone(first, doc) or Said(DIRECT, _question(record, doc), "")
+                question = beside.question
+                found.append(replace(beside, answer=answer))
             else:
                 asked = _asked(prompts[i], first, question, doc)
-                found.append(Said(_label(asked, question, doc), asked, answer))
+                beside = _beside(asked, doc) or Said(_label(asked, question, doc), asked, "")
+                found.append(replace(beside, answer=answer))
     return found
+
+
+def _beside(asked: str, doc: Record) -> Said | None:
+    """A text that asks for what follows from the item: over two facts, or as its set brings it."""
+    for own in _records(doc.get("chains")):
+        if own.get("question") == asked:
+            steps = [str(step) for step in own.get("steps") or ()]
+            return Said(f"two hops, {own.get('place')}", asked, "", " → ".join(steps), str(own.get("key")))
+    for own in _records(doc.get("linked")):
+        if own.get("question") == asked:
+            return Said(str(own.get("kind")), asked, "", "", asked)
+    return None
+
+
+def _asked_alone(prompt: str, doc: Record) -> Said | None:
+    """The text over two facts in a first prompt that does not hold the item's own question."""
+    if str(doc.get("question")) in prompt:
+        return None
+    known = [str(own.get("question")) for name in ("chains", "linked") for own in _records(doc.get(name))]
+    return next((_beside(text, doc) for text in known if text in prompt), None)
+
+
+def _records(value: object) -> list[Record]:
+    return [own for own in value if isinstance(own, dict)] if isinstance(value, list) else []
 
 
 def _generated(record: Record) -> list[list[str]]:
@@ -190,14 +232,22 @@ def _label(asked: str, question: str, doc: Record) -> str:
     return OTHER
 
 
-def answer_class(record: Record, label: str = DIRECT) -> str:
+def answer_class(record: Record, label: str = DIRECT, key: str = "") -> str:
     """A letter of `ANSWER_CLASSES`, from the scores that the run stored: nothing is judged anew.
 
     Of texts other than the direct question paraphrases have scores of their own, and of several the first; forms say
-    whether they leak.
+    whether they leak. A text with a key counts where the unedited model gave its answer.
     """
     split = str(document(record).get("split") or "")
     forget = "forget" in split
+    if key:
+        rows = [
+            own for name, item in _scored(record).items() if name.endswith("_known_before") for own in _asked_in(item)
+        ]
+        found = next((own for own in rows if own.get("key") == key), {})
+        if not found.get("before"):
+            return "-"
+        return ("l" if forget else "k") if found.get("now") else "w"
     told = _score(record, f"{split}_{'leak' if forget else 'known'}_{label}")
     if told is not None and label in (DIRECT, "cloze"):  # one text each: the form's score is the text's
         return ("l" if forget else "k") if told > 0.5 else "w"
@@ -221,9 +271,18 @@ def answer_class(record: Record, label: str = DIRECT) -> str:
     return "k" if accurate else "w"
 
 
-def _score(record: Record, name: str) -> float | None:
+def _scored(record: Record) -> Record:
     nested = record.get("metrics")
-    value = nested.get(name) if isinstance(nested, dict) else record.get(name)
+    return nested if isinstance(nested, dict) else record
+
+
+def _asked_in(item: object) -> list[Record]:
+    """The questions beside a fact in what a sample stores of them."""
+    return [own for value in item.values() for own in _records(value)] if isinstance(item, dict) else []
+
+
+def _score(record: Record, name: str) -> float | None:
+    value = _scored(record).get(name)
     return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else None
 
 

@@ -726,9 +726,10 @@ function onlyQuestion(id) {
 
 /** One text of an item and its answers; the item's own question stands above all of them already. */
 function askedBy(i, item, compared) {
-  const { strings } = browser.content, [, , question, , label] = browser.content.questions[state.task][i];
+  const { strings } = browser.content, [, , question, , label, , chain] = browser.content.questions[state.task][i];
   return element("div", { class: "asked" },
-    i === item ? null : element("p", { class: "way" }, element("span", { class: "tag" }, strings[label]), " ", ...marked(strings[question])),
+    i === item ? null : element("p", { class: "way" }, element("span", { class: "tag" }, strings[label]), " ", ...marked(strings[question]),
+      strings[chain] ? element("span", { class: "chain muted" }, ` (${strings[chain]})`) : null),
     element("div", { class: "said" }, ...compared.map((run) => answerColumn(run, i))));
 }
 
@@ -843,6 +844,7 @@ function draw() {
 function drawCharts() {
   frontier();
   costs();
+  popularity();
   robustness();
   localizations();
 }

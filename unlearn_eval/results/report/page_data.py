@@ -17,6 +17,7 @@ from unlearn_eval.results.badges import badges, by_trust
 from unlearn_eval.results.comparison import Comparison, compare
 from unlearn_eval.results.files import samples_of
 from unlearn_eval.results.groups import Group, frontier_axes, group_runs, metric_of, ranked, run_labels, scores, spread
+from unlearn_eval.results.popularity import certainties, popularity
 from unlearn_eval.results.report.answers import Answers, Record, shortened
 from unlearn_eval.results.report.attacked import add_attacked
 from unlearn_eval.results.report.outcome import Number, outcome
@@ -39,6 +40,7 @@ def page_data(runs: Runs, say: Say = lambda line: None) -> tuple[dict[str, Any],
     columns = _columns(runs)
     at = {(column["task"], column["name"]): i for i, column in enumerate(columns)}
     answers, cells, lines = Answers(), [], list(runs.notes)
+    popular: list[Cell] = []
     kept = _Kept({run.base for run in runs.runs if run.base}, {run.name: run for run in runs.runs})
     for i, run in enumerate(runs.runs):
         if len(names) > 20 and i % 20 == 0:
@@ -49,6 +51,7 @@ def page_data(runs: Runs, say: Say = lambda line: None) -> tuple[dict[str, Any],
             except UserError as error:
                 lines.append(f"no answers of {run.name}: {error.message}")
         changes = _changes(run, kept)
+        popular += _popularity(i, run, kept)
         for task, metrics in run.result.metrics.items():
             for name, metric in metrics.items():
                 low, high = _ends(run.result, task, name) or (None, None)
@@ -84,6 +87,7 @@ def page_data(runs: Runs, say: Say = lambda line: None) -> tuple[dict[str, Any],
         "trials": _trials(runs.trials, groups, at),
         "tuned": _tuned(groups),
         "cells": {key: [cell.get(key) for cell in cells] for key in _CELL_KEYS},
+        "popularity": popular,
         "attacks": attack_entries(runs),
         "maps": maps(runs),
         "notes": lines,
@@ -149,6 +153,32 @@ def _change(row: Comparison) -> dict[str, Any]:
         return {"change": row.difference, "why": row.reason}
     ends = {"change_low": paired.low, "change_high": paired.high}
     return {"change": row.difference, **ends, "p": paired.p_value, "test": paired.test}
+
+
+def _popularity(i: int, run: Run, kept: _Kept) -> list[Cell]:
+    """What leaks of each item beside its popularity, by task; nothing of unedited models."""
+    if run.result.edit is None:
+        return []
+    found = []
+    for task in run.result.samples:
+        try:
+            certain = certainties(kept.runs[run.base].result, kept.read) if run.base else {}
+            own = popularity(run.result, task, certain, kept.read)
+        except UserError:  # the answers say that they cannot be read
+            continue
+        if own is not None:
+            of = own.correlation
+            numbers = {
+                "value": of.value,
+                "low": of.low,
+                "high": of.high,
+                "p": of.p_value,
+                "n": of.n,
+                "reason": of.reason,
+            }
+            points = [[shortened(key, 200), x, y] for key, (x, y) in own.points.items()]
+            found.append({"run": i, "task": task, "source": own.source, "points": points, **numbers})
+    return found
 
 
 def _columns(runs: Runs) -> list[dict[str, Any]]:

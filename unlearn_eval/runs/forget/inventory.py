@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unlearn_eval.data.items import ForgetItem, ForgetSet
-from unlearn_eval.harness.forms import ALL_FORMS, SCORED_FORMS
+from unlearn_eval.harness.forms import OF_THE_FACT, SCORED_FORMS
 from unlearn_eval.results.files import samples_of
 from unlearn_eval.runs.forget.asked import FORGET
 from unlearn_eval.runs.forget.measure import Measured
@@ -64,7 +64,7 @@ def _forms_of(name: str, record: Mapping[str, Any]) -> dict[str, float | None]:
     assert own is not None
     if name == ASKED:
         return {QUESTION: own.get("accuracy"), COMPLETED: own.get("extraction_strength")}
-    forms = {form: _number(own.get(f"forget_leak_{form}")) for form in ALL_FORMS if f"forget_leak_{form}" in own}
+    forms = {form: _number(own.get(f"forget_leak_{form}")) for form in OF_THE_FACT if f"forget_leak_{form}" in own}
     sampled = {SAMPLES: _number(own["forget_leak_at_1"])} if "forget_leak_at_1" in own else {}
     return forms | sampled
 

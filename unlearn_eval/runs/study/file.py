@@ -142,7 +142,7 @@ class Entry(Table):
 
 
 class Published(Table):
-    """What others have measured of a model.
+    """What others have measured of a model, or of a method on it.
 
     Attributes:
         task: by which the same is measured here.
@@ -179,6 +179,7 @@ class EditorEntry(Entry):
     settings: Settings = {}
     components: Many[Text] = ()
     recipes: Many[Text] | None = None
+    published: Published | None = None
 
 
 class RecipeEntry(Entry):

@@ -34,6 +34,7 @@ from unlearn_eval.runs.study.cells.told import (
 from unlearn_eval.runs.study.identity import OF_SOME_CELLS, Identities, code_hash, code_of_cell
 from unlearn_eval.runs.study.located import Located, check_located, located_of, names_components
 from unlearn_eval.runs.study.spec import (
+    Beside,
     EditorSpec,
     Finetune,
     ModelSpec,
@@ -146,6 +147,11 @@ class Cell:
         """What of the prompt format is set beside `chat`."""
         named = {"system": self.system, "chat_template_kwargs": dict(self.chat_template_kwargs)}
         return {name: value for name, value in named.items() if value}
+
+    @property
+    def published(self) -> Beside | None:
+        """Numbers of others: of the method, or of the unedited model."""
+        return self.model.published if self.editor is None else self.editor.published
 
     @property
     def rooms(self) -> tuple[str, ...]:

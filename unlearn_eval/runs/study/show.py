@@ -328,19 +328,20 @@ def result_tables(cells: Sequence[Cell], results: Mapping[str, Result], shown: t
 
 
 def _published_tables(cells: Sequence[Cell], results: Mapping[str, Result]) -> list[Any]:
-    """Each number that others have published of an unedited model, beside ours."""
+    """Each number that others have published of an unedited model or of a method, beside ours."""
     rows = []
     for cell in cells:
-        beside, result = cell.model.published, results.get(cell.key)
-        if beside is None or cell.editor is not None or result is None or result.status != "complete":
+        beside, result = cell.published, results.get(cell.key)
+        if beside is None or result is None or result.status != "complete":
             continue
-        for name, theirs in beside.values.items():
-            ours = value_of(result, (beside.task, name))
+        name = cell.model.name if cell.editor is None else f"{cell.model.name}, {method_of(cell)}"
+        for metric, theirs in beside.values.items():
+            ours = value_of(result, (beside.task, metric))
             numbers = ("–", "–") if ours is None else (f"{ours:.3f}", f"{ours - theirs:+.3f}")
-            rows.append((cell.model.name, name.replace("_", " "), numbers[0], f"{theirs:.3f}", numbers[1]))
+            rows.append((name, metric.replace("_", " "), numbers[0], f"{theirs:.3f}", numbers[1]))
     if not rows:
         return []
-    sources = dict.fromkeys(cell.model.published.source for cell in cells if cell.model.published)
+    sources = dict.fromkeys(cell.published.source for cell in cells if cell.published)
     table = _table(
         f"beside what is published: {', '.join(sources)}", "model", "metric", "here", "published", "difference"
     )

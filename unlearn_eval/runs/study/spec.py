@@ -20,6 +20,7 @@ from unlearn_eval.runs.study.file import (
     EditorEntry,
     FinetuneEntry,
     ModelEntry,
+    Published,
     StudyFile,
     TaskEntry,
     TuneEntry,
@@ -123,6 +124,7 @@ class EditorSpec:
             of the set that are neither forgotten nor kept (of studies with `known: true`).
         recipes: the names of the recipes that it is run with; None is all.
         place: where it stands in the file, for messages.
+        published: numbers of others, which are shown beside ours; no result depends on them.
     """
 
     name: str
@@ -130,6 +132,7 @@ class EditorSpec:
     settings: Mapping[str, str] = field(default_factory=dict)
     recipes: tuple[str, ...] | None = None
     place: str = field(default="", compare=False)
+    published: Beside | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -359,9 +362,11 @@ def _part(name: str, axes: Axes, places: Sequence[str]) -> Part:
 
 def _model(entry: ModelEntry, dtype: str) -> ModelSpec:
     name = entry.name or (Path(entry.model).name if "/" in entry.model else entry.model)
-    told = entry.published
-    beside = None if told is None else Beside(told.task, told.source, told.values)
-    return ModelSpec(_slug(name), entry.model, entry.dtype or dtype, entry.revision, beside)
+    return ModelSpec(_slug(name), entry.model, entry.dtype or dtype, entry.revision, _beside(entry.published))
+
+
+def _beside(told: Published | None) -> Beside | None:
+    return None if told is None else Beside(told.task, told.source, told.values)
 
 
 def _tune(entry: TuneEntry) -> Tune:
@@ -394,7 +399,7 @@ def _editors(entry: EditorEntry, at: str) -> Iterator[EditorSpec]:
     """An editor, once for each of its `components` if it has some: where it trains or edits, with the same settings."""
     plain = _slug(entry.name or editor_label(entry.editor))
     if not entry.components:
-        yield EditorSpec(plain, entry.editor, entry.settings, entry.recipes, at)
+        yield EditorSpec(plain, entry.editor, entry.settings, entry.recipes, at, _beside(entry.published))
     names = set()
     for text in entry.components:
         short = Path(text).stem if text.endswith(".json") else text.partition("(")[0] or text

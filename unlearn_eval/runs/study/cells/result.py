@@ -37,7 +37,7 @@ def describe_cell(cell: Cell) -> dict[str, Any]:
         **({"attacks": [asdict(own.attack) for own in cell.tries]} if cell.tries else {}),
         **({} if cell.then is None else {"then": asdict(cell.then)}),
         **({} if cell.trial is None else {"trial": asdict(cell.trial)}),
-        **({} if cell.model.published is None or cell.editor else {"published": asdict(cell.model.published)}),
+        **({} if cell.published is None else {"published": asdict(cell.published)}),
     }
 
 
