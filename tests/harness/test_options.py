@@ -18,6 +18,7 @@ from unlearn_eval.utils.errors import UserError
 ALL = sorted(path.stem for path in TASKS.glob("*/unlearn_*.yaml"))
 REFUSE = {  # a task -> why examples would make no sense
     "unlearn_forms": "few_shot is the one with examples",
+    "unlearn_knowgic": "asked as they stand",
     "unlearn_muse_books": "the benchmark's own examples",
     "unlearn_muse_news": "the benchmark's own examples",
     "unlearn_rwku": "neighbors of the people to be forgotten",
