@@ -3,8 +3,11 @@
 Each case runs in a process of its own, on one thread of a CPU, in float32. The process first does the same with a tiny
 random model, so that all libraries are loaded; what is in memory then (RSS, after what is free has been given back) is
 subtracted from the largest RSS from there on, the model's loading included. The plan is of the same command, model,
-items and settings on a CPU, and nothing in it is fitted to what was measured. Options: cases by name, as `eval`,
-`memit`, `npo_lora` (all by default); --model; --items.
+items and settings on a CPU, and nothing in it is fitted to what was measured.
+
+A plan counts tensors, so each tensor gets pages of its own here and gives them back (MALLOC_MMAP_THRESHOLD_). With
+--heap the allocator is as users have it, and is measured beside it (`heap_bytes`): the heap of glibc keeps what is free
+between tensors. Options: cases by name, as `eval`, `memit`, `npo_lora` (all by default); --model; --items; --heap.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import sys
 import time
@@ -36,6 +40,7 @@ from unlearn_eval.runs.memory import plan_edit, plan_eval, plan_finetune, sized
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 
 RESULT = Path("results/memory_plan.json")
+PAGES = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 SHORT = {"steps": "2"}
 CASES: dict[str, tuple[str, dict[str, str]]] = {
     "eval": ("eval", {}),
@@ -52,6 +57,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=list(CASES))
     parser.add_argument("--model", default="default")
     parser.add_argument("--items", type=int, default=20)
+    parser.add_argument("--heap", action="store_true")
     parser.add_argument("--measure", action="store_true", help="measure one case in this process")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -60,14 +66,21 @@ def main() -> None:
         return
     for case in arguments.cases:
         command = [sys.executable, __file__, case, "--measure", "--model", arguments.model]
-        done = subprocess.run([*command, "--items", str(arguments.items)], capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1]) | {"planned_bytes": planned(case, arguments)}
-        found |= {"items": arguments.items, "model": arguments.model, "provenance": provenance()}
-        found["planned_over_measured"] = round(found["planned_bytes"] / found["measured_bytes"], 4)
+        environment = {**os.environ, **({} if arguments.heap else PAGES)}
+        done = subprocess.run(
+            [*command, "--items", str(arguments.items)], capture_output=True, text=True, check=True, env=environment
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
         known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
         name = case if arguments.model == "default" else f"{case}_{Path(arguments.model).stem}"
-        RESULT.write_text(json.dumps({**known, name: found}, indent=2) + "\n", encoding="utf-8")
-        print(name, found["measured_bytes"], found["planned_bytes"], flush=True)
+        if arguments.heap:
+            known[name] = known.get(name, {}) | {"heap_bytes": found["measured_bytes"]}
+        else:
+            found |= {"planned_bytes": planned(case, arguments), "items": arguments.items, "model": arguments.model}
+            found["planned_over_measured"] = round(found["planned_bytes"] / found["measured_bytes"], 4)
+            known[name] = known.get(name, {}) | found | {"provenance": provenance()}
+        RESULT.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+        print(name, known[name], flush=True)
 
 
 def planned(case: str, arguments: Any) -> int:

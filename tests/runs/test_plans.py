@@ -1,15 +1,32 @@
 """Plans of memory: from a configuration alone, by what editors declare."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from tiny_models import tiny_model
 from transformers import AutoConfig
 
 from unlearn_eval.data.forget_sets import load_forget_set
-from unlearn_eval.editing.editor import editor_names, get_editor
-from unlearn_eval.runs.memory import Choice, choices, plan_attack, plan_edit, plan_eval, plan_finetune, sized, smaller
+from unlearn_eval.editing.editor import EditJob, editor_names, get_editor
+from unlearn_eval.editing.recipe import Recipe
+from unlearn_eval.editing.training.run import Unlearner
+from unlearn_eval.models.memory import ACTIVATIONS, GRADIENTS, LOGITS, Counted
+from unlearn_eval.runs.memory import (
+    Choice,
+    choices,
+    plan_attack,
+    plan_edit,
+    plan_eval,
+    plan_finetune,
+    requests_of,
+    sized,
+    smaller,
+)
+from unlearn_eval.runs.study import costs
+from unlearn_eval.runs.study.spec import RecipeSpec
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.settings import configure
 
 FORGET = load_forget_set("facts").sample(4, seed=0)
 
@@ -99,3 +116,38 @@ def test_what_helps_is_planned_and_kept(model):
 def test_a_localization_needs_the_weights(model):
     with pytest.raises(UserError, match="without the weights"):
         plan_edit(model, get_editor("npo"), FORGET, {"components": "random(budget=1)"}, retain=FORGET)
+
+
+@pytest.mark.parametrize("settings", [{"lora_rank": "2"}, {}])
+def test_training_has_in_memory_what_is_planned(settings, model, monkeypatch):
+    """The same count of the real trainer's pass, with weights."""
+    real, method = tiny_model("llama"), get_editor("npo")
+    config = configure(method.Config, {"steps": "1", "batch_size": "4", "micro_batch_size": "4", **settings})
+    peaks, step = [], Unlearner.training_step
+
+    def counted_step(self, *args, **kwargs):
+        held = [*self.model.parameters(), *self.model.buffers()]
+        counted = Counted(real.config.vocab_size, held, ())
+        with counted:
+            loss = step(self, *args, **kwargs)
+        peaks.append(sum(counted.peak.values()))
+        return loss
+
+    monkeypatch.setattr(Unlearner, "training_step", counted_step)
+    requests = requests_of(model, FORGET.items, Recipe(n_contexts=0))
+    method.run(EditJob(real, None, requests, config, retain=requests))
+    (phase,) = method.memory(EditJob(model.model, None, requests, config, retain=requests), "cpu")
+    planned = sum(phase.held[kind] for kind in (ACTIVATIONS, LOGITS, GRADIENTS))
+    assert planned == pytest.approx(max(peaks), rel=0.05)
+
+
+def test_cells_that_differ_in_size_have_one_plan(model, monkeypatch):
+    """The largest one's, if that is asked for first."""
+    planned = []
+    monkeypatch.setattr(costs, "_peak_bytes", lambda cell, n, device: planned.append(n) or n)
+    recipes = [RecipeSpec("plain", Recipe()), RecipeSpec("self", Recipe(target="self"))]
+    own = SimpleNamespace(model="m", editor=SimpleNamespace(name="memit"), forget="facts", tries=())
+    cells = [SimpleNamespace(**{**vars(own), "recipe": recipe}) for recipe in recipes]
+    of = costs.Costs([], on_gpu=False)._memory
+    assert len({of(cell, n) for n in (20, 5) for cell in cells}) == 1
+    assert planned == [20]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlearn_eval.models.arguments import accepts, cache_argument, cache_of
@@ -37,6 +38,7 @@ _NUMBER, _INDEX, _COPY = (
     torch.ops.aten.index.Tensor,
     torch.ops.aten._to_copy.default,
 )
+Args = tuple[Any, ...]
 _DEVICE = torch.ops.prim.device.default
 _CPU, _META = torch.device("cpu"), torch.device("meta")
 
@@ -98,7 +100,7 @@ class Hollow(Tensor):
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
-        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        cls, function: OpOverload, types: object, args: Args = (), kwargs: Mapping[str, object] | None = None
     ) -> Any:
         """Run an operation, outside a count."""
         return _hollow_run(function, args, kwargs or {}, None)
@@ -109,7 +111,7 @@ _KEEPS, _VIEWS, _MAKES = "changes its first argument", "shows it", "makes a new 
 
 
 @cache
-def _manner(function: Any) -> str:
+def _manner(function: OpOverload) -> str:
     """What an operation does with memory, by its schema."""
     schema = function._schema
     written = [own.alias_info for own in schema.returns if own.alias_info is not None]
@@ -118,7 +120,9 @@ def _manner(function: Any) -> str:
     return _VIEWS if written or function is torch.ops.aten._unsafe_view.default else _MAKES
 
 
-def _hollow_run(function: Any, args: Any, kwargs: Mapping[str, Any], fresh: Callable[[Tensor], None] | None) -> Any:
+def _hollow_run(
+    function: OpOverload, args: Args, kwargs: Mapping[str, Any], fresh: Callable[[Tensor], None] | None
+) -> Any:
     """An operation on tensors of which some hold nothing.
 
     Args:
@@ -146,7 +150,7 @@ def _hollow_run(function: Any, args: Any, kwargs: Mapping[str, Any], fresh: Call
     return _wrapped(_made(_results[key]), fresh)
 
 
-def _plain(own: Any) -> Any:
+def _plain(own: object) -> Any:
     """An argument on the meta device."""
     if isinstance(own, Hollow):
         return own.plain
@@ -155,13 +159,13 @@ def _plain(own: Any) -> Any:
     return [_plain(each) for each in own] if isinstance(own, (list, tuple)) else own
 
 
-def _key(own: Any) -> Any:
+def _key(own: object) -> Any:
     if isinstance(own, Tensor):
         return own.shape, own.stride(), own.dtype
     return tuple(map(_key, own)) if isinstance(own, (list, tuple)) else (type(own), own)
 
 
-def _shape(found: Any) -> Any:
+def _shape(found: object) -> Any:
     if isinstance(found, Tensor):
         return found.shape, found.stride(), found.dtype
     return [_shape(own) for own in found] if isinstance(found, (list, tuple)) else None
@@ -174,7 +178,7 @@ def _made(shape: Any) -> Any:
     return None if shape is None else tuple(map(_made, shape))
 
 
-def _wrapped(found: Any, fresh: Callable[[Tensor], None] | None) -> Any:
+def _wrapped(found: object, fresh: Callable[[Tensor], None] | None) -> Any:
     if isinstance(found, Tensor):
         own = Hollow(found)
         if fresh is not None:
@@ -214,9 +218,10 @@ def hollow(model: nn.Module) -> None:
             own.update({name: hollowed(tensor) for name, tensor in own.items() if tensor is not None})
 
 
-def set_data(parameter: Any, data: Any) -> None:
+def set_data(parameter: Tensor, data: Tensor) -> None:
     """Give a hollow parameter another hollow tensor's data."""
-    parameter.data, parameter.plain = data, data.plain
+    parameter.data = data
+    parameter.plain = data.plain  # type: ignore[attr-defined]
 
 
 def n_bytes(tensors: Iterable[Tensor]) -> int:
@@ -272,7 +277,9 @@ class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing here is compiled, and being skipped takes longer than most operations
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        self, function: OpOverload, types: object, args: Args = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         """Run an operation, and count what it makes."""
         kwargs = kwargs or {}
         if function is _INDEX:  # how much a mask chooses is known, since masks hold numbers

@@ -70,7 +70,8 @@ class Sized:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+            found = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+            return found if found("word").input_ids else None  # of a config.json alone some classes make an empty one
         except (OSError, ValueError, KeyError, ImportError):
             return None
 
@@ -191,14 +192,18 @@ class MemoryPlan:
 # Questions ---------------------------------------------------------------------------------------------------
 
 
+def without_writing(recipe: Recipe) -> Recipe:
+    """The recipe with a fixed refusal in place of what the model would write itself."""
+    return replace(recipe, target="idk") if recipe.target == "self" else recipe
+
+
 def requests_of(model: Sized, items: Sequence[ForgetItem], recipe: Recipe) -> list[EditRequest]:
     """The requests of some items, as long as they will be; what the model would write itself is a fixed refusal."""
     import random
 
     from unlearn_eval.editing.requests.targets import make_targets
 
-    written = recipe.target == "self"
-    made = make_targets("idk" if written else recipe.target, items, random.Random(recipe.seed))
+    made = make_targets(without_writing(recipe).target, items, random.Random(recipe.seed))
     targets = [own.target for own in made]
     contexts = [" ".join(["word"] * 8) + "."] * recipe.n_contexts
     if model.tokenizer is not None:

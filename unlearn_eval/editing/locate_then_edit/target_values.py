@@ -26,7 +26,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -158,6 +158,19 @@ def memory(
         model, anatomy, layer, requests, config, site: as for `target_values`.
         device: its kind, by which batches are larger.
     """
+    return _phase(model, anatomy, layer, tuple(requests), config, device, site)
+
+
+@lru_cache(maxsize=8)  # the same for every method that optimizes target values there
+def _phase(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    layer: int,
+    requests: tuple[EditRequest, ...],
+    config: TargetValueConfig,
+    device: str,
+    site: Site,
+) -> Phase:
     from unlearn_eval.models.memory import Phase, counting
 
     batch = next(_batches(requests, _budget(config, device)))

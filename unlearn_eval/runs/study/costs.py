@@ -128,14 +128,17 @@ class Costs:
         return Cost(tokens * 2 * size / self.rate, self._memory(cell, n_items), RULE)
 
     def _memory(self, cell: Cell, n_items: int) -> float | None:
-        """The most that a cell has in memory, by the plans of what it does; cells that do the same have one plan."""
-        from unlearn_eval.runs.memory import CONTEXT_BYTES
+        """The most that a cell has in memory, by the plans of what it does.
+
+        Cells that do the same with other items have one plan, of the items of the first one: ask for the largest first.
+        """
+        from unlearn_eval.runs.memory import CONTEXT_BYTES, without_writing
 
         tries = tuple(
             (own.attack.attack, tuple(own.attack.settings.items()), own.attack.reference) for own in cell.tries
         )
-        recipe = None if cell.recipe is None else cell.recipe.name
-        key = (cell.model, None if cell.editor is None else cell.editor.name, recipe, cell.forget, n_items, tries)
+        recipe = None if cell.recipe is None else repr(without_writing(cell.recipe.recipe))
+        key = (cell.model, None if cell.editor is None else cell.editor.name, recipe, cell.forget, tries)
         if key not in self._memories:
             try:
                 self._memories[key] = CONTEXT_BYTES + _peak_bytes(cell, n_items, "cuda" if self.on_gpu else "cpu")
