@@ -37,6 +37,7 @@ from unlearn_eval.utils.provenance import provenance
 from unlearn_eval.utils.settings import configure
 
 RESULT, MEASURED = Path("results/memory_large.json"), Path("results/memory_plan.json")
+WHAT = "The memory that editing, training and evaluating published configurations is planned to take on a GPU"
 GUIDE = Path("docs/guides/large_models.md")
 # model type, layers, width, MLP, heads, key-value heads, width of a head, vocabulary, tied embeddings
 SHAPES: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
@@ -72,7 +73,7 @@ def main() -> None:
                 known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"rows": {}}
                 if f"{name}: {command}" not in known["rows"]:
                     known["rows"][f"{name}: {command}"] = row(base, command) | {"model": name}
-                    text = json.dumps({**known, "provenance": provenance()}, indent=2)
+                    text = json.dumps({"what": WHAT, "rows": known["rows"], "provenance": provenance()}, indent=2)
                     RESULT.write_text(text + "\n", encoding="utf-8")
                     print(name, command, known["rows"][f"{name}: {command}"].get("peak_bytes"), flush=True)
 
@@ -136,7 +137,7 @@ def write() -> None:
     into_guide("large", lines)
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
     lines = ["| command | planned | measured | planned / measured | with glibc's heap |", "|---|---:|---:|---:|---:|"]
-    for name, each in measured.items():
+    for name, each in measured["rows"].items():
         heap = gigabytes(each["heap_bytes"]) if "heap_bytes" in each else "–"
         ratio = f"{each['planned_over_measured']:.2f}"
         sizes = [gigabytes(each["planned_bytes"]), gigabytes(each["measured_bytes"]), ratio, heap]

@@ -40,6 +40,7 @@ from unlearn_eval.runs.memory import plan_edit, plan_eval, plan_finetune, sized
 from unlearn_eval.utils.provenance import peak_memory_bytes, provenance
 
 RESULT = Path("results/memory_plan.json")
+WHAT = "Planned and measured peaks of memory on a CPU: evaluation, GRACE, MEMIT, NPO of whole weights and LoRA"
 PAGES = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 SHORT = {"steps": "2"}
 CASES: dict[str, tuple[str, dict[str, str]]] = {
@@ -71,16 +72,17 @@ def main() -> None:
             [*command, "--items", str(arguments.items)], capture_output=True, text=True, check=True, env=environment
         )
         found = json.loads(done.stdout.splitlines()[-1])
-        known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+        known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"rows": {}}
         name = case if arguments.model == "default" else f"{case}_{Path(arguments.model).stem}"
         if arguments.heap:
-            known[name] = known.get(name, {}) | {"heap_bytes": found["measured_bytes"]}
+            found = {"heap_bytes": found["measured_bytes"]}
         else:
             found |= {"planned_bytes": planned(case, arguments), "items": arguments.items, "model": arguments.model}
             found["planned_over_measured"] = round(found["planned_bytes"] / found["measured_bytes"], 4)
-            known[name] = known.get(name, {}) | found | {"provenance": provenance()}
+        known["rows"][name] = known["rows"].get(name, {}) | found
+        known = {"what": WHAT, "rows": known["rows"], "provenance": provenance()}
         RESULT.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-        print(name, known[name], flush=True)
+        print(name, known["rows"][name], flush=True)
 
 
 def planned(case: str, arguments: Any) -> int:
