@@ -373,7 +373,7 @@ def failing(at, error=None, value=None):
     ("llama", pdu.EDITOR, {"dual_warmup_epochs": 0.0}),
     ("gemma3", npo.EDITOR, {"retain_term": "kl"}),
 ])  # fmt: skip
-@pytest.mark.parametrize("killed", [3, 5])
+@pytest.mark.parametrize("killed", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on(architecture, editor, more, killed, tmp_path):
     """The weights are those of a run that was not killed, bit for bit."""
     model = tiny_model(architecture)

@@ -25,6 +25,7 @@ from tofu_files import tofu_data, write_tofu
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.load import describe_base
 from unlearn_eval.edits.low_rank import LowRankEdit
+from unlearn_eval.harness.borrowed import HAS_SCORERS
 from unlearn_eval.harness.models import EditedLM
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.utils.errors import UserError
@@ -362,6 +363,7 @@ def halting(lm):
     return lm
 
 
+@pytest.mark.skipif(HAS_SCORERS, reason="lm-eval 0.5 gathers through torch.distributed, which threads cannot share")
 @pytest.mark.parametrize(("task", "n"), [("unlearn_tofu", 2), ("unlearn_tofu", 3), ("unlearn_tofu_privacy", 3)])
 def test_several_processes_give_the_metrics_of_one(tiny, tokenizer, tofu, task, n):
     """With three, the items of a split come back in another order: bootstraps must not depend on it."""
@@ -403,7 +405,7 @@ def test_limit_takes_some_of_each_split(tiny, tokenizer, tofu):
 def environment(**more):
     """For subprocesses: no network, few threads."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("UNLEARN_EVAL")}
-    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"} | more
+    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | more
 
 
 def python(code, cwd, **more):
@@ -510,8 +512,9 @@ def index_module(folder):
 
     folder.mkdir()
     copied = shutil.copy(_index.__file__, folder / "_index.py")
-    spec = importlib.util.spec_from_file_location("copied_index", copied)
-    module = sys.modules["copied_index"] = importlib.util.module_from_spec(spec)
+    name = "lm_eval.tasks.copied_index"  # it may import from where it stands
+    spec = importlib.util.spec_from_file_location(name, copied)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     (folder / "native.yaml").write_text("task: native_task\noutput_type: generate_until\n")
     index_our_tasks(module)

@@ -380,6 +380,7 @@ PARTS = ["t_choice", "t_writing", "t_rolling", "t_group", "t_gone"]
 def test_numbers_are_lm_evals(tiny, tokenizer, theirs, chat, limit):
     lm = hf(tiny("llama"), tokenizer)
     options = {"apply_chat_template": chat, "limit": limit, "fewshot_random_seed": 5, **SHORT}
+    options["bootstrap_iters"] = borrowed.RESAMPLES  # 0.4 takes at most a hundred of them, 0.5 all
     if chat:
         options |= {"system_instruction": "Be brief.", "fewshot_as_multiturn": True}
     parts = {"one": "t_choice", "writing": "t_writing", "rolling": "t_rolling", "gone": "t_gone"}
@@ -432,7 +433,7 @@ def loaded_task(metadata):
     return task
 
 
-def shipped_data(path, name=None, **_):
+def shipped_data(path, name=None, split=None, **_):
     """Invented records in the form of each data set that lm-eval's tasks of the shipped parts read."""
     import datasets
 
@@ -460,6 +461,8 @@ def shipped_data(path, name=None, **_):
         "EleutherAI/wikitext_document_level": lambda i: {"page": f" = Mill = \n The mill {i} @-@ like all , stands . "},
     }
     made = datasets.Dataset.from_list([rows[path](i) for i in range(8)])
+    if split:  # so lm-eval 0.5 asks
+        return [made] * len(split)
     return datasets.DatasetDict(dict.fromkeys(("train", "validation", "test", "dev"), made))
 
 
@@ -662,7 +665,7 @@ def test_the_command_compares_by_item(tiny, tiny_folder, tokenizer, theirs, low_
     done = CliRunner().invoke(cli.app, ["compare", str(before), str(after)])
     assert done.exit_code == 0
     lines = {line.split()[0]: line for line in done.output.splitlines() if line.strip()}
-    assert "exact McNemar" in lines["t_choice_acc"]
+    assert "exact" in lines["t_choice_acc"]  # the rest may be on the next line
     assert f"{expected:.3f}" in lines["t_choice_acc"]
     assert "t_gone could not be loaded" in done.output
     assert "no test of t_rolling_word_perplexity" in done.output

@@ -94,12 +94,12 @@ def test_what_is_not_edited_is_attacked_once_for_all_edits(model, tmp_path, monk
     assert asked == [*[("full", "reference"), ("unlearned",), ("unlearned",)] * 2]
     assert len([*(output / "shared" / "controls").glob("quantize-*.json")]) == 2, "one for each choice of facts"
     monkeypatch.setattr(quantize, "ATTACK", replace(watched, controls_alone=False))
-    alone = run(path, tmp_path / "alone")
-    assert asked[6:] == [("unlearned", "full", "reference")] * 4
-    for name, result in results.items():
-        if "base" not in name:
-            assert result.metrics["attack_quantize"] == alone[name].metrics["attack_quantize"]
-            assert result.robustness == alone[name].robustness
+    write_study(path, model, editors=editors, attacks=[reference], seeds=[1])
+    alone = {name: result for name, result in run(path, tmp_path / "alone").items() if "base" not in name}
+    assert asked[6:] == [("unlearned", "full", "reference")] * 2
+    for name, result in alone.items():
+        assert result.metrics["attack_quantize"] == results[name].metrics["attack_quantize"]
+        assert result.robustness == results[name].robustness
 
 
 def test_answers_are_as_long_as_the_study_says(model, tmp_path):

@@ -1,6 +1,7 @@
 """From a request to a certificate on a tiny model that was taught the facts: what is certified, and what is refused."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -185,6 +186,16 @@ def test_another_run_s_folder_is_refused(done, config, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="is not the folder of a request"):
         forget(replace(config, output=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("option", "file"), [("sign", "no.pem"), ("retain", "no.jsonl"), ("earlier", "no"), ("policy", "no.yaml")]
+)
+def test_a_missing_file_is_found_before_the_model_is_loaded(option, file, config, tmp_path):
+    away = {option: str(tmp_path / file)}
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        forget(replace(config, model="nowhere", output=str(tmp_path / "out"), **away))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_memory_edit_fails_honestly(config, tmp_path, done):

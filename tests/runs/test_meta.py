@@ -168,3 +168,16 @@ def test_the_whole_says_what_each_metric_is_worth_and_goes_on(there):
     models = {own.name: own.stat().st_mtime_ns for own in (output / "shared" / "models").iterdir()}
     assert CliRunner().invoke(cli.app, ["meta", str(path), "--output", str(output)]).exit_code == 0
     assert {own.name: own.stat().st_mtime_ns for own in (output / "shared" / "models").iterdir()} == models
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["smoke"], "smoke.yaml has no meta:"),
+    (["smoke", "--from", "."], "smoke.yaml has no meta:"),
+    (["meta", "--from", "nowhere"], "nowhere is no study's folder"),
+])  # fmt: skip
+def test_what_is_no_meta_evaluation_is_not_run_as_one(arguments, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.app, ["meta", *arguments])
+    assert done.exit_code != 0
+    assert says in str(done.exception)
+    assert not list(tmp_path.iterdir())

@@ -87,8 +87,7 @@ CHANGED = [
 def copied(tmp_path_factory):
     """A folder with the package as a wheel installs it, beside it what looks like vLLM."""
     folder = tmp_path_factory.mktemp("copied")
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "unlearn_eval", folder / "unlearn_eval", ignore=ignored)
+    shutil.copytree(ROOT / "unlearn_eval", folder / "unlearn_eval")  # with its bytecode, which holds for the copies
     (folder / "vllm").mkdir()
     (folder / "vllm" / "__init__.py").write_text("")
     (folder / "vllm-0.32.0.dist-info").mkdir()
@@ -135,7 +134,7 @@ def keys(copied):
         text=True,
         check=False,
         cwd=copied,
-        env=os.environ | {"PYTHONPATH": str(copied), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=os.environ | {"PYTHONPATH": str(copied)},
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -34,17 +34,20 @@ def meta(
 
     The same command goes on where it was cut off, and writes meta.json, meta.md and meta.html.
     """
-    if source is None:
-        cli_study.run(study, settings, output, dry_run, retry_failed, trust, ray, None, json_)
-        return
     from unlearn_eval.runs.meta.expand import study_in
     from unlearn_eval.runs.study.read import study_file
     from unlearn_eval.runs.study.store import STUDY, Store
 
-    path, store = study_file(study), Store(Path(source))
+    path = study_file(study)
     _, entry = study_in(path, settings or ())
     if entry is None:
         raise UserError(f"{path} has no meta:", "name a study that has, or leave the name out")
+    if source is None:
+        cli_study.run(study, settings, output, dry_run, retry_failed, trust, ray, None, json_)
+        return
+    store = Store(Path(source))
+    if not (store.folder / STUDY).is_file():
+        raise UserError(f"{source} is no study's folder", "give --from the folder that an earlier run wrote")
     cells = store.read(STUDY).get("cells", {})
     results = store.results_of(cells)
     there = [results[key] for key in cells if key in results]

@@ -17,7 +17,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean, stderr_for_metric
 from lm_eval.api.task import Task
 
-from unlearn_eval.harness.options import refuse_examples
 from unlearn_eval.harness.task import Absent, Aggregation, Document, UnlearningTask
 from unlearn_eval.harness.task_index import others_if_nowhere
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -155,10 +154,9 @@ def _load(name: str, tasks: Sequence[str], shots: Any) -> Part:
     for task in tasks:
         manager = _manager(task)
         try:
-            loaded = manager.load([task])["tasks"]
-            for one in loaded.values():
+            for key, one in manager.load([task])["tasks"].items():
                 _ = one.eval_docs  # lm-eval 0.5 loads them only now
-            found |= loaded
+                found[key.rpartition("::")[2]] = one  # and writes GROUP::TASK
         except Exception as error:  # datasets, the hub and the tasks' own code raise many kinds
             text = " ".join(str(error).split())[:300]
             return Part(name, {}, f"{task} could not be loaded: {type(error).__name__}: {text}")
@@ -343,14 +341,16 @@ class Bundle(Task):  # type: ignore[misc]
 
     def set_config(self, key: str, value: Any, update: bool = False) -> None:
         """lm-eval sets how to generate, for all that generate; examples are a setting of the parts."""
-        if key == "num_fewshot" and value:
-            refuse_examples(self.task_name, self.own.why_no_examples(self.own.config.metadata or {}))
         if key == "num_fewshot":
             self.own.set_config(key=key, value=value, update=update)
             return
         for task in (self.own, *(task for _, task in self._borrowed.values())):
             if key != "generation_kwargs" or task.get_config("output_type") == "generate_until":
                 task.set_config(key=key, value=value, update=update)
+
+    def set_num_fewshot(self, num_fewshot: int) -> None:
+        """As lm-eval 0.5 sets it."""
+        self.set_config("num_fewshot", num_fewshot)
 
     def override_metric(self, metric_name: str) -> None:
         """lm-eval's `--predict_only`: nothing is scored."""

@@ -238,8 +238,6 @@ class UnlearningTask(ConfigurableTask):
         if self.data_hash is None:  # lm-eval 0.5 loads documents when they are first needed; metrics ask for them
             self.download()
         self.sampler = ExampleSampler([])
-        if self.config.num_fewshot:
-            self._check_examples(self.config.num_fewshot)
         self._reports: dict[str, dict[str, Any]] = {}
         self.alignment = AlignmentRoom(self.config.metadata or {})
         self._metrics = self.metrics()
@@ -350,12 +348,6 @@ class UnlearningTask(ConfigurableTask):
         self.split_sizes = {split: len(documents) for split, documents in by_split.items()}
         self.dataset = {"test": datasets.Dataset.from_list(documents)}
 
-    def set_config(self, key: str, value: Any, update: bool = False) -> None:
-        """As lm-eval; examples are refused where the task has none to give."""
-        if key == "num_fewshot" and value:
-            self._check_examples(value)
-        super().set_config(key=key, value=value, update=update)
-
     only_predicts = False
 
     def override_metric(self, metric_name: str) -> None:
@@ -363,7 +355,8 @@ class UnlearningTask(ConfigurableTask):
         super().override_metric(metric_name)
         self.only_predicts = True
 
-    def _check_examples(self, n: int) -> None:
+    def _draw_examples(self, n: int) -> None:
+        """Let examples be drawn from what is retained, or refuse them where the task has none to give."""
         name = str(self.config.task)
         refuse_examples(name, self.why_no_examples(self.config.metadata or {}))
         pool = example_pool(self.dataset["test"])
@@ -380,6 +373,8 @@ class UnlearningTask(ConfigurableTask):
 
     def build_all_requests(self, **options: Any) -> None:
         """The requests; those of an edit's own questions in the form in which it was made (see `plan`)."""
+        if self.config.num_fewshot:
+            self._draw_examples(self.config.num_fewshot)
         super().build_all_requests(**self.as_planned(options))
 
     def as_planned(self, options: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from unlearn_eval.editing.editor import get_editor
 from unlearn_eval.edits.load import check_base, load_edit
 from unlearn_eval.harness.models import lent_lm
 from unlearn_eval.models.load import LoadedModel, load_model
-from unlearn_eval.results.certificate import Certificate, certificate_path
+from unlearn_eval.results.certificate import Certificate, certificate_path, signature_of
 from unlearn_eval.runs.forget.candidates import chosen
 from unlearn_eval.runs.forget.inventory import Known, inventory
 from unlearn_eval.runs.forget.measure import Bench, Measured
@@ -104,6 +104,10 @@ def forget(
     policy, request = read_policy(config.policy), read_request(config.request)
     for name in config.editors:
         get_editor(name)
+    if config.sign is not None:
+        signature_of({}, config.sign)  # a key that cannot sign is found before the hours
+    if config.retain is not None:
+        load_forget_set(config.retain)
     folder = Path(config.output).expanduser()
     work = folder / WORK
     check_output(folder, "certificate")
