@@ -132,7 +132,7 @@ def write() -> None:
     lines = [f"| model | weights | {' | '.join(COMMANDS)} |", f"|---|---:|{'---:|' * len(COMMANDS)}"]
     for name in SHAPES:
         own = [rows.get(f"{name}: {command}", {}) for command in COMMANDS]
-        weights = next(gigabytes(each["weights_bytes"]) for each in own if "weights_bytes" in each)
+        weights = next((gigabytes(each["weights_bytes"]) for each in own if "weights_bytes" in each), "–")
         lines.append(f"| {name} | {weights} | {' | '.join(map(cell, own))} |")
     into_guide("large", lines)
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
@@ -148,7 +148,7 @@ def write() -> None:
 def cell(own: dict[str, Any]) -> str:
     """`17.1 GB, 24`: the peak and the smallest card; with an option in brackets where that fits a smaller one."""
     if "peak_bytes" not in own:
-        return "–"
+        return "refused" if "refused" in own else "–"
     plain = next((card for card, options in own["cards"].items() if options == ""), "none")
     text = f"{gigabytes(own['peak_bytes'])}, {plain}"
     card, options = next(((card, what) for card, what in own["cards"].items() if what is not None), ("none", ""))
