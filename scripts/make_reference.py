@@ -99,12 +99,20 @@ def commands() -> str:
 
     group: Any = typer.main.get_command(app)
     parts = ["# Commands", WRITTEN, _COMMANDS_HEAD]
-    for name, command in group.commands.items():
+    for name, command in _all_commands(group):
         parts += [f"## `unlearn-eval {name}`", inspect.cleandoc(command.help or "")]
         rows = [_parameter(parameter) for parameter in command.params if parameter.name != "help"]
         if rows:
             parts.append(table(("option", "default", "what it is"), rows))
     return "\n\n".join(parts)
+
+
+def _all_commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command by its words, those of a group behind it."""
+    for name, command in group.commands.items():
+        yield before + name, command
+        if hasattr(command, "commands"):
+            yield from _all_commands(command, f"{before}{name} ")
 
 
 def _parameter(parameter: Any) -> tuple[str, str, str]:

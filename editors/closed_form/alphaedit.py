@@ -19,12 +19,15 @@ them again on the edited weights: edits in sequence are then one edit of all req
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor
 from unlearn_eval.editing.locate_then_edit.least_squares import check_rank, least_squares
-from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit
+from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit, memory
+from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
 from unlearn_eval.edits.base import LOW_RANK
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError
@@ -116,4 +119,11 @@ def parse_threshold(text: str) -> tuple[str, float]:
     return kind, value
 
 
-EDITOR = Editor("alphaedit", Config, run, makes=LOW_RANK, uses={MOMENTS}, paper="2410.02355")
+def _decomposed(moments: SecondMoments, layer: int) -> Any:
+    """What a layer's eigenvectors take, for the plan of memory: LAPACK's work space is twice as large as C."""
+    work = moments.moment(layer).new_empty(2, *moments.sums[layer].shape)
+    return moments.eigen(layer), work
+
+
+MEMORY = partial(memory, depth=DEPTH, factor=_decomposed)
+EDITOR = Editor("alphaedit", Config, run, makes=LOW_RANK, uses={MOMENTS}, memory=MEMORY, paper="2410.02355")

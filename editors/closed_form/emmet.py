@@ -13,12 +13,14 @@ scale of the keys. (With a slack of s in place of equality this is MEMIT with λ
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor
 from unlearn_eval.editing.locate_then_edit.least_squares import check_rank, least_squares
-from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit
+from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit, memory
+from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
 from unlearn_eval.edits.base import LOW_RANK
 from unlearn_eval.edits.low_rank import LowRankEdit
 
@@ -53,4 +55,5 @@ def run(job: EditJob) -> LowRankEdit:
     return locate_then_edit(editing, update)
 
 
-EDITOR = Editor("emmet", Config, run, makes=LOW_RANK, uses={MOMENTS}, paper="2403.14236")
+MEMORY = partial(memory, depth=DEPTH, factor=SecondMoments.solver)
+EDITOR = Editor("emmet", Config, run, makes=LOW_RANK, uses={MOMENTS}, memory=MEMORY, paper="2403.14236")

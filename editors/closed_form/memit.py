@@ -17,12 +17,14 @@ from the model's own text unless another is named.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor
 from unlearn_eval.editing.locate_then_edit.least_squares import least_squares
-from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit
+from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit, memory
+from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
 from unlearn_eval.edits.base import LOW_RANK
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.utils.errors import UserError
@@ -61,4 +63,5 @@ def run(job: EditJob) -> LowRankEdit:
     return locate_then_edit(editing, update)
 
 
-EDITOR = Editor("memit", Config, run, makes=LOW_RANK, uses={MOMENTS}, paper="2210.07229")
+MEMORY = partial(memory, depth=DEPTH, factor=SecondMoments.solver)
+EDITOR = Editor("memit", Config, run, makes=LOW_RANK, uses={MOMENTS}, memory=MEMORY, paper="2210.07229")

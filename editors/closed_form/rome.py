@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,11 +30,13 @@ from unlearn_eval.editing.locate_then_edit.run import (
     Editing,
     LocateConfig,
     add_in_place,
+    memory,
     narrow,
     read,
     target_notes,
     weight_norm,
 )
+from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValues, target_values
 from unlearn_eval.editing.locate_then_edit.windows import windows
 from unlearn_eval.editing.requests.request import EditRequest
@@ -181,4 +184,14 @@ def _as_the_authors(
     return (target - plain_value) / scale, left.T, scale
 
 
-EDITOR = Editor("rome", Config, run, makes=LOW_RANK, uses={MOMENTS}, paper="2202.05262, 2403.07175", one_layer=True)
+MEMORY = partial(memory, depth=DEPTH, factor=SecondMoments.solver, site="projection", at_once=1)
+EDITOR = Editor(
+    "rome",
+    Config,
+    run,
+    makes=LOW_RANK,
+    uses={MOMENTS},
+    memory=MEMORY,
+    paper="2202.05262, 2403.07175",
+    one_layer=True,
+)

@@ -55,6 +55,8 @@ from unlearn_eval.utils.settings import Positive, Size
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from unlearn_eval.models.memory import Phase
+
 DEPTH = (0.64, 0.93)  # layers 18 to 26 of Qwen2.5-7B's 28
 # The linear maps into an MLP, by the names that architectures give them; the first that is there is taken.
 GATES = ("gate_proj", "w1")
@@ -293,7 +295,7 @@ def _read_batch(
     losses = torch.split(nll.detach(), counts)
     for i, request in enumerate(requests):
         found = [losses[i], *(kind[i] for group in (inputs, slopes, squares) for kind in group)]
-        if not all(bool(tensor.isfinite().all()) for tensor in found):
+        if any(bool((~tensor.isfinite()).any()) for tensor in found):
             raise UserError(
                 f"request {request.id} gives activations or gradients that are not finite",
                 "load the model in bfloat16 or float32, or use a smaller learning_rate (or fewer passes)",
@@ -386,4 +388,14 @@ def _as_state(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
     }
 
 
-EDITOR = Editor("ultraedit", Config, run, makes=LOW_RANK, paper="2505.14679")
+def memory(job: EditJob, device: str) -> list[Phase]:
+    """What reading one step's features has in memory, on a model without weights."""
+    from unlearn_eval.models.memory import Phase, taken
+
+    config, model, parts = job.config, job.model, anatomy(job.model)
+    names = projections(model, parts, parts.resolve_layers(config.layers, DEPTH), config.modules)
+    wanted = [part for request in job.requests for part in request.parts][: config.requests_per_step]
+    return [Phase("features", taken(model, lambda: read_features(model, names, wanted, config.tokens_per_batch)))]
+
+
+EDITOR = Editor("ultraedit", Config, run, makes=LOW_RANK, memory=memory, paper="2505.14679")

@@ -70,6 +70,8 @@ from unlearn_eval.utils.settings import Positive, Size
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from unlearn_eval.models.memory import Phase
+
 DEPTH = (0.8, 0.8)  # layer 24 of SmolLM2-135M's 30; Llama-2-7B's 27 of 32 in EasyEdit
 _CODES = {"initial": "cold", "relative_rate": False, "learning_rate": 1.0, "stop_loss": 0.0}
 VARIANTS = {"authors": _CODES | {"positions": "prompt", "steps": 100}, "easyedit": _CODES | {"positions": "last"}}
@@ -393,4 +395,31 @@ def _problem(
     return _Problem(rows, owners, rows.columns(where.before, where.after))
 
 
-EDITOR = Editor("grace", Config, run, makes=MEMORY, paper="2211.11031", one_layer=True, calibrates=True)
+def memory(job: EditJob, device: str) -> list[Phase]:
+    """What one step over the first values has in memory, on a model without weights."""
+    from unlearn_eval.models.memory import Phase, counting
+
+    config, model, parts = resolved(job.config), job.model, anatomy(job.model)
+    layer = the_layer(parts, config.layers, DEPTH, "GRACE has its codebook")
+    groups = [rows_of(request, contexts=False) for request in job.requests]
+    batch = _batches(groups, config.tokens_per_batch)[0]
+    with counting(model) as counted:
+        problem = _problem(model, parts, layer, groups, batch, config)
+        values = problem.rows.outputs.new_zeros(len(batch), parts.d_model)
+        for _ in range(2):  # in the second step the first one's results are still there
+            own = values.clone().requires_grad_()
+            nll, right = problem.losses(own)
+            torch.autograd.grad(nll.sum(), own)
+    return [Phase("values", counted.peak)]
+
+
+EDITOR = Editor(
+    "grace",
+    Config,
+    run,
+    makes=MEMORY,
+    memory=memory,
+    paper="2211.11031",
+    one_layer=True,
+    calibrates=True,
+)

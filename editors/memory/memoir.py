@@ -58,6 +58,8 @@ from unlearn_eval.utils.settings import Positive, Size
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from unlearn_eval.models.memory import Phase
+
 DEPTH = (27 / 32, 27 / 32)  # layer 27 of Llama-3-8B in the paper
 ORIGINAL = {
     "positions": "all",
@@ -282,11 +284,27 @@ class _Memory(Joint):
         return change, None, torch.ones(len(rows), dtype=torch.bool, device=delta.device)
 
 
+def memory(job: EditJob, device: str) -> list[Phase]:
+    """What one step has in memory, on a model without weights."""
+    from unlearn_eval.models.memory import Phase, counting
+
+    config, model, parts = resolved(job.config), job.model, anatomy(job.model)
+    layer = the_layer(parts, config.layers, DEPTH, "MEMOIR has its memory")
+    n = sum(len(request.parts) for request in job.requests)
+    with counting(model) as counted:
+        with counted.kind("residual memory"), counted.without_numbers():
+            start = torch.zeros(parts.d_model, parts.d_mlp)
+            masks = torch.zeros(n, parts.d_mlp, dtype=torch.bool)
+        _Memory(model, parts, layer, job.requests, config, start, masks).one_step()
+    return [Phase("residual memory", counted.peak)]
+
+
 EDITOR = Editor(
     "memoir",
     Config,
     run,
     makes=MEMORY,
+    memory=memory,
     uses={OTHERS},
     paper="2506.07899",
     one_layer=True,

@@ -71,6 +71,8 @@ from unlearn_eval.utils.settings import Positive, Share, Size
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from unlearn_eval.models.memory import Phase
+
 DEPTH = (27 / 32, 27 / 32)  # Llama-2-7B's layer in the paper
 ORIGINAL = {
     "positions": "all",
@@ -349,6 +351,27 @@ class _Shard(Joint):
         return problem.inputs @ change.T, margin, apart.detach()
 
 
+class _Sized(Joint):
+    """A shard whose change is as large as a side memory's, and that nothing is paired with."""
+
+    def __init__(
+        self, model: PreTrainedModel, parts: Anatomy, layer: int, requests: list[EditRequest], config: Config
+    ) -> None:
+        weight = parts.weight(model, layer)
+        self.weight, n = weight, max(1, round(config.mask * weight.numel()))
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        self.index = weight.new_empty(n, dtype=torch.long)
+        schedule = schedule_of(config, weight, focus=config.focus)
+        delta, random = weight.new_zeros(n, dtype=wide), torch.Generator().manual_seed(0)
+        super().__init__(model, parts, layer, requests, schedule, config.positions, delta, random, "a side memory")
+
+    def terms(self, delta: Tensor, problem: Replacements, rows: list[int]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """ΔW a."""
+        flat = self.weight.new_zeros(self.weight.numel(), dtype=delta.dtype)
+        change = flat.index_put((self.index,), delta).view(self.weight.shape).to(self.weight.dtype)
+        return problem.inputs @ change.T, None, torch.ones(len(rows), dtype=torch.bool)
+
+
 def _over(excess: Tensor) -> Tensor:
     """The mean of what is above 0, over what is (0 if nothing is)."""
     above = excess[excess > 0]
@@ -375,11 +398,24 @@ def _with_thresholds(
     return found, own
 
 
+def memory(job: EditJob, device: str) -> list[Phase]:
+    """What one step of the first shard has in memory, on a model without weights."""
+    from unlearn_eval.models.memory import Phase, counting
+
+    config, model, parts = resolved(job.config), job.model, anatomy(job.model)
+    layer = the_layer(parts, config.layers, DEPTH, "WISE has its memories")
+    shard = _divided(list(job.requests), config.shards)[0]
+    with counting(model) as counted:
+        _Sized(model, parts, layer, shard, config).one_step()
+    return [Phase("side memories", counted.peak)]
+
+
 EDITOR = Editor(
     "wise",
     Config,
     run,
     makes=MEMORY,
+    memory=memory,
     uses={OTHERS},
     paper="2405.14768",
     one_layer=True,

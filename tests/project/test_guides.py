@@ -36,10 +36,12 @@ def test_every_command_line_is_one(path):
 
 
 def check_ours(words):
-    group = typer.main.get_command(cli.app)
-    assert words[0] in group.commands, words
+    command = typer.main.get_command(cli.app)
+    while hasattr(command, "commands"):  # of a group, too
+        assert words[0] in command.commands, words
+        command, name, words = command.commands[words[0]], words[0], words[1:]
     try:
-        context = group.commands[words[0]].make_context(words[0], list(words[1:]))
+        context = command.make_context(name, list(words))
     except Exception as error:  # typer brings a click of its own
         pytest.fail(f"{' '.join(words)}: {error}")
     given = context.params
@@ -47,13 +49,13 @@ def check_ours(words):
         assert given["editor"] in editor_names(), words
     for task in (given.get("tasks") or "").split(","):
         assert task in OWN_TASKS or not task or names_of(task), words
-    if words[0] == "run":
+    if name == "run":
         assert all("=" in setting for setting in given["settings"] or ()), words
         if not given["study"].endswith(".yaml"):
             path = study_file(given["study"])
             study_of(read_study(path, given["settings"] or ()), path)
-    if words[0] == "ls":
-        assert CliRunner().invoke(cli.app, words).exit_code == 0, words
+    if name == "ls":
+        assert CliRunner().invoke(cli.app, [name, *words]).exit_code == 0, words
 
 
 def check_lm_eval(words):

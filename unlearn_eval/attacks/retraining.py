@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.attacks.asking import Row
 from unlearn_eval.attacks.base import Case, Observation
@@ -20,9 +20,18 @@ from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.progress import Progress
 from unlearn_eval.utils.settings import Dropped, Positive, Size, Sizes
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from unlearn_eval.editing.requests.request import EditRequest
+    from unlearn_eval.models.memory import Phase
+
 WHY_NO_MEMORY = (
     "a memory leaves the weights as they were and decides at the end of a prompt, which rows of training do not show"
 )
+
+
+OBJECTIVE = Objective(lambda said: objectives.likelihood(said[ANSWER].log_probs, said[ANSWER].mask), {ANSWER: LOGITS})
 
 
 @dataclass(frozen=True)
@@ -92,10 +101,7 @@ def retrained(
     model = loaded.model
     answers = [item.answer for item in items]
     requests = build_requests(items, answers, prompt_format, (), loaded.max_length)
-    rows = {ANSWER: [TrainingRow(request.prompt_ids, request.answer_ids) for request in requests]}
-    objective = Objective(
-        lambda said: objectives.likelihood(said[ANSWER].log_probs, said[ANSWER].mask), {ANSWER: LOGITS}
-    )
+    rows = _rows(requests)
 
     def told(what: str, done: int, total: int) -> None:
         progress("relearning", done, total)
@@ -103,9 +109,22 @@ def retrained(
             measure(done)
 
     own = replace(config, seed=seed, report_to="none")
-    with trained(model, rows, objective, own, {"method": "attack"}, told) as run:
+    with trained(model, rows, OBJECTIVE, own, {"method": "attack"}, told) as run:
         step = run.notes.get("diverged_after_step")
     return None if step is None else f"the loss was no longer a number after {step} steps"
+
+
+def memory(
+    model: PreTrainedModel, requests: Sequence[EditRequest], config: RetrainingConfig, device: str
+) -> list[Phase]:
+    """What training has in memory, on a model without weights and a kind of device."""
+    from unlearn_eval.editing.training.memory import memory as of_training  # imports the Trainer, which takes seconds
+
+    return of_training(model, _rows(requests), OBJECTIVE, config, device)
+
+
+def _rows(requests: Sequence[EditRequest]) -> dict[str, list[TrainingRow]]:
+    return {ANSWER: [TrainingRow(request.prompt_ids, request.answer_ids) for request in requests]}
 
 
 def curve(

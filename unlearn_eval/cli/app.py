@@ -23,6 +23,7 @@ from unlearn_eval.cli import forget as cli_forget
 from unlearn_eval.cli import localize as cli_localization
 from unlearn_eval.cli import ls as cli_ls
 from unlearn_eval.cli import meta as cli_meta
+from unlearn_eval.cli import plan as cli_plan
 from unlearn_eval.cli import push as cli_push
 from unlearn_eval.cli import rate as cli_rate
 from unlearn_eval.cli import report as cli_report
@@ -584,6 +585,7 @@ def _show_comparison(first: Any, second: Any) -> None:
     console.print("↑ higher is better, ↓ lower is better; ± standard error; p of each change by itself, two-sided")
 
 
+app.add_typer(cli_plan.app, name="plan", help="Plan the memory of a command, before anything is loaded.")
 app.command()(cli_forget.forget)
 app.command()(cli_forget.verify)
 app.command(hidden=True)(cli_forget.revoke)  # the list of commands fits on a screen; verify names it

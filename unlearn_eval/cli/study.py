@@ -149,9 +149,12 @@ def _costs(planned: Any, there: Any, device: str | None) -> dict[str, Any]:
     from unlearn_eval.runs.study.costs import Costs, shared_by
 
     costs = Costs(there, device != "cpu" and torch.cuda.is_available())
-    sizes = {name: len(forget_set(name)) for name in {cell.forget for cell in planned.cells}}
+    whole = {name: len(forget_set(name)) for name in {cell.forget for cell in planned.cells}}
+    sizes = {cell.key: cell.size or whole[cell.forget] for cell in planned.cells}
     first = shared_by(planned.cells)
-    return {cell.key: costs.of(cell, cell.size or sizes[cell.forget], first[cell.key]) for cell in planned.cells}
+    largest_first = sorted(planned.cells, key=lambda cell: -sizes[cell.key])
+    found = {cell.key: costs.of(cell, sizes[cell.key], first[cell.key]) for cell in largest_first}
+    return {cell.key: found[cell.key] for cell in planned.cells}
 
 
 def _console(stream: Any) -> Any:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
+    from unlearn_eval.models.memory import Phase
 
 METHODS = "unlearn_eval.editors"
 RETAIN, OTHERS, MOMENTS = "retain", "others", "moments"  # what an editor may use of a job beside its requests
@@ -96,6 +97,8 @@ class Editor:
         needs_retain: function from settings to whether items to retain are needed; None: they are used where given.
         check: refuses a model that these settings cannot edit, from its modules alone: it may have no weights. Without
             one, a method that has `layers` edits the MLP projections of layers.
+        memory: function from a job whose model has no weights, and the kind of device, to what the method has in memory
+            beside the weights, in phases; None: nobody has said.
         file: name and SHA-256 of the user's file that holds the method.
     """
 
@@ -110,6 +113,7 @@ class Editor:
     others_read: Callable[[Any], int] = lambda config: 0
     needs_retain: Callable[[Any], bool | None] = lambda config: False
     check: Callable[[Any, Any], object] | None = None
+    memory: Callable[[EditJob, str], Sequence[Phase]] | None = None
     file: Mapping[str, str] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:

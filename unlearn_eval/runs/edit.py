@@ -231,6 +231,25 @@ def _prompt_format(loaded: LoadedModel, recipe: Recipe, previous: AnyEdit | None
     return found
 
 
+def published_settings(
+    model: PreTrainedModel, method: Editor, forget_set: str, recipe: Recipe, options: Mapping[str, str]
+) -> Any:
+    """The settings of an edit whose components are no localization; the model may have no weights.
+
+    Raises:
+        UserError: an unknown setting, or a localization, which needs the weights.
+    """
+    given = checked_settings(method, options)
+    place = options.get("components", "")
+    if place and localization_spec(place) is not None:
+        raise UserError(
+            f"where {place} edits is not known without the weights",
+            "name layers or modules (--set layers=5, --components mlp.down_proj)",
+        )
+    published = _preset(model, method, forget_set)[1] if recipe.preset else {}
+    return configure(method.Config, {**published, **given})
+
+
 def model_check(method: Editor, options: Mapping[str, str]) -> Check:
     """A check of an architecture, for `load_model`: whether a method can edit it with these settings, as text."""
     given = checked_settings(method, options)

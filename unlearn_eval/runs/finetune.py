@@ -93,6 +93,13 @@ def check_settings(options: Mapping[str, str]) -> None:
     configure(GradientConfig, options)
 
 
+def finetune_config(options: Mapping[str, str], preset: FinetunePreset | None, seed: int) -> GradientConfig:
+    """Settings of training over the preset's; nothing is retained beside what is learned."""
+    given = {**(preset.settings if preset else {}), "seed": str(seed), **options}
+    config: GradientConfig = configure(GradientConfig, given)
+    return replace(config, retain_term="none")
+
+
 def finetune(
     loaded: LoadedModel,
     data: ForgetSet,
@@ -119,8 +126,7 @@ def finetune(
         UserError: an unknown setting, an item that does not fit the model's context, or as in `training_run.trained`.
     """
     started = time.monotonic()
-    config = configure(GradientConfig, {**(preset.settings if preset else {}), "seed": str(seed), **(options or {})})
-    config = replace(config, retain_term="none")
+    config = finetune_config(options or {}, preset, seed)
     prompt_format = prompt_format or loaded.prompt_format()
     answers = [item.answer for item in data]
     requests = build_requests(data.items, answers, prompt_format, (), loaded.max_length)

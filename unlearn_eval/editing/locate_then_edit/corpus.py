@@ -27,6 +27,8 @@ SELF, HUB = "self", "hub:"
 # Said while it lasts: how it is made shorter.
 WRITING = "writing text for second moments (once for a model; less: --set keys_per_dimension=2)"
 _USER = "§user§"
+LENGTH, BATCH = 64, 128  # tokens of a sequence, and sequences of a batch
+OPENING = 32  # about as many tokens as a chat template has before a user speaks
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ def token_sequences(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     n_tokens: int,
-    length: int = 64,
+    length: int = LENGTH,
     seed: int = 0,
-    batch_size: int = 128,
+    batch_size: int = BATCH,
     progress: Progress = no_progress,
 ) -> Iterator[Sequences]:
     """Batches of token sequences, about `n_tokens` tokens of text in all.

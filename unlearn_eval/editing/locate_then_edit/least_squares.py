@@ -71,7 +71,7 @@ def cholesky_solver(matrix: Tensor) -> Solve:
         UserError: it is not positive definite.
     """
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    if bool(failed) or not torch.isfinite(factor).all():
+    if bool(failed) or bool((~torch.isfinite(factor)).any()):
         raise UserError(
             "the second moments of the keys are singular",
             "take them of more text (--set keys_per_dimension=20), or of other text (--set text=FILE)",

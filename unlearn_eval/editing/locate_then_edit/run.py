@@ -20,8 +20,15 @@ from torch import Tensor, nn
 
 from unlearn_eval.editing.editor import EditJob, no_change
 from unlearn_eval.editing.locate_then_edit import corpus
+from unlearn_eval.editing.locate_then_edit import second_moments as moments_of_text
+from unlearn_eval.editing.locate_then_edit import target_values as values_of_targets
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments, cache_name, second_moments
-from unlearn_eval.editing.locate_then_edit.target_values import TargetValueConfig, TargetValues, target_values
+from unlearn_eval.editing.locate_then_edit.target_values import (
+    Site,
+    TargetValueConfig,
+    TargetValues,
+    target_values,
+)
 from unlearn_eval.editing.locate_then_edit.windows import gathered, text_keys, windows
 from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.base import Applied, EditInfo, applied
@@ -37,6 +44,8 @@ from unlearn_eval.utils.settings import Positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from unlearn_eval.models.memory import Phase
 
 # (layer, K (d_in, n), R (d_out, n), K_p (d_in, m) or None) -> U (d_out, n), V (n, d_in); all float64
 Update = Callable[[int, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -177,6 +186,53 @@ def locate_then_edit(run: Editing, update: Update, notes: Mapping[str, Any] | No
     weight_norms = {name: weight_norm(job.model, name) for name in factors}
     about = {**target_notes(requests, targets), "n_keys": n_keys, "weight_norms": weight_norms, **(notes or {})}
     return run.edit(factors, about, keys if key_cache else earlier)
+
+
+def memory(
+    job: EditJob,
+    device: str,
+    depth: tuple[float, float],
+    factor: Callable[[SecondMoments, int], Any],
+    site: Site = "block",
+    at_once: int | None = None,
+) -> list[Phase]:
+    """What an edit has in memory, on a model without weights.
+
+    Args:
+        job: its settings are a `LocateConfig`.
+        device: its kind.
+        depth: where the method edits if nobody says.
+        factor: what the method makes of the second moments of a layer.
+        site: where target values are optimized.
+        at_once: how many requests at most; None is all.
+    """
+    from unlearn_eval.models.memory import EDIT, ORIGINALS, Phase, counting, edited
+
+    model, config, parts = job.model, job.config, anatomy(job.model)
+    layers = parts.resolve_layers(config.layers, depth)
+    n_keys, written = round(config.keys_per_dimension * parts.d_mlp), config.text == corpus.SELF
+    phases, moments = moments_of_text.memory(model, parts, layers, n_keys, written)
+    sums = {moments_of_text.SUMS: sum(own.sums[layer].nbytes for layer, own in moments.items())}
+    requests = job.requests[:at_once]
+    targets = values_of_targets.memory(model, parts, layers[-1], requests, config.target, device, site)
+    weights = [parts.projection(model, layer).weight for layer in layers]
+    originals = sum(own.nbytes for own in weights)  # type: ignore[misc]
+    columns = sum(len(request.parts) for request in requests)
+    moments[layers[-1]].n_keys = n_keys
+    with counting(model) as counted, counted.without_numbers():
+        u, v = (torch.zeros(size, dtype=torch.float64) for size in ((parts.d_model, columns), (columns, parts.d_mlp)))
+    with counting(model, [u, v]) as counted:
+        factored = factor(moments[layers[-1]], layers[-1])
+        add_in_place(model, parts, layers[-1], u, v)
+        del factored
+    keys = 4 * (u.nbytes + v.nbytes)  # keys, what the factors make of them, residuals and the update
+    edit = len(layers) * (u.nbytes + v.nbytes) // 2  # in float32
+    left, disk = (
+        edited(originals, edit, device),
+        {EDIT: edit, "second moments, kept for the next edit": sum(sums.values())},
+    )
+    update = Phase("update", counted.peak, left, disk).beside(sums | {ORIGINALS: originals, "keys": keys})
+    return [*phases, targets.beside(sums), update]
 
 
 def target_notes(requests: Sequence[EditRequest], targets: TargetValues) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from unlearn_eval.editing.locate_then_edit.corpus import Sequences
+from unlearn_eval.editing.locate_then_edit.corpus import BATCH, LENGTH, OPENING, Sequences
 from unlearn_eval.editing.locate_then_edit.least_squares import Solve, cholesky_solver
 from unlearn_eval.models.anatomy import Anatomy
 from unlearn_eval.models.scoring import pad
@@ -28,6 +28,11 @@ from unlearn_eval.utils.provenance import hash_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from unlearn_eval.models.memory import Phase
+
+
+SUMS = "second moments"
 
 
 @dataclass
@@ -185,6 +190,32 @@ def _add_batches(
         progress("second moments", min(n_done(), n_keys), n_keys)
         if n_done() >= n_keys:
             break
+
+
+def memory(
+    model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int], n_keys: int, written: bool
+) -> tuple[list[Phase], dict[int, SecondMoments]]:
+    """What taking second moments has in memory, and those of each layer, on a model without weights.
+
+    Args:
+        model, anatomy, layers, n_keys: as for `second_moments`.
+        written: whether the model writes the text itself.
+    """
+    from unlearn_eval.models.memory import Phase, counting, generation
+
+    rows = min(BATCH, -(-n_keys // LENGTH))
+    opening = OPENING if written else 0
+    with counting(model) as counted, counted.kind(SUMS), counted.without_numbers():
+        own = _begun(model, anatomy, layers, None)
+    sums = dict(counted.now)
+    phases = []
+    if written:
+        text = generation(model, rows, opening, LENGTH, sampled=True)
+        phases.append(Phase("text for second moments", text).beside(sums))
+    batch = Sequences([list(range(opening + LENGTH)) for _ in range(rows)], [opening] * rows)
+    with counting(model, [done.sums[layer] for layer, done in own.items()]) as counted:
+        _add_batches(own, model, anatomy, [batch], n_keys, {}, no_progress)
+    return [*phases, Phase(SUMS, counted.peak).beside(sums)], own
 
 
 def cache_name(canonical_hash: str, layer: int, settings: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -44,6 +44,8 @@ from unlearn_eval.utils.settings import Positive, Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from unlearn_eval.models.memory import Phase
 
 Site = Literal["block", "projection"]
 
@@ -121,8 +123,7 @@ def target_values(
         progress("target values", done * total + (before + step) * n, len(requests) * total)
 
     with _in_bfloat16(model, anatomy, layer, config.bfloat16):
-        budget = config.tokens_per_batch or (256 if model.device.type == "cpu" else 4096)
-        for batch in _batches(requests, budget):
+        for batch in _batches(requests, _budget(config, model.device.type)):
             run = partial(_by_window, model, anatomy, layer, config=config, tick=tick, site=site, window=window)
             parts += in_batches(batch, run, len(batch), _alone)  # requests do not depend on each other
             done += len(batch)
@@ -140,6 +141,69 @@ def target_values(
             f"the target value of request {bad} is not finite", "load the model in float32 or bfloat16 (--dtype)"
         )
     return found
+
+
+def memory(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    layer: int,
+    requests: Sequence[EditRequest],
+    config: TargetValueConfig,
+    device: str,
+    site: Site = "block",
+) -> Phase:
+    """What the optimization has in memory, on a model without weights.
+
+    Args:
+        model, anatomy, layer, requests, config, site: as for `target_values`.
+        device: its kind, by which batches are larger.
+    """
+    return _phase(model, anatomy, layer, tuple(requests), config, device, site)
+
+
+@lru_cache(maxsize=8)  # the same for every method that optimizes target values there
+def _phase(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    layer: int,
+    requests: tuple[EditRequest, ...],
+    config: TargetValueConfig,
+    device: str,
+    site: Site,
+) -> Phase:
+    from unlearn_eval.models.memory import Phase, counting
+
+    batch = next(_batches(requests, _budget(config, device)))
+    with counting(model) as counted, _in_bfloat16(model, anatomy, layer, config.bfloat16):
+        problem = _Problem(model, anatomy, layer, batch, site, config.bfloat16)
+        clean = problem.clean.to(torch.promote_types(problem.clean.dtype, torch.float32))
+        delta, reference = clean.new_zeros(len(batch), clean.shape[1]), None
+        for _ in range(2):  # in the second step the first one's results are still there
+            own = delta.clone().requires_grad_()
+            nll, logp, _ = problem.parts(own)
+            reference = logp.detach() if reference is None else reference
+            loss = _loss(problem, own, nll, logp, reference, problem.mean(clean.norm(dim=1)), config)
+            torch.autograd.grad(loss.sum(), own)
+    return Phase("target values", counted.peak)
+
+
+def _budget(config: TargetValueConfig, device: str) -> int:
+    return config.tokens_per_batch or (256 if device == "cpu" else 4096)
+
+
+def _loss(
+    problem: _Problem,
+    delta: Tensor,
+    nll: Tensor,
+    logp: Tensor,
+    reference: Tensor,
+    clean_norm: Tensor,
+    config: TargetValueConfig,
+) -> Tensor:
+    """L of each request, (n,)."""
+    kl = problem.mean((logp.exp() * (logp - reference)).sum(-1))  # KL(edited ‖ clean): the code's direction
+    penalty: Tensor = delta.norm(dim=1) / clean_norm.square()
+    return nll + config.kl_weight * kl + config.norm_weight * penalty
 
 
 def _alone(request: EditRequest) -> UserError:
@@ -391,9 +455,7 @@ def _optimise(
         nll, logp, said = problem.parts(own)
         if step == 0:
             reference = logp.detach()  # δ is 0 in the first pass
-        kl = problem.mean((logp.exp() * (logp - reference)).sum(-1))  # KL(edited ‖ clean): the code's direction
-        penalty = own.norm(dim=1) / clean_norm[members].square()
-        loss = nll + config.kl_weight * kl + config.norm_weight * penalty
+        loss = _loss(problem, own, nll, logp, reference, clean_norm[members], config)
         running = live[members]
         now = members[running]
         losses[now], nlls[now], steps[now] = loss.detach()[running], nll.detach()[running], step + 1

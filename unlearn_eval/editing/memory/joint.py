@@ -241,6 +241,13 @@ class Joint:
             self._move(gradient)
         return float(loss.detach())
 
+    def one_step(self) -> None:
+        """The first step, whatever its numbers: what it has in memory is what every step has."""
+        own = self.delta.clone().requires_grad_()
+        n = 1 if self.schedule.one_by_one else min(self.schedule.batch, len(self.requests))
+        loss, _ = self.loss(own, list(range(n)), contexts=True)
+        self._move(torch.autograd.grad(loss, own)[0])
+
     def _move(self, gradient: Tensor) -> None:
         clip = self.schedule.clip
         if clip is not None:

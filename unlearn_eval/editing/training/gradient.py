@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from unlearn_eval.editing.training.run import Watch
+    from unlearn_eval.models.memory import Phase
     from unlearn_eval.models.prompt_format import PromptFormat
 
 CURVE = "training.jsonl"
@@ -143,7 +145,18 @@ def editor(method: Method, config: type[GradientConfig] = GradientConfig, paper:
         paper=paper,
         needs_retain=lambda config: config.retains or config.max_utility_drop > 0,
         check=check,
+        memory=partial(memory, method),
     )
+
+
+def memory(method: Method, job: EditJob, device: str) -> list[Phase]:
+    """What training by a method's objective has in memory, on a model without weights."""
+    from unlearn_eval.editing.training.memory import memory as of_training  # imports the Trainer, which takes seconds
+
+    parts = [part for request in job.requests for part in request.parts]
+    config = method.prepare(job.config, job.model)
+    rows = _rows(method, parts, job.retain, config)
+    return of_training(job.model, rows, _objective(method, job.model, config, len(parts)), config, device)
 
 
 def train_edit(

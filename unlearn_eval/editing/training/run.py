@@ -31,11 +31,11 @@ from transformers.trainer_callback import PrinterCallback
 from unlearn_eval.editing.training import objectives
 from unlearn_eval.editing.training.data import RETAIN, Collator, Row, Rows, Schedule, tensors
 from unlearn_eval.editing.training.masks import read_masks
+from unlearn_eval.editing.training.reading import Reader, wide
 from unlearn_eval.editing.training.reference_cache import ReferenceCache
 from unlearn_eval.editing.training.settings import Objective, Said, TrainingConfig
 from unlearn_eval.editing.training.stop import LAST_STEP, Check, StopRule
 from unlearn_eval.editing.training.weights import FullWeights, LowRankWeights, split_patterns
-from unlearn_eval.models.arguments import accepts
 from unlearn_eval.models.out_of_memory import until_it_fits
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
@@ -240,7 +240,8 @@ class Unlearner(Trainer):  # type: ignore[misc]
         self.checks: list[Check] = []
         self.stopped: dict[str, Any] | None = None
         self.told = progress
-        self.inner = weights.model.get_base_model() if hasattr(weights.model, "get_base_model") else weights.model
+        self.reader = Reader(weights.model, objective.layer)
+        self.inner = self.reader.inner
         self.reads = {part: reads for part, reads in objective.all_reads.items() if rows.get(part)}
         self.cache: ReferenceCache | None = None
         self.kinds: dict[str, tuple[str, ...]] = {}
@@ -256,8 +257,6 @@ class Unlearner(Trainer):  # type: ignore[misc]
             callbacks=[_Watcher(self)],
         )
         self.remove_callback(PrinterCallback)
-        self.takes_keep = accepts(self.inner, "logits_to_keep")
-        self.takes_positions = accepts(self.inner, "position_ids")
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = (
             True  # the loss is divided by all of a step's rows
         )
@@ -269,29 +268,7 @@ class Unlearner(Trainer):  # type: ignore[misc]
 
     def read(self, model: PreTrainedModel, batch: Mapping[str, Tensor], wanted: frozenset[str]) -> Said:
         """What the model says at the labels of a batch."""
-        width = batch["labels"].shape[1]
-        layer = self.objective.layer if wanted & {"hidden"} else None
-        wrapped = model is not self.weights.model
-        early = layer if layer and "logits" not in wanted and not wrapped else None
-        with trace(self.inner, outputs=[layer] if layer else [], stop_after=early) as seen:
-            logits = self._forward(model, batch, width)
-        return Said(
-            labels=batch["labels"],
-            mask=batch["mask"],
-            logits=_wide(logits) if "logits" in wanted else None,
-            hidden=_wide(seen.outputs[layer][:, -width:]) if layer else None,
-            reference=batch.get("reference_log_probs"),
-            reference_logits=self._reference_logits(batch) if "reference_logits" in wanted else None,
-            reference_hidden=batch.get("reference_hidden"),
-        )
-
-    def _forward(self, model: PreTrainedModel, batch: Mapping[str, Tensor], width: int) -> Tensor:
-        options: dict[str, Any] = {"logits_to_keep": width} if self.takes_keep else {}
-        if self.takes_positions:
-            options["position_ids"] = (batch["attention"].cumsum(-1) - 1).clamp(min=0)
-        output = model(input_ids=batch["ids"], attention_mask=batch["attention"], use_cache=False, **options)
-        logits: Tensor = output.logits[:, -width:]
-        return logits
+        return self.reader.read(model, batch, wanted, self._reference_logits)
 
     # What the reference said -------------------------------------------------------------------------------
 
@@ -325,7 +302,7 @@ class Unlearner(Trainer):  # type: ignore[misc]
         width = batch["labels"].shape[1]
         layer, head = self.objective.layer if "hidden" in kinds else None, self._head_name()
         with trace(self.inner, [head] if self.head is not None else [], [layer] if layer else []) as seen:
-            logits = _wide(self._forward(self.model, batch, width))
+            logits = wide(self.reader.forward(self.model, batch, width))
         found: dict[str, Tensor] = {}
         if "log_probs" in kinds:
             found["log_probs"] = objectives.label_log_probs(logits, batch["labels"])
@@ -334,7 +311,7 @@ class Unlearner(Trainer):  # type: ignore[misc]
         if "distribution" in kinds:
             inputs = seen.inputs[head][:, -width:]
             if self.is_linear is None:  # else the model caps or scales its logits, and they have to be kept themselves
-                self.is_linear = torch.allclose(_wide(self.head(inputs)), logits, rtol=1e-4, atol=1e-4)
+                self.is_linear = torch.allclose(wide(self.head(inputs)), logits, rtol=1e-4, atol=1e-4)
             found |= {"head_inputs": inputs} if self.is_linear else {"logits": logits}
         lengths = batch["mask"].sum(-1).tolist()
         return [{kind: found[kind][i, :n] for kind in found} for i, n in enumerate(lengths)]
@@ -355,7 +332,7 @@ class Unlearner(Trainer):  # type: ignore[misc]
         if "reference_logits" in batch:
             return batch["reference_logits"]
         with torch.no_grad(), self._autocast():
-            return _wide(self.head(batch["reference_head_inputs"]))
+            return wide(self.head(batch["reference_head_inputs"]))
 
     def _recall(self, part: str, position: int) -> Mapping[str, Tensor]:
         if self.cache is None or part not in self.kinds:
@@ -524,10 +501,6 @@ class Unlearner(Trainer):  # type: ignore[misc]
         self.optimizer = self.lr_scheduler = self.model_wrapped = self.cache = self.head = None
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def _kinds(reads: frozenset[str]) -> tuple[str, ...]:
     names = {"reference": "log_probs", "reference_logits": "distribution", "reference_hidden": "hidden"}
     return tuple(kind for name, kind in names.items() if name in reads)
@@ -672,9 +645,7 @@ def _arguments(
         raise UserError(
             f"training runs on the first visible GPU, not on {device}", f"set CUDA_VISIBLE_DEVICES={device.index}"
         )
-    full = weights.dtype in (torch.float32, torch.float64)
-    auto = "float32" if full and device.type == "cpu" else "bfloat16"
-    precision = auto if config.precision == "auto" else config.precision
+    precision = precision_of(weights.dtype, config, device.type)
     narrow = {str(p.dtype).removeprefix("torch.") for p in weights.model.parameters() if p.dtype.itemsize < 4}
     if precision == "float32" and narrow:
         raise UserError(
@@ -715,6 +686,13 @@ def _arguments(
     if not launched and arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several GPUs are for `accelerate launch`; without it the first one is used
     return arguments
+
+
+def precision_of(dtype: torch.dtype, config: TrainingConfig, device: str) -> str:
+    """In which precision a model of a type is trained on a kind of device."""
+    full = dtype in (torch.float32, torch.float64)
+    auto = "float32" if full and device == "cpu" else "bfloat16"
+    return auto if config.precision == "auto" else config.precision
 
 
 @contextmanager

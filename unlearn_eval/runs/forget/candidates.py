@@ -13,7 +13,6 @@ from unlearn_eval.runs.edit import model_check
 from unlearn_eval.runs.forget.measure import Bench
 from unlearn_eval.runs.forget.policy import Candidate, Policy, shipped_candidates, suited
 from unlearn_eval.runs.forget.surroundings import KEYS_PER_DIMENSION, share_of_text
-from unlearn_eval.runs.study.costs import copies_beside
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import configure
 
@@ -52,7 +51,7 @@ def _why_not(own: Candidate, policy: Policy, bench: Bench, earlier: str | None, 
     kind = method.kind(config)
     if kind not in (None, *policy.kinds) and not forced:
         return f"it makes a {kind} edit, which the policy does not let pass"
-    beside = copies_beside(trained=method.trained, lora=bool(getattr(config, "lora_rank", None)))
+    beside = 3.0 if method.trained and not getattr(config, "lora_rank", None) else 0.25  # of the model, as a rule
     needed, free = beside * _bytes_of(bench.loaded), free_bytes(bench.loaded.model.device)
     if free is not None and needed > free:
         return f"it needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free beside the model"

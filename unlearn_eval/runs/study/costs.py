@@ -4,8 +4,8 @@ The rule: 2 N operations per token forward, three times that with gradients; 600
 4,000 with gradients by an editor, and by a method that is trained as many as the item (and one to retain) has, each
 epoch; a core computes 4e10 operations a second, a GPU 1e14. Attacks say how many rows they train on, answer and read on
 one model; models without an edit are attacked once, by the first cell that needs it. Localizations say how many passes
-a fact takes them; cells with the same one pay once. Memory is the weights, and what else is as large: a quarter of them
-for an editor or LoRA, their gradients and AdamW's two moments where all are trained, a reference model; and 1.5 GB.
+a fact takes them; cells with the same one pay once. Memory is that of the plan (`runs.memory`), for which the model's
+configuration is enough, and what the process has for itself.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.models.places import resolve_model
 from unlearn_eval.results.schema import Result
@@ -29,6 +29,9 @@ from unlearn_eval.runs.study.located import Located, n_layers_of
 from unlearn_eval.runs.study.plan import Cell
 from unlearn_eval.runs.study.spec import ModelSpec
 from unlearn_eval.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from unlearn_eval.runs.memory import Sized
 
 TOKENS_PER_DOCUMENT, TOKENS_PER_EDIT = 600, 3 * 4_000
 CHARACTERS_PER_TOKEN, TOKENS_AROUND = 4, 24  # of a question with its answer, and what a template puts around it
@@ -44,12 +47,12 @@ class Cost:
 
     Attributes:
         seconds: of computing.
-        memory_bytes: at most at once.
+        memory_bytes: at most at once; None where the model's configuration is not known.
         source: what it rests on.
     """
 
     seconds: float
-    memory_bytes: float
+    memory_bytes: float | None
     source: str
 
 
@@ -85,7 +88,9 @@ class Costs:
                 kinds.setdefault((cell["model"], None, _OF_A_MODEL), []).append(result)
         self._recorded = {kind: _rates(same) for kind, same in kinds.items()}
         self.rate = PER_GPU if on_gpu else PER_CORE * (os.cpu_count() or 1)
+        self.on_gpu = on_gpu
         self._sizes: dict[ModelSpec, int | None] = {}
+        self._memories: dict[tuple[Any, ...], float | None] = {}
 
     def of(self, cell: Cell, n_items: int, first: Sequence[str] = ()) -> Cost | None:
         """The estimate for a cell that forgets so many items; None if nothing is known of its model.
@@ -108,22 +113,38 @@ class Costs:
         return None if size is None else self._rule(cell, size, n_items, n_documents, first)
 
     def _rule(self, cell: Cell, size: int, n_items: int, n_documents: int, first: Sequence[str]) -> Cost:
-        tokens, copies = float(TOKENS_PER_DOCUMENT * n_documents), 1.0
+        tokens = float(TOKENS_PER_DOCUMENT * n_documents)
         item = tokens_of(cell.forget)
         if cell.editor is not None:
-            epochs, lora = _training(cell, n_items)
+            epochs = _epochs(cell, n_items)
             row = item + (0 if cell.retain is None else tokens_of(cell.retain))
             tokens += n_items * (WITH_GRADIENTS * row * epochs if epochs else TOKENS_PER_EDIT)
-            copies += copies_beside(trained=bool(epochs), lora=lora)
         if cell.located is not None and cell.located.key in first:
             tokens += n_items * item * passes_of(cell.located, cell.model)
         for own in cell.tries:
             others = 1 + (own.attack.reference is not None)
             n_models = 1 + (others if not own.control_key or own.control_key in first else 0)
             tokens += n_models * attack_tokens(own, cell, n_items, item)
-            copies = max(copies, 1.0 + _attack_copies(own))
-        width = 2 if cell.model.dtype in ("bfloat16", "float16", "auto") else 4
-        return Cost(tokens * 2 * size / self.rate, copies * size * width + 1.5e9, RULE)
+        return Cost(tokens * 2 * size / self.rate, self._memory(cell, n_items), RULE)
+
+    def _memory(self, cell: Cell, n_items: int) -> float | None:
+        """The most that a cell has in memory, by the plans of what it does.
+
+        Cells that do the same with other items have one plan, of the items of the first one: ask for the largest first.
+        """
+        from unlearn_eval.runs.memory import CONTEXT_BYTES, without_writing
+
+        tries = tuple(
+            (own.attack.attack, tuple(own.attack.settings.items()), own.attack.reference) for own in cell.tries
+        )
+        recipe = None if cell.recipe is None else repr(without_writing(cell.recipe.recipe))
+        key = (cell.model, None if cell.editor is None else cell.editor.name, recipe, cell.forget, tries)
+        if key not in self._memories:
+            try:
+                self._memories[key] = CONTEXT_BYTES + _peak_bytes(cell, n_items, "cuda" if self.on_gpu else "cpu")
+            except UserError:  # no configuration, or where it edits needs the weights
+                self._memories[key] = None
+        return self._memories[key]
 
 
 def shared_by(cells: Iterable[Cell]) -> dict[str, tuple[str, ...]]:
@@ -170,19 +191,36 @@ def tokens_of(name: str) -> float:
     return TOKENS_AROUND + mean(len(item.question) + len(item.answer) for item in items) / CHARACTERS_PER_TOKEN
 
 
-def copies_beside(*, trained: bool, lora: bool) -> float:
-    """How much memory a method needs beside the model, in models: the rule of thumb above."""
-    return 3.0 if trained and not lora else 0.25
+def _peak_bytes(cell: Cell, n_items: int, device: str) -> int:
+    """The largest peak of a cell's plans: of its edit, its evaluation and its attacks.
+
+    Raises:
+        UserError: there is no plan.
+    """
+    from unlearn_eval.editing.editor import get_editor
+    from unlearn_eval.runs.memory import plan_attack, plan_edit, plan_eval
+
+    model = _sized(cell.model)
+    items = forget_set(cell.forget)
+    items = items.sample(n_items, 0) if n_items < len(items) else items
+    plans = [plan_eval(model, items)]
+    if cell.editor is not None and cell.recipe is not None:
+        retain = None if cell.retain is None else forget_set(cell.retain)
+        method, settings = get_editor(cell.editor.editor), cell.editor.settings
+        plans.append(plan_edit(model, method, items, settings, cell.recipe.recipe, retain, device))
+    for own in cell.tries:
+        reference = own.attack.reference is not None
+        plans.append(
+            plan_attack(model, own.attack.attack, items, own.attack.settings, device=device, reference=reference)
+        )
+    return max(plan.peak_bytes for plan in plans)
 
 
-def _attack_copies(own: Try) -> float:
-    """How much memory an attack needs beside the model, in models: for training, and for a reference."""
-    from unlearn_eval.attacks.base import get_attack
+@lru_cache(maxsize=2)
+def _sized(model: ModelSpec) -> Sized:
+    from unlearn_eval.runs.memory import sized
 
-    config = config_of_attack(own.attack)
-    retrains = get_attack(own.attack.attack).retrains
-    training = copies_beside(trained=True, lora=bool(config.lora_rank)) if retrains else 0.0
-    return training + (own.attack.reference is not None)
+    return sized(model.model, model.dtype, model.revision)
 
 
 def _as_recorded(cell: Cell, rates: _Rates, n_items: int, n_documents: int, first: Sequence[str]) -> Cost:
@@ -214,18 +252,17 @@ def _attacks(attacks: Iterable[tuple[str, Mapping[str, str]]]) -> str:
     return json.dumps([[name, dict(settings)] for name, settings in attacks], sort_keys=True)
 
 
-def _training(cell: Cell, n_items: int) -> tuple[float, bool]:
-    """The epochs of a method that is trained, else 0; and whether it trains LoRA factors."""
+def _epochs(cell: Cell, n_items: int) -> float:
+    """The epochs of a method that is trained, else 0."""
     from unlearn_eval.editing.editor import get_editor
     from unlearn_eval.runs.study.plan import config_of
 
     assert cell.editor is not None and cell.recipe is not None  # noqa: PT018
     config = config_of(cell.editor, cell.recipe.recipe, cell.forget)
-    settings = get_editor(cell.editor.editor).settings
-    epochs = float(config.epochs) if "epochs" in settings else 0.0
+    epochs = float(config.epochs) if "epochs" in get_editor(cell.editor.editor).settings else 0.0
     if epochs and config.steps:
         epochs = config.steps * min(config.batch_size, n_items) / n_items
-    return epochs, bool("lora_rank" in settings and config.lora_rank)
+    return epochs
 
 
 def n_parameters(spec: ModelSpec) -> int | None:

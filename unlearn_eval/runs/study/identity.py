@@ -97,6 +97,7 @@ class Identities:
     def __init__(self, remembered: Record) -> None:
         self.remembered = remembered
         self._models: dict[tuple[str, str | None], tuple[str, str | None]] = {}
+        self._names: set[str] = set()  # texts that are no files: each item's id is in the settings of every cell
 
     def model(self, spec: ModelSpec) -> tuple[str, str | None]:
         """The identity of a model's files, and the hub's commit if it is from there.
@@ -133,11 +134,14 @@ class Identities:
         if isinstance(value, list | tuple):
             return [self.settings(own, bare) for own in value]
         if isinstance(value, str) and 0 < len(value) < 1000 and (bare or "/" in value or "." in value):
+            if value in self._names:
+                return value
             path = Path(value).expanduser()
             if path.is_file():
                 return {"file": self._file(path)}
             if "/" in value and path.is_dir():
                 return {"folder": {own.name: self._file(own) for own in sorted(path.glob("*.json*"))}}
+            self._names.add(value)
         return value
 
     def folder(self, name: str) -> dict[str, str]:

@@ -103,7 +103,9 @@ def run_on_ray(
         place = (cell.model_key, cell.forget)
         needs = first.get(place) if cell.known or cell.finetune else None
         cost = costs.get(cell.key)  # more than the largest node has would wait for ever
-        memory = {"memory": int(min(cost.memory_bytes, most))} if cost is not None else {}
+        memory = (
+            {"memory": int(min(cost.memory_bytes, most))} if cost is not None and cost.memory_bytes is not None else {}
+        )
         asked = work.options(num_cpus=1, num_gpus=n_gpus, name=cell.name, **memory)
         reference = asked.remote(cell, settings, os.getcwd(), needs)
         first.setdefault(place, reference)

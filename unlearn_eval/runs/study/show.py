@@ -93,9 +93,15 @@ def plan_table(plan: Plan, states: Mapping[str, str], costs: Mapping[str, Cost |
             *([str(sum(len(cell.tries) for cell in cells)) for _ in attacks]),
             f"{states_here.count('done')}{failed}",
             duration(sum(cost.seconds for cost in left if cost)) if any(left) else "–",
-            gigabytes(max(cost.memory_bytes for cost in left if cost)) if any(left) else "–",
+            _most(left),
         )
     return table
+
+
+def _most(costs: Sequence[Cost | None]) -> str:
+    """The most memory of some cells, as far as it is known."""
+    known = [cost.memory_bytes for cost in costs if cost is not None and cost.memory_bytes is not None]
+    return gigabytes(max(known)) if known else "–"
 
 
 def search_lines(searches: Sequence[Search], costs: Mapping[str, Cost | None]) -> list[str]:
@@ -132,8 +138,8 @@ def plan_lines(
     lines += [*_attack_lines(plan.cells), *_localization_lines(plan.cells)]
     if known:
         sources = " and ".join(dict.fromkeys(cost.source for cost in known))
-        total, most = sum(cost.seconds for cost in known), max(cost.memory_bytes for cost in known)
-        lines.append(f"about {duration(total)} and up to {gigabytes(most)}, by {sources}")
+        total = sum(cost.seconds for cost in known)
+        lines.append(f"about {duration(total)} and up to {_most(known)}, by {sources}")
     if len(known) < len(left):
         lines.append(f"nothing is known of the cost of {len(left) - len(known)} cells: their model's size is not known")
     return lines + [f"note: {warning}" for warning in (*plan.warnings, *warnings)]
