@@ -163,10 +163,10 @@ def gigabytes(n: int) -> str:
 
 
 def into_guide(mark: str, lines: list[str]) -> None:
-    """Replace what stands between `<!-- MARK -->` and `<!-- /MARK -->`."""
+    """Replace what stands between `<!-- MARK -->` and `<!-- end -->`."""
     text = GUIDE.read_text(encoding="utf-8")
     before, _, rest = text.partition(f"<!-- {mark} -->\n")
-    _, end, after = rest.partition(f"<!-- /{mark} -->")
+    _, end, after = rest.partition("<!-- end -->")
     GUIDE.write_text(f"{before}<!-- {mark} -->\n" + "\n".join(lines) + f"\n{end}{after}", encoding="utf-8")
 
 
