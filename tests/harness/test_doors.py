@@ -3,6 +3,7 @@
 Responses that are kept (`--use_cache`) are those of one model, by whatever name and class it is loaded.
 """
 
+import functools
 import shutil
 import sys
 from types import SimpleNamespace
@@ -165,7 +166,8 @@ def test_a_cache_is_read_and_not_that_of_another_model(places, tofu, tmp_path, m
         return {name: own.value for name, own in found.items()}
 
     first = run("hf")
-    monkeypatch.setattr(HFLM, "generate_until", lambda *_, **__: pytest.fail("asked again"))
+    asked_again = functools.wraps(HFLM.generate_until)(lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr(HFLM, "generate_until", asked_again)
     assert run("hf") == pytest.approx(first, nan_ok=True)
     with pytest.raises(pytest.fail.Exception, match="asked again"):
         run("hf, peft=one")

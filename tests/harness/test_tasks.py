@@ -771,16 +771,14 @@ def test_a_bad_split_file(tmp_path):
 
 def test_the_quick_task_asks_a_sample_of_what_is_kept_and_all_that_is_near():
     forget = ["capital_of/japan", "author_of/the_hobbit"]
-    whole, quick, again, other = (
-        TaskManager(metadata=FEW | more).load([task])["tasks"][task].eval_docs
-        for FEW in ({"forget": forget, "encoder": "off"},)
-        for task, more in (
-            ("unlearn_facts", {}),
-            ("unlearn_facts_quick", {}),
-            ("unlearn_facts_quick", {"n_retain": 64, "seed": 0}),
-            ("unlearn_facts_quick", {"n_retain": 9, "seed": 1}),
-        )
-    )
+
+    def documents_of(task, **more):
+        metadata = {"forget": forget, "encoder": "off", **more}
+        manager = TaskManager(metadata=metadata, include_path=str(TASKS), include_defaults=False)
+        return manager.load([task])["tasks"][task].eval_docs
+
+    whole, quick = documents_of("unlearn_facts"), documents_of("unlearn_facts_quick")
+    again, other = (documents_of("unlearn_facts_quick", n_retain=n, seed=seed) for n, seed in ((64, 0), (9, 1)))
 
     def of(documents, split):
         return [own["id"].partition("/")[2] for own in documents if own["split"] == split]

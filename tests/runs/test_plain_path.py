@@ -144,12 +144,13 @@ def test_utility_goes_by_distance_from_what_was_forgotten(workplace, tiny_folder
 
 def test_facts_are_those_of_the_edit_and_not_every_eighth(workplace, tiny_folder):
     done = edited("edit", tiny_folder(), "facts", "capital_of/japan,author_of/the_hobbit")
-    assert printed(done) == ["eval", "--edit", "edit", "--tasks", "unlearn_facts", "--model", str(tiny_folder()),
+    assert printed(done) == ["eval", "--edit", "edit", "--tasks", "unlearn_facts_quick", "--model", str(tiny_folder()),
                              "--device", "cpu"]  # fmt: skip
     ours(*printed(done), "--limit", "9", *SHORT)
     path = last_result()
-    assert sorted(forgotten(path, "unlearn_facts")) == ["forget/author_of/the_hobbit", "forget/capital_of/japan"]
-    assert all("<|im_start|>user" in prompt for prompt in prompts(path, "unlearn_facts"))
+    task = "unlearn_facts_quick"
+    assert sorted(forgotten(path, task)) == ["forget/author_of/the_hobbit", "forget/capital_of/japan"]
+    assert all("<|im_start|>user" in prompt for prompt in prompts(path, task))
 
 
 # Options override ------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def rank_correlation(x: MaybeNumbers, y: MaybeNumbers, seed: int | np.random.Gen
 
     Source: Spearman 1904, as `scipy.stats.spearmanr`. No known difference.
     """
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata, spearmanr
 
     if len(x) != len(y):
         raise UserError(f"{len(x)} numbers and {len(y)}", "give both of the same items, None where one is undefined")
@@ -65,7 +65,7 @@ def rank_correlation(x: MaybeNumbers, y: MaybeNumbers, seed: int | np.random.Gen
     found = spearmanr(known[:, 0], known[:, 1])
 
     def again(rows: FloatArray) -> float | None:
-        return None if _alike(rows) else float(spearmanr(rows[:, 0], rows[:, 1]).statistic)
+        return None if _alike(rows) else float(np.corrcoef(rankdata(rows, axis=0).T)[0, 1])
 
     drawn = bootstrap(again, known, n_resamples=400, seed=seed)
     return RankCorrelation(float(found.statistic), drawn.low, drawn.high, drawn.stderr, float(found.pvalue), n)

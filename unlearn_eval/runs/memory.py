@@ -194,7 +194,7 @@ class MemoryPlan:
 
 def without_writing(recipe: Recipe) -> Recipe:
     """The recipe with a fixed refusal in place of what the model would write itself."""
-    return replace(recipe, target="idk") if recipe.target == "self" else recipe
+    return replace(recipe, target=Recipe().target) if recipe.target == "self" else recipe
 
 
 def requests_of(model: Sized, items: Sequence[ForgetItem], recipe: Recipe) -> list[EditRequest]:
@@ -301,7 +301,7 @@ def plan_edit(
     config = published_settings(model.model, method, forget.name, recipe, options or {})
     method.check_model(config, model.model)
     requests = requests_of(model, forget.items, recipe)
-    kept = requests_of(model, (retain or forget).items, replace(recipe, target="idk"))
+    kept = requests_of(model, (retain or forget).items, replace(recipe, target=Recipe().target))
     step = requests[: recipe.per_step or None]
     job = EditJob(model.model, model.tokenizer, step, config, retain=kept if method.trained else ())
     notes: list[str] = []
