@@ -21,7 +21,7 @@ from unlearn_eval.cli.terminal import pair
 from unlearn_eval.editing.presets import DEFAULT_EDITOR
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.utils.json_files import dumps
-from unlearn_eval.utils.terminal import put
+from unlearn_eval.utils.terminal import gigabytes, put
 
 if TYPE_CHECKING:
     from unlearn_eval.runs.memory import Choice, MemoryPlan, Sized
@@ -221,4 +221,4 @@ def lines(plan: MemoryPlan, others: list[MemoryPlan], cards: Mapping[str, Any]) 
 
 
 def _size(n: int) -> str:
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
+    return gigabytes(n) if n >= 1e9 else f"{n / 1e6:.0f} MB"

@@ -17,6 +17,7 @@ from unlearn_eval.models.weights import hash_weights
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.folders import check_place, write_whole
 from unlearn_eval.utils.provenance import provenance, redact, sha256_of_file
+from unlearn_eval.utils.terminal import gigabytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -119,7 +120,7 @@ def _check_space(output: Path, model: PreTrainedModel) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
-            f"{output} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+            f"{output} needs {gigabytes(needed)}, and {gigabytes(free)} are free",
             "free some space or give another --merged",
         )
 

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.harness.divergence import taken_off
-from unlearn_eval.harness.requests import autocast
+from unlearn_eval.harness.lm import autocast
 from unlearn_eval.metrics.alignment import Alignment, Question, fluency_cut
 from unlearn_eval.models.embedding import ENCODER_VARIABLE, OFF
 from unlearn_eval.models.load import LoadedModel, load_model

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from unlearn_eval.harness import patching, requests
+from unlearn_eval.harness.lm import autocast
 from unlearn_eval.utils.errors import UserError
 
 KIND = "answer_divergence"
@@ -50,7 +51,7 @@ def from_transformers(self: Any, asked: Sequence[Any], disable_tqdm: bool = Fals
     reasons = [requests.cannot_score(query, labels, self.max_length) for query, labels in read]
     queries = [query for (query, _), reason in zip(read, reasons, strict=True) if reason is None]
     bar = tqdm(total=len(queries), desc=f"Running {KIND} requests", disable=disable_tqdm or self.rank != 0)
-    with bar, requests.autocast(self):
+    with bar, autocast(self):
         found = iter(answer_divergences(self.model, unedited, queries, bar.update))
     return [
         {"unscored": reason} if reason else {"kl": next(found), "n_answer": labels.n_answer}

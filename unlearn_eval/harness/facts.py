@@ -34,7 +34,6 @@ from unlearn_eval.harness.indirect import (
     chains_for,
     indirect_metrics,
     indirect_scores,
-    stored_answers,
     two_hops,
 )
 from unlearn_eval.harness.options import ANSWERS, JUDGED, Check, a_count, a_flag, a_seed, a_text, names
@@ -159,9 +158,8 @@ class FactsTask(UnlearningTask):
             leaks = [scores["accuracy"], scores.get("paraphrase_accuracy")]
             merge_scores(scores, popularity_scores(document, self.certain, leaks))
         if CHAINS in document:
-            stored = None if self.unedited is None else self.unedited.get(document["id"], {})
-            told = None if stored is None else stored_answers(stored, TWO_HOP)
-            merge_scores(scores, indirect_scores(TWO_HOP, document, _chains(document), generated, answers, told))
+            chains = _chains(document)
+            merge_scores(scores, indirect_scores(TWO_HOP, document, chains, generated, answers, self.unedited))
         return scores
 
     def metrics(self) -> dict[str, Metric]:

@@ -176,6 +176,17 @@ class FormsTask(FactsInForms):
     unedited: Mapping[str, Mapping[str, Any]] | None = None
     certain: Mapping[str, float] = {}
     has_popularity = False
+
+    @property
+    def direct_forms(self) -> tuple[str, ...]:
+        """Those that ask the fact itself."""
+        return tuple(form for form in self.forms if form not in INDIRECT)
+
+    @property
+    def indirect_forms(self) -> tuple[str, ...]:
+        """Those that ask what follows from it."""
+        return tuple(form for form in self.forms if form in INDIRECT)
+
     no_examples = "each form is one fixed way to ask, and few_shot is the one with examples"
 
     @classmethod
@@ -217,8 +228,7 @@ class FormsTask(FactsInForms):
 
     def asked_before(self, document: Document) -> list[str]:
         """What is asked beside the fact, of the unedited model unless its result is there."""
-        probes = _probes(document, [form for form in self.forms if form in INDIRECT])
-        return [] if self.unedited is not None else list(probes)
+        return [] if self.unedited is not None else list(_probes(document, self.indirect_forms))
 
     def answers(self, document: Document) -> dict[str, tuple[Any, ...]]:
         """The letters in four orders; true and false of the right answer and of wrong ones."""
@@ -241,7 +251,7 @@ class FormsTask(FactsInForms):
         scores: Scores = {REASONS: {}}
         reasons: dict[str, str] = scores[REASONS]
         found: dict[str, list[float]] = {}
-        forms = [form for form in self.forms if form not in INDIRECT]
+        forms = self.direct_forms
         for name, probe in _probes(document, forms).items():
             form = name.split("/")[0]
             texts = [generated[name], *([generated[FIRST_ANSWER]] if probe.after else [])]
@@ -275,11 +285,9 @@ class FormsTask(FactsInForms):
         scores["forms"] = leaks or None
         if self.has_popularity:
             merge_scores(scores, popularity_scores(document, self.certain, [scores["leak_mean"]]))
-        stored = None if self.unedited is None else self.unedited.get(document["id"], {})
-        for form in (form for form in self.forms if form in INDIRECT):
-            answered = None if stored is None else indirect.stored_answers(stored, form)
+        for form in self.indirect_forms:
             probes = _probes(document, (form,))
-            merge_scores(scores, indirect.indirect_scores(form, document, probes, generated, answers, answered))
+            merge_scores(scores, indirect.indirect_scores(form, document, probes, generated, answers, self.unedited))
         return scores
 
     def metrics(self) -> dict[str, Metric]:
@@ -288,7 +296,7 @@ class FormsTask(FactsInForms):
         for split, word in (("forget", "leak"), ("retain", "known")):
             better = split == "retain"
             worded = ("paraphrase_worst",) if "paraphrase" in self.forms else ()
-            forms = tuple(form for form in self.forms if form not in INDIRECT)
+            forms = self.direct_forms
             for form in (*(("mean", "worst") if forms else ()), *forms, *worded):
                 name = "any" if (form, split) == ("worst", "retain") else form
                 table[f"{split}_{word}_{name}"] = Mean(split, f"leak_{form}", better)
@@ -297,7 +305,7 @@ class FormsTask(FactsInForms):
             name = "worst_form" if split == "forget" else "best_form"
             if forms:
                 table[f"{split}_{word}_{name}"] = OverAll((split,), ("forms",), _largest_form, better)
-        for form in (form for form in self.forms if form in INDIRECT):
+        for form in self.indirect_forms:
             table |= indirect.indirect_metrics(form)
         return table | ({METRIC: popularity_metric()} if self.has_popularity else {})
 

@@ -21,7 +21,8 @@ from unlearn_eval.data.items import OF_ANSWER, OF_NEW, OF_OTHER, ForgetItem
 from unlearn_eval.data.shapes import Asked, asked
 from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.task import BEFORE, Document, Mean, Metric, OverAll, Scores
-from unlearn_eval.harness.unedited import SAME, UNKNOWN
+from unlearn_eval.harness.unedited import NOT_STORED, SAME, UNKNOWN
+from unlearn_eval.results.files import scores_of
 from unlearn_eval.utils.json_files import read_jsonl
 
 CHAINS, LINKED = "chains", "linked"  # fields of documents that some sets give
@@ -146,7 +147,7 @@ def indirect_scores(
     probes: Mapping[str, Probe],
     generated: Mapping[str, str],
     responses: Mapping[str, Scores],
-    stored: Mapping[str, Any] | None = None,
+    unedited: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Scores:
     """The scores of one document in one form.
 
@@ -156,8 +157,9 @@ def indirect_scores(
         probes: by name.
         generated: what the model says to each.
         responses: those of the unedited model, with `BEFORE` before the names.
-        stored: by key of a probe, what the unedited model's result has instead.
+        unedited: by id of a document, what the unedited model's result has instead (see `read_unedited`).
     """
+    stored = None if unedited is None else _stored_answers(unedited.get(document["id"], {}), form)
     rows: list[dict[str, Any]] = []
     reasons: list[str] = []
     wrong = document["wrong_answers"]
@@ -192,7 +194,7 @@ def _before(
     """Whether the unedited model gives a probe's answer, or why that is not known."""
     if stored is not None:
         found = stored.get(probe.key)
-        return found, None if found is not None else "the unedited model's result has no such question"
+        return found, None if found is not None else NOT_STORED
     assert response is not None
     if response.get(SAME):
         return now, None
@@ -216,10 +218,9 @@ def indirect_metrics(form: str, splits: Sequence[str] = ("forget", "retain")) ->
     return table
 
 
-def stored_answers(record: Mapping[str, Any], form: str) -> dict[str, Any]:
+def _stored_answers(record: Mapping[str, Any], form: str) -> dict[str, Any]:
     """Key of a probe -> whether its answer was given, from what a result stores of a document."""
-    nested = record.get("metrics")
-    own = nested if isinstance(nested, Mapping) else record
+    own = scores_of(record)
     for split in (*WORDS, "neighbors"):
         item = own.get(f"{split}_{form}_known_before")
         if isinstance(item, Mapping):

@@ -21,8 +21,9 @@ from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.choices import log_probability
 from unlearn_eval.harness.options import Check, a_count, a_text, names
 from unlearn_eval.harness.task import BEFORE, Document, Metric, OverAll, Scores, UnlearningTask
-from unlearn_eval.harness.unedited import SAME, UNKNOWN, read_unedited
+from unlearn_eval.harness.unedited import NOT_STORED, SAME, UNKNOWN, read_unedited
 from unlearn_eval.metrics.deducibility import Pair, chain_recovery, preservation, reliability
+from unlearn_eval.results.files import scores_of
 from unlearn_eval.utils.errors import unknown_name
 
 SAMPLED, PROBABILITY = "sampled", "probability"
@@ -87,9 +88,8 @@ class KnowgicTask(UnlearningTask):
     ) -> tuple[float | None, str | None]:
         """P of the unedited model, or why it is not known."""
         if self.unedited is not None:
-            stored = self.unedited.get(document["id"], {})
-            own = stored.get("metrics", stored).get(METRIC_OF[document["split"]])
-            return (None, "the unedited model's result has no such question") if own is None else (own["after"], None)
+            own = scores_of(self.unedited.get(document["id"], {})).get(METRIC_OF[document["split"]])
+            return (None, NOT_STORED) if own is None else (own["after"], None)
         responses = [own for name, own in answers.items() if name.startswith(BEFORE)]
         if all(own.get(SAME) for own in responses):
             return after, None

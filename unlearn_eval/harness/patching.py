@@ -205,7 +205,7 @@ def generate_quicker() -> None:
 
 
 def _generating_quicker(generate: Any) -> Any:
-    from unlearn_eval.harness.requests import autocast
+    from unlearn_eval.harness.lm import autocast
     from unlearn_eval.models.generation import read_once
     from unlearn_eval.models.load import read_together
 

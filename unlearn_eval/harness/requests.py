@@ -26,6 +26,7 @@ from unlearn_eval.edits.folder import read_description
 from unlearn_eval.edits.load import check_base
 from unlearn_eval.edits.places import is_edit
 from unlearn_eval.harness import patching
+from unlearn_eval.harness.lm import autocast
 from unlearn_eval.metrics import gradnorm_score
 from unlearn_eval.models.prompt_format import PromptFormat, open_unlearning_labels
 from unlearn_eval.models.prompts import Labels
@@ -138,15 +139,6 @@ def answered_by(requests: Sequence[Any]) -> Any:
     """The `hf` model that has answered these requests, if it is still there; None of other models."""
     known = (getattr(request, "answered_by", None) for request in requests)
     return next((lm for reference in known if reference is not None and (lm := reference()) is not None), None)
-
-
-def autocast(lm: Any) -> Any:
-    """The mixed precision that the model was asked to run in."""
-    import torch
-
-    if lm.mixed_precision_dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(lm.device.type, dtype=lm.mixed_precision_dtype)
 
 
 def score_tokens(

@@ -31,6 +31,7 @@ GENERATED, SCORED = "generate_unedited", "logprobs_unedited"
 UNKNOWN = (
     "the model before the edit is not known: name its result of this task with --metadata '{\"unedited\": RESULT}'"
 )
+NOT_STORED = "the unedited model's result has no such question"
 SAME = "same"  # in a response: the model that answers is the unedited one
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from unlearn_eval.results.files import samples_of
+from unlearn_eval.results.files import samples_of, scores_of
 from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import Record
@@ -148,8 +148,7 @@ def _paired(
 
 
 def _score(record: Record, name: str) -> float | None:
-    nested = record.get("metrics")
-    value = nested.get(name) if isinstance(nested, dict) else record.get(name)
+    value = scores_of(record).get(name)
     return float(value) if isinstance(value, int | float) else None
 
 

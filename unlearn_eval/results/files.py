@@ -172,6 +172,12 @@ def samples_of(result: Result, task: str) -> list[Record]:
     return [record for _, record in read]
 
 
+def scores_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a sample scores: under `metrics`, or, as others write it, in the record itself."""
+    nested = record.get("metrics")
+    return nested if isinstance(nested, Mapping) else record
+
+
 def _samples_file(result: Result, path: Path, task: str) -> Path:
     """The file of a task's samples, whole and unchanged."""
     entry = result.samples[task]

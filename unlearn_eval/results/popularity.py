@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn_eval.metrics.correlation import RankCorrelation, rank_correlation
-from unlearn_eval.results.files import samples_of
+from unlearn_eval.results.files import samples_of, scores_of
 from unlearn_eval.results.schema import Result
 from unlearn_eval.utils.json_files import Record
 
@@ -85,6 +85,5 @@ def leak_of(record: Record) -> float | None:
 
 def number_of(record: Mapping[str, Any], name: str) -> float | None:
     """A number of a record, or of its metrics."""
-    nested = record.get("metrics")
-    value = nested.get(name) if isinstance(nested, Mapping) else record.get(name)
+    value = scores_of(record).get(name)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

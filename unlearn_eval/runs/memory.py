@@ -36,7 +36,6 @@ CARDS = (24, 40, 80, 141)  # GB of the usual cards
 CONTEXT_BYTES = 10**9  # what CUDA has for itself, or Python and its libraries
 AROUND, LETTERS = 24, 4  # tokens that a template puts around a question, and letters of a token
 BATCH_SIZE, NEW_TOKENS = 16, 64
-LOGLIKELIHOOD = 512  # tokens of a document of lm-eval's own tasks, if nobody says
 
 
 @dataclass(frozen=True)
@@ -301,9 +300,11 @@ def plan_edit(
     config = published_settings(model.model, method, forget.name, recipe, options or {})
     method.check_model(config, model.model)
     requests = requests_of(model, forget.items, recipe)
-    kept = requests_of(model, (retain or forget).items, replace(recipe, target=Recipe().target))
+    kept = (
+        requests_of(model, (retain or forget).items, replace(recipe, target=Recipe().target)) if method.trained else ()
+    )
     step = requests[: recipe.per_step or None]
-    job = EditJob(model.model, model.tokenizer, step, config, retain=kept if method.trained else ())
+    job = EditJob(model.model, model.tokenizer, step, config, retain=kept)
     notes: list[str] = []
     phases: list[Phase] = []
     if method.memory is None:

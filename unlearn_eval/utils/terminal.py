@@ -58,6 +58,11 @@ class Lines(io.TextIOBase):
         return len(text)
 
 
+def gigabytes(n: float) -> str:
+    """Bytes as people read them: `1.5 GB`."""
+    return f"{n / 1e9:.1f} GB"
+
+
 def new_console(stream: TextIO | None = None, width: int = 100) -> Console:
     """A console for tables, as wide as the terminal, or `width` where there is none."""
     from rich.console import Console as RichConsole

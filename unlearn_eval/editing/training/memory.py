@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 from unlearn_eval.editing.training.data import RETAIN, Rows, tensors
 from unlearn_eval.editing.training.reading import Reader, wide
-from unlearn_eval.editing.training.run import precision_of
+from unlearn_eval.editing.training.run import passes_of, precision_of
 from unlearn_eval.editing.training.settings import Objective, TrainingConfig
 from unlearn_eval.editing.training.weights import LowRankWeights, match_names, split_patterns
 from unlearn_eval.models.memory import EDIT, GRADIENTS, Counted, Phase, counting, edited, hollow, n_bytes, set_data
@@ -37,8 +37,7 @@ def memory(
         device: its kind, by which `precision` is chosen, and how the optimizer goes through the weights.
     """
     n = len(next(kind for part, kind in rows.items() if part != RETAIN))
-    batch = min(config.batch_size, n)
-    accumulation = math.ceil(batch / config.micro_batch_size)
+    batch, accumulation = passes_of(n, config.batch_size, config.micro_batch_size)
     size = math.ceil(batch / accumulation)
     longest = {part: sorted(kind, key=len)[-size:] for part, kind in rows.items() if objective.all_reads.get(part)}
     dtype = model.dtype  # as it was: what is trained becomes float32

@@ -174,9 +174,8 @@ def _train(
     """Train with at most `size` rows per forward pass."""
     processes, _ = _processes()
     n = len(next(kind for part, kind in rows.items() if part != RETAIN))
-    batch = max(min(config.batch_size, n), processes)
+    batch, accumulation = passes_of(n, config.batch_size, size, processes)
     steps = config.steps or math.ceil(n * config.epochs / batch)
-    accumulation = math.ceil(batch / (size * processes))
     schedule = Schedule(n, len(rows.get(RETAIN, ())), batch, steps, accumulation * processes, config.seed)
     arguments = _arguments(run.weights, config, folder, steps, accumulation, n / batch)
     arguments.ddp_find_unused_parameters = objective.layer is not None
@@ -686,6 +685,12 @@ def _arguments(
     if not launched and arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several GPUs are for `accelerate launch`; without it the first one is used
     return arguments
+
+
+def passes_of(n: int, batch_size: int, size: int, processes: int = 1) -> tuple[int, int]:
+    """The rows of a step over `n`, and in how many passes of at most `size` rows each process takes them."""
+    batch = max(min(batch_size, n), processes)
+    return batch, math.ceil(batch / (size * processes))
 
 
 def precision_of(dtype: torch.dtype, config: TrainingConfig, device: str) -> str:

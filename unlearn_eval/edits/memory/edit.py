@@ -37,6 +37,7 @@ from unlearn_eval.models.prompt_ends import prompt_lengths
 from unlearn_eval.models.scoring import keeps_plain_cache, pad, positions
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.terminal import gigabytes
 
 TENSORS, SETTINGS = "memory.safetensors", "memory.json"
 
@@ -186,6 +187,6 @@ def check_memory(n_bytes: int, device: torch.device, what: str) -> None:
     free = free_bytes(device)
     if free is not None and n_bytes > free:
         raise UserError(
-            f"{what} need {n_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}",
+            f"{what} need {gigabytes(n_bytes)}, and {gigabytes(free)} are free on {device}",
             "edit fewer items (--limit), merge them (--merge key), or use a larger device",
         )

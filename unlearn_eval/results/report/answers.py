@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-Record = dict[str, Any]
+from unlearn_eval.results.files import scores_of
+from unlearn_eval.utils.json_files import Record
+
 MOST_CHARACTERS = 2000
 DIRECT, AGAIN, OTHER = "direct", "asked again", "other wording"
 ANSWER_CLASSES = {
@@ -242,7 +244,7 @@ def answer_class(record: Record, label: str = DIRECT, key: str = "") -> str:
     forget = "forget" in split
     if key:
         rows = [
-            own for name, item in _scored(record).items() if name.endswith("_known_before") for own in _asked_in(item)
+            own for name, item in scores_of(record).items() if name.endswith("_known_before") for own in _asked_in(item)
         ]
         found = next((own for own in rows if own.get("key") == key), {})
         if not found.get("before"):
@@ -271,18 +273,13 @@ def answer_class(record: Record, label: str = DIRECT, key: str = "") -> str:
     return "k" if accurate else "w"
 
 
-def _scored(record: Record) -> Record:
-    nested = record.get("metrics")
-    return nested if isinstance(nested, dict) else record
-
-
 def _asked_in(item: object) -> list[Record]:
     """The questions beside a fact in what a sample stores of them."""
     return [own for value in item.values() for own in _records(value)] if isinstance(item, dict) else []
 
 
 def _score(record: Record, name: str) -> float | None:
-    value = _scored(record).get(name)
+    value = scores_of(record).get(name)
     return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else None
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from unlearn_eval.results.report.answers import DIRECT, Answers, Record
+from unlearn_eval.results.report.answers import DIRECT, Answers
+from unlearn_eval.utils.json_files import Record
 
 FULL, UNLEARNED, ATTACK = "full", "unlearned", "attack"
 SPLIT = "forget"

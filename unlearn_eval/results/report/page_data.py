@@ -18,13 +18,14 @@ from unlearn_eval.results.comparison import Comparison, compare
 from unlearn_eval.results.files import samples_of
 from unlearn_eval.results.groups import Group, frontier_axes, group_runs, metric_of, ranked, run_labels, scores, spread
 from unlearn_eval.results.popularity import certainties, popularity
-from unlearn_eval.results.report.answers import Answers, Record, shortened
+from unlearn_eval.results.report.answers import Answers, shortened
 from unlearn_eval.results.report.attacked import add_attacked
 from unlearn_eval.results.report.outcome import Number, outcome
 from unlearn_eval.results.report.robustness import attack_entries, edit_numbers, headline_level, maps
 from unlearn_eval.results.runs import Run, Runs, cost, same_data
 from unlearn_eval.results.schema import Result
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import Record
 
 Say = Callable[[str], Any]
 Cell = dict[str, Any]

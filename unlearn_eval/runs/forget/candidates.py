@@ -15,6 +15,7 @@ from unlearn_eval.runs.forget.policy import Candidate, Policy, shipped_candidate
 from unlearn_eval.runs.forget.surroundings import KEYS_PER_DIMENSION, share_of_text
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import configure
+from unlearn_eval.utils.terminal import gigabytes
 
 
 def chosen(
@@ -54,7 +55,7 @@ def _why_not(own: Candidate, policy: Policy, bench: Bench, earlier: str | None, 
     beside = 3.0 if method.trained and not getattr(config, "lora_rank", None) else 0.25  # of the model, as a rule
     needed, free = beside * _bytes_of(bench.loaded), free_bytes(bench.loaded.model.device)
     if free is not None and needed > free:
-        return f"it needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free beside the model"
+        return f"it needs about {gigabytes(needed)}, and {gigabytes(free)} are free beside the model"
     return None
 
 

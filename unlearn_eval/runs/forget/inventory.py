@@ -13,7 +13,7 @@ from typing import Any
 
 from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.harness.forms import OF_THE_FACT, SCORED_FORMS
-from unlearn_eval.results.files import samples_of
+from unlearn_eval.results.files import samples_of, scores_of
 from unlearn_eval.runs.forget.asked import FORGET
 from unlearn_eval.runs.forget.measure import Measured
 from unlearn_eval.runs.forget.policy import ASKED
@@ -60,8 +60,7 @@ def inventory(items: ForgetSet, measured: Measured) -> list[Known]:
 
 def _forms_of(name: str, record: Mapping[str, Any]) -> dict[str, float | None]:
     """The forms of one item in a record of samples."""
-    own = record.get("metrics") if isinstance(record.get("metrics"), Mapping) else record
-    assert own is not None
+    own = scores_of(record)
     if name == ASKED:
         return {QUESTION: own.get("accuracy"), COMPLETED: own.get("extraction_strength")}
     forms = {form: _number(own.get(f"forget_leak_{form}")) for form in OF_THE_FACT if f"forget_leak_{form}" in own}

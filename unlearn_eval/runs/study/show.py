@@ -21,7 +21,7 @@ from unlearn_eval.runs.study.costs import Cost
 from unlearn_eval.runs.study.over_seeds import SECONDS, Column, over_seeds, value_of
 from unlearn_eval.runs.study.plan import Cell, Plan
 from unlearn_eval.utils.fitted_tables import FittedTable
-from unlearn_eval.utils.terminal import styled
+from unlearn_eval.utils.terminal import gigabytes, styled
 
 if TYPE_CHECKING:
     from unlearn_eval.runs.study.tune import Search
@@ -174,11 +174,6 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def gigabytes(n: float) -> str:
-    """`1.5 GB`."""
-    return f"{n / 1e9:.1f} GB"
 
 
 # While it runs ---------------------------------------------------------------------------------------------
