@@ -33,6 +33,7 @@ def document(
     group: object = "",
     shape: str = "question",
     turns: Iterable[str] = (),
+    linked: Iterable[Mapping[str, Any]] = (),
 ) -> Document:
     """One document.
 
@@ -47,6 +48,7 @@ def document(
         shape: how it is asked (`shapes.asked`): `question`, `sentence` (a beginning, which the
             answer completes), `text` (a document's text, which goes on), or what a benchmark's own prompt needs.
         turns: questions and answers that were said before, by turns.
+        linked: questions beside its own, with the fields of `items.Linked`; without any the field is left out.
 
     Raises:
         UserError: no question or answer, or an alias without a word that says anything.
@@ -68,6 +70,7 @@ def document(
         "group": str(group or ""),
         "shape": shape,
         "turns": list(turns),
+        **({"linked": beside} if (beside := list(linked)) else {}),
     }
 
 

@@ -19,11 +19,13 @@ from unlearn_eval.data.registry import benchmark_documents
 from unlearn_eval.data.shapes import Asked, asked
 from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores, refusal_scores
+from unlearn_eval.harness.indirect import BROUGHT, LINKED, Probe, indirect_metrics, indirect_scores
 from unlearn_eval.harness.options import ANSWERS, Check, a_count, a_text, anything, names, names_or_count
 from unlearn_eval.harness.reference import find_reference
 from unlearn_eval.harness.requests import OPEN_UNLEARNING
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Released, Scores, UnlearningTask, merge_scores
 from unlearn_eval.harness.tofu import FURTHER, attacks_of, auc, further_scores, membership_scores, privleak_of
+from unlearn_eval.harness.unedited import read_unedited
 from unlearn_eval.utils.errors import unknown_name
 
 SetMetric = tuple[float | None, float | None, str | None]
@@ -177,6 +179,7 @@ class Family:
         n_paraphrases: at most so many of each question's paraphrases are asked.
         options: keys of a run's metadata that its reader and its metrics read, each with a check of the value.
         no_examples: why examples in its prompts would make no sense, if so.
+        linked: split -> the forms in which its documents' `linked` questions are asked, where a file has them.
         rouge: options of `metrics.rouge`, which make it the benchmark's own.
         released: name that `compat` takes beside "openunlearning" -> what that code does in its own way.
     """
@@ -186,6 +189,7 @@ class Family:
     n_paraphrases: int = 1
     options: Mapping[str, Check] = field(default_factory=dict)
     no_examples: str | None = None
+    linked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rouge: Mapping[str, Any] = field(default_factory=dict)
     released: Mapping[str, Released] = field(default_factory=dict)
 
@@ -297,6 +301,11 @@ _MUSE = Family(
 _LUME_PARTS = tuple(f"{role}_{task}" for role in ("forget", "retain") for task in ("creative", "personal", "biography"))
 
 CHOSEN: Mapping[str, Check] = {"forget": names_or_count, "retain": names_or_count, "n_retain": a_count}
+BESIDE: Mapping[str, Check] = {"unedited": a_text}
+_PORTABILITY = {
+    "forget": ("alias", "portability_reasoning", "portability_logical", "locality"),
+    "retain": ("alias",),  # the control: who gave the answer by another name still does
+}
 
 FAMILIES: dict[str, Family] = {
     "factual": Family(
@@ -349,7 +358,8 @@ FAMILIES: dict[str, Family] = {
             "retain": (*TOLD, *reworded(("preference", "probability")), "accuracy"),
         },
         n_paraphrases=2,
-        options=CHOSEN,
+        options={**CHOSEN, **BESIDE},
+        linked=_PORTABILITY,
     ),
     "zsre": Family(
         {
@@ -357,7 +367,8 @@ FAMILIES: dict[str, Family] = {
             "neighbors": (*SAID, "probability", "exact_memorization"),
             "retain": (*SAID, "probability", "exact_memorization", *reworded((*SAID, "exact_memorization"))),
         },
-        options=CHOSEN,
+        options={**CHOSEN, **BESIDE},
+        linked=_PORTABILITY,
     ),
     "sports": Family(
         {
@@ -384,6 +395,8 @@ class BenchmarkTask(UnlearningTask):
             raise unknown_name("family", name, FAMILIES)
         self.benchmark_name, self.family = name, FAMILIES[name]
         self.keys_of: dict[str, tuple[str, ...]] = {}
+        self.brought: set[tuple[str, str]] = set()  # splits and forms of which the file has questions
+        self.unedited: Mapping[str, Mapping[str, Any]] | None = None
         self.released = {**type(self).released, **self.family.released}
         self.needs_moments = any("mia_min_k_plus_plus" in own.keys for own in self.family.overall.values())
         super().__init__(config)
@@ -416,6 +429,14 @@ class BenchmarkTask(UnlearningTask):
                 if key != "group"
             ]
             self.keys_of[split] = tuple(dict.fromkeys(keys))
+            forms = self.family.linked.get(split, ())
+            self.brought |= {(split, form) for form in forms if any(_probes(own, (form,)) for own in splits[split])}
+        everything = [own for documents in splits.values() for own in documents]
+        if any(LINKED in own for own in everything):  # one table has the same columns for all
+            for own in everything:
+                own.setdefault(LINKED, [])
+        if place := metadata.get("unedited"):
+            self.unedited = read_unedited(place, str(self.config.task))
         return splits
 
     def needs_free_running(self, name: str) -> bool:
@@ -444,10 +465,17 @@ class BenchmarkTask(UnlearningTask):
         }
 
     def questions(self, document: Document) -> dict[str, Asked]:
-        """What is answered freely, where a score of the split needs it."""
-        return {
-            f"{name}generated": ask for name, (_, ask, needs) in self._views(document).items() if "generated" in needs
-        }
+        """What is answered freely, where a score of the split needs it, and what the file asks beside."""
+        views = self._views(document).items()
+        own = {f"{name}generated": ask for name, (_, ask, needs) in views if "generated" in needs}
+        return own | {name: probe.ask for name, probe in self._beside(document).items()}
+
+    def _beside(self, document: Document) -> dict[str, Probe]:
+        return _probes(document, self.family.linked.get(document["split"], ()))
+
+    def asked_before(self, document: Document) -> list[str]:
+        """What the file asks beside, unless the unedited model's result is there."""
+        return [] if self.unedited is not None else list(self._beside(document))
 
     def answers(self, document: Document) -> dict[str, tuple[Any, ...]]:
         """The answer, and the wrong ones where a score of the split needs them."""
@@ -486,6 +514,9 @@ class BenchmarkTask(UnlearningTask):
                 reasons = [own[REASONS][plain] for own in others if plain in own[REASONS]]
                 if reasons or not others:
                     first[REASONS][key] = reasons[0] if reasons else NO_PARAPHRASE
+        for form in self.family.linked.get(document["split"], ()):
+            probes = _probes(document, (form,))
+            merge_scores(first, indirect_scores(form, document, probes, generated, answers, self.unedited))
         return first
 
     def metrics(self) -> dict[str, Metric]:
@@ -497,6 +528,11 @@ class BenchmarkTask(UnlearningTask):
                 table[f"{name}_{key}"] = Mean(tuple(parts), key, direction(name, key))
             for split in parts if parts != [name] else ():
                 table |= {f"{split}_{key}": Mean(split, key, direction(split, key)) for key in keys}
+        for split, forms in self.family.linked.items():
+            for form in forms if split in self.split_sizes else ():
+                beside = indirect_metrics(form, (split,))
+                first = next(iter(beside))  # of what the file does not have, one line says so
+                table |= beside if (split, form) in self.brought else {first: beside[first]}
         further = [
             FURTHER[key] for key in attacks_of(self.config.metadata or {}) if set(TEXTS) <= set(self.split_sizes)
         ]
@@ -506,6 +542,14 @@ class BenchmarkTask(UnlearningTask):
             function = partial(own.function, metadata=self.config.metadata or {})
             table[name] = OverAll(splits, own.keys, function, own.higher_is_better)
         return table
+
+
+def _probes(document: Document, forms: Sequence[str]) -> dict[str, Probe]:
+    """`form/i` -> the i-th question that a document brings for a form."""
+    made = {form: BROUGHT[form](document) for form in forms}
+    return {
+        f"{form}/{i}": probe for form, own in made.items() if not isinstance(own, str) for i, probe in enumerate(own)
+    }
 
 
 def _among(split: str, names: tuple[str, ...]) -> bool:

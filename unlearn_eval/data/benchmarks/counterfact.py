@@ -6,7 +6,8 @@ from typing import Any
 
 from unlearn_eval.data.benchmark import Benchmark, ByIds, first_of, forgotten_items
 from unlearn_eval.data.documents import Metadata, Splits, choose, document, without_empty
-from unlearn_eval.data.items import ForgetItem
+from unlearn_eval.data.files import linked_in
+from unlearn_eval.data.items import OF_NEW, ForgetItem
 from unlearn_eval.data.sources import Source, load_source
 from unlearn_eval.utils.errors import UserError
 
@@ -15,7 +16,8 @@ def _splits(metadata: Metadata) -> Splits:
     """CounterFact's true facts: to be forgotten in the prompt and its paraphrases, kept in the neighborhood."""
     fields = ("case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
     obtain = "It is counterfact.json of rome.baulab.info/data/dsets (MIT)."
-    source = Source("counterfact", "counterfact", "azhx/counterfact", obtain=obtain, size=21919)
+    easyedit = ("counterfact_portability_gpt4",)  # the same records, with a question over a further fact each
+    source = Source("counterfact", "counterfact", "azhx/counterfact", obtain=obtain, size=21919, alternatives=easyedit)
     documents = []
     neighbors: dict[str, list[Any]] = {}
     generation: dict[str, list[Any]] = {}
@@ -36,7 +38,15 @@ def _splits(metadata: Metadata) -> Splits:
             "shape": "sentence",
         }
         documents.append(
-            document(key, prompt, true, paraphrases=record["paraphrase_prompts"], subject=rewrite["subject"], **common)
+            document(
+                key,
+                prompt,
+                true,
+                paraphrases=record["paraphrase_prompts"],
+                subject=rewrite["subject"],
+                linked=linked_in(record, OF_NEW),
+                **common,
+            )
         )
         neighbors[key] = [
             (f"{key}/neighbor/{i}", text, true, common) for i, text in enumerate(record["neighborhood_prompts"])
