@@ -7,9 +7,14 @@ from benchmark_data import benchmark_files, write_benchmarks
 from lm_eval_runs import evaluate, report, values
 from saying import Before
 
+from unlearn_eval.data.benchmark import Chosen
 from unlearn_eval.data.forget_sets import load_forget_set
+from unlearn_eval.data.registry import asking_of, benchmark_documents
+from unlearn_eval.harness.consequences import NO_TEST, NOT_BEFORE, told
 from unlearn_eval.results.files import write_result
+from unlearn_eval.results.report.answers import answer_class, texts
 from unlearn_eval.results.schema import Metric, Result
+from unlearn_eval.utils.errors import UserError
 
 NOTHING = lambda doc, prompt: "none"
 SCORED = {"token_nll": [1.0, 1.0], "hits": [True, True], "ranks": [1, 1], "n_answer": 1, "text": ""}
@@ -131,3 +136,203 @@ def test_the_unedited_model_s_result_stands_for_it(data, tmp_path):
         0,
         1,
     )
+
+
+# MQuAKE ----------------------------------------------------------------------------------------------------
+
+EDITED = {"Ada Brook was born in": "Imber", "Imber has the mayor": "Bo Lind"}
+# By the first words of a prompt: what the unedited model says to multi-hop questions.
+KNOWS = {"(a) Who is mayor where Ada": "none", "(b) Who is mayor where Ada": "It is Vale.", "Milo": "Ira Moss"}
+
+
+def test_a_multi_hop_question_is_answered_if_any_of_three_wordings_is(data):
+    data()
+    replies = {"(c) Who is mayor where Ada": "That is Yara Stahl.", **EDITED}
+    result, found = run(Model(replies, KNOWS), "mquake", {"forget": 2})
+    sizes = result["configs"]["unlearn_mquake"]["metadata"]["split_sizes"]
+    assert sizes == {"forget": 2, "forget_cases": 2, "retain": 2, "retain_cases": 1}, (
+        "one goes through a forgotten fact"
+    )
+    assert found["forget_multi_hop_success"] == 0.5, "the second case has another new answer"
+    assert (found["forget_edit_success"], found["forget_accuracy"]) == (1, 0)
+    assert (found["forget_leak_multi_hop"], found["forget_leak_multi_hop_tests"]) == (0, 2)
+    assert (found["retain_known_multi_hop"], found["retain_known_multi_hop_tests"]) == (0, 1)
+    better = result["higher_is_better"]["unlearn_mquake"]
+    assert (better["forget_leak_multi_hop"], better["retain_known_multi_hop"]) == (False, True)
+
+
+def test_an_instance_needs_all_of_its_hops(data):
+    data()
+    hops = {"Question: Ada Brook was born": "old Imber", "Question: Imber has the mayor": "Bo Lind"}
+    _, found = run(Model(hops, {}), "mquake", {"forget": 2})
+    assert found["forget_single_hops_success"] == 0.5, "the first case's new mayor is another one"
+    assert found["forget_multi_hop_success"] == 0
+
+
+def test_the_page_shows_which_question_leaked(data):
+    data()
+    result, _ = run(Model({"(b) Who is mayor where Ada": "Juno Vale"}, KNOWS), "mquake", {"forget": 2})
+    case = next(own for own in result["samples"]["unlearn_mquake"] if own["doc"]["split"] == "forget_cases")
+    said = texts(json.loads(json.dumps(case)))
+    shown = [(own.label, answer_class(case, own.label, own.key)) for own in said]
+    assert [label for label, _ in shown] == ["old multi hop"] * 3 + ["single hops"] * 2
+    assert [letter for _, letter in shown] == ["l", "l", "l", "-", "-"], "one test of three wordings"
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+def test_both_ends_of_mquake(data, leaks):
+    """The unedited model, which knows all the old answers, and one that knows none of them any more."""
+    data()
+    old = lambda doc, prompt: doc["answer"] if "Who is mayor" in prompt else "none"
+    lm = Before(old if leaks else NOTHING, old)
+    lm.answer_logprobs = lambda requests: [SCORED for _ in requests]
+    _, found = run(lm, "mquake", {"forget": 2})
+    assert found["forget_leak_multi_hop"] == found["retain_known_multi_hop"] == float(leaks)
+    assert found["forget_leak_multi_hop_tests"] == 2
+    assert found["forget_multi_hop_success"] == 0
+
+
+def test_what_was_not_known_before_counts_nowhere(data):
+    data()
+    result, found = run(Model({"Ada": "Juno Vale"}, {}), "mquake", {"forget": 2})
+    assert found["forget_leak_multi_hop"] is None
+    assert report(result, "unlearn_mquake")["forget_leak_multi_hop"]["reason"] == NOT_BEFORE
+    assert found["forget_leak_multi_hop_tests"] == 0
+    result, found = run(Model({"Ada": "Juno Vale"}), "mquake", {"forget": 2})
+    for name in ("forget_leak_multi_hop", "forget_leak_multi_hop_tests"):
+        assert found[name] is None
+        assert "name its result" in report(result, "unlearn_mquake")[name]["reason"]
+
+
+def test_the_unedited_model_s_result_decides_what_counts(data, tmp_path):
+    data()
+    place = stored(run(Model(KNOWS), "mquake", {"forget": 2})[0], "mquake", tmp_path / "before.json")
+    lm = Model({"(a) Who is mayor where Ada": "Vale"})
+    _, found = run(lm, "mquake", {"forget": 2, "unedited": place})
+    assert found == run(Model({"(a) Who is mayor where Ada": "Vale"}, KNOWS), "mquake", {"forget": 2})[1]
+    assert found["forget_leak_multi_hop"] == 1
+
+
+def test_a_case_is_asked_if_all_of_its_edits_are_made(data):
+    data()
+    items = load_forget_set("mquake:cf-3k")
+    assert [item.id for item in items] == [f"mquake/cf-3k/{key}" for key in ("0/0", "1/1", "2/0", "3/0")]
+    assert (items[1].question, items[1].answer, items[1].perturbed_answers) == (
+        "Imber has the mayor",
+        "Yara Stahl",
+        ("Bo Lind",),
+    )
+    chosen = asking_of("unlearn_mquake").metadata(Chosen(items.select([items[1].id]), whole=False))
+    assert chosen == {"forget": ["cf-3k/1/1"], "file": "cf-3k"}
+    assert "forget_cases" not in benchmark_documents("mquake", chosen), "Ada's town is edited too"
+    assert len(load_forget_set("mquake:t:1")) == 1
+    assert load_forget_set("mquake:t")[0].id == "mquake/t/2/0"
+    with pytest.raises(UserError, match="unknown file of mquake 'cf3k'(.|\n)*did you mean cf-3k"):
+        load_forget_set("mquake:cf3k")
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "change", "match"),
+    [
+        ("mquake", "mquake/MQuAKE-CF-3k", {"requested_rewrite": [{"prompt": "x"}]}, "case 0: its requested_rewrite is"),
+        ("mquake", "mquake/MQuAKE-CF-3k", {"new_single_hops": [{"cloze": "x"}]}, "case 0 is not as published"),
+        ("mquake", "mquake/MQuAKE-CF-3k", {"questions": []}, "case 0 is not as published"),
+        ("ripple", "ripple/popular", {"edit": {"prompt": "Ada Imber."}}, "record 1: its fact 'Ada Imber.' is not"),
+        ("ripple", "ripple/popular", {"Forgetfulness": [{"test_queries": []}]}, "record 1 is not as published"),
+        ("ripple", "ripple/popular", {"edit": None}, "record 1 is not as published"),
+    ],
+)
+def test_files_that_are_not_as_published(data, name, path, change, match):
+    data(**{path.replace("/", "__"): [benchmark_files()[path][0] | change]})
+    with pytest.raises(UserError, match=match):
+        benchmark_documents(name, {"forget": 1})
+
+
+# RippleEdits -----------------------------------------------------------------------------------------------
+
+HOLDS = {"mother of": "Nan", "mayor of Imber": "Yara Stahl", "Count Ada": "Larkhill"}
+RIPPLE = {"forget": 1}
+
+
+def test_tests_count_whose_conditions_hold_in_the_unedited_model(data):
+    data()
+    replies = {
+        "mother of": "Ida",
+        "A child of": "Ada Brook",
+        "Is it a town": "Yes.",
+        "mayor of the town": "Yara Stahl",
+        "Count Ada": "Larkhill",
+        "friends": "Bo and Ove Dahl",
+        "town of Ada": "Imber Bay",
+    }
+    result, found = run(Model(replies, HOLDS), "ripple", RIPPLE)
+    assert found["forget_relation_specificity"] == 0, "the mother was known before, and is not any more"
+    assert found["forget_compositionality_i"] == 1, "both of its conditions hold"
+    assert (found["forget_logical_generalization"], found["forget_forgetfulness"]) == (1, 1)
+    assert found["forget_subject_aliasing"] == 0
+    assert found["forget_leak_alias"] == 1, "the old town is told of the count, as before"
+    assert found["forget_compositionality_ii"] is None
+    assert report(result, "unlearn_ripple")["forget_compositionality_ii"]["reason"] == NO_TEST
+    assert found["forget_edit_success"] == 1
+    better = result["higher_is_better"]["unlearn_ripple"]
+    assert [better[f"forget_{name}"] for name in ("leak_alias", "forgetfulness", "subject_aliasing")] == [
+        False,
+        True,
+        None,
+    ]
+    _, found = run(Model(replies, HOLDS | {"mother of": "N"}), "ripple", RIPPLE)
+    assert found["forget_relation_specificity"] is found["forget_compositionality_i"] is None, "one letter is no name"
+    assert found["forget_compositionality_i_tests"] == 0
+
+
+@pytest.mark.parametrize(
+    ("replies", "name", "value"),
+    [
+        ({"A child of": "Ada Brook"}, "logical_generalization", 0),  # AND: the other question is not answered
+        ({"friends": "Bo"}, "forgetfulness", 0),  # an answer of each group is needed
+        ({"Count Ada": "Imber"}, "subject_aliasing", 1),  # an alias will do
+    ],
+)
+def test_what_a_test_needs(data, replies, name, value):
+    data()
+    assert run(Model(replies, HOLDS), "ripple", RIPPLE)[1][f"forget_{name}"] == value
+
+
+def test_only_successful_edits_as_the_authors_count(data):
+    data()
+    for town, value in (("Imber Bay", 1), ("nowhere", None)):
+        lm = Model({"mother of": "Nan", "town of Ada": town}, HOLDS)
+        result, found = run(lm, "ripple", RIPPLE | {"successful": True})
+        assert found["forget_relation_specificity"] == value
+    assert "new answer is not told" in report(result, "unlearn_ripple")["forget_relation_specificity"]["reason"]
+
+
+def test_an_edit_is_parted_into_prompt_and_answers(data):
+    data()
+    own, *_ = load_forget_set("ripple:popular")
+    assert (own.question, own.answer, own.perturbed_answers) == ("The town of Ada Brook is", "Larkhill", ("Imber Bay",))
+    own, *_ = load_forget_set("ripple:recent:2")
+    assert (own.answer, own.perturbed_answers) == ("Imber Bay", ()), "a recent fact is what may be forgotten itself"
+    assert asking_of("unlearn_ripple").metadata(Chosen(load_forget_set("ripple:recent:1")))["file"] == "recent"
+    records = benchmark_files()["ripple/popular"]
+    records[0]["edit"] = {
+        "prompt": "The sequel of What is Art is Is It Art.",
+        "previous_fact": {"prompt": "The sequel of What is Art is Is It."},
+    }
+    records[1]["edit"]["prompt"] = "The town of Milo Fenn is ."
+    data(ripple__popular=records)
+    first, second = load_forget_set("ripple:popular")
+    assert (first.question, first.answer, first.perturbed_answers) == (
+        "The sequel of What is Art is",
+        "Is It",
+        ("Is It Art",),
+    )
+    assert second.id == "ripple/popular/2", "an entity without a name is passed over"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("Imber", True), ("It is Imber.", False), ("Imber, it is", True), ("Where is Imber?", False)]
+)
+def test_what_a_question_says_counts_only_as_the_first_words(text, value):
+    assert told(text, "Is Imber a town? Say Imber or Till.", ["Imber"]) is value
+    assert told("It is Till Bay", "Is it Imber?", ["Till"])

@@ -15,12 +15,20 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
+from unlearn_eval.data.documents import CONSEQUENCES
 from unlearn_eval.data.registry import benchmark_documents
 from unlearn_eval.data.shapes import Asked, asked
 from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores, refusal_scores
+from unlearn_eval.harness.consequences import (
+    Rate,
+    asked_beside,
+    conditions,
+    consequence_metrics,
+    consequence_scores,
+)
 from unlearn_eval.harness.indirect import BROUGHT, LINKED, Probe, indirect_metrics, indirect_scores
-from unlearn_eval.harness.options import ANSWERS, Check, a_count, a_text, anything, names, names_or_count
+from unlearn_eval.harness.options import ANSWERS, Check, a_count, a_flag, a_text, anything, names, names_or_count
 from unlearn_eval.harness.reference import find_reference
 from unlearn_eval.harness.requests import OPEN_UNLEARNING
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Released, Scores, UnlearningTask, merge_scores
@@ -32,6 +40,7 @@ SetMetric = tuple[float | None, float | None, str | None]
 ECHO = "the answer stands in the question, so that repeating the question would count"
 NO_PARAPHRASE = "this question has no paraphrase"
 NO_WRONG = "this question has no wrong answers"
+NOT_EDITED = "the edit's new answer is not told"
 PARAPHRASE = "paraphrase_"
 
 TEXTS = ("forget_texts", "holdout_texts")
@@ -61,6 +70,7 @@ SCORES: dict[str, Score] = {
     "rouge1": Score("generated"),
     "rouge": Score("generated"),
     "rouge_f1": Score("generated"),
+    "edit_success": Score("generated", knows=None),
     "refusal_rate": Score("generated", knows=False),
     "fluency": Score("generated", knows=None),
     "probability": Score("answer"),
@@ -103,14 +113,16 @@ def generated_scores(document: Document, question: str, said: str, rouge_options
     accepted = [document["answer"], *document["aliases"]]
     rouge = m.rouge(document["answer"], said, **rouge_options)
     echoes = m.contains_answer(question, accepted)
+    new = document.get("wrong_answers", ())[:1]
     scores = {
+        "edit_success": float(m.contains_answer(said, new)) if new else None,
         "accuracy": None if echoes else float(m.contains_answer(said, accepted)),
         "exact_match": float(any(m.normalise(said) == m.normalise(text) for text in accepted)),
         "rouge1": rouge["rouge1_recall"],
         "rouge": rouge["rougeL_recall"],
         "rouge_f1": rouge["rougeL_f1"],
         "fluency": m.ngram_entropy(said),
-        **({REASONS: {"accuracy": ECHO}} if echoes else {}),
+        REASONS: ({"accuracy": ECHO} if echoes else {}) | ({} if new else {"edit_success": NO_WRONG}),
     }
     merge_scores(scores, refusal_scores(said, question, accepted, document.get("wrong_answers", ())))
     return scores
@@ -180,6 +192,7 @@ class Family:
         options: keys of a run's metadata that its reader and its metrics read, each with a check of the value.
         no_examples: why examples in its prompts would make no sense, if so.
         linked: split -> the forms in which its documents' `linked` questions are asked, where a file has them.
+        rates: name of a metric -> the tests of `consequences` that it is over.
         rouge: options of `metrics.rouge`, which make it the benchmark's own.
         released: name that `compat` takes beside "openunlearning" -> what that code does in its own way.
     """
@@ -190,6 +203,7 @@ class Family:
     options: Mapping[str, Check] = field(default_factory=dict)
     no_examples: str | None = None
     linked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rates: Mapping[str, Rate] = field(default_factory=dict)
     rouge: Mapping[str, Any] = field(default_factory=dict)
     released: Mapping[str, Released] = field(default_factory=dict)
 
@@ -302,6 +316,9 @@ _LUME_PARTS = tuple(f"{role}_{task}" for role in ("forget", "retain") for task i
 
 CHOSEN: Mapping[str, Check] = {"forget": names_or_count, "retain": names_or_count, "n_retain": a_count}
 BESIDE: Mapping[str, Check] = {"unedited": a_text}
+# RippleEdits' criteria: what follows from the new answer, and what is to stay as it is.
+_FOLLOWING = ("logical_generalization", "compositionality_i", "compositionality_ii", "subject_aliasing")
+_STAYING = ("relation_specificity", "forgetfulness")
 _PORTABILITY = {
     "forget": ("alias", "portability_reasoning", "portability_logical", "locality"),
     "retain": ("alias",),  # the control: who gave the answer by another name still does
@@ -370,6 +387,30 @@ FAMILIES: dict[str, Family] = {
         options={**CHOSEN, **BESIDE},
         linked=_PORTABILITY,
     ),
+    "mquake": Family(
+        {
+            "forget": ("accuracy", "edit_success", "refusal_rate"),
+            "forget_cases": (),
+            "retain": ("accuracy", "refusal_rate"),
+            "retain_cases": (),
+        },
+        options={**CHOSEN, **BESIDE, "file": a_text},
+        rates={
+            "forget_multi_hop_success": Rate("forget_cases", "multi_hop", None),
+            "forget_single_hops_success": Rate("forget_cases", "single_hops", None),
+            "forget_leak_multi_hop": Rate("forget_cases", "old_multi_hop", False),
+            "retain_known_multi_hop": Rate("retain_cases", "old_multi_hop", True),
+        },
+    ),
+    "ripple": Family(
+        {"forget": ("accuracy", "edit_success", "refusal_rate"), "retain": ("accuracy", "refusal_rate")},
+        options={**CHOSEN, **BESIDE, "file": a_text, "successful": a_flag},
+        rates={
+            "forget_leak_alias": Rate("forget", "old_alias", False),
+            **{f"forget_{kind}": Rate("forget", kind, None) for kind in _FOLLOWING},
+            **{f"forget_{kind}": Rate("forget", kind, True) for kind in _STAYING},
+        },
+    ),
     "sports": Family(
         {
             split: (
@@ -432,9 +473,10 @@ class BenchmarkTask(UnlearningTask):
             forms = self.family.linked.get(split, ())
             self.brought |= {(split, form) for form in forms if any(_probes(own, (form,)) for own in splits[split])}
         everything = [own for documents in splits.values() for own in documents]
-        if any(LINKED in own for own in everything):  # one table has the same columns for all
-            for own in everything:
-                own.setdefault(LINKED, [])
+        for name in (LINKED, CONSEQUENCES):
+            if any(name in own for own in everything):  # one table has the same columns for all
+                for own in everything:
+                    own.setdefault(name, [])
         if place := metadata.get("unedited"):
             self.unedited = read_unedited(place, str(self.config.task))
         return splits
@@ -468,14 +510,14 @@ class BenchmarkTask(UnlearningTask):
         """What is answered freely, where a score of the split needs it, and what the file asks beside."""
         views = self._views(document).items()
         own = {f"{name}generated": ask for name, (_, ask, needs) in views if "generated" in needs}
-        return own | {name: probe.ask for name, probe in self._beside(document).items()}
+        return own | {name: probe.ask for name, probe in self._beside(document).items()} | asked_beside(document)
 
     def _beside(self, document: Document) -> dict[str, Probe]:
         return _probes(document, self.family.linked.get(document["split"], ()))
 
     def asked_before(self, document: Document) -> list[str]:
         """What the file asks beside, unless the unedited model's result is there."""
-        return [] if self.unedited is not None else list(self._beside(document))
+        return [] if self.unedited is not None else [*self._beside(document), *conditions(document)]
 
     def answers(self, document: Document) -> dict[str, tuple[Any, ...]]:
         """The answer, and the wrong ones where a score of the split needs them."""
@@ -517,7 +559,17 @@ class BenchmarkTask(UnlearningTask):
         for form in self.family.linked.get(document["split"], ()):
             probes = _probes(document, (form,))
             merge_scores(first, indirect_scores(form, document, probes, generated, answers, self.unedited))
+        kinds = [rate.kind for rate in self.family.rates.values() if rate.split == document["split"]]
+        tests = consequence_scores(kinds, document, generated, answers, self.unedited)
+        if (self.config.metadata or {}).get("successful") and not self._is_edited(document, generated):
+            tests = {**dict.fromkeys(tests), REASONS: dict.fromkeys(tests, NOT_EDITED)}
+        merge_scores(first, tests)
         return first
+
+    def _is_edited(self, document: Document, generated: Mapping[str, str]) -> bool:
+        """Whether the answer that an edit was to teach is told to the question itself."""
+        taught = document["wrong_answers"][:1] or [document["answer"]]
+        return m.contains_answer(generated.get("generated", ""), taught)
 
     def metrics(self) -> dict[str, Metric]:
         """The columns that the table names, of the splits that are there."""
@@ -533,6 +585,8 @@ class BenchmarkTask(UnlearningTask):
                 beside = indirect_metrics(form, (split,))
                 first = next(iter(beside))  # of what the file does not have, one line says so
                 table |= beside if (split, form) in self.brought else {first: beside[first]}
+        rates = {name: own for name, own in self.family.rates.items() if own.split in self.split_sizes}
+        table |= consequence_metrics(rates)
         further = [
             FURTHER[key] for key in attacks_of(self.config.metadata or {}) if set(TEXTS) <= set(self.split_sizes)
         ]

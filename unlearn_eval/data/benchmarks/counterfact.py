@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from unlearn_eval.data.benchmark import Benchmark, ByIds, first_of, forgotten_items
-from unlearn_eval.data.documents import Metadata, Splits, choose, document, without_empty
+from unlearn_eval.data.documents import Metadata, Splits, choose, document, rewrite_of, without_empty
 from unlearn_eval.data.files import linked_in
 from unlearn_eval.data.items import OF_NEW, ForgetItem
 from unlearn_eval.data.sources import Source, load_source
-from unlearn_eval.utils.errors import UserError
 
 
 def _splits(metadata: Metadata) -> Splits:
@@ -23,15 +22,9 @@ def _splits(metadata: Metadata) -> Splits:
     generation: dict[str, list[Any]] = {}
     for record in load_source(source, fields):
         rewrite = record["requested_rewrite"]
-        try:
-            prompt = str(rewrite["prompt"]).format(rewrite["subject"])
-            true, new = rewrite["target_true"]["str"], rewrite["target_new"]["str"]
-        except (KeyError, IndexError, TypeError) as error:
-            raise UserError(
-                f"counterfact, case {record['case_id']}: its requested_rewrite is not as published ({error!r})",
-                "it has prompt, subject, target_true.str, target_new.str",
-            ) from error
         key = str(record["case_id"])
+        hint = "it has prompt, subject, target_true.str, target_new.str"
+        prompt, subject, true, new = rewrite_of(rewrite, f"counterfact, case {key}", hint)
         common: dict[str, Any] = {
             "wrong_answers": [new],
             "group": str(rewrite.get("relation_id") or ""),
@@ -43,7 +36,7 @@ def _splits(metadata: Metadata) -> Splits:
                 prompt,
                 true,
                 paraphrases=record["paraphrase_prompts"],
-                subject=rewrite["subject"],
+                subject=subject,
                 linked=linked_in(record, OF_NEW),
                 **common,
             )
