@@ -75,6 +75,7 @@ def test_every_benchmark_says_where_it_is_from():
         ("mquake:cf-3k", "unlearn_mquake"),
         ("mquake:t:5", "unlearn_mquake"),
         ("ripple:popular:5", "unlearn_ripple"),
+        ("concepts:bird", "unlearn_concepts"),
         ("mine.jsonl", "unlearn_forms"),
     ],
 )

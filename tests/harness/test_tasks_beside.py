@@ -8,13 +8,16 @@ from lm_eval_runs import evaluate, report, values
 from saying import Before
 
 from unlearn_eval.data.benchmark import Chosen
+from unlearn_eval.data.benchmarks.concepts import FILE, NO, YES
 from unlearn_eval.data.forget_sets import load_forget_set
 from unlearn_eval.data.registry import asking_of, benchmark_documents
+from unlearn_eval.data.spans import find_subject
 from unlearn_eval.harness.consequences import NO_TEST, NOT_BEFORE, told
 from unlearn_eval.results.files import write_result
 from unlearn_eval.results.report.answers import answer_class, texts
 from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import read_jsonl
 
 NOTHING = lambda doc, prompt: "none"
 SCORED = {"token_nll": [1.0, 1.0], "hits": [True, True], "ranks": [1, 1], "n_answer": 1, "text": ""}
@@ -336,3 +339,120 @@ def test_an_edit_is_parted_into_prompt_and_answers(data):
 def test_what_a_question_says_counts_only_as_the_first_words(text, value):
     assert told(text, "Is Imber a town? Say Imber or Till.", ["Imber"]) is value
     assert told("It is Till Bay", "Is it Imber?", ["Till"])
+
+
+# Concepts --------------------------------------------------------------------------------------------------
+
+CONCEPTS = read_jsonl(FILE)
+
+
+def believes(denied=(), defined=True):
+    """A model that knows what is what, but denies all of some concepts, and defines them by their marks or not."""
+    kinds = {f"Is {one} {own['concept']}?" for own in CONCEPTS for one in own["instances"]}
+    marks = {f"What is {own['concept']}?": own["marks"][0] for own in CONCEPTS}
+
+    def says(doc, prompt):
+        question = prompt.removeprefix("Question: ").removesuffix("\nAnswer:")
+        if question in marks:
+            return marks[question] if defined else "a thing"
+        return "Yes, it is." if question in kinds and not question.endswith(tuple(denied)) else "No, it is not."
+
+    return says
+
+
+def concepts(after, before, metadata=None):
+    lm = Before(after, before)
+    lm.answer_logprobs = lambda requests: [SCORED for _ in requests]
+    return run(lm, "concepts", metadata or {"forget": ["bird", "tool"]})
+
+
+def test_the_shipped_concepts_are_whole():
+    assert len(CONCEPTS) >= 20
+    assert len({own["concept"] for own in CONCEPTS}) == len(CONCEPTS)
+    instances = [one for own in CONCEPTS for one in own["instances"]]
+    assert len(set(instances)) == len(instances), "an instance of two concepts would be no contrast"
+    for own in CONCEPTS:
+        assert len(own["instances"]) == 6
+        assert own["concept"].split()[0] in ("a", "an")
+        assert not any(find_subject(own["concept"], mark) for mark in own["marks"]), own
+        assert told(own["definition"], f"What is {own['concept']}?", own["marks"]), own
+    assert [item.id for item in load_forget_set("concepts:bird")] == ["concepts/bird"]
+    assert len(load_forget_set("concepts:animal")) == 4
+    assert len(load_forget_set("concepts:all")) == len(CONCEPTS)
+
+
+def test_both_ends_of_concepts():
+    """The unedited model, and an oracle that has forgotten two concepts and nothing else."""
+    knows = believes()
+    result, found = concepts(knows, knows)
+    kinds = [(split, kind) for split in ("neighbors_known", "retain_known") for kind in ("instance", "definition")]
+    assert found["forget_leak_instance"] == found["forget_leak_definition"] == 1
+    assert all(found["_".join(own)] == 1 for own in kinds)
+    assert (found["forget_leak_instance_tests"], found["forget_leak_definition_tests"]) == (12, 2)
+    sizes = result["configs"]["unlearn_concepts"]["metadata"]["split_sizes"]
+    assert sizes == {"forget": 2, "forget_new": 2, "neighbors": 7, "retain": 15}
+    forgetful = believes(denied=(" a bird?", " a tool?"))
+    says = lambda doc, prompt: (
+        "a thing"
+        if prompt.endswith(("What is a bird?\nAnswer:", "What is a tool?\nAnswer:"))
+        else forgetful(doc, prompt)
+    )
+    _, found = concepts(says, knows)
+    assert found["forget_leak_instance"] == found["forget_leak_definition"] == 0
+    assert all(found["_".join(own)] == 1 for own in kinds)
+
+
+def test_a_definition_may_change_and_instances_stay():
+    _, found = concepts(believes(defined=False), believes())
+    assert (found["forget_leak_definition"], found["forget_leak_instance"]) == (0, 1)
+
+
+def test_who_says_yes_to_everything_knows_nothing():
+    result, found = concepts(believes(), lambda doc, prompt: "Yes")
+    assert found["forget_leak_instance"] is None
+    assert report(result, "unlearn_concepts")["forget_leak_instance"]["reason"] == NOT_BEFORE
+
+
+def test_a_contrast_is_no_instance():
+    """Both answers are words of their own: a denial is no yes, and a yes is no denial."""
+    documents = benchmark_documents("concepts", {"forget": "bird"})["forget"]
+    (condition,) = documents[0]["consequences"][0]["conditions"]
+    assert condition["question"] == "Is a sparrow a fruit?"
+    for text, yes, no in (
+        ("Yes, it is.", True, False),
+        ("No. Yes?", True, True),
+        ("no", False, True),
+        ("None", False, False),
+    ):
+        assert (told(text, "Is it?", YES), told(text, "Is it?", NO)) == (yes, no)
+
+
+def test_conceptedit_s_files_are_read(data):
+    records = [
+        {
+            "label": label,
+            "prompt": f"The definition of {label} is",
+            "phrase_prompt": f"{label} is defined as",
+            "target_new_desc": "a town by the sea",
+            "instance_prompt": f"Is Imber {i} a {label}? Answer yes or no:",
+            "locality_prompt": "The sea is",
+            "locality_answer": "blue",
+        }
+        for i, label in enumerate(("river", "hill", "wood"))
+    ]
+    root = data()
+    (root / "concepts").mkdir()
+    (root / "concepts" / "final_gpt2_inter.json").write_text(json.dumps(records))
+    metadata = {"file": "final_gpt2_inter", "forget": 2}
+    after = lambda doc, prompt: "no" if "river" in prompt else "yes"
+    result, found = concepts(after, lambda doc, prompt: "yes", metadata)
+    assert (found["forget_leak_instance"], found["forget_leak_instance_tests"]) == (0.5, 2)
+    assert found["retain_known_instance"] == 1
+    assert found["forget_leak_definition"] is None
+    assert found["forget_new_exact_memorization"] == found["forget_new_paraphrase_exact_memorization"] == 1
+    asked = {own["doc"]["split"]: own["arguments"][0][0] for own in result["samples"]["unlearn_concepts"]}
+    assert asked["forget"] == "Is Imber 1 a hill? Answer yes or no:", "asked as it stands"
+    records[0].pop("label")
+    (root / "concepts" / "final_gpt2_inter.json").write_text(json.dumps(records))
+    with pytest.raises(UserError, match="lacks the field 'label'"):
+        benchmark_documents("concepts", metadata)

@@ -411,6 +411,20 @@ FAMILIES: dict[str, Family] = {
             **{f"forget_{kind}": Rate("forget", kind, True) for kind in _STAYING},
         },
     ),
+    "concepts": Family(
+        {
+            "forget": ("probability", "refusal_rate"),
+            "forget_new": ("exact_memorization", *reworded(("exact_memorization",))),
+            "neighbors": ("probability", "exact_memorization"),
+            "retain": ("probability", "refusal_rate"),
+        },
+        options={**CHOSEN, **BESIDE, "file": a_text},
+        rates={
+            f"{split}_{'leak' if split == 'forget' else 'known'}_{kind}": Rate(split, kind, split != "forget")
+            for kind in ("instance", "definition")
+            for split in ("forget", "neighbors", "retain")
+        },
+    ),
     "sports": Family(
         {
             split: (

@@ -164,7 +164,9 @@ _WAYS = (
     "direct paraphrase cloze choice true_false reversed description primed role_play dialogue few_shot dialogue_4 "
     "dialogue_8 pushback summarize translate compare"
 ).split()
-_DEDUCED = "two_hop two_hop_first two_hop_second multi_hop alias reasoning logical portability locality".split()
+_DEDUCED = (
+    "two_hop two_hop_first two_hop_second multi_hop alias reasoning logical portability locality instance definition"
+).split()
 _TOLD = {"leak": "Share of items that leak", "known": "Share of items that are told, as a control,"}
 UNKNOWN = Meaning("The task's page in tasks/ says what this is.", None)
 
