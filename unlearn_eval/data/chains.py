@@ -32,6 +32,7 @@ class Fact:
         description: of the subject.
         answer_described: words that stand for the answer and do not name it: "the home country of Lyon".
         subject_described: words that stand for the subject by the answer: "the country whose capital is Paris".
+        relation: of a shipped fact.
         joins: whether the answer, where nothing describes it, is what other facts call so: Pluto is a god and a planet.
     """
 
@@ -40,6 +41,7 @@ class Fact:
     description: str = ""
     answer_described: str = ""
     subject_described: str = ""
+    relation: str = ""
     joins: bool = True
 
 

@@ -18,6 +18,7 @@ from unlearn_eval.data.files import extras_in
 from unlearn_eval.data.forget_sets import load_forget_set, parts_of
 from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.data.shapes import QUESTION, as_turn
+from unlearn_eval.data.translations import translated
 from unlearn_eval.harness.facts import choose, fact_ids, names_a_set
 from unlearn_eval.harness.indirect import CHAINS, LINKED, chains_for
 from unlearn_eval.harness.options import Check, a_count, a_seed, a_text, names
@@ -31,6 +32,7 @@ N_EXAMPLES = 3
 N_WRONG = 3
 MOST_OTHERS = 500  # facts that are looked at for a wrong answer or an example, so that a large set stays linear
 BLANK = "___"
+TRANSLATED = "translated"  # a field of documents
 SIBLING = 'what is missing at ___ in the sentence "{sentence}"'
 
 
@@ -62,6 +64,7 @@ class FactsInForms(UnlearningTask):
         return documents
 
     most_chains = 0  # at each place of a chain; 0 makes none
+    translates = False  # whether facts are asked in other languages
 
     def beside(self, forget: Sequence[Fact], retain: Sequence[Fact]) -> dict[str, dict[ForgetItem, Any]]:
         """What is asked beside the facts, where there is any: field of a document -> its value for each fact."""
@@ -74,6 +77,10 @@ class FactsInForms(UnlearningTask):
             found[POPULARITY] = {item: item.popularity for item in items}
         if self.most_chains and (chains := chains_for(forget, retain, self.most_chains)):
             found[CHAINS] = chains
+        if self.translates:
+            facts = [fact for fact in (*forget, *retain) if fact.item.subject]
+            own = {f.item: translated(f.relation, str(f.item.subject), f.item.accepted) for f in facts}
+            found |= {TRANSLATED: own} if any(own.values()) else {}
         return found
 
 

@@ -1,7 +1,7 @@
 """The form matrix: one fact, asked in many ways. What is forgotten only in one form is not forgotten.
 
 Eleven forms ask the fact itself; two_hop asks what follows from it (see `indirect.py`). Long dialogues, pushback and
-tasks around the fact are asked if they are named.
+tasks around the fact are asked if they are named, as are the shipped facts in other languages.
 
 For any forget set: `--metadata '{"forget": ..., "retain": ...}'`, each a relation of the shipped facts, a list of
 their ids, the name of a forget set (`tofu:forget01`, `lume:personal`), or a JSONL or CSV file. Facts to be
@@ -12,18 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from unlearn_eval import metrics as m
 from unlearn_eval.data.shapes import AS_IT_IS, Asked, Prompt, as_request, as_turn, asked, asked_otherwise, statement
+from unlearn_eval.data.translations import LANGUAGES
 from unlearn_eval.harness import indirect
 from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.choices import SURE, choice_answers, choice_scores, log_probability
 from unlearn_eval.harness.families import ECHO, largest_mean
 from unlearn_eval.harness.follow_up import SAID
-from unlearn_eval.harness.form_facts import BLANK, N_WRONG, FactsInForms, shape_of
+from unlearn_eval.harness.form_facts import BLANK, N_WRONG, TRANSLATED, FactsInForms, shape_of
 from unlearn_eval.harness.indirect import INDIRECT, LINKED, MOST_CHAINS, TWO_HOP, Probe
 from unlearn_eval.harness.options import ANSWERS, Check, a_count, a_text, anything
 from unlearn_eval.harness.popularity import METRIC, POPULARITY, certainties_in, popularity_metric, popularity_scores
@@ -139,6 +141,13 @@ def _compared(document: Document) -> list[Probe] | str:
     return [_probe(document, document["question"], wrap=COMPARE.replace("{other}", document["examples"][0]))]
 
 
+def _translated(document: Document, language: str) -> list[Probe] | str:
+    for own in document.get(TRANSLATED) or ():
+        if own["language"] == language:
+            return [Probe(own["question"], own["question"], (*_accepted(document), *own["answers"]))]
+    return "only shipped facts of some relations have a question in other languages"
+
+
 FORMS: dict[str, Form] = {
     "direct": lambda document: [_probe(document, document["question"])],
     "paraphrase": _paraphrases,
@@ -155,16 +164,24 @@ FORMS: dict[str, Form] = {
     "summarize": _summarized,
     "translate": lambda document: [_probe(document, document["question"], wrap=TRANSLATE)],
     "compare": _compared,
+    **{language: partial(_translated, language=language) for language in LANGUAGES},
     **indirect.FORMS,
 }
 # Forms of which probabilities are read, and the score that is their leak.
 SCORED_FORMS = {"choice": "choice_all_orders", "true_false": "true_false_all"}
 DIALOGUES, TASKS = ("dialogue", "dialogue_4", "dialogue_8", "pushback"), ("summarize", "translate", "compare")
-_LONG = (*DIALOGUES[1:], *TASKS)
+_IF_NAMED = (*DIALOGUES[1:], *TASKS, *LANGUAGES)
 ALL_FORMS = (*FORMS, *SCORED_FORMS)
 OF_THE_FACT = tuple(form for form in ALL_FORMS if form not in INDIRECT)
-USUAL = tuple(form for form in OF_THE_FACT if form not in _LONG)
-GROUPS = {"usual": USUAL, "dialogues": DIALOGUES, "tasks": TASKS, "indirect": INDIRECT, "all": ALL_FORMS}
+USUAL = tuple(form for form in OF_THE_FACT if form not in _IF_NAMED)
+GROUPS = {
+    "usual": USUAL,
+    "dialogues": DIALOGUES,
+    "tasks": TASKS,
+    "languages": LANGUAGES,
+    "indirect": INDIRECT,
+    "all": ALL_FORMS,
+}
 FIRST_ANSWER = "direct/0"  # what pushback follows
 FEW_WRONG = f"fewer than {N_WRONG} wrong answers are known"
 
@@ -198,6 +215,7 @@ class FormsTask(FactsInForms):
         """As every task on a set; an unknown form is refused."""
         self.forms = asked_forms(metadata.get("forms"))
         self.most_chains = int(metadata.get("chains") or MOST_CHAINS) if TWO_HOP in self.forms else 0
+        self.translates = any(form in LANGUAGES for form in self.forms)
         place, task = metadata.get("unedited"), str(self.config.task)
         self.unedited = None if place is None else read_unedited(place, task)
         self.certain = certainties_in(place)

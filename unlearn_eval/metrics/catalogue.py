@@ -162,7 +162,7 @@ MEANINGS = {
 OF_OTHERS = {"recovery", "symmetric_relearning", "stability", "durability", "above_chance", "curve_area", "half_step"}
 _WAYS = (
     "direct paraphrase cloze choice true_false reversed description primed role_play dialogue few_shot dialogue_4 "
-    "dialogue_8 pushback summarize translate compare"
+    "dialogue_8 pushback summarize translate compare german french spanish italian"
 ).split()
 _DEDUCED = (
     "two_hop two_hop_first two_hop_second multi_hop alias reasoning logical portability locality instance definition"
