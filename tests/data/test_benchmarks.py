@@ -72,6 +72,10 @@ def test_every_benchmark_says_where_it_is_from():
         ("zsre:2", "unlearn_zsre"),
         ("sports:tennis", "unlearn_sports"),
         ("knowgic:all", "unlearn_knowgic"),
+        ("mquake:cf-3k", "unlearn_mquake"),
+        ("mquake:t:5", "unlearn_mquake"),
+        ("ripple:popular:5", "unlearn_ripple"),
+        ("concepts:bird", "unlearn_concepts"),
         ("mine.jsonl", "unlearn_forms"),
     ],
 )
