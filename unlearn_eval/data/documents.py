@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from unlearn_eval.data.items import check_disjoint
-from unlearn_eval.metrics.refusal import content_words
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 Document = dict[str, Any]
@@ -131,8 +130,11 @@ def check_aliases(key: str, aliases: Iterable[str]) -> None:
 
 def names_something(alias: str) -> bool:
     """Whether an alias would not be found in almost any text."""
-    only_stop_words = len(alias) > 2 and alias.isascii() and alias.islower() and not content_words(alias)
-    return any(c.isalnum() for c in alias) and not only_stop_words
+    if len(alias) > 2 and alias.isascii() and alias.islower():
+        from unlearn_eval.metrics.refusal import content_words  # its patterns are many, and `ls` needs none of them
+
+        return bool(content_words(alias))
+    return any(c.isalnum() for c in alias)
 
 
 # What is forgotten, what is kept ---------------------------------------------------------------------------
