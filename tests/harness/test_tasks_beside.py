@@ -8,7 +8,7 @@ from lm_eval_runs import evaluate, report, values
 from saying import Before
 
 from unlearn_eval.data.benchmark import Chosen
-from unlearn_eval.data.benchmarks.concepts import FILE, NO, YES
+from unlearn_eval.data.benchmarks.concepts import ASKED, FILE, NO, YES
 from unlearn_eval.data.forget_sets import load_forget_set
 from unlearn_eval.data.registry import asking_of, benchmark_documents
 from unlearn_eval.data.spans import find_subject
@@ -344,17 +344,21 @@ def test_what_a_question_says_counts_only_as_the_first_words(text, value):
 # Concepts --------------------------------------------------------------------------------------------------
 
 CONCEPTS = read_jsonl(FILE)
+KINDS = ("instance", "category", "definition")
 
 
 def believes(denied=(), defined=True):
-    """A model that knows what is what, but denies all of some concepts, and defines them by their marks or not."""
-    kinds = {f"Is {one} {own['concept']}?" for own in CONCEPTS for one in own["instances"]}
+    """A model that knows what is what, but denies all of some concepts, and defines and names them or not."""
+    kinds = {ASKED.format(one=one, concept=own["concept"]) for own in CONCEPTS for one in own["instances"]}
     marks = {f"What is {own['concept']}?": own["marks"][0] for own in CONCEPTS}
+    named = {f"What is {one}?": own["concept"] for own in CONCEPTS for one in own["instances"]}
 
     def says(doc, prompt):
         question = prompt.removeprefix("Question: ").removesuffix("\nAnswer:")
         if question in marks:
             return marks[question] if defined else "a thing"
+        if question in named:
+            return named[question] if f" {named[question]}? Answer yes or no." not in denied else "a thing"
         return "Yes, it is." if question in kinds and not question.endswith(tuple(denied)) else "No, it is not."
 
     return says
@@ -385,26 +389,26 @@ def test_both_ends_of_concepts():
     """The unedited model, and an oracle that has forgotten two concepts and nothing else."""
     knows = believes()
     result, found = concepts(knows, knows)
-    kinds = [(split, kind) for split in ("neighbors_known", "retain_known") for kind in ("instance", "definition")]
-    assert found["forget_leak_instance"] == found["forget_leak_definition"] == 1
+    kinds = [(split, kind) for split in ("neighbors_known", "retain_known") for kind in KINDS]
+    assert [found[f"forget_leak_{kind}"] for kind in KINDS] == [1, 1, 1]
     assert all(found["_".join(own)] == 1 for own in kinds)
     assert (found["forget_leak_instance_tests"], found["forget_leak_definition_tests"]) == (12, 2)
     sizes = result["configs"]["unlearn_concepts"]["metadata"]["split_sizes"]
-    assert sizes == {"forget": 2, "forget_new": 2, "neighbors": 7, "retain": 15}
-    forgetful = believes(denied=(" a bird?", " a tool?"))
+    assert sizes == {"forget": 2, "taught": 2, "neighbors": 7, "retain": 15}
+    forgetful = believes(denied=(" a bird? Answer yes or no.", " a tool? Answer yes or no."))
     says = lambda doc, prompt: (
         "a thing"
         if prompt.endswith(("What is a bird?\nAnswer:", "What is a tool?\nAnswer:"))
         else forgetful(doc, prompt)
     )
     _, found = concepts(says, knows)
-    assert found["forget_leak_instance"] == found["forget_leak_definition"] == 0
+    assert [found[f"forget_leak_{kind}"] for kind in KINDS] == [0, 0, 0]
     assert all(found["_".join(own)] == 1 for own in kinds)
 
 
 def test_a_definition_may_change_and_instances_stay():
     _, found = concepts(believes(defined=False), believes())
-    assert (found["forget_leak_definition"], found["forget_leak_instance"]) == (0, 1)
+    assert [found[f"forget_leak_{kind}"] for kind in KINDS] == [1, 1, 0]
 
 
 def test_who_says_yes_to_everything_knows_nothing():
@@ -417,7 +421,7 @@ def test_a_contrast_is_no_instance():
     """Both answers are words of their own: a denial is no yes, and a yes is no denial."""
     documents = benchmark_documents("concepts", {"forget": "bird"})["forget"]
     (condition,) = documents[0]["consequences"][0]["conditions"]
-    assert condition["question"] == "Is a sparrow a fruit?"
+    assert condition["question"] == "Is a sparrow a fruit? Answer yes or no."
     for text, yes, no in (
         ("Yes, it is.", True, False),
         ("No. Yes?", True, True),
@@ -449,7 +453,7 @@ def test_conceptedit_s_files_are_read(data):
     assert (found["forget_leak_instance"], found["forget_leak_instance_tests"]) == (0.5, 2)
     assert found["retain_known_instance"] == 1
     assert found["forget_leak_definition"] is None
-    assert found["forget_new_exact_memorization"] == found["forget_new_paraphrase_exact_memorization"] == 1
+    assert found["taught_exact_memorization"] == found["taught_paraphrase_exact_memorization"] == 1
     asked = {own["doc"]["split"]: own["arguments"][0][0] for own in result["samples"]["unlearn_concepts"]}
     assert asked["forget"] == "Is Imber 1 a hill? Answer yes or no:", "asked as it stands"
     records[0].pop("label")

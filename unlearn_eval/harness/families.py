@@ -42,6 +42,7 @@ NO_PARAPHRASE = "this question has no paraphrase"
 NO_WRONG = "this question has no wrong answers"
 NOT_EDITED = "the edit's new answer is not told"
 PARAPHRASE = "paraphrase_"
+TAUGHT = "taught"  # a split: what an edit may teach in place, which is no fault of one that only forgets
 
 TEXTS = ("forget_texts", "holdout_texts")
 MEMBERS = ("forget_texts", "retain_texts")
@@ -100,6 +101,8 @@ def is_forget(split: str) -> bool:
 def direction(split: str, key: str) -> bool | None:
     """Whether a higher value of a score is better on this split."""
     key = key.removeprefix(PARAPHRASE)
+    if split == TAUGHT:
+        return None
     if key == "fluency":
         return True
     if key == "truth_ratio" and is_forget(split):
@@ -414,14 +417,14 @@ FAMILIES: dict[str, Family] = {
     "concepts": Family(
         {
             "forget": ("probability", "refusal_rate"),
-            "forget_new": ("exact_memorization", *reworded(("exact_memorization",))),
+            TAUGHT: ("exact_memorization", *reworded(("exact_memorization",))),
             "neighbors": ("probability", "exact_memorization"),
             "retain": ("probability", "refusal_rate"),
         },
         options={**CHOSEN, **BESIDE, "file": a_text},
         rates={
             f"{split}_{'leak' if split == 'forget' else 'known'}_{kind}": Rate(split, kind, split != "forget")
-            for kind in ("instance", "definition")
+            for kind in ("instance", "category", "definition")
             for split in ("forget", "neighbors", "retain")
         },
     ),

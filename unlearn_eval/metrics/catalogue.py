@@ -28,6 +28,7 @@ SPLITS = {
     "forget": "On what was to be forgotten.",
     "retain": "On what was to be kept.",
     "neighbors": "On facts near the forgotten ones, which should stay.",
+    "taught": "On what an edit may teach in its place.",
     "real_authors": "On real authors (TOFU), which should stay.",
     "world_facts": "On world facts (TOFU), which should stay.",
     "same_subject": "On other facts about a forgotten subject.",
@@ -165,7 +166,8 @@ _WAYS = (
     "dialogue_8 pushback summarize translate compare german french spanish italian"
 ).split()
 _DEDUCED = (
-    "two_hop two_hop_first two_hop_second multi_hop alias reasoning logical portability locality instance definition"
+    "two_hop two_hop_first two_hop_second multi_hop alias reasoning logical portability locality instance"
+    " category definition"
 ).split()
 _TOLD = {"leak": "Share of items that leak", "known": "Share of items that are told, as a control,"}
 UNKNOWN = Meaning("The task's page in tasks/ says what this is.", None)

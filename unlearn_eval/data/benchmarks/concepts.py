@@ -34,12 +34,13 @@ FIELDS = (
     "locality_prompt",
     "locality_answer",
 )
-INSTANCE, DEFINITION = "instance", "definition"  # kinds of tests
+INSTANCE, CATEGORY, DEFINITION = "instance", "category", "definition"  # kinds of tests
+ASKED = "Is {one} {concept}? Answer yes or no."
 YES, NO = ("Yes",), ("No", "no", "not")
 
 
 def _splits(metadata: Metadata) -> Splits:
-    """Some concepts to forget, those of their kind (`neighbors`), the others, and new definitions (`forget_new`)."""
+    """Some concepts to forget, those of their kind (`neighbors`), the others, and new definitions (`taught`)."""
     if metadata.get("file"):
         return _published(str(metadata["file"]), metadata)
     records = [dict(record) for record in read_jsonl(FILE)]
@@ -58,7 +59,7 @@ def _splits(metadata: Metadata) -> Splits:
     return without_empty(
         {
             "forget": forget,
-            "forget_new": [new[own["id"]] for own in forget],
+            "taught": [new[own["id"]] for own in forget],
             "neighbors": [own for own in rest if own["group"] in near],
             "retain": [own for own in rest if own["group"] not in near],
         }
@@ -80,12 +81,15 @@ def _concept(record: dict[str, Any], other: dict[str, Any]) -> Document:
     tests = [
         consequence(
             INSTANCE,
-            [asking(f"Is {one} {name}?", [[*YES, f"{one} is {name}"]])],
-            [asking(f"Is {one} {other['concept']}?", [NO])],  # who says yes to everything knows nothing
+            [asking(ASKED.format(one=one, concept=name), [[*YES, f"{one} is {name}"]])],
+            # Who says yes to everything knows nothing.
+            [asking(ASKED.format(one=one, concept=other["concept"]), [NO])],
             known=True,
         )
         for one in record["instances"]
     ]
+    named = [[asking(f"What is {one}?", [[_plain(name)]])] for one in record["instances"]]
+    tests += [consequence(CATEGORY, asks, known=True) for asks in named]
     return {**own, CONSEQUENCES: [*tests, consequence(DEFINITION, [asking(question, [record["marks"]])], known=True)]}
 
 
@@ -115,7 +119,7 @@ def _published(file: str, metadata: Metadata) -> Splits:
         beside[key] = new, stays
     forget, retain = choose(documents, metadata, 100, "concept")
     pairs = [beside[own["id"]] for own in forget]
-    near = {"forget_new": [new for new, _ in pairs], "neighbors": [stays for _, stays in pairs]}
+    near = {"taught": [new for new, _ in pairs], "neighbors": [stays for _, stays in pairs]}
     return without_empty({"forget": forget, **near, "retain": retain})
 
 
