@@ -53,7 +53,8 @@ def method_of(cell: Cell) -> str:
     if cell.editor is None:
         return f"unedited{then}"
     recipe = "" if cell.recipe is None or cell.recipe.name == "plain" else f", {cell.recipe.name}"
-    return f"{cell.editor.name}{recipe}{then}"
+    order = f", {cell.stage.order.replace('_', ' ')}" if cell.stage is not None and cell.stage.order else ""
+    return f"{cell.editor.name}{recipe}{order}{then}"
 
 
 def line_of(cell: Cell) -> str:
@@ -62,7 +63,9 @@ def line_of(cell: Cell) -> str:
 
 
 def size_of(cell: Cell) -> str:
-    """How many items are forgotten, in words."""
+    """How many items are forgotten, in words; of a sequence how many requests there were so far."""
+    if cell.stage is not None:
+        return str(cell.stage.mark)
     return "all" if cell.size is None else str(cell.size)
 
 
