@@ -13,11 +13,12 @@ from unlearn_eval.data.forget_sets import facts, load_forget_set
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.edits.load import load_edit
 from unlearn_eval.models.load import load_model
+from unlearn_eval.results.comparison import compare
 from unlearn_eval.results.files import read_result
 from unlearn_eval.runs import edit as editing
 from unlearn_eval.runs.study.cells.told import choose
 from unlearn_eval.runs.study.plan import plan
-from unlearn_eval.runs.study.read import read_study
+from unlearn_eval.runs.study.read import read_study, study_file
 from unlearn_eval.runs.study.spec import Learn, RequestSequence, study_of
 from unlearn_eval.utils.errors import UserError
 
@@ -213,3 +214,42 @@ def test_what_is_learned_and_forgotten_in_three_orders(model, tmp_path):
         (new,) = [own for own in map(json.loads, targets) if own["id"].startswith("wrong/")]
         (item,) = load_forget_set("wrong(facts)").select([new["id"]])
         assert new["target"] == item.answer
+    found = {name: own for name, own in found.items() if name in last}
+    hashes = {own.data["unlearn_forms"]["hash"] for own in found.values()}
+    assert len(hashes) == 1, "all are asked what was learned"
+    said = json.loads(run(study, tmp_path / "out", "--json").stdout)
+    names = {own["key"]: own["name"] for own in said["cells"]}
+    pairs = [(names[own["first"]], names[own["second"]]) for own in said["orders"]]
+    assert len(pairs) == 3, "each order with each other"
+    assert all("learn_first" in pairs[i][0] for i in (0, 1))
+    one, other = found["learn_first-after-2"], found["forget_first-after-2-learned"]
+    rows = {row["metric"]: row for row in said["orders"][0]["metrics"]}
+    expected = {row.metric: row.record for row in compare(one, other)}
+    assert rows == json.loads(json.dumps(expected))
+    assert rows["forget_leak_direct"]["test"], "it is a paired test"
+    assert "does the order matter?" in done.stdout
+    assert "learn first, then forget first" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "steps"),
+    [
+        ("sustained_requests", "parts=[facts]", {"after-10", "after-100", "after-600"}),
+        (
+            "learn_then_forget",
+            "seeds=0",
+            {
+                "learn_first-after-0-learned",
+                "learn_first-after-20",
+                "forget_first-after-20",
+                "forget_first-after-20-learned",
+                "together-after-20-learned",
+            },
+        ),
+    ],
+)
+def test_shipped_sequences_are_planned(model, name, more, steps):
+    path = study_file(name)
+    cells = plan(study_of(read_study(path, [f"models={model}", more]), path), {}).cells
+    assert len(cells) == 1 + 4 * len(steps)
+    assert {cell.stage.name for cell in cells if cell.editor} == steps
