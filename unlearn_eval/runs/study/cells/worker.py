@@ -617,7 +617,7 @@ class Worker:
             with alone([place], f"the controls of {attack.attack}", self.say):
                 known = kept_controls(method, case, settings, place)
         made = attack_case(method, case, settings, known)
-        task, items = task_name(attack.name), chosen.forget
+        task, items = task_name(attack.name), made.items or chosen.forget
         result = Result.part(
             "attack",
             created,
