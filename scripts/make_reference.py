@@ -436,7 +436,8 @@ def studies() -> str:
 
     def entry(kind: type[Any], first: str) -> str:
         given = {own.name: _field_default(own) for own in dataclasses.fields(kind)}
-        return _fields(kind, given | {first: "needed", **({"name": f"as `{first}`"} if "name" in given else {})})
+        named = {"name": f"as `{first}`"} if "name" in given else {}
+        return _fields(kind, given | ({first: "needed"} if first else {}) | named)
 
     recipe = {own.name: code(getattr(Recipe(), own.name)) for own in dataclasses.fields(Recipe)}
     shipped = ", ".join(f"`{name}`" for name in file.RECIPES)
@@ -478,6 +479,11 @@ def studies() -> str:
             "## `finetune`",
             "A set by itself is `on`.",
             entry(spec.Finetune, "on"),
+            "## `sequence`",
+            first_sentence(spec.RequestSequence.__doc__),
+            entry(spec.RequestSequence, ""),
+            "`learn` is a set, or a table:",
+            entry(spec.Learn, "on"),
             "## An entry of `then`",
             first_sentence(file.ThenEntry.__doc__),
             table(("key", "what it is"), [(f"`{key}`", text) for key, text in _of_files_alone(file.ThenEntry).items()]),
@@ -515,6 +521,8 @@ def study_schema() -> str:
         "TaskEntry": (spec.TaskSpec,),
         "AttackEntry": (spec.AttackSpec,),
         "FinetuneEntry": (spec.Finetune,),
+        "SequenceEntry": (spec.RequestSequence,),
+        "LearnEntry": (spec.Learn,),
         "TuneEntry": (),
         "ThenEntry": (spec.ThenSpec,),
         "MetaEntry": (),

@@ -76,6 +76,7 @@ def test_every_benchmark_says_where_it_is_from():
         ("mquake:t:5", "unlearn_mquake"),
         ("ripple:popular:5", "unlearn_ripple"),
         ("concepts:bird", "unlearn_concepts"),
+        ("muse:news_sust", "unlearn_forms"),
         ("mine.jsonl", "unlearn_forms"),
     ],
 )
@@ -86,7 +87,7 @@ def test_a_set_has_a_task_of_its_own_or_one_for_any(name, task):
 
 def test_whose_a_name_is():
     assert benchmark_of_set("pistol:A_B").name == "pistol"
-    assert [benchmark_of_set(name) for name in ("tofu", "facts:1", "wmdp:bio", "muse:all", "mine.jsonl", "")] == [
+    assert [benchmark_of_set(name) for name in ("tofu", "facts:1", "wmdp:bio", "thinking:all", "mine.jsonl", "")] == [
         None
     ] * 6
     assert left_out("tofu:retain95") == "forget05"
@@ -232,3 +233,31 @@ def test_without_its_file_there_is_no_such_benchmark():
     assert "rivers:RIVER" not in set_names()
     with pytest.raises(UserError, match="unknown forget set 'rivers:Lune'"):
         load_forget_set("rivers:Lune")
+
+
+# MUSE's requests -------------------------------------------------------------------------------------------
+
+
+def test_muse_s_requests_nest_or_do_not(data):
+    folds = {name: load_forget_set(f"muse:news_{name}") for name in ("sust", "sust_2", "scal_1", "scal_2")}
+    assert list(dict.fromkeys(item.group for item in folds["sust"])) == [f"sust_{n}" for n in range(1, 5)]
+    texts = {name: [(item.question, item.answer) for item in own] for name, own in folds.items()}
+    assert texts["sust_2"] == [texts["sust"][i] for i, item in enumerate(folds["sust"]) if item.group == "sust_2"]
+    assert texts["scal_2"][: len(texts["scal_1"])] == texts["scal_1"]
+    assert {item.shape for item in folds["sust"]} == {"text"}
+    with pytest.raises(UserError, match="unknown MUSE set(.|\n)*did you mean muse:news_scal_"):
+        load_forget_set("muse:news_scal")
+
+
+def test_a_text_is_cut_into_passages_and_loses_no_word_but_a_short_rest():
+    from unlearn_eval.data.benchmarks.muse import _passages
+
+    words = [f"w{i}" for i in range(650)]
+    text = "\n\n".join(" ".join(words[i : i + 25]) for i in range(0, 650, 25))
+    found = list(_passages(text))
+    assert [len(question.split()) for question, _ in found] == [32, 32, 25]
+    assert [own for pair in found for part in pair for own in part.split()] == words
+    assert "\n\n" in found[0][1]
+    assert len(list(_passages(" ".join(words[:320])))) == 1, "twenty words are no passage"
+    assert list(_passages("Only five words of text.")) == [("Only five", "words of text.")]
+    assert list(_passages("one")) == []

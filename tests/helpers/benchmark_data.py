@@ -76,6 +76,11 @@ def _muse(title):
         "knowmem/forget_qa_icl": qa([("Juno Vale", "Imber")]),
         "knowmem/retain_qa_icl": qa([("Yara Stahl", "Imber")]),
         "verbmem/forget": [{"prompt": text(*pair)[:30], "gt": text(*pair)[30:]} for pair in pairs[:2]],
+        **{
+            f"{kind}/forget_{fold}": [{"text": f"Fold {own}. {text(*pair)}"} for own in folds for pair in pairs[:2]]
+            for kind, fold, folds in [("sust", n, [n]) for n in range(1, 5)]
+            + [("scal", n, range(1, n + 1)) for n in (1, 2)]
+        },
         "privleak/forget": [{"text": text(*pair)} for pair in pairs],
         "privleak/holdout": [{"text": text(*pair)[::-1]} for pair in pairs],
         "privleak/retain": [{"text": text(*pair)} for pair in pairs],

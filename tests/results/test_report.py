@@ -356,6 +356,7 @@ def test_the_script_builds_no_html_from_text():
         "page.js",
         "page_popularity.js",
         "page_robustness.js",
+        "page_sequence.js",
         "page_sharing.js",
         "rate.js",
     ]

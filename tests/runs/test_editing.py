@@ -15,6 +15,7 @@ from tiny_models import (
 )
 
 from unlearn_eval.data.items import ForgetItem, ForgetSet
+from unlearn_eval.data.recast import recast
 from unlearn_eval.editing.editor import METHODS, get_editor
 from unlearn_eval.editing.locate_then_edit import run as locate
 from unlearn_eval.editing.locate_then_edit import second_moments
@@ -315,3 +316,26 @@ def test_every_editor_runs_from_a_forget_set(loaded, editor):
     assert_untouched(loaded.model, before)
     assert "arXiv" in module_in(METHODS, editor, "editor").__doc__
     assert get_editor(editor).paper
+
+
+def test_the_nearest_of_a_set_are_retained(loaded, monkeypatch):
+    """By the keys of the plain prompts; what is forgotten is not among them."""
+    pool = recast(
+        "nearest", ForgetSet("pool", tuple(ForgetItem(f"k{i}", f"What is thing {i} of {i}?", "x") for i in range(9)))
+    )
+    twin = ForgetItem("twin", f"{ITEMS[0].question} Now", "Paris", subject="France")
+    pool = dataclasses.replace(pool, items=(*pool.items, ITEMS[1], twin))
+    seen = []
+    method = get_editor("npo")
+    spied = dataclasses.replace(method, run=lambda job: seen.append(job.retain) or method.run(job))
+    monkeypatch.setattr(editing, "get_editor", lambda name: spied)
+    options = {"steps": "1", "components": "layers.1.mlp.down_proj"}
+    one = ForgetSet("one", ITEMS[:2])
+    made = make_edit(loaded, one, "npo", options, Recipe(), retain=pool, unrelated=False)
+    assert made.info.requests["retain_set"] == "nearest(pool)"
+    (retained,) = seen
+    assert len(retained) == 8, "four for each"
+    assert retained[0].id == "twin", "its key is that of the first item"
+    assert "b" not in {own.id for own in retained}
+    make_edit(loaded, one, "npo", options, Recipe(), retain=dataclasses.replace(pool, name="pool"), unrelated=False)
+    assert len(seen[1]) == 10

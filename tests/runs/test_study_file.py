@@ -104,6 +104,8 @@ def test_entries_have_the_keys_of_what_they_stand_for():
     assert set(file.TaskEntry.model_fields) == names(spec.TaskSpec)
     assert set(file.AttackEntry.model_fields) == names(spec.AttackSpec)
     assert set(file.FinetuneEntry.model_fields) == names(spec.Finetune)
+    assert set(file.SequenceEntry.model_fields) == names(spec.RequestSequence)
+    assert set(file.LearnEntry.model_fields) == names(spec.Learn)
     assert set(file.EditorEntry.model_fields) - {"components"} == names(spec.EditorSpec) - {"place"}
     assert set(file.Axes.model_fields) - {"dtype", "include_path"} == names(spec.Part) - {"name", "kept_given"}
     defaults = spec.AttackSpec("a", "b"), spec.TaskSpec("t")
@@ -278,7 +280,7 @@ def test_the_schema_refuses_what_is_refused(changes, schema):
 
 def test_the_schema_explains_every_key_and_lists_names(schema):
     tables = [schema, *(own["anyOf"][-1] if "anyOf" in own else own for own in schema["$defs"].values())]
-    assert len(tables) == 13
+    assert len(tables) == 15
     for table in tables:
         assert table["description"]
         for key, own in table["properties"].items():

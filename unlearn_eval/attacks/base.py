@@ -180,6 +180,7 @@ class Attack:
             is measured by itself where `Case.only` asks for these models.
         retrains: whether weights are trained; the settings are then those of training.
         check: refuses items, other facts and settings that cannot be, before anything is run.
+        about: the case whose items are measured, where these are not what was forgotten.
         summary: metrics and intervals from observations; None: the usual ones (`summary.summary`).
         derived: observations that follow item by item from several models or conditions, for the curves alone.
         first: whether lists say to start with it.
@@ -197,6 +198,7 @@ class Attack:
     controls_alone: bool = True
     retrains: bool = False
     check: Callable[[ForgetSet, ForgetSet | None, Any], None] = lambda items, others, config: None
+    about: Callable[[Case, Any], Case] = lambda case, config: case
     summary: Callable[..., Any] | None = None
     derived: Callable[[ForgetSet, Sequence[Observation]], Sequence[Observation]] = lambda items, observations: ()
     first: bool = False

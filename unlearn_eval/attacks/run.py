@@ -103,6 +103,7 @@ class Attacked:
         notes: sentences for the reader.
         curves: means and intervals by level, as `curves.curves` has them.
         level: that stands for the attack; None where it has a summary of its own, or nothing was measured.
+        items: what was measured.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Attacked:
     notes: tuple[str, ...]
     curves: tuple[dict[str, Any], ...] = ()
     level: float | str | None = None
+    items: ForgetSet | None = None
 
 
 def attack(
@@ -207,6 +209,7 @@ def run_attack(
     attacked = attack_case(chosen, case, settings)
     if hash_weights(loaded.model).exact != weights.exact:
         raise AssertionError("the attack was not undone bit for bit")
+    asked = attacked.items or items
     timing = {"loading_seconds": round(began - started, 2), "attack_seconds": round(time.monotonic() - began, 2)}
     result = Result.new(
         "attack",
@@ -218,13 +221,13 @@ def run_attack(
         config=described(attacked, case),
         model=loaded.describe(weights),
         edit={"folder": None if config.edit == IN_MEMORY else config.edit, **edit.info.as_stored()},
-        data={items.name: {"hash": items.hash, "n": len(items), "ids": [item.id for item in items]}},
+        data={asked.name: {"hash": asked.hash, "n": len(asked), "ids": [item.id for item in asked]}},
         metrics={task_name(config.attack): attacked.summary.metrics},
         seed=config.seed,
         timing=timing,
         robustness={task_name(config.attack): robustness(attacked)},
     )
-    write_result(result, path, {task_name(config.attack): sample_lines(attacked, items)})
+    write_result(result, path, {task_name(config.attack): sample_lines(attacked, asked)})
     return read_result(path)
 
 
@@ -245,10 +248,12 @@ def attack_case(attack: Attack, case: Case, settings: Any, known: Controls | Non
     if missing := [own for own in kinds if own not in attack.kinds]:
         why = f"{attack.name} cannot treat {missing[0]} edits: {attack.why_not}"
         case.skipped[f"{missing[0]} edit"] = why
-    elif known is not None:
-        observations = with_controls(attack, case, settings, known)
     else:
-        observations = tuple(attack.run(case, settings))
+        case = attack.about(case, settings)
+        if known is not None:
+            observations = with_controls(attack, case, settings, known)
+        else:
+            observations = tuple(attack.run(case, settings))
     summarize = attack.summary or summary
     made = summarize(case.items, observations, attack, case.open_reference is not None, why)
     level = None
@@ -257,7 +262,15 @@ def attack_case(attack: Attack, case: Case, settings: Any, known: Controls | Non
     more = attack.derived(case.items, observations) if observations else ()
     drawn = tuple(curves(case.items, (*observations, *more)))
     return Attacked(
-        attack.name, asdict(settings), made, observations, dict(case.skipped), tuple(case.notes), drawn, level
+        attack.name,
+        asdict(settings),
+        made,
+        observations,
+        dict(case.skipped),
+        tuple(case.notes),
+        drawn,
+        level,
+        case.items,
     )
 
 

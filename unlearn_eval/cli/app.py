@@ -147,7 +147,12 @@ def edit(
     model: ModelOption = "default",
     forget: ForgetOption = "facts",
     retain: Annotated[
-        str | None, typer.Option("--retain", help="What to keep, for methods that are trained: a set or a file.")
+        str | None,
+        typer.Option(
+            "--retain",
+            help="What to keep, for methods that are trained: a set or a file; nearest(SET): of it what is nearest to "
+            "what is forgotten; nearest: of the forget set.",
+        ),
     ] = None,
     editor: Annotated[
         str | None,
@@ -195,6 +200,7 @@ def edit(
     check_folder(output, "edit", DESCRIPTION)
     check_there(model=model, edits=[continue_])
     forget_set = forget_set_of(forget, ids, limit, seed, fields)
+    retain = f"nearest({forget_set.name})" if retain == "nearest" else retain
     retain_set = None if retain is None else forget_set_of(retain, None, None, seed)
     from unlearn_eval.editing.editor import get_editor
     from unlearn_eval.edits.load import load_edit

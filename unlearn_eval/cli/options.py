@@ -18,7 +18,8 @@ ForgetOption = Annotated[str, typer.Option("--forget", "-f", help="facts, tofu:f
 TargetOption = Annotated[
     str,
     typer.Option(
-        help="What to say instead: idk, pool, self (its own), wrong (a wrong answer), a .jsonl file, a sentence."
+        help="What to say instead: idk, pool, self (its own), wrong (a wrong answer), answer (the set's own), a "
+        ".jsonl file, a sentence."
     ),
 ]
 IdsOption = Annotated[str | None, typer.Option(help="Only these items, separated by commas.")]

@@ -150,7 +150,7 @@ def _costs(planned: Any, there: Any, device: str | None) -> dict[str, Any]:
 
     costs = Costs(there, device != "cpu" and torch.cuda.is_available())
     whole = {name: len(forget_set(name)) for name in {cell.forget for cell in planned.cells}}
-    sizes = {cell.key: cell.size or whole[cell.forget] for cell in planned.cells}
+    sizes = {cell.key: cell.n_edited or whole[cell.forget] for cell in planned.cells}
     first = shared_by(planned.cells)
     largest_first = sorted(planned.cells, key=lambda cell: -sizes[cell.key])
     found = {cell.key: costs.of(cell, sizes[cell.key], first[cell.key]) for cell in largest_first}

@@ -28,6 +28,8 @@ class Chosen:
         whole: whether `forget` is the whole set.
         control: what is asked as kept of tasks on any set: `kept` as items, or facts of another set.
         strict: whether benchmarks, too, ask `kept` in place of what they retain by themselves.
+        requests: of a sequence, the ids of each request in turn; `forget` are the items of the first ones.
+        learned: new facts that are edited in beside.
     """
 
     forget: ForgetSet
@@ -35,6 +37,8 @@ class Chosen:
     whole: bool = True
     control: ForgetSet | None = None
     strict: bool = False
+    requests: tuple[tuple[str, ...], ...] = ()
+    learned: ForgetSet | None = None
 
     @property
     def part(self) -> str:

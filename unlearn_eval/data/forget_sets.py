@@ -27,8 +27,8 @@ def load_forget_set(
             `pistol:A_B+A_C2`), `pistol:all` (its first sample), `rwku:PERSON`, `lume:creative|personal|biography|all`,
             `knowundo:all`, `counterfact:100`, `zsre:100` (so many from the start), `sports:SPORT` or `sports:all`,
             `hub:OWNER/NAME`; a set changed by a rule, as in `wrong(tofu:forget01)` (`paraphrased`, `wrong`, `refused`,
-            `biographies`, `invented`: see `recast.py`); several joined by ` & `; or the path of a file or folder with
-            the fields of `ForgetItem` (see `files.read_forget_set`; `question` and `answer` are needed).
+            `biographies`, `invented`, `nearest`: see `recast.py`); several joined by ` & `; or the path of a file or
+            folder with the fields of `ForgetItem` (see `files.read_forget_set`; `question` and `answer` are needed).
         fields: Of a file or of records: field of `ForgetItem` -> the name that they have for it.
         called: Name of a set that is made of records.
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.utils.errors import UserError
 
+NEAREST = "nearest"
 REFUSAL = "I do not know the answer to that question."
 PER_BIOGRAPHY = 5  # answers: as many as fit a training row of a small model
 JOINED = " & "
@@ -43,6 +44,11 @@ def parts_of_name(name: str) -> tuple[str, str] | list[str] | None:
 def joined(name: str, sets: Sequence[ForgetSet]) -> ForgetSet:
     """The items of several sets, in order."""
     return ForgetSet(name, tuple(item for own in sets for item in own))
+
+
+def is_of_nearest(items: ForgetSet) -> bool:
+    """Whether an edit is to retain only those of a set that are nearest to what it forgets (`nearest(SET)`)."""
+    return items.name.startswith(f"{NEAREST}(")
 
 
 def recast(rule: str, items: ForgetSet) -> ForgetSet:
@@ -177,4 +183,5 @@ RULES: dict[str, Callable[[Sequence[ForgetItem]], list[ForgetItem]]] = {
     "refused": _refused,
     "biographies": _biographies,
     "invented": _invented,
+    NEAREST: list,  # as they are: which ones these are says the model, when something is forgotten
 }

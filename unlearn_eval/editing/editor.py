@@ -97,6 +97,7 @@ class Editor:
         needs_retain: function from settings to whether items to retain are needed; None: they are used where given.
         check: refuses a model that these settings cannot edit, from its modules alone: it may have no weights. Without
             one, a method that has `layers` edits the MLP projections of layers.
+        says_targets: whether the model is made to say the requests' targets alone, so that new facts can be edited in.
         memory: function from a job whose model has no weights, and the kind of device, to what the method has in memory
             beside the weights, in phases; None: nobody has said.
         file: name and SHA-256 of the user's file that holds the method.
@@ -113,6 +114,7 @@ class Editor:
     others_read: Callable[[Any], int] = lambda config: 0
     needs_retain: Callable[[Any], bool | None] = lambda config: False
     check: Callable[[Any, Any], object] | None = None
+    says_targets: bool = True
     memory: Callable[[EditJob, str], Sequence[Phase]] | None = None
     file: Mapping[str, str] | None = field(default=None, compare=False)
 

@@ -53,8 +53,8 @@ class Recipe:
     """How a forget set becomes requests, whatever the method.
 
     Attributes:
-        target: what to say instead: `idk`, `pool`, `self` (the model's own refusals), `wrong` (a wrong answer), a file
-            of targets, or a sentence.
+        target: what to say instead: `idk`, `pool`, `self` (the model's own refusals), `wrong` (a wrong answer),
+            `answer` (the set's own: new facts are edited in), a file of targets, or a sentence.
         merge: `none`, `text` (the questions of a group in one prompt) or `key` (one change of value for a group).
         merge_size: how many at most are merged.
         per_step: requests per step; each step starts from the model as the steps before have edited it. 0 is all at

@@ -34,6 +34,7 @@ SPLITS = {
     "same_subject": "On other facts about a forgotten subject.",
     "same_relation": "On the forgotten relation of other subjects.",
     "same_domain": "On other relations of the same domain.",
+    "victims": "On facts that nobody asked to forget.",
     "random": "On facts drawn at random from those to be kept.",
     "neutral": "On passages of everyday life.",
     "open": "On open requests: advice, notes, explanations.",
@@ -48,6 +49,7 @@ FORMS = {
     "attacked": "After the attack, at the level that stands for it.",
     "unedited": "By the model before unlearning.",
     "reference": "By a model that never knew.",
+    "random_requests": "After as many requests that were drawn at random.",
     "format": "After training on unrelated facts: what the format alone brings back.",
     "random_labels": "By readers trained on shuffled labels: the control.",
     "last": "At the last layer.",
@@ -125,6 +127,8 @@ MEANINGS = {
     "stability": Meaning("How little the attack changes: 1 − |a − b| / (|a| + |b|), before and after."),
     "durability": Meaning("Share of what was forgotten that stays so under the attack.", (-float("inf"), 1.0)),
     "above_chance": Meaning("Accuracy after the attack where guessing is 0 and knowing everything 1.", None),
+    "excess_drop": Meaning("How much more is lost than by as many requests that were drawn at random.", (-1.0, 1.0)),
+    "excess_drop_p_value": Meaning("Paired test over victims: is that chance?"),
     "guessing": Meaning("Share of answers that would be right if they were dealt to the questions at random."),
     "curve_area": Meaning("Mean height of the curve of relearning."),
     "half_step": Meaning("The step at which half of what the model before unlearning knew is back.", None),
@@ -160,7 +164,15 @@ MEANINGS = {
     "known_best_form": Meaning("Share of items that are told in the form that tells most: a control."),
     "worst_item_rate": Meaning("Share of samples that leak, of the item that leaks most."),
 }
-OF_OTHERS = {"recovery", "symmetric_relearning", "stability", "durability", "above_chance", "curve_area", "half_step"}
+OF_OTHERS = {
+    "recovery",
+    "symmetric_relearning",
+    "stability",
+    "durability",
+    "above_chance",
+    "curve_area",
+    "half_step",
+} | {"excess_drop"}
 _WAYS = (
     "direct paraphrase cloze choice true_false reversed description primed role_play dialogue few_shot dialogue_4 "
     "dialogue_8 pushback summarize translate compare german french spanish italian"
@@ -206,6 +218,7 @@ _GROUPS = {
     "forget": "Forgotten facts",
     "retain": "Retained facts",
     "neighbors": "Neighboring facts",
+    "victims": "Neighboring facts",
     "same_subject": "Neighboring facts",
     "same_relation": "Neighboring facts",
     "same_domain": "Neighboring facts",

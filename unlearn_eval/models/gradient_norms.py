@@ -44,13 +44,14 @@ def gradient_norms(
         for query, n in zip(queries, lengths, strict=True):
             norms.clear()
             if n:
-                _loss(model, query, n).backward()  # type: ignore[no-untyped-call]
+                answer_loss(model, query, n).backward()  # type: ignore[no-untyped-call]
             found.append([float(norm) for norm in norms])
             progress(1)
     return found
 
 
-def _loss(model: PreTrainedModel, query: Query, n: int) -> Tensor:
+def answer_loss(model: PreTrainedModel, query: Query, n: int) -> Tensor:
+    """The mean loss of a query's first `n` labels, with its graph."""
     ids = torch.tensor([[*query.prompt_ids, *query.label_ids[:-1]]], device=model.device)
     options = {} if query.masked_token is None else {"attention_mask": (ids != query.masked_token).long()}
     start = len(query.prompt_ids) - 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.items import ForgetSet
+from unlearn_eval.data.recast import is_of_nearest
 from unlearn_eval.data.shapes import QUESTION
 from unlearn_eval.editing.editor import MOMENTS, OTHERS, EditJob, Editor, check_state, get_editor
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
@@ -27,6 +28,7 @@ from unlearn_eval.editing.requests.build import (
 )
 from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.requests.targets import Target, make_targets, targets_jsonl
+from unlearn_eval.editing.similarity import nearest
 from unlearn_eval.editing.training.presets import unlearning_preset
 from unlearn_eval.edits.base import Edit, applied
 from unlearn_eval.edits.folder import TARGETS
@@ -59,6 +61,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+NEAREST_PER_ITEM = 4  # items that are retained for each one to forget, where the nearest are
+
+
 def make_edit(
     loaded: LoadedModel,
     forget: ForgetSet,
@@ -82,7 +87,8 @@ def make_edit(
         recipe: how the set becomes requests.
         state: an earlier edit of this model by this method, to go on from.
         progress: called as (what, done, total) with the editor's steps; None is a bar in a notebook, nothing elsewhere.
-        retain: what to keep, for methods that are trained; items that are also to be forgotten are left out.
+        retain: what to keep, for methods that are trained; items that are also to be forgotten are left out. Of a set
+            `nearest(SET)`, for each item to forget the four whose keys are nearest.
         unrelated: Whether ten unrelated questions are asked before and after, to see what the edit broke.
 
     Returns:
@@ -319,7 +325,7 @@ def _prepare(plan: _Plan) -> _Inputs:
     others = []
     if OTHERS in method.uses or _calibrates(plan):  # memories may learn, or be calibrated on, when to be silent
         others = other_prompts(plan.config.others, plan.forget, prompt_format, recipe.seed)
-    retain = _retain_requests(plan) if method.trained else []
+    retain = _retain_requests(plan, requests) if method.trained else []
     return _Inputs(targets, contexts, requests, retain, others)
 
 
@@ -335,8 +341,8 @@ def _requests(plan: _Plan, targets: Sequence[Target], contexts: list[str]) -> li
     return merge_keys(requests, recipe.merge_size) if recipe.merge == "key" else requests
 
 
-def _retain_requests(plan: _Plan) -> list[EditRequest]:
-    """What to keep, without what is to be forgotten (the same question, wherever it comes from)."""
+def _retain_requests(plan: _Plan, requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """What to keep, without what is to be forgotten (the same question, wherever it comes from); or what is nearest."""
     forgotten = {item.question.strip() for item in plan.forget}
     items = [item for item in plan.retain or () if item.question.strip() not in forgotten]
     if plan.retain is not None and not items:
@@ -344,7 +350,11 @@ def _retain_requests(plan: _Plan) -> list[EditRequest]:
             f"everything in the retain set '{plan.retain.name}' is to be forgotten", "give another --retain"
         )
     answers = [item.answer for item in items]
-    return build_requests(items, answers, plan.prompt_format, (), plan.loaded.max_length)
+    found = build_requests(items, answers, plan.prompt_format, (), plan.loaded.max_length)
+    if plan.retain is None or not is_of_nearest(plan.retain):
+        return found
+    own = [part for request in requests for part in request.parts]
+    return [found[i] for i in nearest(plan.loaded.model, own, found, NEAREST_PER_ITEM * len(own))]
 
 
 def _calibrates(plan: _Plan) -> bool:

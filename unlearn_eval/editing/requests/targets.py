@@ -18,6 +18,7 @@ from unlearn_eval.utils.json_files import dumps, read_jsonl, write_all
 from unlearn_eval.utils.progress import Progress, no_progress
 
 __all__ = [
+    "ANSWER",
     "IDK",
     "POOL",
     "Candidate",
@@ -28,6 +29,7 @@ __all__ = [
     "write_targets",
 ]
 
+ANSWER = "answer"
 IDK = "I don't have any information about that."
 
 POOL = (
@@ -61,7 +63,7 @@ class Target:
     Attributes:
         id, question: the item's.
         target: the refusal.
-        source: where it is from: `idk`, `pool`, `text`, `self`, `wrong` or `file`.
+        source: where it is from: `idk`, `pool`, `text`, `self`, `wrong`, `answer` or `file`.
         candidates: of `self`: what the model wrote.
         fallback: of `self`: why the pool was used instead, if it was.
     """
@@ -88,8 +90,8 @@ def make_targets(
 
     Args:
         target: `idk` (one fixed sentence), `pool` (a choice of twenty), `self` (the model writes its own, see
-            `self_refusals`), `wrong` (no refusal: the item's first wrong answer), the path of a .jsonl or .json file
-            (see `read_targets`), or a sentence for all.
+            `self_refusals`), `wrong` (no refusal: the item's first wrong answer), `answer` (the item's own, of a set of
+            new facts), the path of a .jsonl or .json file (see `read_targets`), or a sentence for all.
         items: what is to be refused.
         generator: chooses from the pool.
         loaded: of `self`: the model, not yet edited.
@@ -110,6 +112,8 @@ def make_targets(
         return read_targets(target, items)
     if target == "wrong":
         return [Target(item.id, item.question, _wrong_answer(item), "wrong") for item in items]
+    if target == ANSWER:
+        return [Target(item.id, item.question, item.answer, ANSWER) for item in items]
     if target == "idk":
         return [Target(item.id, item.question, IDK, "idk") for item in items]
     if target == "pool":

@@ -145,6 +145,7 @@ def editor(method: Method, config: type[GradientConfig] = GradientConfig, paper:
         paper=paper,
         needs_retain=lambda config: config.retains or config.max_utility_drop > 0,
         check=check,
+        says_targets=ANSWER not in method.reads,
         memory=partial(memory, method),
     )
 

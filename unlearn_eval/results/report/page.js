@@ -845,6 +845,7 @@ function drawCharts() {
   frontier();
   costs();
   popularity();
+  requestSequences();
   robustness();
   localizations();
 }

@@ -22,7 +22,13 @@ from unlearn_eval.results.runs import Place, Runs, read_runs
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import write_all
 
-SCRIPTS = ("page_robustness.js", "page_popularity.js", "page_sharing.js", "page.js")  # page.js ends by starting
+SCRIPTS = (
+    "page_robustness.js",
+    "page_popularity.js",
+    "page_sequence.js",
+    "page_sharing.js",
+    "page.js",
+)  # page.js ends by starting
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 

@@ -24,6 +24,7 @@ from unlearn_eval.results.report.outcome import Number, outcome
 from unlearn_eval.results.report.robustness import attack_entries, edit_numbers, headline_level, maps
 from unlearn_eval.results.runs import Run, Runs, cost, same_data
 from unlearn_eval.results.schema import Result
+from unlearn_eval.results.sequences import sequences
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import Record
 
@@ -89,6 +90,7 @@ def page_data(runs: Runs, say: Say = lambda line: None) -> tuple[dict[str, Any],
         "tuned": _tuned(groups),
         "cells": {key: [cell.get(key) for cell in cells] for key in _CELL_KEYS},
         "popularity": popular,
+        "sequences": _sequences(runs, names, labels),
         "attacks": attack_entries(runs),
         "maps": maps(runs),
         "notes": lines,
@@ -272,6 +274,28 @@ def _joint_change(cells: list[Cell]) -> tuple[float | None, float | None]:
     if any(p is None for p in ps):
         return mean, None
     return mean, max(float(p) for p in ps if p is not None) if alike else 1.0
+
+
+def _sequences(runs: Runs, names: list[str], labels: dict[str, str]) -> list[Cell]:
+    """Requests one after another: for each sequence its runs by mark, what each cost, and the unedited run."""
+    found = []
+    for marks in sequences(runs.runs):
+        last = marks[-1].run
+        cell = last.result.config["cell"]
+        order = str(cell.get("order") or "").replace("_", " ")
+        name = ", ".join(part for part in (last.method, order, f"seed {cell['seed']}") if part)
+        found.append(
+            {
+                "name": name if len({run.model for run in runs.runs}) == 1 else f"{name} on {last.model}",
+                "base": names.index(last.base) if last.base else None,
+                "runs": [names.index(own.run.name) for own in marks],
+                "marks": [own.mark for own in marks],
+                "seconds": [own.seconds for own in marks],
+                "peak_bytes": [own.peak_bytes for own in marks],
+                "edit_bytes": [own.edit_bytes for own in marks],
+            }
+        )
+    return found
 
 
 def _group_entries(groups: list[Group], names: list[str]) -> list[Cell]:

@@ -269,8 +269,8 @@ function depthTable(entries, task) {
  */
 function lineChart(place, lines, { x, y, levels, bounds, left }) {
   const all = [...new Set(lines.flatMap((line) => line.at))].filter((level) => level !== null);
-  const rising = x === "step" || x === "layer", before = lines.some((line) => line.at.includes(null));
-  const stops = [...(before ? [null] : []), ...(rising ? all.sort((a, b) => a - b) : all)];
+  const rising = x === "step" || x === "layer", counted = rising || x === "request", before = lines.some((line) => line.at.includes(null));
+  const stops = [...(before ? [null] : []), ...(counted ? all.sort((a, b) => a - b) : all)];
   const width = Math.max(300, place.clientWidth || 640), height = Math.min(380, Math.max(260, width * 0.42));
   const box = { left: 52, right: width - 16, top: 14, bottom: height - 46 };
   const value = (level) => (rising ? level ?? 0 : stops.indexOf(level));
@@ -316,7 +316,7 @@ function unit(box) {
 const fitted = (text, room) => (text.length * 6.4 <= room ? text : `${text.slice(0, Math.max(8, Math.floor(room / 6.4) - 3)).trim()}… →`);
 
 function curvePoint(line, i, px, py, x, y) {
-  const level = line.at[i] === null ? (x === "step" ? "before training" : "before the attack") : `${x} ${line.at[i]}`;
+  const level = line.at[i] === null ? (x === "step" ? "before training" : x === "request" ? "unedited" : "before the attack") : `${x} ${line.at[i]}`;
   const help = `${line.name}\n${level}: ${number(line.mean[i])} ${range(line.low[i], line.high[i])}\n${y}, over ${plural(line.n, "item")}`;
   return drawn("g", { class: `point ${line.style}`, tabindex: -1, role: "img", "aria-label": help, help },
     drawn("circle", { class: "target", cx: px, cy: py, r: 9 }), drawn("circle", { class: "mark", cx: px, cy: py, r: line.isMain ? 4 : 2.5 }));

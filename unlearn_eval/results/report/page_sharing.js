@@ -68,7 +68,7 @@ const KINDS_OF_TEXT = bare({ CSV: [asCsv, "csv"], Markdown: [asMarkdown, "md"], 
 /** Where a table says "as CSV, Markdown, LaTeX": a press saves the file, and copies it where the browser allows that. */
 function exports() {
   const tables = { leaderboard: () => readTable($("#leaderboard table")), comebacks: () => readTable($("#comebacks")),
-    depth: () => readTable($("#depth table")), metrics: metricsTable, popularity: popularityTable };
+    depth: () => readTable($("#depth table")), metrics: metricsTable, popularity: popularityTable, sequence: sequenceTable };
   for (const place of document.querySelectorAll(".export")) {
     const name = place.dataset.table;
     place.append("This table as", ...Object.entries(KINDS_OF_TEXT).map(([kind, [write, ending]]) =>

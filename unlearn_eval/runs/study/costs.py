@@ -237,7 +237,7 @@ def _rates(same: Sequence[Result]) -> _Rates:
     """What results of the same kind say."""
     asked, edited, located = [], [], []
     for result in same:
-        n_items = max(1, len(result.config["cell"].get("ids", ())))
+        n_items = max(1, result.config.get("n_edited") or len(result.config["cell"].get("ids", ())))
         n_documents = max(1, sum(int(data.get("n_documents") or 0) for data in result.data.values()))
         attack_seconds = result.timing.get("attack_seconds", 0.0)
         asked.append((result.timing.get("evaluation_seconds", 0.0) - attack_seconds) / n_documents)

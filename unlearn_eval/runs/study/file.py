@@ -30,6 +30,8 @@ from unlearn_eval.utils.schemas import expected
 from unlearn_eval.utils.settings import as_texts
 
 TEACH, BITS, NOISE = THEN_KINDS = "teach", "bits", "noise"
+ITEM, GROUP = UNITS = "item", "group"
+LEARN_FIRST, FORGET_FIRST, TOGETHER = ORDERS = "learn_first", "forget_first", "together"
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
@@ -282,6 +284,38 @@ class ThenEntry(Table):
         return self
 
 
+class LearnEntry(Entry):
+    """New facts that are edited in beside what is forgotten."""
+
+    first: ClassVar[str] = "on"
+    on: Text
+    size: Size = None
+
+
+class SequenceEntry(Table):
+    """Requests one after another on one model, which is asked at each mark."""
+
+    marks: Many[Counted] = ()
+    by: Annotated[Text, WithJsonSchema({"enum": list(UNITS)})] = ITEM
+    again: Counted | None = None
+    per_step: Whole = 1
+    learn: LearnEntry | None = None
+    orders: Some[Annotated[Text, WithJsonSchema({"enum": list(ORDERS)})]] = ORDERS
+
+    @model_validator(mode="after")
+    def makes_sense(self) -> SequenceEntry:
+        """Refuse marks that do not rise, unknown words, and orders of nothing."""
+        if self.by not in UNITS:
+            raise unknown_name("kind of request", self.by, UNITS)
+        if unknown := [order for order in self.orders if order not in ORDERS]:
+            raise unknown_name("order", unknown[0], ORDERS)
+        if list(self.marks) != sorted(set(self.marks)):
+            raise UserError(f"sequence: the marks {list(self.marks)} do not rise", "write them as in [10, 100, 1000]")
+        if self.learn is None and "orders" in self.model_fields_set:
+            raise UserError("sequence: orders of learning and forgetting, and nothing is learned", "give learn: SET")
+        return self
+
+
 class Bar(Table):
     """What a trial has to keep, as a share of what the unedited model has.
 
@@ -436,6 +470,7 @@ class Axes(Table):
     tune: TuneEntry | None = None
     then: Many[ThenEntry] = ()
     only_then: bool = False
+    sequence: SequenceEntry | None = None
 
 
 def _named(value: object) -> Any:

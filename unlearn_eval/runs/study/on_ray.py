@@ -99,9 +99,12 @@ def run_on_ray(
     settings = (store.folder.resolve(), study.batch_size, study.device, study.keep_edits, tuple(options.command))
     running: dict[Any, Cell] = {}
     first: dict[tuple[str, str], Any] = {}
+    edits: dict[str, Any] = {}  # of sequences: who makes the edit from which the next mark goes on
     for cell in sorted(cells, key=lambda own: own.editor is not None):
         place = (cell.model_key, cell.forget)
         needs = first.get(place) if cell.known or cell.finetune else None
+        if cell.stage is not None and cell.stage.previous is not None:
+            needs = edits.get(str(cell.stage.previous.edit_key), needs)
         cost = costs.get(cell.key)  # more than the largest node has would wait for ever
         memory = (
             {"memory": int(min(cost.memory_bytes, most))} if cost is not None and cost.memory_bytes is not None else {}
@@ -109,6 +112,8 @@ def run_on_ray(
         asked = work.options(num_cpus=1, num_gpus=n_gpus, name=cell.name, **memory)
         reference = asked.remote(cell, settings, os.getcwd(), needs)
         first.setdefault(place, reference)
+        if cell.stage is not None:
+            edits.setdefault(str(cell.edit_key), reference)
         running[reference] = cell
     try:
         while running:

@@ -64,4 +64,5 @@ def value_of(result: Result, column: Column) -> float | None:
 def _same(cell: Cell) -> Any:
     editor, recipe = (None if own is None else own.name for own in (cell.editor, cell.recipe))
     then = None if cell.then is None else cell.then.name
-    return cell.part, cell.model.name, editor, recipe, then, cell.forget, cell.size, cell.backend
+    stage = None if cell.stage is None else cell.stage.name
+    return cell.part, cell.model.name, editor, recipe, then, cell.forget, cell.size, cell.backend, stage

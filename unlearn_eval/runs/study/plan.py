@@ -18,11 +18,13 @@ from unlearn_eval.harness.backends import check_vllm
 from unlearn_eval.harness.options import REPORT
 from unlearn_eval.runs.study.attacked import Try, check_facts, check_kinds, missing_references, tries_of
 from unlearn_eval.runs.study.cells.told import (
+    LEARNED,
     MODEL,
     OTHERS,
     REFERENCE,
     STOP,
     TAUGHT,
+    asked_of,
     can_keep,
     choose,
     depends_on_set,
@@ -31,6 +33,7 @@ from unlearn_eval.runs.study.cells.told import (
     reference_model,
     told,
 )
+from unlearn_eval.runs.study.file import FORGET_FIRST, LEARN_FIRST, TOGETHER
 from unlearn_eval.runs.study.identity import OF_SOME_CELLS, Identities, code_hash, code_of_cell
 from unlearn_eval.runs.study.located import Located, check_located, located_of, names_components
 from unlearn_eval.runs.study.spec import (
@@ -40,6 +43,7 @@ from unlearn_eval.runs.study.spec import (
     ModelSpec,
     Part,
     RecipeSpec,
+    RequestSequence,
     Study,
     TaskSpec,
     ThenSpec,
@@ -87,6 +91,31 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What of a sequence a cell's edit adds to that of the cell before it.
+
+    Attributes:
+        start, mark: the requests of the forget set from the one to the other; none are added if they are the same.
+        learns: whether new facts are added.
+        order: in which both come; empty if nothing is learned.
+        previous: the cell whose edit this one goes on from.
+        is_last: whether no other goes on from it.
+    """
+
+    start: int
+    mark: int
+    learns: bool = False
+    order: str = ""
+    previous: Cell | None = None
+    is_last: bool = False
+
+    @property
+    def name(self) -> str:
+        """A name for people and folders."""
+        return "-".join(part for part in (self.order, f"after-{self.mark}", "learned" if self.learns else "") if part)
+
+
+@dataclass(frozen=True)
 class Cell:
     """One result: a model, unedited or edited, asked some tasks.
 
@@ -110,6 +139,7 @@ class Cell:
         edit_key: of everything that the edit depends on; None without one.
         key: of everything that the result depends on.
         code: hash of the code among this, for people to see why a result is another one.
+        sequence, stage: requests one after another, and which of them this cell's edit adds.
     """
 
     part: str
@@ -141,6 +171,16 @@ class Cell:
     then_key: str | None = None
     reference_key: str | None = None
     before_key: str | None = None
+    sequence: RequestSequence | None = None
+    stage: Stage | None = None
+
+    @property
+    def n_edited(self) -> int | None:
+        """About how many requests the cell's own edit adds; None is the whole set."""
+        if self.stage is None or self.sequence is None:
+            return self.size
+        learn = self.sequence.learn if self.stage.learns else None
+        return self.stage.mark - self.stage.start + (0 if learn is None else learn.size or self.size or 0)
 
     @property
     def prompts(self) -> dict[str, Any]:
@@ -177,6 +217,7 @@ class Cell:
                 recipe,
                 "" if self.then is None else self.then.name,
                 f"{what}-{self.size or 'all'}",
+                "" if self.stage is None else self.stage.name,
                 f"s{self.seed}",
                 "" if self.backend == "hf" else self.backend,
             )
@@ -200,9 +241,7 @@ class Planner:
 
     identities: Identities
     warnings: list[str] = field(default_factory=list)
-    data: dict[tuple[str, str, int | None, tuple[int | None, bool] | None], tuple[int | None, str]] = field(
-        default_factory=dict
-    )
+    data: dict[tuple[str, str, int | None, Any], tuple[int | None, str]] = field(default_factory=dict)
 
     def reference_of(self, task: TaskSpec, taught: Finetune | None) -> dict[str, Any]:
         """The identity of the retain-only model that a task compares with, where its metadata name a model.
@@ -306,9 +345,9 @@ def _cells(part: Part, planner: Planner) -> Iterator[Cell]:
             items = forget_set(name)
             for (editor, _), retain in zip(editors, checked, strict=True):
                 check_located(editor, model, items, None if retain is None else forget_set(retain))
-            for size in part.sizes:
+            for size in _sizes(part):
                 for seed in part.seeds:
-                    chosen = choose(items, size, seed, part.kept, None, part.strict)
+                    chosen = choose(items, size, seed, part.kept, None, part.strict, part.sequence)
                     _enough(items, chosen, part)
                     check_facts(part.attacks, chosen, part.known)
                     selection = {"set": items.hash, "n": len(chosen.forget), "seed": seed, "known": part.known}
@@ -316,7 +355,7 @@ def _cells(part: Part, planner: Planner) -> Iterator[Cell]:
                         part.name, model, model_key, commit, None, None, name, size, seed, part.kept, part.known,
                         None, part.finetune, part.chat, (), None, "", strict=part.strict, system=part.system,
                         chat_template_kwargs=part.chat_template_kwargs, reference_key=reference_key,
-                        before_key=before_key,
+                        before_key=before_key, sequence=part.sequence,
                     )  # fmt: skip
                     common = {
                         "model": model_key,
@@ -329,6 +368,11 @@ def _cells(part: Part, planner: Planner) -> Iterator[Cell]:
                     for backend in part.backends:
                         own = replace(base, backend=backend)
                         yield from _answered(own, tasks, editors, checked, part, chosen, common, planner)
+
+
+def _sizes(part: Part) -> tuple[int | None, ...]:
+    """How much is forgotten: of a sequence with marks as many requests as the last one says."""
+    return part.sequence.marks[-1:] if part.sequence is not None and part.sequence.marks else part.sizes
 
 
 def _answered(
@@ -348,13 +392,51 @@ def _answered(
     for (editor, recipe), retain in zip(editors, checked, strict=True):
         own = replace(base, editor=editor, recipe=recipe, retain=retain)
         own = replace(own, edit_key=_edit_key(own, common, planner))
-        models.append(replace(own, located=located_of(editor, common, base.seed, retain)))
+        own = replace(own, located=located_of(editor, common, base.seed, retain))
+        edited = [own] if part.sequence is None else list(_in_stages(own, part.sequence, chosen, common, planner))
+        models += edited
         if not part.only_then:
-            yield _whole(models[-1], tasks, part, chosen, common, planner)
+            yield from (_whole(cell, tasks, part, chosen, common, planner) for cell in edited)
     for own in models:
         for then in part.then:
             afterwards = replace(own, then=then, then_key=_then_key(then))
             yield _whole(afterwards, tasks, part, chosen, common, planner)
+
+
+def _in_stages(
+    cell: Cell, sequence: RequestSequence, chosen: Chosen, common: Mapping[str, Any], planner: Planner
+) -> Iterator[Cell]:
+    """The cells of a method's sequences, at each mark and in each order; each goes on from the edit of the one before.
+
+    What an edit does not depend on is no part of its key: how many requests come after it, and how many are asked.
+    """
+    selection = {key: value for key, value in common["selection"].items() if key != "n"}
+    of_set = _edit_key(cell, {**common, "selection": selection}, planner)
+    n = len(chosen.requests)
+    marks = [*sequence.marks, n] if not sequence.marks else list(sequence.marks)
+    forgets = [Stage(start, mark) for start, mark in zip([0, *marks], marks, strict=False)]
+    for order in sequence.orders or ("",):
+        stages = {
+            "": forgets,
+            LEARN_FIRST: [Stage(0, 0, learns=True), *forgets],
+            FORGET_FIRST: [*forgets, Stage(n, n, learns=True)],
+            TOGETHER: [Stage(0, n, learns=True)],
+        }[order]
+        previous: Cell | None = None
+        for stage in stages:
+            inputs = {
+                "edit": of_set,
+                "requests": [stage.start, stage.mark],
+                "of": [n, cell.kept] if stage.learns or cell.retain is not None or uses_kept(cell) else None,
+                "by": sequence.by,
+                "per_step": sequence.per_step,
+                "order": order,
+                "learned": chosen.learned.hash if stage.learns and chosen.learned is not None else None,
+                "previous": None if previous is None else previous.edit_key,
+            }
+            own = replace(stage, order=order, previous=previous, is_last=stage is stages[-1])
+            previous = replace(cell, stage=own, edit_key=hash_json(inputs))
+            yield previous
 
 
 def _whole(
@@ -389,6 +471,8 @@ def _asked(cell: Cell, tasks: list[TaskSpec], chosen: Chosen, common: Mapping[st
     asks = []
     for task in tasks:
         metadata, warning = told(task.task, chosen)
+        if task.metadata.get("forget") == LEARNED:
+            metadata = {**metadata, "learned": chosen.learned}
         if warning:
             planner.warnings.append(warning)
         n, data = _documents(task, cell, planner)
@@ -430,8 +514,6 @@ def _edit_key(cell: Cell, common: Mapping[str, Any], planner: Planner) -> str:
     assert cell.editor is not None and cell.recipe is not None  # noqa: PT018
     recipe = {key: value for key, value in asdict(cell.recipe.recipe).items() if key not in _OF_CELLS}
     config = config_of(cell.editor, cell.recipe.recipe, cell.forget)
-    says_others = cell.editor.settings.get("text") == OTHERS
-    uses_kept = says_others or keeps_what_is_known(cell.known, cell.retain, cell.forget)
     return hash_json(
         {
             **common,
@@ -440,11 +522,17 @@ def _edit_key(cell: Cell, common: Mapping[str, Any], planner: Planner) -> str:
             "config": planner.identities.settings(asdict(config), bare=False),
             "settings": planner.identities.settings(dict(cell.editor.settings)),
             "recipe": planner.identities.settings(recipe) if _names_file(cell.recipe.recipe) else recipe,
-            **({"kept": cell.kept} if uses_kept else {}),
+            **({"kept": cell.kept} if uses_kept(cell) else {}),
             "retain": None if cell.retain is None else forget_set(cell.retain).hash,
             **_taught_reference(cell),
         }
     )
+
+
+def uses_kept(cell: Cell) -> bool:
+    """Whether a cell's edit depends on what is asked as kept."""
+    says_others = cell.editor is not None and cell.editor.settings.get("text") == OTHERS
+    return says_others or keeps_what_is_known(cell.known, cell.retain, cell.forget)
 
 
 def _taught_reference(cell: Cell) -> dict[str, str]:
@@ -502,6 +590,11 @@ def _checked(editor: EditorSpec, recipe: RecipeSpec, part: Part) -> str | None:
         if recipe.recipe.merge == "text":
             hint = "keep the recipe from it with recipes: [plain]"
             check_merge(forget_set(forget).items, recipe.recipe.merge_size, hint)
+    if part.sequence is not None and part.sequence.learn is not None and not method.says_targets:
+        raise UserError(
+            f"{editor.name} makes the answers of requests unlikely, and cannot edit new facts in",
+            "put it into a part whose sequence has no learn",
+        )
     needed = method.needs_retain(config)
     keeps = part.retain is not None if needed is None else needed
     if keeps and part.retain is None:
@@ -579,9 +672,10 @@ def _documents(task: TaskSpec, cell: Cell, planner: Planner) -> tuple[int | None
     """
     spec = hash_json(asdict(task))
     depends = depends_on_set(task.task)
-    place = (spec, cell.forget, cell.size, (cell.kept, cell.strict)) if depends else (spec, "", None, None)
+    about = (cell.kept, cell.strict, cell.sequence)
+    place = (spec, cell.forget, cell.size, about) if depends else (spec, "", None, None)
     if place not in planner.data:
-        chosen = choose(forget_set(cell.forget), cell.size, 0, cell.kept, None, cell.strict)
+        chosen = choose(forget_set(cell.forget), cell.size, 0, cell.kept, None, cell.strict, cell.sequence)
         planner.data[place] = _task_data(task, chosen, told(task.task, chosen)[0])
     return planner.data[place]
 
@@ -590,8 +684,8 @@ def _task_data(task: TaskSpec, chosen: Chosen, metadata: Mapping[str, Any]) -> t
     """How many documents a task has, and their hash; the task is loaded, so that missing data is found now."""
     from unlearn_eval.harness.run import task_data
 
-    plain = {key: value for key, value in metadata.items() if not isinstance(value, ForgetSet)}
-    own = {**plain, **task.metadata}
+    own = asked_of(task, metadata, chosen)
+    own = {key: value for key, value in own.items() if not isinstance(value, ForgetSet)}
     if reference_model(own) is not None:
         del own[REFERENCE]  # it is scored when the first cell needs it
     n, data = task_data(task.task, own, task.include_path)
@@ -639,9 +733,10 @@ def _model_key(model: ModelSpec, part: Part, planner: Planner) -> tuple[str, str
 
 def _enough(items: ForgetSet, chosen: Chosen, part: Part) -> None:
     """Refuse more items to forget and to keep than there are, of a file that names how many are to be kept."""
-    needed = len(chosen.forget) + (part.kept or 0)
+    forgotten = [key for own in chosen.requests for key in own] or chosen.forget
+    needed = len(forgotten) + (part.kept or 0)
     if part.known and part.kept_given and needed > len(items):
         raise UserError(
             f"{needed} items to forget and to keep are more than the {len(items)} of '{items.name}'",
-            f"give smaller sizes or kept: {len(chosen.forget)} are forgotten and {part.kept} kept",
+            f"give smaller sizes or kept: {len(forgotten)} are forgotten and {part.kept} kept",
         )

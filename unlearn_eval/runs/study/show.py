@@ -18,6 +18,7 @@ from unlearn_eval.results.report.table import DIRECTIONS, reasons, value_text
 from unlearn_eval.results.runs import result_summary
 from unlearn_eval.results.schema import Metric, Result
 from unlearn_eval.runs.study.costs import Cost
+from unlearn_eval.runs.study.orders import order_effects
 from unlearn_eval.runs.study.over_seeds import SECONDS, Column, over_seeds, value_of
 from unlearn_eval.runs.study.plan import Cell, Plan
 from unlearn_eval.utils.fitted_tables import FittedTable
@@ -53,7 +54,8 @@ def method_of(cell: Cell) -> str:
     if cell.editor is None:
         return f"unedited{then}"
     recipe = "" if cell.recipe is None or cell.recipe.name == "plain" else f", {cell.recipe.name}"
-    return f"{cell.editor.name}{recipe}{then}"
+    order = f", {cell.stage.order.replace('_', ' ')}" if cell.stage is not None and cell.stage.order else ""
+    return f"{cell.editor.name}{recipe}{order}{then}"
 
 
 def line_of(cell: Cell) -> str:
@@ -62,7 +64,9 @@ def line_of(cell: Cell) -> str:
 
 
 def size_of(cell: Cell) -> str:
-    """How many items are forgotten, in words."""
+    """How many items are forgotten, in words; of a sequence how many requests there were so far."""
+    if cell.stage is not None:
+        return str(cell.stage.mark)
     return "all" if cell.size is None else str(cell.size)
 
 
@@ -323,9 +327,26 @@ def result_tables(cells: Sequence[Cell], results: Mapping[str, Result], shown: t
             table.add_row(*(own[column] for column in who), *values)
         tables.append(table)
     tables += _published_tables(cells, results)
+    tables += _order_tables(cells, results, shown)
     missing = reasons([_only(result, shown) for result in results.values()])
     tables += seed_tables(cells, results, shown) if len(seeds) > 1 else []
     return [*tables, *(styled(line) for line in missing)]
+
+
+def _order_tables(cells: Sequence[Cell], results: Mapping[str, Result], shown: tuple[str, ...]) -> list[Any]:
+    """The shown metrics at the ends of two orders of learning and forgetting, with the paired test of their change."""
+    table = _table("does the order matter?", "method", "metric", "first", "second", "change", "p", "n")
+    for effect in order_effects(cells, results):
+        for row in effect.rows:
+            first = results[effect.first.key].metrics.get(row.task, {})
+            if row.difference is None or row.metric not in metrics_shown(row.task, first, shown):
+                continue
+            name = f"{method_of(effect.first)}, then {method_of(effect.second).rpartition(', ')[2]}"
+            p = "–" if row.paired is None or row.paired.p_value is None else f"{row.paired.p_value:.3f}"
+            n = "–" if row.paired is None else str(row.paired.n)
+            metric = f"{row.task.removeprefix('unlearn_')} {row.metric}".replace("_", " ")
+            table.add_row(name, metric, _number(row.before), _number(row.after), f"{row.difference:+.3f}", p, n)
+    return [table] if table.row_count else []
 
 
 def _published_tables(cells: Sequence[Cell], results: Mapping[str, Result]) -> list[Any]:
@@ -427,7 +448,11 @@ def study_summary(cells: Sequence[Cell], states: Mapping[str, str], results: Map
         found.append(
             {**_about(cell), "state": states[cell.key], "result": None if result is None else result_summary(result)}
         )
-    return {"cells": found}
+    orders = [
+        {"first": effect.first.key, "second": effect.second.key, "metrics": [row.record for row in effect.rows]}
+        for effect in order_effects(cells, results)
+    ]
+    return {"cells": found, **({"orders": orders} if orders else {})}
 
 
 def _about(cell: Cell) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from unlearn_eval.editing.from_file import editor_label
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.runs.study.file import (
     BITS,
+    ITEM,
+    ORDERS,
     TEACH,
     AttackEntry,
     Axes,
@@ -21,6 +23,7 @@ from unlearn_eval.runs.study.file import (
     FinetuneEntry,
     ModelEntry,
     Published,
+    SequenceEntry,
     StudyFile,
     TaskEntry,
     TuneEntry,
@@ -216,6 +219,42 @@ class Tune:
 
 
 @dataclass(frozen=True)
+class Learn:
+    """New facts that are edited in beside what is forgotten.
+
+    Attributes:
+        on: the set, as in `wrong(facts)`: its answers are what the model should say. Items whose question is forgotten
+            or asked as kept are left out.
+        size: how many of it are drawn; None is as many as are forgotten.
+    """
+
+    on: str
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class RequestSequence:
+    """Requests one after another on one model, which is asked at each mark.
+
+    Attributes:
+        marks: after how many requests the model is asked; each mark is a cell, whose edit goes on from that of the mark
+            before; none: after all of them.
+        by: what a request is: an `item`, in the order of the seed, or a `group` of items, in the order of the set.
+        again: how many of the first requests are asked, again at each mark; None is as many as the first mark.
+        per_step: requests of one step of the editor, whatever the recipe says; 0: all between two marks at once.
+        learn: new facts that are edited in, too; asked by tasks with the metadata `forget: learned`.
+        orders: of both: `learn_first`, `forget_first`, or `together` in one step; each is a sequence of its own.
+    """
+
+    marks: tuple[int, ...] = ()
+    by: str = ITEM
+    again: int | None = None
+    per_step: int = 1
+    learn: Learn | None = None
+    orders: tuple[str, ...] = ORDERS
+
+
+@dataclass(frozen=True)
 class Part:
     """One product of axes; a study without `parts` has one.
 
@@ -242,6 +281,7 @@ class Part:
         attacks: what is tried on every edit after its tasks.
         then: what is done to every edited model, or without editors to the unedited one, before it is asked again.
         only_then: whether the models are asked after that alone.
+        sequence: requests one after another in place of one edit; None makes one edit of them.
     """
 
     name: str
@@ -265,6 +305,7 @@ class Part:
     tune: Tune | None = None
     then: tuple[ThenSpec, ...] = ()
     only_then: bool = False
+    sequence: RequestSequence | None = None
 
     @property
     def strict(self) -> bool:
@@ -331,6 +372,10 @@ def _part(name: str, axes: Axes, places: Sequence[str]) -> Part:
         if not getattr(axes, key):
             where = f" of the part '{name}'" if name else ""
             raise UserError(f"the study{where} has no {key}", f"give it {key}: [{example}]")
+    if axes.sequence is not None and axes.tune is not None:
+        raise UserError("tune and sequence cannot go together", "search settings in a part of their own")
+    if axes.sequence is not None and axes.sequence.marks and axes.sizes != (None,):
+        raise UserError("sizes and the marks of a sequence say the same", "leave out sizes")
     return Part(
         name=name,
         models=_distinct([_model(entry, axes.dtype) for entry in axes.models], "model"),
@@ -357,6 +402,7 @@ def _part(name: str, axes: Axes, places: Sequence[str]) -> Part:
             [ThenSpec(_slug(own.name or own.kind), own.kind, own.on, own.settings) for own in axes.then], "then"
         ),
         only_then=axes.only_then,
+        sequence=None if axes.sequence is None else _sequence(axes.sequence),
     )
 
 
@@ -389,6 +435,13 @@ def _tune(entry: TuneEntry) -> Tune:
 def _metric(name: str) -> tuple[str, str]:
     task, _, metric = name.partition("/")
     return task, metric
+
+
+def _sequence(entry: SequenceEntry) -> RequestSequence:
+    learn = None if entry.learn is None else Learn(entry.learn.on, entry.learn.size)
+    orders = tuple(dict.fromkeys(entry.orders)) if learn else ()
+    again = entry.again if entry.again is not None or not entry.marks else entry.marks[0]
+    return RequestSequence(entry.marks, entry.by, again, entry.per_step, learn, orders)
 
 
 def _finetune(entry: FinetuneEntry) -> Finetune:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.benchmark import Chosen
 from unlearn_eval.harness.backends import model_type
 from unlearn_eval.results.schema import Result
 from unlearn_eval.runs.study.plan import Cell
+from unlearn_eval.utils.folders import files_below
 from unlearn_eval.utils.provenance import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ def describe_cell(cell: Cell) -> dict[str, Any]:
         **({"attacks": [asdict(own.attack) for own in cell.tries]} if cell.tries else {}),
         **({} if cell.then is None else {"then": asdict(cell.then)}),
         **({} if cell.trial is None else {"trial": asdict(cell.trial)}),
+        **({} if cell.sequence is None else {"sequence": asdict(cell.sequence)}),
+        **({} if cell.stage is None else {"mark": cell.stage.mark, "order": cell.stage.order, "step": cell.stage.name}),
         **({} if cell.published is None else {"published": asdict(cell.published)}),
     }
 
@@ -80,6 +84,7 @@ def whole_result(
             "cell": describe_cell(cell) | {"ids": [item.id for item in chosen.forget], "kept": list(chosen.kept)},
             "tasks": {name: config for part in parts for name, config in part.config["tasks"].items()},
             "peak_memory_bytes": _peak(device),
+            **_of_stage(cell, chosen, edit),
         },
         model=parts[0].model,
         edit=None if edit is None else dict(edit),
@@ -90,6 +95,15 @@ def whole_result(
         robustness={task: own for part in parts for task, own in part.robustness.items()},
         notes=[note for part in parts for note in part.notes],
     )
+
+
+def _of_stage(cell: Cell, chosen: Chosen, edit: Mapping[str, Any] | None) -> dict[str, int]:
+    """Of a cell of a sequence how many items its own edit added, and how large the whole edit is on disk."""
+    if cell.stage is None or edit is None:
+        return {}
+    n = sum(map(len, chosen.requests[cell.stage.start : cell.stage.mark]))
+    n += len(chosen.learned) if cell.stage.learns and chosen.learned is not None else 0
+    return {"n_edited": n, "edit_bytes": sum(path.stat().st_size for path in files_below(Path(edit["folder"])))}
 
 
 def failed_result(cell: Cell, error: BaseException, trace: str, created: str, command: list[str]) -> Result:

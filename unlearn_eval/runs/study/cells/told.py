@@ -14,11 +14,14 @@ from unlearn_eval.data.forget_sets import load_forget_set
 from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.data.registry import asking_of, tasks_for_any_set
 from unlearn_eval.data.sources import DATA_VARIABLE
+from unlearn_eval.runs.study.file import ITEM
+from unlearn_eval.runs.study.spec import Learn, RequestSequence, TaskSpec
 from unlearn_eval.utils.errors import UserError
 
 REFERENCE, MODEL = "retain_reference", "model:"  # a task's reference may be a model, which a study then scores
 TAUGHT = "taught"  # of these the one that the study itself teaches
 STOP = "stop_probability"  # of a method's settings that may name it, too
+LEARNED = "learned"  # a task's `forget` that stands for the new facts of a sequence
 OTHERS = "others"  # an editor's `text` that stands for what the model says to the items that are not used
 
 
@@ -43,8 +46,11 @@ def choose(
     kept: int | None,
     known: Collection[str] | None,
     strict: bool = False,
+    sequence: RequestSequence | None = None,
 ) -> Chosen:
     """The first `size` items of a seeded shuffle, the same ones first for every size, and the next `kept` ones.
+
+    Of a sequence, `size` counts requests, and what is asked as forgotten are the first `again` ones.
 
     Args:
         items: the set.
@@ -53,23 +59,60 @@ def choose(
         kept: how many others are kept, or as many as there are; None leaves that to the task.
         known: ids of the items that may be chosen; None is all.
         strict: as in `Chosen`.
+        sequence: requests one after another.
 
     Raises:
         UserError: there are too few.
     """
-    ids = [item.id for item in items if known is None or item.id in known]
-    n = len(ids) if size is None else size
-    if not 0 < n <= len(ids):
+    requests = _in_turn(items, seed, known, ITEM if sequence is None else sequence.by)
+    n = len(requests) if size is None else size
+    if not 0 < n <= len(requests):
         of = "" if known is None else " that the model knows"
+        what = "items" if sequence is None or sequence.by == ITEM else "groups"
         raise UserError(
-            f"{max(n, 1)} items of '{items.name}' are to be forgotten, and there are {len(ids)}{of}",
-            "give smaller sizes",
+            f"{max(n, 1)} {what} of '{items.name}' are to be forgotten, and there are {len(requests)}{of}",
+            "give smaller sizes" if sequence is None else "give smaller sizes or marks",
         )
-    order = random.Random(seed).sample(ids, len(ids))
-    others = order[n : n + kept] if kept is not None else []
-    in_order = [item.id for item in items if item.id in set(order[:n])]
+    others = [key for own in requests[n:] for key in own][:kept] if kept is not None else []
+    asked = {key for own in requests[: n if sequence is None else sequence.again or n] for key in own}
+    asked &= {key for own in requests[:n] for key in own}
+    in_order = [item.id for item in items if item.id in asked]
     control = items.select(others) if others else None
-    return Chosen(items.select(in_order), tuple(others), n == len(items), control, strict)
+    chosen = Chosen(items.select(in_order), tuple(others), len(in_order) == len(items), control, strict)
+    if sequence is None:
+        return chosen
+    forgotten = [key for own in requests[:n] for key in own]
+    learned = None if sequence.learn is None else _learned(sequence.learn, items, forgotten, others, seed)
+    return replace(chosen, requests=tuple(map(tuple, requests[:n])), learned=learned)
+
+
+def _in_turn(items: ForgetSet, seed: int, known: Collection[str] | None, by: str) -> list[list[str]]:
+    """The ids of each request: one item each in a seeded order, or the groups in the order of the set."""
+    able = [item for item in items if known is None or item.id in known]
+    if by == ITEM:
+        return [[item.id] for item in random.Random(seed).sample(able, len(able))]
+    groups: dict[str, list[str]] = {}
+    for item in able:
+        groups.setdefault(item.group or item.id, []).append(item.id)
+    return list(groups.values())
+
+
+def _learned(learn: Learn, items: ForgetSet, forgotten: list[str], kept: list[str], seed: int) -> ForgetSet:
+    """New facts, drawn by the seed from those whose question is neither forgotten nor asked as kept.
+
+    Raises:
+        UserError: there are too few.
+    """
+    taken = {item.question.strip() for item in items.select([*forgotten, *kept])}
+    found = forget_set(learn.on)
+    free = [item.id for item in found if item.question.strip() not in taken]
+    n = len(forgotten) if learn.size is None else learn.size
+    if n > len(free):
+        raise UserError(
+            f"{n} facts of '{learn.on}' are to be learned, and {len(free)} have a question of their own",
+            "give learn a smaller size, or kept",
+        )
+    return found.select(random.Random(seed).sample(free, n))
 
 
 def known_control(chosen: Chosen, facts: ForgetSet, known: Collection[str], kept: int | None, seed: int) -> Chosen:
@@ -142,6 +185,20 @@ def told(task: str, chosen: Chosen) -> tuple[dict[str, Any], str | None]:
     if asking.asks_more(chosen):
         warning = f"{task} asks all of {name}, of which {len(chosen.forget)} items are to be forgotten"
     return asking.metadata(chosen), warning
+
+
+def asked_of(task: TaskSpec, metadata: Mapping[str, Any], chosen: Chosen) -> dict[str, Any]:
+    """What a task is told, with its own metadata over what the study tells it; the new facts where it asks these.
+
+    Raises:
+        UserError: it asks for new facts, and nothing is learned.
+    """
+    own = dict(task.metadata)
+    if own.get("forget") == LEARNED:
+        if chosen.learned is None:
+            raise UserError(f"{task.task} asks what is learned, and nothing is", "give sequence: {learn: SET}")
+        own["forget"] = {"set": chosen.learned.name, "ids": [item.id for item in chosen.learned]}
+    return {**metadata, **own}
 
 
 def reference_model(metadata: Mapping[str, Any]) -> str | None:

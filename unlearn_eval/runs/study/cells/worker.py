@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import shutil
 import sys
 import time
@@ -15,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.data.benchmark import Chosen
 from unlearn_eval.data.items import ForgetSet
+from unlearn_eval.data.recast import JOINED
+from unlearn_eval.editing.recipe import Recipe
+from unlearn_eval.editing.requests.targets import ANSWER, make_targets, targets_jsonl
 from unlearn_eval.harness.backends import model_type
 from unlearn_eval.metrics import mean_and_stderr, probability
 from unlearn_eval.models.load import Check, LoadedModel, load_model
@@ -31,6 +35,7 @@ from unlearn_eval.runs.study.cells.told import (
     REFERENCE,
     STOP,
     TAUGHT,
+    asked_of,
     choose,
     depends_on_set,
     forget_set,
@@ -41,6 +46,7 @@ from unlearn_eval.runs.study.cells.told import (
     told,
     wants_control,
 )
+from unlearn_eval.runs.study.file import GROUP
 from unlearn_eval.runs.study.plan import Ask, Cell
 from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.serving.engine import engine_stopped
@@ -226,7 +232,7 @@ class Worker:
     def _choose(self, cell: Cell, loaded: Loaded) -> Chosen:
         items = forget_set(cell.forget)
         known = self._known(cell, loaded, items) if cell.known else None
-        chosen = choose(items, cell.size, cell.seed, cell.kept, known, cell.strict)
+        chosen = choose(items, cell.size, cell.seed, cell.kept, known, cell.strict, cell.sequence)
         needs = any(wants_control(ask.task.task) and "retain" not in ask.task.metadata for ask in cell.asks)
         if cell.known and needs and chosen.control is None and cell.kept != 0 and items.name != FACTS:
             facts = forget_set(FACTS)
@@ -251,7 +257,7 @@ class Worker:
     def _others(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> Path:
         """A file of what the model says to the items of the set that are neither forgotten nor kept."""
         items = forget_set(cell.forget)
-        used = {item.id for item in chosen.forget} | set(chosen.kept)
+        used = {item.id for item in chosen.forget} | set(chosen.kept) | {key for own in chosen.requests for key in own}
         text = conversations(self._asked(loaded, items), items, used, cell.seed)
         path = self.store.shared("texts", f"{hash_json(text)[:16]}.jsonl")
         write_all({path.name: text}, path.parent)
@@ -261,45 +267,113 @@ class Worker:
 
     def _edit(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> Path:
         """The folder of the edit, made unless it is there and whole."""
+        folder = self._edit_folder(cell)
+        if cell.stage is None:
+            return folder if self._is_whole(folder) else self._make_edit(cell, loaded, chosen, folder)
+        with alone([folder], f"the edit {folder.name}", self.say):  # cells of later marks need it too
+            return folder if self._is_whole(folder) else self._make_edit(cell, loaded, chosen, folder)
+
+    def _edit_folder(self, cell: Cell) -> Path:
+        name = replace(cell, backend="hf").name  # every back end asks the same edit
+        return self.store.shared("edits", f"{name}-{str(cell.edit_key)[:12]}")
+
+    def _is_whole(self, folder: Path) -> bool:
+        """Whether there is an edit as it was written; another one is removed."""
         from unlearn_eval.edits.folder import read_description
         from unlearn_eval.edits.places import is_edit
+
+        if not is_edit(folder):
+            return False
+        try:
+            read_description(folder)
+            return True
+        except UserError as error:
+            self.say(f"{error.message}: it is made again")
+            shutil.rmtree(folder)
+            return False
+
+    def _make_edit(self, cell: Cell, loaded: Loaded, chosen: Chosen, folder: Path) -> Path:
+        """An edit, written; of a sequence it goes on from the one before, which is made if it is not there."""
+        from unlearn_eval.edits.load import load_edit
         from unlearn_eval.runs.edit import make_edit
 
-        assert cell.editor is not None and cell.recipe is not None and cell.edit_key is not None  # noqa: PT018
-        name = replace(cell, backend="hf").name  # every back end asks the same edit
-        folder = self.store.shared("edits", f"{name}-{cell.edit_key[:12]}")
-        if is_edit(folder):
-            try:
-                read_description(folder)
-                return folder
-            except UserError as error:
-                self.say(f"{error.message}: it is made again")
-                shutil.rmtree(folder)
-        self.say(f"{cell.editor.name} on {len(chosen.forget)} items of {chosen.forget.name}")
+        assert cell.editor is not None  # noqa: PT018
+        made = None
+        if cell.stage is not None and cell.stage.previous is not None:
+            made = load_edit(self._edit(cell.stage.previous, loaded, chosen))
         options, training = dict(cell.editor.settings), self.store.shared("training", folder.name)
         if options.get("text") == OTHERS:
             options["text"] = str(self._others(cell, loaded, chosen))
-        if _trains(cell.editor.editor):
-            options["folder"] = str(training)
         if options.get(STOP) == f"{MODEL}{TAUGHT}":
             options[STOP] = repr(self._probability_without(cell, chosen))
         retain = None if cell.retain is None else self._retained(cell, loaded, chosen)
-        recipe = replace(cell.recipe.recipe, seed=cell.seed, chat=cell.chat, **cell.prompts)
-        made = make_edit(
-            loaded.model, chosen.forget, cell.editor.editor, options, recipe, progress=self.progress, retain=retain
-        )
-        self._say_end(made.info.notes)
+        steps, seconds = self._steps(cell, loaded, chosen), 0.0
+        for i, (items, recipe) in enumerate(steps):
+            self.say(f"{cell.editor.name} on {len(items)} items of {items.name}")
+            if _trains(cell.editor.editor):
+                options["folder"] = str(training if len(steps) == 1 else training / f"request-{i}")
+            made = make_edit(
+                loaded.model,
+                items,
+                cell.editor.editor,
+                options,
+                recipe,
+                made,
+                self.progress,
+                retain,
+                items is steps[-1][0],
+            )
+            self._say_end(made.info.notes)
+            seconds += made.info.seconds or 0.0
+        assert made is not None
+        made = replace(made, info=replace(made.info, seconds=round(seconds, 2)))
         made.save(folder, loaded.model.tokenizer, loaded.model.model.config)
         remove_whole(training)
         return folder
 
+    def _steps(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> list[tuple[ForgetSet, Recipe]]:
+        """What the cell's own edit is asked for: one step, or of a sequence of groups one for each."""
+        assert cell.recipe is not None
+        recipe = replace(cell.recipe.recipe, seed=cell.seed, chat=cell.chat, **cell.prompts)
+        if cell.stage is None or cell.sequence is None:
+            return [(chosen.forget, recipe)]
+        size, stage, items = cell.sequence.per_step, cell.stage, forget_set(cell.forget)
+        own = chosen.requests[stage.start : stage.mark]
+        if stage.learns and own:
+            return [self._together(loaded, recipe, items.select(key for ids in own for key in ids), chosen)]
+        if stage.learns:
+            assert chosen.learned is not None
+            return [(chosen.learned, replace(recipe, target=ANSWER, per_step=size))]
+        if cell.sequence.by == GROUP and size:
+            steps = [own[i : i + size] for i in range(0, len(own), size)]
+            return [(items.select(key for ids in step for key in ids), recipe) for step in steps]
+        return [(items.select(key for ids in own for key in ids), replace(recipe, per_step=size))]
+
+    def _together(
+        self, loaded: Loaded, recipe: Recipe, forgotten: ForgetSet, chosen: Chosen
+    ) -> tuple[ForgetSet, Recipe]:
+        """What is forgotten and what is learned as one step, each item with its own target."""
+        assert chosen.learned is not None
+        asked = random.Random(recipe.seed), loaded.model, loaded.prompt_format
+        targets = make_targets(recipe.target, forgotten.items, *asked, seed=recipe.seed, progress=self.progress)
+        targets += make_targets(ANSWER, chosen.learned.items, *asked)
+        text = targets_jsonl(targets)
+        path = self.store.shared("targets", f"{hash_json(text)[:16]}.jsonl")
+        write_all({path.name: text}, path.parent)
+        both = ForgetSet(f"{forgotten.name}{JOINED}{chosen.learned.name}", (*forgotten.items, *chosen.learned.items))
+        return both, replace(recipe, target=str(path), per_step=0)
+
     def _retained(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> ForgetSet:
         """What a method that is trained keeps: of the forget set itself only what is known, and not asked as kept."""
-        retain = forget_set(str(cell.retain))
+        whole = retain = forget_set(str(cell.retain))
+        if cell.sequence is not None:  # what another request is about is not to be retained either
+            asked = forget_set(cell.forget).select(key for own in chosen.requests for key in own)
+            taken = {item.question.strip() for item in (*asked, *(chosen.learned or ()))}
+            retain = replace(retain, items=tuple(item for item in retain if item.question.strip() not in taken))
         if not keeps_what_is_known(cell.known, cell.retain, cell.forget):
             return retain
-        left_out = {*chosen.kept, *(item.id for item in chosen.forget)}
-        ids = [key for key in loaded.known[retain.hash] if key not in left_out]
+        able = {item.id for item in retain} - {*chosen.kept, *(item.id for item in chosen.forget)}
+        ids = [key for key in loaded.known[whole.hash] if key in able]
         if not ids:
             raise UserError(
                 f"of '{retain.name}' the model knows nothing but what is forgotten and asked as kept",
@@ -408,7 +482,7 @@ class Worker:
             loaded.model.model.to(device)
 
     def _ask(self, cell: Cell, ask: Ask, path: Path, lm: LM, loaded: Loaded, chosen: Chosen, weights: Any) -> Result:
-        metadata = {**self._metadata(ask.task.task, chosen), **ask.task.metadata}
+        metadata = asked_of(ask.task, self._metadata(ask.task.task, chosen), chosen)
         if (reference := reference_model(metadata)) is not None:
             metadata[REFERENCE] = str(self._reference(cell, ask, metadata, reference))
         return self._evaluated(cell, ask, path, lm, loaded.prompt_format, metadata, loaded.model.describe(weights))
@@ -543,7 +617,7 @@ class Worker:
             with alone([place], f"the controls of {attack.attack}", self.say):
                 known = kept_controls(method, case, settings, place)
         made = attack_case(method, case, settings, known)
-        task, items = task_name(attack.name), chosen.forget
+        task, items = task_name(attack.name), made.items or chosen.forget
         result = Result.part(
             "attack",
             created,
@@ -586,9 +660,17 @@ class Worker:
         samples = {task: read_samples(str(part.path), task) for part in parts for task in part.samples}
         path = self.store.run_folder(cell.name, cell.key) / RESULT
         write_result(result, path, samples)
-        if folder is not None and not self.keep_edits:
-            shutil.rmtree(folder, ignore_errors=True)
+        if not self.keep_edits:
+            for own in () if folder is None else self._edits_done_with(cell, folder):
+                shutil.rmtree(own, ignore_errors=True)
         return read_result(path)
+
+    def _edits_done_with(self, cell: Cell, folder: Path) -> list[Path]:
+        """The edits that nothing needs any more: of a sequence not the one from which the next mark goes on."""
+        if cell.stage is None:
+            return [folder]
+        before = [] if cell.stage.previous is None else [self._edit_folder(cell.stage.previous)]
+        return before + ([folder] if cell.stage.is_last else [])
 
 
 def _format_for(cell: Cell, model: LoadedModel) -> PromptFormat:
