@@ -43,6 +43,7 @@ def test_names():
     benchmarks = {name.split(":")[0] for name in set_names()} - {"facts", "tofu", "pistol"}
     assert {"facts", *tofu, *kept, "pistol:all", "pistol:EDGE"} < set(set_names())
     assert benchmarks == {
+        "muse",
         "rwku",
         "lume",
         "knowundo",
