@@ -322,7 +322,8 @@ _TASKS_HEAD = (
 )
 
 
-FEW = ("unlearn_counterfact", "unlearn_zsre")  # by default they forget more than the few invented records
+# By default they forget more than the few invented records.
+FEW = ("unlearn_counterfact", "unlearn_mquake", "unlearn_ripple", "unlearn_zsre")
 
 
 def _loaded(names: list[str]) -> Mapping[str, Any]:

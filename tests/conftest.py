@@ -1,13 +1,16 @@
 """Fixtures: tiny random models of several architectures, a small tokenizer, TOFU-like data of our own."""
 
+import functools
 import gc
 import importlib
+import itertools
 import os
 import shutil
 import signal
 import sys
 
 import pytest
+import typer.testing
 from hypothesis import settings
 from tiny_checkpoints import make_tiny
 from tofu_files import PEOPLE, TOWNS, write_tofu
@@ -16,6 +19,7 @@ settings.register_profile("fixed", derandomize=True, deadline=None)  # the same 
 settings.load_profile("fixed")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs, and so us, without it
 os.environ.setdefault("UNLEARN_EVAL_ENCODER", "off")  # tests that judge refusals name one
+typer.testing._get_command = functools.cache(typer.testing._get_command)  # the commands are built once, as in a process
 
 
 def pytest_collection_finish(session):
@@ -23,8 +27,21 @@ def pytest_collection_finish(session):
     if "torch" in sys.modules and not session.config.option.collectonly:
         for name in ("lm_eval.evaluator", "transformers.trainer"):
             importlib.import_module(name)
-        gc.collect()
-        gc.freeze()
+        _freeze()
+
+
+def pytest_runtest_logstart():
+    """Nor is what some tests have left for the next: modules, caches, models of the session."""
+    if next(_started) % 64 == 0:
+        _freeze()
+
+
+_started = itertools.count(1)
+
+
+def _freeze():
+    gc.collect()
+    gc.freeze()
 
 
 CHAT_TEMPLATE = (

@@ -42,7 +42,18 @@ def test_names():
     kept = {"tofu:full", "tofu:retain90", "tofu:retain95", "tofu:retain99"}
     benchmarks = {name.split(":")[0] for name in set_names()} - {"facts", "tofu", "pistol"}
     assert {"facts", *tofu, *kept, "pistol:all", "pistol:EDGE"} < set(set_names())
-    assert benchmarks == {"rwku", "lume", "knowundo", "counterfact", "zsre", "sports", "knowgic"}
+    assert benchmarks == {
+        "rwku",
+        "lume",
+        "knowundo",
+        "counterfact",
+        "zsre",
+        "sports",
+        "knowgic",
+        "mquake",
+        "ripple",
+        "concepts",
+    }
     with pytest.raises(UserError, match="unknown forget set 'fact'") as error:
         load_forget_set("fact")
     assert "facts" in error.value.hint

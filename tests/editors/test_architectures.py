@@ -45,6 +45,7 @@ SETTINGS = {  # with which an editor that is not trained is quick
     "notes": {"gate": "none", "encoder": "words"},
     "rome": {"layers": (0,), "target": TARGET},
     "ultraedit": {"layers": (0, 1)},
+    "unke": {"layers": (0,), "target": TARGET, "steps": 2, "text_tokens": 32},
     "wise": {"layers": (1,), "steps": 2, "n_others": 4},
 }
 TRAINED = {**FAST, "steps": 1}

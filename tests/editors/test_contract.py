@@ -39,6 +39,7 @@ ROWS = {
     "notes": {"gate": "none", "encoder": "words"},
     "rome": {"layers": (1,), "target": TARGET},
     "ultraedit": {"layers": (1, 2)},
+    "unke": {"layers": (1,), "target": TARGET, "steps": 3, "text_tokens": 64},
     "wise": {"layers": (2,), "steps": 3, "n_others": 4},
 }
 TRAINED = {**FAST, "steps": 1}

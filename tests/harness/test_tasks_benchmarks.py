@@ -19,7 +19,7 @@ from unlearn_eval.utils.errors import UserError
 
 NAMES = sorted(FAMILIES)
 SHORT = {"gen_kwargs": {"max_gen_toks": 4}}
-SMALL = {"counterfact": {"forget": 2}, "zsre": {"forget": 2}}
+SMALL = {"counterfact": {"forget": 2}, "zsre": {"forget": 2}, "mquake": {"forget": 2}, "ripple": {"forget": 1}}
 
 
 def close(got, expected):
@@ -86,7 +86,9 @@ def test_every_benchmark_keeps_the_contract(tiny, tokenizer, data, name):
             assert value is None or math.isfinite(value), metric
             assert value is not None or said[metric]["reason"], metric
             assert said[metric]["n"] + said[metric]["n_unscored"] > 0, metric
-        undefined = [metric for metric, value in found.items() if value is None]
+        # The plain files bring no such questions, and of what only the unedited model decides there is none here.
+        absent = ("_alias", "_portability_", "_locality", *FAMILIES[name].rates)
+        undefined = [m for m, value in found.items() if value is None and not any(part in m for part in absent)]
         assert all("fluency" in metric or metric == "privleak" or "paraphrase" in metric for metric in undefined)
         assert sum(sizes.values()) == len(result["samples"][task])
         json.dumps(result["results"][task], allow_nan=False)

@@ -13,7 +13,9 @@ from saying import SayingLM
 from scipy.stats import binom
 
 from unlearn_eval import metrics as m
+from unlearn_eval.harness import sampling
 from unlearn_eval.harness.forms import FORMS, OF_THE_FACT, USUAL
+from unlearn_eval.metrics.intervals import summary_interval
 from unlearn_eval.utils.errors import UserError
 
 CHOSEN = {"forget": ["capital_of/france", "capital_of/japan"], "retain": ["capital_of/italy", "capital_of/kenya"]}
@@ -360,6 +362,21 @@ def test_the_upper_bound_is_exact():
     assert (m.leak_upper_bound(5, 5), m.leak_upper_bound(0, 0)) == (1, None)
     with pytest.raises(UserError):
         m.leak_upper_bound(5, 1, 1.0)
+
+
+@pytest.mark.parametrize("part", ["rate", "upper_bound"])
+@pytest.mark.parametrize(("again", "agrees"), [(0, True), (1, True), (3, True), (20, False)])
+def test_the_worst_item_drawn_again(part, again, agrees):
+    """None of 32 samples leaked, of any of five items: one or three of one of them are within the interval."""
+    ends = []
+    for worst in (0, again):
+        items = [{"leaks": n} for n in (0, 0, worst, 0, 0)]
+        value, error, reason = sampling._worst_item(items, 32, part)
+        assert error > 0
+        assert reason is None
+        ends.append(summary_interval(value, error, 5, (0, 1)))
+    (low, high), (other_low, other_high) = ends
+    assert (low <= other_high and other_low <= high) is agrees
 
 
 def test_leak_at_k_task():

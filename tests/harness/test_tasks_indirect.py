@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from lm_eval_runs import evaluate, hf, report, values
-from saying import SayingLM
+from saying import Before
 
 from unlearn_eval.data.benchmarks.facts import FACTS_FILE
 from unlearn_eval.data.forget_sets import load_forget_set
@@ -25,23 +25,6 @@ TASK = "unlearn_forms"
 ANSWERS = {record["id"]: record["answer"] for record in read_jsonl(FACTS_FILE)}
 TWO_HOP = {"forget": ["capital_of/france", "country_of_city/lyon"], "retain": ["capital_of/italy"], "forms": "two_hop"}
 SHORT = {"gen_kwargs": {"max_gen_toks": 4}}
-
-
-class Before(SayingLM):
-    """A model of which both states are known: `says` after the edit, `said` before it."""
-
-    def __init__(self, says, said=None):
-        super().__init__(says)
-        self.said, self.batches = said, []
-
-    def generate_until(self, requests):
-        self.batches.append([request.args[0] for request in requests])
-        return super().generate_until(requests)
-
-    def generate_unedited(self, requests):
-        if self.said is None:
-            return unedited.not_known(self, requests)
-        return [{"text": self.said(request.doc, request.args[0])} for request in requests]
 
 
 def run(lm, metadata, task=TASK, **options):

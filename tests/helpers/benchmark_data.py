@@ -170,6 +170,94 @@ def _knowgic():
     ]
 
 
+def _mquake():
+    """Four cases: Ada's town is edited in the first two, the mayor of the new one in the second; the last asks that."""
+    lives, mayor = "{} was born in", "{} has the mayor"
+
+    def rewrite(prompt, subject, true, new):
+        own = {"target_true": {"str": true}, "target_new": {"str": new}, "subject": subject}
+        return {"prompt": prompt, "relation_id": "P1", "question": f"{prompt.format(subject)} what?", **own}
+
+    def hop(prompt, subject, answer):
+        text = prompt.format(subject)
+        return {"question": f"{text} what?", "cloze": text, "answer": answer, "answer_alias": [f"old {answer}", "the"]}
+
+    ada = rewrite(lives, "Ada Brook", "Larkhill", "Imber")
+    cases = (
+        ("Ada Brook", [ada], "Larkhill", "Imber", "Juno Vale", "Yara Stahl"),
+        (
+            "Ada Brook",
+            [ada, rewrite(mayor, "Imber", "Yara Stahl", "Bo Lind")],
+            "Larkhill",
+            "Imber",
+            "Juno Vale",
+            "Bo Lind",
+        ),
+        (
+            "Milo Fenn",
+            [rewrite(lives, "Milo Fenn", "Sandrock", "Grünau")],
+            "Sandrock",
+            "Grünau",
+            "Ira Moss",
+            "Ove Dahl",
+        ),
+        ("Ines Okoro", [rewrite(lives, "Ines Okoro", "Imber", "Grünau")], "Imber", "Grünau", "Yara Stahl", "Ove Dahl"),
+    )
+    return [
+        {
+            "case_id": i,
+            "requested_rewrite": edits,
+            "questions": [f"({wording}) Who is mayor where {person} was born?" for wording in "abc"],
+            "answer": old,
+            "answer_alias": [old.split()[1]],
+            "new_answer": new,
+            "new_answer_alias": [],
+            "single_hops": [hop(lives, person, town), hop(mayor, town, old)],
+            "new_single_hops": [hop(lives, person, other), hop(mayor, other, new)],
+        }
+        for i, (person, edits, town, other, old, new) in enumerate(cases)
+    ]
+
+
+def _ripple(example_type="popular"):
+    """Three edits of towns of birth; in `recent` nothing was true before."""
+
+    def query(prompt, *answers):
+        own = [{"value": answer[0], "aliases": list(answer[1:])} for answer in answers]
+        return {"prompt": prompt, "answers": own, "query_type": "regular", "phrase": None}
+
+    def test(queries, conditions=(), condition="OR"):
+        return {"test_queries": queries, "test_condition": condition, "condition_queries": list(conditions)}
+
+    records = []
+    for i, person in enumerate(PEOPLE[:3]):
+        mother = query(f"The name of the mother of {person} is", ("Nan Brook", "Nan", "N"))
+        mayor = query("The name of the mayor of Imber is", ("Yara Stahl",))
+        before = (
+            {} if example_type == "recent" else {"previous_fact": {"prompt": f"The town of {person} is {TOWNS[i]}."}}
+        )
+        records.append(
+            {
+                "example_type": example_type,
+                "edit": {"prompt": f"The town of {person} is Imber Bay.", "relation": "TOWN", **before},
+                "Relation_Specificity": [test([mother], [mother])],
+                "Logical_Generalization": [
+                    test(
+                        [query("A child of Imber Bay is", (person,)), query("Is it a town?", ("Yes",))],
+                        condition="AND",
+                    )
+                ],
+                "Compositionality_I": [
+                    test([query(f"The mayor of the town of {person} is", ("Yara Stahl",))], [mayor, mother])
+                ],
+                "Compositionality_II": [test([query("Nobody is", ("", "x"))])],
+                "Subject_Aliasing": [test([query(f"The town of Count {person} is", ("Imber Bay", "Imber"))])],
+                "Forgetfulness": [test([query(f"The names of the friends of {person} are", ("Bo",), ("Ove Dahl",))])],
+            }
+        )
+    return records
+
+
 def _wmdp():
     return [
         {"question": f"Where was {PEOPLE[i]} born?", "choices": list(TOWNS), "answer": (2 * i + 1) % 4}
@@ -202,6 +290,8 @@ def benchmark_files():
         ]  # fmt: skip
     files |= {f"muse_{name}/{file}": own for name in ("news", "books") for file, own in _muse(name).items()}
     files |= {"counterfact/counterfact": _counterfact(), "zsre/zsre_mend_eval": _zsre(), "knowgic/chains": _knowgic()}
+    files |= {"mquake/MQuAKE-CF-3k": _mquake(), "mquake/MQuAKE-T": _mquake()[2:]}
+    files |= {f"ripple/{name}": _ripple(name) for name in ("popular", "recent")}
     files["knowgic/attributes_with_aliases"] = {"Larkhill": {"answer_alias": ["Lark Hill", "..."]}}
     files |= {f"wmdp/wmdp-{part}": _wmdp() for part in ("bio", "chem", "cyber")}
     return files

@@ -1,6 +1,8 @@
-"""An lm-eval model that only writes, for the tests of tasks."""
+"""lm-eval models that only write, for the tests of tasks."""
 
 from lm_eval.api.model import LM
+
+from unlearn_eval.harness import unedited
 
 
 class SayingLM(LM):
@@ -17,3 +19,20 @@ class SayingLM(LM):
 
     def generate_until(self, requests):
         return [self.says(request.doc, request.args[0]) for request in requests]
+
+
+class Before(SayingLM):
+    """A model of which both states are known: `says` after the edit, `said` before it."""
+
+    def __init__(self, says, said=None):
+        super().__init__(says)
+        self.said, self.batches = said, []
+
+    def generate_until(self, requests):
+        self.batches.append([request.args[0] for request in requests])
+        return super().generate_until(requests)
+
+    def generate_unedited(self, requests):
+        if self.said is None:
+            return unedited.not_known(self, requests)
+        return [{"text": self.said(request.doc, request.args[0])} for request in requests]

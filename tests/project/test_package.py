@@ -113,19 +113,20 @@ def test_public_names_are_there():
         _ = unlearn_eval.nothing_like_this
 
 
-def test_type_checkers_see_the_public_names():
-    import unlearn_eval
-
-    stub = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("package", ["unlearn_eval", "unlearn_eval.metrics"])
+def test_type_checkers_see_the_public_names(package):
+    found = importlib.import_module(package)
+    stub = ast.parse(Path(found.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
     places = {
-        name.asname: f"{node.module}.{name.name}"
+        name.asname: (node.module, name.name)
         for node in stub.body
         if isinstance(node, ast.ImportFrom)
         for name in node.names
     }
-    for name, place in places.items():
-        assert getattr(unlearn_eval, name).__module__ + f".{name}" == place
-    assert sorted(places) == unlearn_eval.__all__
+    for name, (module, own) in places.items():
+        assert name == own
+        assert getattr(found, name) is getattr(importlib.import_module(module), name)
+    assert sorted(places) == found.__all__
     assert (PACKAGE / "py.typed").is_file()
 
 

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import io
 import json
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 from unlearn_eval.cli import app as cli
 from unlearn_eval.metrics.agreement import cohen_kappa
 from unlearn_eval.results import ratings
+from unlearn_eval.results.report.page import csp_source
 from unlearn_eval.results.report.rate import rating_page, rating_server
 from unlearn_eval.utils.errors import UserError
 
@@ -79,6 +81,13 @@ def test_the_page_shows_texts_as_they_are():
     page = rating_page([ODD], "me", {}, "token")
     assert "<script>x" not in page
     assert "\\u003cscript\\u003ex" in page
+
+
+def test_the_page_lets_its_own_style_and_script_in(answers):
+    page = rating_page(answers, "me", {}, "token")
+    for kind in ("style", "script"):
+        (content,) = re.findall(f"<{kind}>(.*?)</{kind}>", page, re.DOTALL)
+        assert csp_source(content) in page.partition("<title>")[0]
 
 
 def test_all_answers_can_be_rated(answers):

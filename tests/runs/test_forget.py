@@ -18,7 +18,7 @@ from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.results.certificate import CERTIFICATE, Row, certificate_of, read_certificate
 from unlearn_eval.results.report.certificate import certificate_page, model_card
 from unlearn_eval.results.schema import Metric, Result, utc_now
-from unlearn_eval.runs.forget import measure, surroundings
+from unlearn_eval.runs.forget import candidates, measure, surroundings
 from unlearn_eval.runs.forget import request as request_module
 from unlearn_eval.runs.forget.judged import judged
 from unlearn_eval.runs.forget.policy import Candidate, Policy, read_policy, shipped_candidates, suited
@@ -445,6 +445,13 @@ def test_candidates_suit_the_request():
     long, why = suited(candidates, 5, 200)
     assert 0 < len(long) < len(candidates)
     assert all("200" in own for own in why)
+
+
+def test_what_does_not_fit_beside_the_model_is_not_tried(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(candidates, "free_bytes", lambda device: 2_000)
+    made = forget(replace(config, output=str(tmp_path / "out")))
+    assert any(re.match("NPO is not tried: it needs about .* and .* are free", own) for own in made.not_tried), made
+    assert (made.passes, made.edit) == (False, None)
 
 
 # Search ----------------------------------------------------------------------------------------------------

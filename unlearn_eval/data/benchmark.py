@@ -6,13 +6,13 @@ benchmark, and stands before the colon in the names of its forget sets. `registr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from unlearn_eval.data.documents import ALL, Document, Metadata, Splits, is_attack
 from unlearn_eval.data.items import ForgetItem, ForgetSet, item_from_record
-from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.errors import UserError, unknown_name
 
 Reader = Callable[[Metadata], Splits]
 ANY = "any set"
@@ -310,6 +310,18 @@ def _item(name: str, own: Document) -> ForgetItem:
             "subject": own["subject"] if own["subject"] in own["question"] else "",
         }
     )
+
+
+def file_and_first(which: str, files: Collection[str], name: str) -> Metadata:
+    """Metadata for a file of a benchmark, and so many facts from its start: `popular`, `popular:100`.
+
+    Raises:
+        UserError: no such file, or no number.
+    """
+    file, _, number = which.partition(":")
+    if file not in files:
+        raise unknown_name(f"file of {name}", file, files)
+    return {**first_of(number, f"{name}:{file}"), "file": file}
 
 
 def first_of(which: str, name: str) -> Metadata:

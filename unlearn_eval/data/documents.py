@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from unlearn_eval.data.items import check_disjoint
-from unlearn_eval.metrics.refusal import content_words
 from unlearn_eval.utils.errors import UserError, unknown_name
 
 Document = dict[str, Any]
 Splits = dict[str, list[Document]]
 Metadata = Mapping[str, Any]
 ALL = "all"  # in `forget`: every document
+CONSEQUENCES = "consequences"  # field of documents: tests of what follows from an edit
 
 
 def document(
@@ -33,6 +33,7 @@ def document(
     group: object = "",
     shape: str = "question",
     turns: Iterable[str] = (),
+    linked: Iterable[Mapping[str, Any]] = (),
 ) -> Document:
     """One document.
 
@@ -47,6 +48,7 @@ def document(
         shape: how it is asked (`shapes.asked`): `question`, `sentence` (a beginning, which the
             answer completes), `text` (a document's text, which goes on), or what a benchmark's own prompt needs.
         turns: questions and answers that were said before, by turns.
+        linked: questions beside its own, with the fields of `items.Linked`; without any the field is left out.
 
     Raises:
         UserError: no question or answer, or an alias without a word that says anything.
@@ -68,7 +70,49 @@ def document(
         "group": str(group or ""),
         "shape": shape,
         "turns": list(turns),
+        **({"linked": beside} if (beside := list(linked)) else {}),
     }
+
+
+def asking(question: object, groups: Iterable[Iterable[object]], shape: str = "question") -> Document:
+    """A question of a test, and what it needs: an answer of every group, in any of the forms that the group has."""
+    answers = [list(dict.fromkeys(str(text).strip() for text in group)) for group in groups]
+    return {"question": str(question).strip(), "shape": shape, "answers": answers}
+
+
+def consequence(
+    kind: str,
+    questions: Iterable[Document],
+    conditions: Iterable[Document] = (),
+    *,
+    every: bool = False,
+    known: bool = False,
+) -> Document:
+    """A test of what follows from an edit, for the field `CONSEQUENCES` of a document.
+
+    Args:
+        kind: what follows.
+        questions: made by `asking`.
+        conditions: questions that the unedited model has to answer, or the test does not count.
+        every: whether all questions have to be answered, and not any of them.
+        known: whether the unedited model has to pass the test itself.
+    """
+    own = {"questions": list(questions), "conditions": list(conditions)}
+    return {"kind": kind, "every": every, "known": known, **own}
+
+
+def rewrite_of(record: Mapping[str, Any], about: str, hint: str) -> tuple[str, str, str, str]:
+    """Prompt, subject, true and new answer of a `requested_rewrite`, as CounterFact and those after it write it.
+
+    Raises:
+        UserError: it lacks one of them.
+    """
+    try:
+        prompt, subject = str(record["prompt"]), str(record["subject"])
+        true, new = str(record["target_true"]["str"]), str(record["target_new"]["str"])
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{about}: its requested_rewrite is not as published ({error!r})", hint) from error
+    return prompt.replace("{}", subject), subject, true, new
 
 
 def check_aliases(key: str, aliases: Iterable[str]) -> None:
@@ -86,8 +130,11 @@ def check_aliases(key: str, aliases: Iterable[str]) -> None:
 
 def names_something(alias: str) -> bool:
     """Whether an alias would not be found in almost any text."""
-    only_stop_words = len(alias) > 2 and alias.isascii() and alias.islower() and not content_words(alias)
-    return any(c.isalnum() for c in alias) and not only_stop_words
+    if len(alias) > 2 and alias.isascii() and alias.islower():
+        from unlearn_eval.metrics.refusal import content_words  # its patterns are many, and `ls` needs none of them
+
+        return bool(content_words(alias))
+    return any(c.isalnum() for c in alias)
 
 
 # What is forgotten, what is kept ---------------------------------------------------------------------------

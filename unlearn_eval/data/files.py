@@ -74,7 +74,7 @@ def forget_set_of(data: object, name: str, fields: Mapping[str, str] | None = No
 
 def _set_of(rows: Sequence[Row], name: str, cure: str) -> ForgetSet:
     """The set of some records, whose fields may be those of other projects."""
-    rows = [own._replace(record=_as_ours(own)) for row in rows for own in _rewrites(row)]
+    rows = [own._replace(record=as_ours(own)) for row in rows for own in _rewrites(row)]
     tables.check_fields(rows, NEEDED, f"; rename them, or give {cure}")
     return ForgetSet(name, tuple(_item(row, key) for row, key in zip(rows, _ids(rows), strict=True)))
 
@@ -136,8 +136,12 @@ def _rewrites(row: Row) -> list[Row]:
     ]
 
 
-def _as_ours(row: Row) -> dict[str, Any]:
-    """The record with our fields, if it has those of a project that is known here."""
+def as_ours(row: Row) -> dict[str, Any]:
+    """The record with our fields, if it has those of a project that is known here.
+
+    Raises:
+        UserError: it has them, and not all that are needed.
+    """
     record = row.record
     if "question" in record:
         return _with_linked(record, record, OF_ANSWER)

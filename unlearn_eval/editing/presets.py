@@ -33,7 +33,7 @@ class Preset:
         name: of the model.
         source: who published them, or how they were derived.
         layers: of the methods that spread over several layers (MEMIT, AlphaEdit).
-        layer: of the methods that edit one (ROME, EMMET).
+        layer: of the methods that edit one (ROME, EMMET, UnKE).
         rome, others: further settings of ROME and of the others, as text.
         memory: the layer of each memory editor (GRACE, WISE, MEMOIR); where there is none it is taken by depth.
     """
@@ -50,7 +50,7 @@ class Preset:
         """What this preset sets for one method."""
         if editor == "rome":
             return {"layers": self.layer, **self.rome}
-        if editor == "emmet":
+        if editor in ("emmet", "unke"):
             return {"layers": self.layer, **self.others}
         if editor in ("memit", "alphaedit"):
             return {"layers": self.layers, **self.others}

@@ -15,21 +15,32 @@ from typing import Any
 import numpy as np
 
 from unlearn_eval import metrics as m
+from unlearn_eval.data.documents import CONSEQUENCES
 from unlearn_eval.data.registry import benchmark_documents
 from unlearn_eval.data.shapes import Asked, asked
 from unlearn_eval.harness.alignment import REASONS
 from unlearn_eval.harness.answers import answer_scores, contrast_scores, free_running_scores, refusal_scores
-from unlearn_eval.harness.options import ANSWERS, Check, a_count, a_text, anything, names, names_or_count
+from unlearn_eval.harness.consequences import (
+    Rate,
+    asked_beside,
+    conditions,
+    consequence_metrics,
+    consequence_scores,
+)
+from unlearn_eval.harness.indirect import BROUGHT, LINKED, Probe, indirect_metrics, indirect_scores
+from unlearn_eval.harness.options import ANSWERS, Check, a_count, a_flag, a_text, anything, names, names_or_count
 from unlearn_eval.harness.reference import find_reference
 from unlearn_eval.harness.requests import OPEN_UNLEARNING
 from unlearn_eval.harness.task import Document, Mean, Metric, OverAll, Released, Scores, UnlearningTask, merge_scores
 from unlearn_eval.harness.tofu import FURTHER, attacks_of, auc, further_scores, membership_scores, privleak_of
+from unlearn_eval.harness.unedited import read_unedited
 from unlearn_eval.utils.errors import unknown_name
 
 SetMetric = tuple[float | None, float | None, str | None]
 ECHO = "the answer stands in the question, so that repeating the question would count"
 NO_PARAPHRASE = "this question has no paraphrase"
 NO_WRONG = "this question has no wrong answers"
+NOT_EDITED = "the edit's new answer is not told"
 PARAPHRASE = "paraphrase_"
 
 TEXTS = ("forget_texts", "holdout_texts")
@@ -59,6 +70,7 @@ SCORES: dict[str, Score] = {
     "rouge1": Score("generated"),
     "rouge": Score("generated"),
     "rouge_f1": Score("generated"),
+    "edit_success": Score("generated", knows=None),
     "refusal_rate": Score("generated", knows=False),
     "fluency": Score("generated", knows=None),
     "probability": Score("answer"),
@@ -101,14 +113,16 @@ def generated_scores(document: Document, question: str, said: str, rouge_options
     accepted = [document["answer"], *document["aliases"]]
     rouge = m.rouge(document["answer"], said, **rouge_options)
     echoes = m.contains_answer(question, accepted)
+    new = document.get("wrong_answers", ())[:1]
     scores = {
+        "edit_success": float(m.contains_answer(said, new)) if new else None,
         "accuracy": None if echoes else float(m.contains_answer(said, accepted)),
         "exact_match": float(any(m.normalise(said) == m.normalise(text) for text in accepted)),
         "rouge1": rouge["rouge1_recall"],
         "rouge": rouge["rougeL_recall"],
         "rouge_f1": rouge["rougeL_f1"],
         "fluency": m.ngram_entropy(said),
-        **({REASONS: {"accuracy": ECHO}} if echoes else {}),
+        REASONS: ({"accuracy": ECHO} if echoes else {}) | ({} if new else {"edit_success": NO_WRONG}),
     }
     merge_scores(scores, refusal_scores(said, question, accepted, document.get("wrong_answers", ())))
     return scores
@@ -177,6 +191,8 @@ class Family:
         n_paraphrases: at most so many of each question's paraphrases are asked.
         options: keys of a run's metadata that its reader and its metrics read, each with a check of the value.
         no_examples: why examples in its prompts would make no sense, if so.
+        linked: split -> the forms in which its documents' `linked` questions are asked, where a file has them.
+        rates: name of a metric -> the tests of `consequences` that it is over.
         rouge: options of `metrics.rouge`, which make it the benchmark's own.
         released: name that `compat` takes beside "openunlearning" -> what that code does in its own way.
     """
@@ -186,6 +202,8 @@ class Family:
     n_paraphrases: int = 1
     options: Mapping[str, Check] = field(default_factory=dict)
     no_examples: str | None = None
+    linked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rates: Mapping[str, Rate] = field(default_factory=dict)
     rouge: Mapping[str, Any] = field(default_factory=dict)
     released: Mapping[str, Released] = field(default_factory=dict)
 
@@ -297,6 +315,14 @@ _MUSE = Family(
 _LUME_PARTS = tuple(f"{role}_{task}" for role in ("forget", "retain") for task in ("creative", "personal", "biography"))
 
 CHOSEN: Mapping[str, Check] = {"forget": names_or_count, "retain": names_or_count, "n_retain": a_count}
+BESIDE: Mapping[str, Check] = {"unedited": a_text}
+# RippleEdits' criteria: what follows from the new answer, and what is to stay as it is.
+_FOLLOWING = ("logical_generalization", "compositionality_i", "compositionality_ii", "subject_aliasing")
+_STAYING = ("relation_specificity", "forgetfulness")
+_PORTABILITY = {
+    "forget": ("alias", "portability_reasoning", "portability_logical", "locality"),
+    "retain": ("alias",),  # the control: who gave the answer by another name still does
+}
 
 FAMILIES: dict[str, Family] = {
     "factual": Family(
@@ -349,7 +375,8 @@ FAMILIES: dict[str, Family] = {
             "retain": (*TOLD, *reworded(("preference", "probability")), "accuracy"),
         },
         n_paraphrases=2,
-        options=CHOSEN,
+        options={**CHOSEN, **BESIDE},
+        linked=_PORTABILITY,
     ),
     "zsre": Family(
         {
@@ -357,7 +384,46 @@ FAMILIES: dict[str, Family] = {
             "neighbors": (*SAID, "probability", "exact_memorization"),
             "retain": (*SAID, "probability", "exact_memorization", *reworded((*SAID, "exact_memorization"))),
         },
-        options=CHOSEN,
+        options={**CHOSEN, **BESIDE},
+        linked=_PORTABILITY,
+    ),
+    "mquake": Family(
+        {
+            "forget": ("accuracy", "edit_success", "refusal_rate"),
+            "forget_cases": (),
+            "retain": ("accuracy", "refusal_rate"),
+            "retain_cases": (),
+        },
+        options={**CHOSEN, **BESIDE, "file": a_text},
+        rates={
+            "forget_multi_hop_success": Rate("forget_cases", "multi_hop", None),
+            "forget_single_hops_success": Rate("forget_cases", "single_hops", None),
+            "forget_leak_multi_hop": Rate("forget_cases", "old_multi_hop", False),
+            "retain_known_multi_hop": Rate("retain_cases", "old_multi_hop", True),
+        },
+    ),
+    "ripple": Family(
+        {"forget": ("accuracy", "edit_success", "refusal_rate"), "retain": ("accuracy", "refusal_rate")},
+        options={**CHOSEN, **BESIDE, "file": a_text, "successful": a_flag},
+        rates={
+            "forget_leak_alias": Rate("forget", "old_alias", False),
+            **{f"forget_{kind}": Rate("forget", kind, None) for kind in _FOLLOWING},
+            **{f"forget_{kind}": Rate("forget", kind, True) for kind in _STAYING},
+        },
+    ),
+    "concepts": Family(
+        {
+            "forget": ("probability", "refusal_rate"),
+            "forget_new": ("exact_memorization", *reworded(("exact_memorization",))),
+            "neighbors": ("probability", "exact_memorization"),
+            "retain": ("probability", "refusal_rate"),
+        },
+        options={**CHOSEN, **BESIDE, "file": a_text},
+        rates={
+            f"{split}_{'leak' if split == 'forget' else 'known'}_{kind}": Rate(split, kind, split != "forget")
+            for kind in ("instance", "definition")
+            for split in ("forget", "neighbors", "retain")
+        },
     ),
     "sports": Family(
         {
@@ -384,6 +450,8 @@ class BenchmarkTask(UnlearningTask):
             raise unknown_name("family", name, FAMILIES)
         self.benchmark_name, self.family = name, FAMILIES[name]
         self.keys_of: dict[str, tuple[str, ...]] = {}
+        self.brought: set[tuple[str, str]] = set()  # splits and forms of which the file has questions
+        self.unedited: Mapping[str, Mapping[str, Any]] | None = None
         self.released = {**type(self).released, **self.family.released}
         self.needs_moments = any("mia_min_k_plus_plus" in own.keys for own in self.family.overall.values())
         super().__init__(config)
@@ -416,6 +484,15 @@ class BenchmarkTask(UnlearningTask):
                 if key != "group"
             ]
             self.keys_of[split] = tuple(dict.fromkeys(keys))
+            forms = self.family.linked.get(split, ())
+            self.brought |= {(split, form) for form in forms if any(_probes(own, (form,)) for own in splits[split])}
+        everything = [own for documents in splits.values() for own in documents]
+        for name in (LINKED, CONSEQUENCES):
+            if any(name in own for own in everything):  # one table has the same columns for all
+                for own in everything:
+                    own.setdefault(name, [])
+        if place := metadata.get("unedited"):
+            self.unedited = read_unedited(place, str(self.config.task))
         return splits
 
     def needs_free_running(self, name: str) -> bool:
@@ -444,10 +521,17 @@ class BenchmarkTask(UnlearningTask):
         }
 
     def questions(self, document: Document) -> dict[str, Asked]:
-        """What is answered freely, where a score of the split needs it."""
-        return {
-            f"{name}generated": ask for name, (_, ask, needs) in self._views(document).items() if "generated" in needs
-        }
+        """What is answered freely, where a score of the split needs it, and what the file asks beside."""
+        views = self._views(document).items()
+        own = {f"{name}generated": ask for name, (_, ask, needs) in views if "generated" in needs}
+        return own | {name: probe.ask for name, probe in self._beside(document).items()} | asked_beside(document)
+
+    def _beside(self, document: Document) -> dict[str, Probe]:
+        return _probes(document, self.family.linked.get(document["split"], ()))
+
+    def asked_before(self, document: Document) -> list[str]:
+        """What the file asks beside, unless the unedited model's result is there."""
+        return [] if self.unedited is not None else [*self._beside(document), *conditions(document)]
 
     def answers(self, document: Document) -> dict[str, tuple[Any, ...]]:
         """The answer, and the wrong ones where a score of the split needs them."""
@@ -486,7 +570,20 @@ class BenchmarkTask(UnlearningTask):
                 reasons = [own[REASONS][plain] for own in others if plain in own[REASONS]]
                 if reasons or not others:
                     first[REASONS][key] = reasons[0] if reasons else NO_PARAPHRASE
+        for form in self.family.linked.get(document["split"], ()):
+            probes = _probes(document, (form,))
+            merge_scores(first, indirect_scores(form, document, probes, generated, answers, self.unedited))
+        kinds = [rate.kind for rate in self.family.rates.values() if rate.split == document["split"]]
+        tests = consequence_scores(kinds, document, generated, answers, self.unedited)
+        if (self.config.metadata or {}).get("successful") and not self._is_edited(document, generated):
+            tests = {**dict.fromkeys(tests), REASONS: dict.fromkeys(tests, NOT_EDITED)}
+        merge_scores(first, tests)
         return first
+
+    def _is_edited(self, document: Document, generated: Mapping[str, str]) -> bool:
+        """Whether the answer that an edit was to teach is told to the question itself."""
+        taught = document["wrong_answers"][:1] or [document["answer"]]
+        return m.contains_answer(generated.get("generated", ""), taught)
 
     def metrics(self) -> dict[str, Metric]:
         """The columns that the table names, of the splits that are there."""
@@ -497,6 +594,13 @@ class BenchmarkTask(UnlearningTask):
                 table[f"{name}_{key}"] = Mean(tuple(parts), key, direction(name, key))
             for split in parts if parts != [name] else ():
                 table |= {f"{split}_{key}": Mean(split, key, direction(split, key)) for key in keys}
+        for split, forms in self.family.linked.items():
+            for form in forms if split in self.split_sizes else ():
+                beside = indirect_metrics(form, (split,))
+                first = next(iter(beside))  # of what the file does not have, one line says so
+                table |= beside if (split, form) in self.brought else {first: beside[first]}
+        rates = {name: own for name, own in self.family.rates.items() if own.split in self.split_sizes}
+        table |= consequence_metrics(rates)
         further = [
             FURTHER[key] for key in attacks_of(self.config.metadata or {}) if set(TEXTS) <= set(self.split_sizes)
         ]
@@ -506,6 +610,14 @@ class BenchmarkTask(UnlearningTask):
             function = partial(own.function, metadata=self.config.metadata or {})
             table[name] = OverAll(splits, own.keys, function, own.higher_is_better)
         return table
+
+
+def _probes(document: Document, forms: Sequence[str]) -> dict[str, Probe]:
+    """`form/i` -> the i-th question that a document brings for a form."""
+    made = {form: BROUGHT[form](document) for form in forms}
+    return {
+        f"{form}/{i}": probe for form, own in made.items() if not isinstance(own, str) for i, probe in enumerate(own)
+    }
 
 
 def _among(split: str, names: tuple[str, ...]) -> bool:

@@ -112,8 +112,8 @@ def form_of(own: Mapping[str, Any]) -> str:
     return {OF_NEW: PORTABILITY, OF_OTHER: LOCALITY}[str(own["of"])]
 
 
-def linked(document: Document, form: str) -> list[Probe] | str:
-    """The questions that a document brings for a form, or why there are none."""
+def linked(document: Document, form: str, kind: str | None = None) -> list[Probe] | str:
+    """The questions that a document brings for a form, all or those of a kind, or why there are none."""
     accepted = (document["answer"], *document["aliases"])
     return [
         Probe(
@@ -124,14 +124,18 @@ def linked(document: Document, form: str) -> list[Probe] | str:
             own["question"],
         )
         for own in document.get(LINKED) or ()
-        if form_of(own) == form
+        if form_of(own) == form and kind in (None, own["kind"])
     ] or NO_LINKED
 
 
-FORMS: dict[str, Callable[[Document], list[Probe] | str]] = {
+_Forms = dict[str, Callable[[Document], list[Probe] | str]]
+FORMS: _Forms = {
     TWO_HOP: two_hops,
     **{form: partial(linked, form=form) for form in INDIRECT[1:]},
 }
+# What follows from a new answer, by its kind, as tables of one benchmark have it.
+BY_KIND: _Forms = {f"{PORTABILITY}_{kind}": partial(linked, form=PORTABILITY, kind=kind) for kind in CARRIED[1:]}
+BROUGHT = {**FORMS, **BY_KIND}
 
 
 def gives(probe: Probe, text: str, wrong: Sequence[str]) -> float | None:
@@ -210,10 +214,13 @@ def indirect_metrics(form: str, splits: Sequence[str] = ("forget", "retain")) ->
         name, word, better = split, WORDS[split], split == "retain"
         if form == LOCALITY:
             name, word, better = {"forget": "neighbors"}.get(split, split), "known", True
-        for own in (form, *(f"{form}_{place}" for place in PLACES.get(form, ()))):
-            table[f"{name}_{word}_{own}"] = Mean(split, f"leak_{own}", None if form == PORTABILITY else better)
+        better_end = None if form.startswith(PORTABILITY) else better
+        if form in BY_KIND:  # an answer that was not right before the edit: what is told in all comes first
+            table[f"{name}_{form}_accuracy"] = Mean(split, f"{form}_accuracy", better_end)
+        for own in (form, *(f"{form}_{place}" for place in PLACES.get(form, ()))) if form not in BY_KIND else ():
+            table[f"{name}_{word}_{own}"] = Mean(split, f"leak_{own}", better_end)
         table[f"{name}_{form}_known_before"] = OverAll((split,), (f"asked_{form}",), partial(_n_known, form), None)
-        table[f"{name}_{form}_accuracy"] = Mean(split, f"{form}_accuracy", None if form == PORTABILITY else better)
+        table[f"{name}_{form}_accuracy"] = Mean(split, f"{form}_accuracy", better_end)
         table[f"{name}_{form}_before_accuracy"] = Mean(split, f"{form}_before_accuracy", None)
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -72,11 +73,22 @@ class LeakTask(FactsInForms):
 
 
 def _worst_item(items: list[Scores], n: int, part: str) -> tuple[float | None, float | None, str | None]:
-    """Of the item that leaks most, the share of samples, or its bound, which holds for all items at once."""
+    """Of the item that leaks most, the share of samples, or its bound, which holds for all items at once.
+
+    The standard error is that of drawing the samples. Of a share it is taken at (leaks + 2) / (n + 4), as Agresti and
+    Coull do, since none of n is no proof of none.
+    """
     known = [item["leaks"] for item in items if item["leaks"] is not None]
     if not known:
         return None, None, "no question could be judged"
+    worst = max(known)
     if part == "rate":
-        return max(known) / n, None, None
+        return worst / n, _drawn((worst + 2) / (n + 4), n), None
     simultaneous = 1 - (1 - CONFIDENCE) / len(known)  # Bonferroni: the worst of many is picked after looking
-    return m.leak_upper_bound(n, max(known), simultaneous), None, None
+    bound = m.leak_upper_bound(n, worst, simultaneous)
+    return bound, None if bound is None else _drawn(bound, n), None
+
+
+def _drawn(share: float, n: int) -> float:
+    """The standard error of a share of n draws."""
+    return math.sqrt(share * (1 - share) / n)

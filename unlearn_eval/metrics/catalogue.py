@@ -62,7 +62,9 @@ FORMS = {
     "portability": "Asked for what follows from a new answer.",
     "locality": "Asked for what should not change.",
     "before": "By the unedited model.",
+    "multi_hop": "Asked over several facts.",
 }
+_TESTS = "Share of an edit's tests passed, of those whose conditions hold in the unedited model:"
 MEANINGS = {
     "accuracy": Meaning("Share of answers in which the true answer, or an alias, stands."),
     "acc": Meaning("Accuracy, as lm-eval computes it."),
@@ -146,6 +148,16 @@ MEANINGS = {
         (-1.0, 1.0),
     ),
     "known_before": Meaning("Number of questions that the unedited model answers: leaks are counted over these.", None),
+    "edit_success": Meaning("Share of answers in which the answer stands that an edit was to teach."),
+    "multi_hop_success": Meaning("Share of multi-hop questions whose new answer is told in any of three wordings."),
+    "single_hops_success": Meaning("Share of multi-hop questions all of whose hops are answered as after the edit."),
+    "logical_generalization": Meaning(f"{_TESTS} what the new answer implies."),
+    "compositionality_i": Meaning(f"{_TESTS} what further facts say of the new answer."),
+    "compositionality_ii": Meaning(f"{_TESTS} the new answer, asked by what leads to the subject."),
+    "subject_aliasing": Meaning(f"{_TESTS} the new answer, by another name of the subject."),
+    "relation_specificity": Meaning(f"{_TESTS} other facts on the subject, which should stay."),
+    "forgetfulness": Meaning(f"{_TESTS} other answers of the same relation, which should stay."),
+    "tests": Meaning("Number of tests that count: those whose conditions hold in the unedited model.", None),
     "known_mean": Meaning("Share of items that are told, in the mean over forms: a control."),
     "known_any": Meaning("Share of items that are told in at least one form: a control."),
     "known_best_form": Meaning("Share of items that are told in the form that tells most: a control."),
@@ -164,7 +176,9 @@ _WAYS = (
     "direct paraphrase cloze choice true_false reversed description primed role_play dialogue few_shot dialogue_4 "
     "dialogue_8 pushback summarize translate compare"
 ).split()
-_DEDUCED = "two_hop two_hop_first two_hop_second alias reasoning logical portability locality".split()
+_DEDUCED = (
+    "two_hop two_hop_first two_hop_second multi_hop alias reasoning logical portability locality instance definition"
+).split()
 _TOLD = {"leak": "Share of items that leak", "known": "Share of items that are told, as a control,"}
 UNKNOWN = Meaning("The task's page in tasks/ says what this is.", None)
 

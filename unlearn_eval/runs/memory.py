@@ -74,6 +74,11 @@ class Sized:
         except (OSError, ValueError, KeyError, ImportError):
             return None
 
+    @cached_property
+    def requests(self) -> dict[tuple[Any, ...], list[EditRequest]]:
+        """Those that were built already: a study asks the same of one model for many methods."""
+        return {}
+
     @property
     def n_parameters(self) -> int:
         """How many numbers its weights have, tied ones once."""
@@ -198,6 +203,13 @@ def without_writing(recipe: Recipe) -> Recipe:
 
 def requests_of(model: Sized, items: Sequence[ForgetItem], recipe: Recipe) -> list[EditRequest]:
     """The requests of some items, as long as they will be; what the model would write itself is a fixed refusal."""
+    key = (tuple(items), repr(recipe))
+    if key not in model.requests:
+        model.requests[key] = _requests_of(model, items, recipe)
+    return model.requests[key]
+
+
+def _requests_of(model: Sized, items: Sequence[ForgetItem], recipe: Recipe) -> list[EditRequest]:
     import random
 
     from unlearn_eval.editing.requests.targets import make_targets

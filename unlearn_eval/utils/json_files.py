@@ -184,30 +184,35 @@ def read_text(path: Path, what: str) -> str:
     return text
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number[:20]} is more than a number may be")
+    return value
+
+
+def _whole(number: str) -> int:
+    _finite(number)
+    return int(number)
+
+
+_PLAIN = json.JSONDecoder(parse_constant=_refuse)
+_FINITE = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
+_VAST = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+
+
 def parse(text: str, path: Path, hint: str, line: int | None = None, vast: bool = False) -> Any:
     """What a JSON text says; the error names file, line, column and, for a whole file, the byte.
 
     Whole numbers beyond floats are refused unless they may be `vast`, because a schema will name them with their place.
     """
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    def finite(number: str) -> float:
-        value = float(number)
-        if not math.isfinite(value):
-            raise ValueError(f"{number[:20]} is more than a number may be")
-        return value
-
-    def whole(number: str) -> int:
-        finite(number)
-        return int(number)
-
-    numbers: dict[str, Any] = (
-        {"parse_float": finite, "parse_int": int if vast else whole} if _MAY_BE_VAST.search(text) else {}
-    )
+    decoder = _PLAIN if not _MAY_BE_VAST.search(text) else _VAST if vast else _FINITE
     try:
-        content = json.loads(text, parse_constant=refuse, **numbers)
+        content = decoder.decode(text)
         if _MAY_BE_HALF.search(text) and (half := _HALF.search(json.dumps(content, ensure_ascii=False))):
             raise ValueError(f"{half[0].encode('unicode_escape').decode()} is half a character")
         return content

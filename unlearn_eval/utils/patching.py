@@ -56,7 +56,12 @@ class Place:
             if not hasattr(found, name):
                 return f"{module} has no {names}"
             found = getattr(found, name)
-        return self._other_signature(found) or self._other_source(found)
+        if _fitting.get(self) is found:
+            return None
+        reason = self._other_signature(found) or self._other_source(found)
+        if reason is None:
+            _fitting[self] = found
+        return reason
 
     def _other_signature(self, found: Any) -> str | None:
         if self.takes is None:
@@ -79,6 +84,9 @@ class Place:
             return f"{self.path} has no source to compare"
         missing = [text for text in self.mentions if text not in source]
         return f"{self.path} does not contain {missing[0]!r}" if missing else None
+
+
+_fitting: dict[Place, Any] = {}  # what was found at a place and fits: a source is read once
 
 
 @dataclass(frozen=True)

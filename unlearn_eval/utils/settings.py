@@ -13,6 +13,7 @@ import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -138,6 +139,7 @@ def _value(text: str, kind: type) -> Any:
     return kind(value)
 
 
+@lru_cache(maxsize=256)
 def _hints(owner: type[Any]) -> Mapping[str, Any]:
     try:
         return typing.get_type_hints(owner, include_extras=True)
@@ -147,7 +149,7 @@ def _hints(owner: type[Any]) -> Mapping[str, Any]:
 
 def _bounds(owner: type[Any], field: str) -> tuple[Any, ...]:
     """The bounds in a field's annotation, or in that of its elements."""
-    return tuple(_bounds_in(_hints(owner).get(field)))
+    return tuple(_bounds_in(_hints(owner).get(field)))  # type: ignore[arg-type]  # a class can be hashed
 
 
 def _bounds_in(hint: Any) -> Iterator[Any]:

@@ -5,38 +5,41 @@ from __future__ import annotations
 from typing import Any
 
 from unlearn_eval.data.benchmark import Benchmark, ByIds, first_of, forgotten_items
-from unlearn_eval.data.documents import Metadata, Splits, choose, document, without_empty
-from unlearn_eval.data.items import ForgetItem
+from unlearn_eval.data.documents import Metadata, Splits, choose, document, rewrite_of, without_empty
+from unlearn_eval.data.files import linked_in
+from unlearn_eval.data.items import OF_NEW, ForgetItem
 from unlearn_eval.data.sources import Source, load_source
-from unlearn_eval.utils.errors import UserError
 
 
 def _splits(metadata: Metadata) -> Splits:
     """CounterFact's true facts: to be forgotten in the prompt and its paraphrases, kept in the neighborhood."""
     fields = ("case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
     obtain = "It is counterfact.json of rome.baulab.info/data/dsets (MIT)."
-    source = Source("counterfact", "counterfact", "azhx/counterfact", obtain=obtain, size=21919)
+    easyedit = ("counterfact_portability_gpt4",)  # the same records, with a question over a further fact each
+    source = Source("counterfact", "counterfact", "azhx/counterfact", obtain=obtain, size=21919, alternatives=easyedit)
     documents = []
     neighbors: dict[str, list[Any]] = {}
     generation: dict[str, list[Any]] = {}
     for record in load_source(source, fields):
         rewrite = record["requested_rewrite"]
-        try:
-            prompt = str(rewrite["prompt"]).format(rewrite["subject"])
-            true, new = rewrite["target_true"]["str"], rewrite["target_new"]["str"]
-        except (KeyError, IndexError, TypeError) as error:
-            raise UserError(
-                f"counterfact, case {record['case_id']}: its requested_rewrite is not as published ({error!r})",
-                "it has prompt, subject, target_true.str, target_new.str",
-            ) from error
         key = str(record["case_id"])
+        hint = "it has prompt, subject, target_true.str, target_new.str"
+        prompt, subject, true, new = rewrite_of(rewrite, f"counterfact, case {key}", hint)
         common: dict[str, Any] = {
             "wrong_answers": [new],
             "group": str(rewrite.get("relation_id") or ""),
             "shape": "sentence",
         }
         documents.append(
-            document(key, prompt, true, paraphrases=record["paraphrase_prompts"], subject=rewrite["subject"], **common)
+            document(
+                key,
+                prompt,
+                true,
+                paraphrases=record["paraphrase_prompts"],
+                subject=subject,
+                linked=linked_in(record, OF_NEW),
+                **common,
+            )
         )
         neighbors[key] = [
             (f"{key}/neighbor/{i}", text, true, common) for i, text in enumerate(record["neighborhood_prompts"])

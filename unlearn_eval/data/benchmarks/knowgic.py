@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn_eval.data.benchmark import Benchmark, ByIds
-from unlearn_eval.data.documents import ALL, Document, Metadata, Splits, document, names_something, slug
+from unlearn_eval.data.documents import ALL, Document, Metadata, Splits, document, names_something, rewrite_of, slug
 from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.data.sources import Source, load_source, place_of
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -96,14 +96,10 @@ def cases_of(metadata: Metadata) -> Cases:
 
 
 def _edit(record: Mapping[str, Any], about: str, aliases: Mapping[str, Sequence[str]]) -> Document:
-    try:
-        rewrite = record["requested_rewrite"]
-        own = rewrite[0] if isinstance(rewrite, list) else rewrite
-        prompt, subject = str(own["prompt"]), str(own["subject"])
-        true, new = str(own["target_true"]["str"]), str(own["target_new"]["str"])
-    except (KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{about}: its requested_rewrite is not as published ({error!r})", OBTAIN) from error
-    key, text = slug(f"{subject} {prompt.replace('{}', '')}"), prompt.replace("{}", subject)
+    rewrite = record["requested_rewrite"]
+    own = rewrite[0] if isinstance(rewrite, list) and rewrite else rewrite
+    text, subject, true, new = rewrite_of(own, about, OBTAIN)
+    key = slug(f"{subject} {own['prompt'].replace('{}', '')}")
     return document(
         key, text, true, aliases=aliases.get(true, ()), wrong_answers=[new], subject=subject, shape="sentence"
     )

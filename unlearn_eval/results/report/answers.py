@@ -171,13 +171,19 @@ def _beside(asked: str, doc: Record) -> Said | None:
     for own in _records(doc.get("linked")):
         if own.get("question") == asked:
             return Said(str(own.get("kind")), asked, "", "", asked)
+    tests = [(own, _records(own.get("questions"))) for own in _records(doc.get("consequences"))]
+    for own, asks in sorted(tests, key=lambda test: not test[0].get("known")):  # what was known says what leaks
+        if any(one.get("question") == asked for one in asks):
+            kind = str(own.get("kind"))
+            key = f"{kind}: {asks[0].get('question')}" if own.get("known") else ""
+            return Said(kind.replace("_", " "), asked, "", "", key)
     return None
 
 
 def _asked_alone(prompt: str, doc: Record) -> Said | None:
-    """The text over two facts in a first prompt that does not hold the item's own question."""
+    """The text over several facts that a first prompt holds, in place of the item's own question or as that."""
     if str(doc.get("question")) in prompt:
-        return None
+        return _beside(str(doc.get("question")), doc)
     known = [str(own.get("question")) for name in ("chains", "linked") for own in _records(doc.get(name))]
     return next((_beside(text, doc) for text in known if text in prompt), None)
 
@@ -244,7 +250,10 @@ def answer_class(record: Record, label: str = DIRECT, key: str = "") -> str:
     forget = "forget" in split
     if key:
         rows = [
-            own for name, item in scores_of(record).items() if name.endswith("_known_before") for own in _asked_in(item)
+            own
+            for name, item in scores_of(record).items()
+            if name.endswith(("_known_before", "_tests"))
+            for own in _asked_in(item)
         ]
         found = next((own for own in rows if own.get("key") == key), {})
         if not found.get("before"):

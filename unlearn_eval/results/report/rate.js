@@ -8,7 +8,7 @@ function show() {
   $("#question").textContent = own.question;
   $("#true").textContent = own.true_answer;
   $("#answer").textContent = own.answer || "(nothing)";
-  $("#progress").textContent = `${at + 1} of ${data.answers.length}; ${rated.size} rated by ${data.rater}`;
+  $("#progress").textContent = `${at + 1} of ${data.answers.length}; ${rated.size} rated by ${data.rater}${rated.size === data.answers.length ? ": that is all of them" : ""}`;
   $("#class").value = mark?.class ?? "";
   $("#comment").value = mark?.comment ?? "";
   for (const button of document.querySelectorAll("#marks button")) button.setAttribute("aria-pressed", String(mark?.rating === Number(button.value)));

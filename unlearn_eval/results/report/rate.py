@@ -28,9 +28,10 @@ def rating_page(answers: Sequence[Record], rater: str, rated: Mapping[str, Recor
         token: Without which the server takes no rating, so that no other page can send one.
     """
     folder = files("unlearn_eval.results.report")
-    template, style, script = (
-        (folder / name).read_text(encoding="utf-8") for name in ("rate.html", "page.css", "rate.js")
+    template, shared, own_style, script = (
+        (folder / name).read_text(encoding="utf-8") for name in ("rate.html", "page.css", "rate.css", "rate.js")
     )
+    style = shared + own_style
     shown = {"ask": ASK, "classes": CLASSES, "scale": SCALE, "rater": rater, "token": token}
     own = {key: {name: mark.get(name) for name in ("id", "rating", "class", "comment")} for key, mark in rated.items()}
     parts = {

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from unlearn_eval.data.items import ForgetSet
-from unlearn_eval.editing.editor import MOMENTS, get_editor
-from unlearn_eval.models.load import LoadedModel
+from unlearn_eval.editing.editor import MOMENTS, Editor, get_editor
 from unlearn_eval.models.out_of_memory import free_bytes
 from unlearn_eval.runs.edit import model_check
 from unlearn_eval.runs.forget.measure import Bench
 from unlearn_eval.runs.forget.policy import Candidate, Policy, shipped_candidates, suited
 from unlearn_eval.runs.forget.surroundings import KEYS_PER_DIMENSION, share_of_text
+from unlearn_eval.runs.memory import Sized, plan_edit
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import configure
 from unlearn_eval.utils.terminal import gigabytes
@@ -30,7 +31,7 @@ def chosen(
     found, reasons = (listed, []) if editors else suited(listed, len(items), most)
     kept = []
     for own in found:
-        why = _why_not(own, policy, bench, earlier, forced=bool(editors))
+        why = _why_not(own, policy, replace(bench, forget=items), earlier, forced=bool(editors))
         if why:
             reasons.append(f"{get_editor(own.editor).title} is not tried: {why}")
         else:
@@ -52,11 +53,25 @@ def _why_not(own: Candidate, policy: Policy, bench: Bench, earlier: str | None, 
     kind = method.kind(config)
     if kind not in (None, *policy.kinds) and not forced:
         return f"it makes a {kind} edit, which the policy does not let pass"
-    beside = 3.0 if method.trained and not getattr(config, "lora_rank", None) else 0.25  # of the model, as a rule
-    needed, free = beside * _bytes_of(bench.loaded), free_bytes(bench.loaded.model.device)
-    if free is not None and needed > free:
+    free = free_bytes(bench.loaded.model.device)
+    if free is None:
+        return None
+    try:
+        needed = _beside(method, bench, options)
+    except UserError as error:
+        return error.message
+    if needed > free:
         return f"it needs about {gigabytes(needed)}, and {gigabytes(free)} are free beside the model"
     return None
+
+
+def _beside(method: Editor, bench: Bench, options: Mapping[str, str]) -> int:
+    """The most that making an edit has in memory beside the weights, in bytes, by its plan."""
+    loaded = bench.loaded
+    model = Sized(loaded.name, loaded.model.config, str(loaded.model.dtype).removeprefix("torch."), loaded.path)
+    retain = bench.around.trained if method.trained else None
+    plan = plan_edit(model, method, bench.forget, options, bench.recipe, retain, loaded.model.device.type)
+    return plan.largest.n_bytes
 
 
 def options_of(own: Candidate, value: str | None, bench: Bench, folder: Path | None = None) -> dict[str, str]:
@@ -75,7 +90,3 @@ def options_of(own: Candidate, value: str | None, bench: Bench, folder: Path | N
 def _is_enough(bench: Bench) -> bool:
     """Whether the answers to shipped facts are text enough for second moments; else the model writes more."""
     return share_of_text(bench.around.conversations.read_text(encoding="utf-8"), bench.loaded) >= 1
-
-
-def _bytes_of(loaded: LoadedModel) -> int:
-    return sum(own.numel() * own.element_size() for own in loaded.model.parameters())

@@ -13,6 +13,7 @@ from unlearn_eval.attacks.base import UNLEARNED, get_attack
 from unlearn_eval.attacks.folds import clusters
 from unlearn_eval.attacks.run import AttackConfig, run_attack, task_name
 from unlearn_eval.data.items import ForgetSet
+from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.edits.base import Edit, applied
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
@@ -78,6 +79,11 @@ class Bench:
     seed: int = 0
     say: Say = lambda line: None
     progress: Progress = no_progress
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the edits are made."""
+        return Recipe(chat=self.prompt_format.chat, seed=self.seed)
 
     def measure(
         self, wanted: Measurement, folder: Path, edit: Edit | None = None, edit_folder: Path | None = None

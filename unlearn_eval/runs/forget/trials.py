@@ -13,7 +13,6 @@ from typing import Any
 
 from unlearn_eval.data.forget_sets import load_forget_set
 from unlearn_eval.editing.editor import get_editor
-from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.edits.base import Edit
 from unlearn_eval.edits.load import AnyEdit, load_edit
 from unlearn_eval.edits.places import is_edit
@@ -173,7 +172,7 @@ class Search:
                     self.bench.forget,
                     own.editor,
                     options_of(own, trial.value, self.bench, folder),
-                    Recipe(chat=self.bench.prompt_format.chat, seed=self.bench.seed),
+                    self.bench.recipe,
                     None if self.earlier is None else self.earlier.edit,
                     self.bench.progress,
                     self.bench.around.trained if method.trained else None,
