@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from unlearn_eval.attacks.changed_weights import changed_maps
 from unlearn_eval.attacks.controls import kept_controls
 from unlearn_eval.attacks.folds import apart, clusters, split
 from unlearn_eval.attacks.methods import benign_finetune, merge_back, prune, quantize, relearn, revert
+from unlearn_eval.attacks.methods.jailbreak import JAILBREAKS
 from unlearn_eval.attacks.retraining import RetrainingConfig
 from unlearn_eval.attacks.run import attack_case, robustness
 from unlearn_eval.attacks.summary import guessing
@@ -296,6 +298,26 @@ def test_merging_and_reverting_the_planted_edit(case):
     assert_untouched(case.loaded.model, before)
 
 
+def test_jailbreaks_are_published_prompts_and_the_worst_case_is_over_all(case):
+    assert len(JAILBREAKS) >= 20
+    for name, (paper, prompt) in JAILBREAKS.items():
+        assert re.fullmatch(r"\d{4}\.\d{5}", paper), name
+        assert prompt.wrap.count("{question}") == 1, name
+        assert prompt.opening or prompt.wrap != "{question}", name
+    assert len({prompt for _, prompt in JAILBREAKS.values()}) == len(JAILBREAKS)
+    attack, before = get_attack("jailbreak"), weights_of(case.loaded.model)
+    attacked = attack_case(
+        attack, replace(case, max_new_tokens=4), configure(attack.Config, {"prompts": "sure_here,guess"})
+    )
+    assert_untouched(case.loaded.model, before)
+    own = [o for o in attacked.observations if o.model == "unlearned" and o.at is not None]
+    assert [o.at for o in own] == ["sure_here", "guess"]
+    best = [max(o.scores[i].values["accuracy"] for o in own) for i in range(len(FORGET))]
+    assert attacked.summary.metrics["forget_worst"].value == pytest.approx(sum(best) / len(best))
+    with pytest.raises(UserError, match="did you mean sure_here"):
+        configure(attack.Config, {"prompts": "sure_her"})
+
+
 # Folds and chance ------------------------------------------------------------------------------------------
 
 
@@ -392,6 +414,7 @@ def test_names_and_settings():
 
 
 FAST = {
+    "jailbreak": {"prompts": "sure_here,guess"},
     "relearn": {"lora_rank": "2", "steps": "1", "lora_dropout": "0"},
     "benign_finetune": {"lora_rank": "2", "steps": "1", "lora_dropout": "0"},
     "probe": {"n_train": "10", "n_controls": "2", "labels": "truth"},

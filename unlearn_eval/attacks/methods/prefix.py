@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from unlearn_eval.attacks.base import Attack, Case, Observation, Work
 from unlearn_eval.utils.errors import UserError, unknown_name
@@ -64,7 +65,15 @@ class Config:
         return {name: PROMPTS[name] for name in self.prompts} | ({} if own == Prompt() else {OWN: own})
 
 
-def attack(case: Case, config: Config) -> Iterator[Observation]:
+class Levels(Protocol):
+    """Settings that are prompts."""
+
+    @property
+    def levels(self) -> dict[str, Prompt]:
+        """All prompts by name."""
+
+
+def attack(case: Case, config: Levels) -> Iterator[Observation]:
     """Every model asked plainly, and by each prompt."""
     for name in case.names:
         with case.model(name) as loaded:
@@ -73,7 +82,7 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
                 yield case.observed(loaded, case.rows(loaded, case.items, prompt.opening, prompt.wrap), name, at)
 
 
-def work(config: Config, n_items: int, n_layers: int) -> Work:
+def work(config: Levels, n_items: int, n_layers: int) -> Work:
     """Every prompt."""
     return Work(answered=n_items * (1 + len(config.levels)))
 

@@ -14,6 +14,7 @@ from unlearn_eval.editing.from_file import editor_label
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.runs.study.file import (
     BITS,
+    GROUP,
     ITEM,
     ORDERS,
     TEACH,
@@ -252,6 +253,11 @@ class RequestSequence:
     per_step: int = 1
     learn: Learn | None = None
     orders: tuple[str, ...] = ORDERS
+
+    @property
+    def of_groups(self) -> bool:
+        """Whether a request is a group of items."""
+        return self.by == GROUP
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from unlearn_eval.data.forget_sets import load_forget_set
 from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.data.registry import asking_of, tasks_for_any_set
 from unlearn_eval.data.sources import DATA_VARIABLE
-from unlearn_eval.runs.study.file import ITEM
 from unlearn_eval.runs.study.spec import Learn, RequestSequence, TaskSpec
 from unlearn_eval.utils.errors import UserError
 
@@ -64,11 +63,11 @@ def choose(
     Raises:
         UserError: there are too few.
     """
-    requests = _in_turn(items, seed, known, ITEM if sequence is None else sequence.by)
+    requests = _in_turn(items, seed, known, sequence is not None and sequence.of_groups)
     n = len(requests) if size is None else size
     if not 0 < n <= len(requests):
         of = "" if known is None else " that the model knows"
-        what = "items" if sequence is None or sequence.by == ITEM else "groups"
+        what = "groups" if sequence is not None and sequence.of_groups else "items"
         raise UserError(
             f"{max(n, 1)} {what} of '{items.name}' are to be forgotten, and there are {len(requests)}{of}",
             "give smaller sizes" if sequence is None else "give smaller sizes or marks",
@@ -86,10 +85,10 @@ def choose(
     return replace(chosen, requests=tuple(map(tuple, requests[:n])), learned=learned)
 
 
-def _in_turn(items: ForgetSet, seed: int, known: Collection[str] | None, by: str) -> list[list[str]]:
+def _in_turn(items: ForgetSet, seed: int, known: Collection[str] | None, of_groups: bool) -> list[list[str]]:
     """The ids of each request: one item each in a seeded order, or the groups in the order of the set."""
     able = [item for item in items if known is None or item.id in known]
-    if by == ITEM:
+    if not of_groups:
         return [[item.id] for item in random.Random(seed).sample(able, len(able))]
     groups: dict[str, list[str]] = {}
     for item in able:

@@ -46,7 +46,6 @@ from unlearn_eval.runs.study.cells.told import (
     told,
     wants_control,
 )
-from unlearn_eval.runs.study.file import GROUP
 from unlearn_eval.runs.study.plan import Ask, Cell
 from unlearn_eval.runs.study.store import RESULT, Store, read_if_whole
 from unlearn_eval.serving.engine import engine_stopped
@@ -344,7 +343,7 @@ class Worker:
         if stage.learns:
             assert chosen.learned is not None
             return [(chosen.learned, replace(recipe, target=ANSWER, per_step=size))]
-        if cell.sequence.by == GROUP and size:
+        if cell.sequence.of_groups and size:
             steps = [own[i : i + size] for i in range(0, len(own), size)]
             return [(items.select(key for ids in step for key in ids), recipe) for step in steps]
         return [(items.select(key for ids in own for key in ids), replace(recipe, per_step=size))]
