@@ -103,7 +103,16 @@ def test_the_cells_of_a_study_as_json(two):
     named = SimpleNamespace(name="tiny")
     cells = [
         SimpleNamespace(
-            key=key, name=key, model=named, editor=editor, recipe=None, forget="facts", size=2, seed=0, then=None
+            key=key,
+            name=key,
+            model=named,
+            editor=editor,
+            recipe=None,
+            forget="facts",
+            size=2,
+            seed=0,
+            then=None,
+            stage=None,
         )
         for key, editor in (("a", None), ("b", SimpleNamespace(name="memit")))
     ]

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from inspect import signature
 
 import pytest
 from study_files import NPO, memit, write_model, write_study
@@ -128,7 +129,12 @@ def test_with_known_facts_only_what_is_known_is_trained_on_and_read(model, tmp_p
     known = [item.id for item in facts()][3:60:5]
     monkeypatch.setattr(worker, "known_items", lambda *a: known)
     seen, make, whole = {}, editing.make_edit, prefix.ATTACK
-    monkeypatch.setattr(editing, "make_edit", lambda *a, **k: seen.update(kept=k["retain"]) or make(*a, **k))
+
+    def watched_edit(*arguments, **options):
+        seen["kept"] = signature(make).bind(*arguments, **options).arguments["retain"]
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(editing, "make_edit", watched_edit)
     watched = replace(whole, run=lambda case, config: seen.update(others=case.others) or whole.run(case, config))
     monkeypatch.setattr(prefix, "ATTACK", watched)
     path = tmp_path / "study.yaml"

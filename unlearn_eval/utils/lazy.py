@@ -19,13 +19,9 @@ def exports(package: str, homes: Mapping[str, str]) -> tuple[list[str], Callable
 
     def get(name: str) -> Any:
         import importlib
-        import sys
 
         if name not in places:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        found = getattr(importlib.import_module(f"{package}.{places[name]}"), name)
-        if f"{package}.{name}" not in sys.modules:  # a module of that name stays what the name means
-            setattr(sys.modules[package], name, found)
-        return found
+        return getattr(importlib.import_module(f"{package}.{places[name]}"), name)
 
     return sorted(places), get, lambda: sorted(places)

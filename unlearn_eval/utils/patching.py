@@ -56,7 +56,7 @@ class Place:
             if not hasattr(found, name):
                 return f"{module} has no {names}"
             found = getattr(found, name)
-        if _fitting.get(self) is found:
+        if self in _fitting and _fitting[self] is found:
             return None
         reason = self._other_signature(found) or self._other_source(found)
         if reason is None:
