@@ -14,6 +14,7 @@ are named (theirs: twenty of Alpaca), and that all requests of a step are traine
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -29,12 +30,12 @@ from unlearn_eval.editing.locate_then_edit import corpus
 from unlearn_eval.editing.locate_then_edit import target_values as values_of_targets
 from unlearn_eval.editing.locate_then_edit.run import Editing, target_notes
 from unlearn_eval.editing.locate_then_edit.target_values import TargetValueConfig, target_values
-from unlearn_eval.editing.locate_then_edit.windows import windows
+from unlearn_eval.editing.locate_then_edit.windows import columns
 from unlearn_eval.edits.base import DENSE, EditInfo, applied
-from unlearn_eval.edits.dense import DenseEdit
+from unlearn_eval.edits.dense import DenseEdit, change_norms
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.scoring import pad
-from unlearn_eval.models.tracing import first
+from unlearn_eval.models.tracing import first, trace
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import Positive, Size
 
@@ -116,28 +117,20 @@ def run(job: EditJob) -> DenseEdit:
         found = target_values(
             model, editing.parts, layer, job.requests, config.target, job.progress, window=config.window
         )
-        goals = _edited(model, block, job, found.values - found.clean)
-        kept = list(_read(model, block, [row for row, _ in texts], [range(start, len(row)) for row, start in texts]))
+        goals = _edited(model, path, job, found.values - found.clean)
+        kept = list(_read(model, path, [row for row, _ in texts], [range(start, len(row)) for row, start in texts]))
         before = {name: own.detach() for name, own in block.named_parameters()}
         new, losses = _trained(block, before, goals, kept, job)
-        tensors, changes = {}, {}
-        for name, own in before.items():
-            value, old = new[name].to(own), own.double()
-            tensors[f"{path}.{name}"] = value.cpu()
-            changes[f"{path}.{name}"] = {
-                "frobenius": float((value.double() - old).norm()),
-                "weight_norm": float(old.norm()),
-            }
-    if job.previous is not None:
-        tensors = {**job.previous.tensors, **tensors}
-        changes = job.previous.info.notes.get("changes", {}) | changes
+        tensors = {f"{path}.{name}": new[name].to(own).cpu() for name, own in before.items()}
+        changes = {f"{path}.{name}": change_norms(new[name].to(own), own) for name, own in before.items()}
     notes = target_notes(job.requests, found) | {"changes": changes, "block_loss": losses}
-    return DenseEdit(tensors, EditInfo(EDITOR.name, editing.resolved, notes=notes))
+    edit = DenseEdit(tensors, EditInfo(EDITOR.name, editing.resolved, notes=notes))
+    return edit if job.previous is None else edit.after(job.previous)
 
 
-def _edited(model: PreTrainedModel, block: nn.Module, job: EditJob, delta: Tensor) -> list[_Batch]:
+def _edited(model: PreTrainedModel, path: str, job: EditJob, delta: Tensor) -> list[_Batch]:
     """All prompts of all requests, with what the block gives now moved by δ (M, d) of their members."""
-    members = [part for own in job.requests for window in windows(own, job.config.window) for part in window.parts]
+    members = columns(job.requests, job.config.window)
     rows, shifts = [], []
     for part, shift in zip(members, delta, strict=True):
         for ids, lookup in part.rows:
@@ -146,7 +139,7 @@ def _edited(model: PreTrainedModel, block: nn.Module, job: EditJob, delta: Tenso
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     rows = [rows[i] for i in order]
     shift_of, moved = torch.stack([shifts[i] for i in order]), []
-    for own in _read(model, block, rows, [range(len(row) - 1, len(row)) for row in rows]):
+    for own in _read(model, path, rows, [range(len(row) - 1, len(row)) for row in rows]):
         n = len(own.goals)
         moved.append(replace(own, goals=own.goals + shift_of[:n].to(own.goals)))
         shift_of = shift_of[n:]
@@ -155,10 +148,12 @@ def _edited(model: PreTrainedModel, block: nn.Module, job: EditJob, delta: Tenso
 
 @torch.no_grad()
 def _read(
-    model: PreTrainedModel, block: nn.Module, rows: Sequence[tuple[int, ...]], columns: Sequence[range], size: int = 32
+    model: PreTrainedModel, path: str, rows: Sequence[tuple[int, ...]], places: Sequence[range], size: int = 32
 ) -> Iterator[_Batch]:
-    """What the block reads in passes of the model, and gives at some columns of each row."""
-    both = list(zip(rows, columns, strict=True))
+    """What the block at `path` reads in passes of the model, which end there, and gives at some places of each row."""
+    block = model.get_submodule(path)
+    weights = {name: own.float() for name, own in block.named_parameters()}
+    both = list(zip(rows, places, strict=True))
     for some in (both[i : i + size] for i in range(0, len(both), size)):
         seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         tokens, mask = pad([row for row, _ in some], "right", model.device)
@@ -166,15 +161,15 @@ def _read(
             lambda module, arguments, options, seen=seen: seen.append((arguments, options)), with_kwargs=True
         )
         try:
-            model(input_ids=tokens, attention_mask=mask, use_cache=False)
+            with trace(model, stop_after=path):
+                model(input_ids=tokens, attention_mask=mask, use_cache=False)
         finally:
             handle.remove()
         arguments, options = tree_map(_in_float32, seen[0])
         row_of = torch.tensor([i for i, (_, own) in enumerate(some) for _ in own], device=model.device)
         column_of = torch.tensor([column for _, own in some for column in own], device=model.device)
-        places = (row_of, column_of)
-        weights = {name: own.float() for name, own in block.named_parameters()}
-        yield _Batch(arguments, options, places, first(functional_call(block, weights, arguments, options))[places])
+        given = first(functional_call(block, weights, arguments, options))
+        yield _Batch(arguments, options, (row_of, column_of), given[row_of, column_of])
 
 
 def _in_float32(own: Any) -> Any:
@@ -203,7 +198,7 @@ def _trained(
                     loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
         losses.append(total)
-        if total != total or total in (float("inf"), float("-inf")):
+        if not math.isfinite(total):
             raise UserError("the loss of the block is not finite", "give a smaller learning_rate")
         if step < config.steps:
             optimizer.step()
@@ -217,14 +212,14 @@ def memory(job: EditJob, device: str) -> list[Phase]:
 
     model, config, parts = job.model, job.config, anatomy(job.model)
     layer = parts.resolve_layers(config.layers, DEPTH)[0]
-    block = parts.block(model, layer)
+    block, path = parts.block(model, layer), f"{parts.blocks}.{layer}"
     texts = [(1,) * corpus.LENGTH] * -(-config.text_tokens // corpus.LENGTH)
     short = replace(job, config=replace(config, steps=1))
 
     def train() -> None:
-        n = sum(len(window.parts) for own in job.requests for window in windows(own, config.window))
-        goals = _edited(model, block, job, torch.zeros(n, parts.d_model))
-        kept = list(_read(model, block, texts, [range(len(row)) for row in texts]))
+        n = len(columns(job.requests, config.window))
+        goals = _edited(model, path, job, torch.zeros(n, parts.d_model))
+        kept = list(_read(model, path, texts, [range(len(row)) for row in texts]))
         _trained(block, dict(block.named_parameters()), goals, kept, short)
 
     edit = n_bytes(block.parameters())

@@ -165,8 +165,10 @@ class Table:
         return len(self.by_item(*wanted.cell)) if wanted.cell else len(self.items)
 
 
-def summarized(table: Table, wanted: Mapping[str, MetricSpec]) -> Summary:
-    """Every wanted metric."""
+def summarized(table: Table, wanted: Mapping[str, MetricSpec], skipped: str | None = None) -> Summary:
+    """Every wanted metric; of an attack that was skipped each is null, with the reason."""
+    if skipped is not None:
+        wanted = {name: MetricSpec(lambda mean: Score(None, skipped), one.better) for name, one in wanted.items()}
     found = {name: table.estimate(name, one) for name, one in wanted.items()}
     by_item = {name: table.by_item(*one.cell) for name, one in wanted.items() if one.cell}
     return Summary(
@@ -210,9 +212,7 @@ def summary(
         ),
         False,
     )
-    if skipped is not None:
-        wanted = {name: MetricSpec(lambda mean: Score(None, skipped), one.better) for name, one in wanted.items()}
-    return summarized(table, wanted)
+    return summarized(table, wanted, skipped)
 
 
 def headline_level(table: Table, method: Attack) -> Any:

@@ -324,6 +324,11 @@ def file_and_first(which: str, files: Collection[str], name: str) -> Metadata:
     return {**first_of(number, f"{name}:{file}"), "file": file}
 
 
+def file_of(items: ForgetSet) -> dict[str, str]:
+    """Metadata that name the file in which the items are: it stands in their ids."""
+    return {"file": items[0].id.split("/")[1]}
+
+
 def first_of(which: str, name: str) -> Metadata:
     """Metadata for so many facts from a benchmark's start, or for all of them.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,6 +46,15 @@ class DenseEdit(OnHub):
     info: EditInfo
     texts: Mapping[str, str] = field(default_factory=dict)
     state: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def after(self, earlier: DenseEdit) -> DenseEdit:
+        """This edit and the one that it went on from, as one.
+
+        The norms of a tensor that both have changed are of the later change alone.
+        """
+        changes = earlier.info.notes.get("changes", {}) | self.info.notes.get("changes", {})
+        info = replace(self.info, notes=self.info.notes | {"changes": changes})
+        return replace(self, tensors={**earlier.tensors, **self.tensors}, info=info)
 
     @torch.no_grad()
     def apply(self, model: nn.Module) -> Applied:
@@ -102,6 +111,12 @@ def read_dense(folder: Path, description: Mapping[str, Any], info: EditInfo, tex
     for file in sorted(set(index.values())):
         tensors |= read_tensors(folder / file, names=(name for name, place in index.items() if place == file))
     return DenseEdit({name: tensors[name] for name in index}, info, texts)
+
+
+def change_norms(new: Tensor, original: Tensor) -> dict[str, float]:
+    """The norms of a tensor's change and of the tensor, as the notes of an edit have them under `changes`."""
+    old = original.double()
+    return {"frobenius": float((new.double() - old).norm()), "weight_norm": float(old.norm())}
 
 
 def _shards(tensors: Mapping[str, Tensor], limit: int | None = None) -> list[list[str]]:

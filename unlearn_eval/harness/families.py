@@ -27,7 +27,7 @@ from unlearn_eval.harness.consequences import (
     consequence_metrics,
     consequence_scores,
 )
-from unlearn_eval.harness.indirect import BROUGHT, LINKED, Probe, indirect_metrics, indirect_scores
+from unlearn_eval.harness.indirect import BROUGHT, LINKED, Probe, indirect_metrics, indirect_scores, probes_of
 from unlearn_eval.harness.options import ANSWERS, Check, a_count, a_flag, a_text, anything, names, names_or_count
 from unlearn_eval.harness.reference import find_reference
 from unlearn_eval.harness.requests import OPEN_UNLEARNING
@@ -617,10 +617,7 @@ class BenchmarkTask(UnlearningTask):
 
 def _probes(document: Document, forms: Sequence[str]) -> dict[str, Probe]:
     """`form/i` -> the i-th question that a document brings for a form."""
-    made = {form: BROUGHT[form](document) for form in forms}
-    return {
-        f"{form}/{i}": probe for form, own in made.items() if not isinstance(own, str) for i, probe in enumerate(own)
-    }
+    return probes_of(document, {form: BROUGHT[form] for form in forms})
 
 
 def _among(split: str, names: tuple[str, ...]) -> bool:

@@ -368,12 +368,7 @@ def statement_scores(answers: Mapping[str, Scores]) -> Scores:
 
 def _probes(document: Document, forms: Sequence[str] = ALL_FORMS) -> dict[str, Probe]:
     """`form/i` -> the form's i-th wording, of those that are asked and that the item allows."""
-    return {
-        f"{form}/{i}": probe
-        for form, make in FORMS.items()
-        if form in forms and not isinstance(made := make(document), str)
-        for i, probe in enumerate(made)
-    }
+    return indirect.probes_of(document, {form: make for form, make in FORMS.items() if form in forms})
 
 
 def _largest_form(items: list[Scores]) -> tuple[float | None, float | None, str | None]:

@@ -138,6 +138,16 @@ BY_KIND: _Forms = {f"{PORTABILITY}_{kind}": partial(linked, form=PORTABILITY, ki
 BROUGHT = {**FORMS, **BY_KIND}
 
 
+def probes_of(document: Document, forms: _Forms) -> dict[str, Probe]:
+    """`form/i` -> the i-th question that a form makes of a document, of the forms that it allows."""
+    return {
+        f"{form}/{i}": probe
+        for form, make in forms.items()
+        if not isinstance(made := make(document), str)
+        for i, probe in enumerate(made)
+    }
+
+
 def gives(probe: Probe, text: str, wrong: Sequence[str]) -> float | None:
     """Whether a text gives a probe's answer; None where the question says it already."""
     if m.contains_answer(probe.read, probe.accepted):

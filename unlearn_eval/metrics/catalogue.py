@@ -164,15 +164,9 @@ MEANINGS = {
     "known_best_form": Meaning("Share of items that are told in the form that tells most: a control."),
     "worst_item_rate": Meaning("Share of samples that leak, of the item that leaks most."),
 }
-OF_OTHERS = {
-    "recovery",
-    "symmetric_relearning",
-    "stability",
-    "durability",
-    "above_chance",
-    "curve_area",
-    "half_step",
-} | {"excess_drop"}
+OF_OTHERS = set(
+    "recovery symmetric_relearning stability durability above_chance curve_area half_step excess_drop".split()
+)
 _WAYS = (
     "direct paraphrase cloze choice true_false reversed description primed role_play dialogue few_shot dialogue_4 "
     "dialogue_8 pushback summarize translate compare german french spanish italian"

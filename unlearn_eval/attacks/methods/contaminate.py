@@ -218,9 +218,7 @@ def summary(
         wanted[f"victims_{name}_excess_drop"] = MetricSpec(_excess(hit, control, name), False)
         p = Score(test.p_value, None if test.p_value is not None else "no victim was asked after both")
         wanted[f"victims_{name}_excess_drop_p_value"] = MetricSpec(lambda mean, p=p: p, None, resampled=False)  # type: ignore[misc]
-    if skipped is not None:
-        wanted = {name: MetricSpec(lambda mean: Score(None, skipped), one.better) for name, one in wanted.items()}
-    return summarized(table, wanted)
+    return summarized(table, wanted, skipped)
 
 
 VALUES = ("accuracy", "probability")

@@ -300,9 +300,7 @@ def summary(
     wanted["forget_probe_selectivity"] = MetricSpec(selective(UNLEARNED), False)
     wanted["forget_unedited_probe_selectivity"] = MetricSpec(selective(FULL), True)
     wanted["forget_probe_recovery"] = MetricSpec(recovered, False)
-    if skipped is not None:
-        wanted = {name: MetricSpec(lambda mean: Score(None, skipped), one.better) for name, one in wanted.items()}
-    return summarized(table, wanted)
+    return summarized(table, wanted, skipped)
 
 
 ATTACK = Attack(

@@ -35,8 +35,8 @@ def fact_of(record: Mapping[str, Any]) -> Fact:
     answer, about = (
         words.get(name, "").format(subject=subject, answer=record["answer"]) for name in ("answer", "subject")
     )
-    own = {"relation": str(record["relation"]), "joins": False}
-    return Fact(item_from_record(record), str(record["cloze"]), "", answer, about, **own)  # type: ignore[arg-type]
+    cloze, relation = str(record["cloze"]), str(record["relation"])
+    return Fact(item_from_record(record), cloze, "", answer, about, relation, joins=False)
 
 
 BENCHMARK = Benchmark(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from unlearn_eval.data.benchmark import Benchmark, ByIds, file_and_first, forgotten_items
+from unlearn_eval.data.benchmark import Benchmark, ByIds, file_and_first, file_of, forgotten_items
 from unlearn_eval.data.documents import (
     CONSEQUENCES,
     Document,
@@ -19,7 +19,7 @@ from unlearn_eval.data.documents import (
     rewrite_of,
     without_empty,
 )
-from unlearn_eval.data.items import ForgetItem, ForgetSet
+from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.data.sources import Source, load_source
 from unlearn_eval.utils.errors import UserError, unknown_name
 
@@ -98,11 +98,6 @@ def _accepted(answer: object, *aliases: Iterable[object] | None) -> list[str]:
 def _items(which: str) -> tuple[ForgetItem, ...]:
     splits = _splits(file_and_first(which, FILES, "mquake"))
     return forgotten_items("mquake", {"forget": splits["forget"]})
-
-
-def file_of(items: ForgetSet) -> dict[str, str]:
-    """Metadata that name the file in which the items are: it stands in their ids."""
-    return {"file": items[0].id.split("/")[1]}
 
 
 BENCHMARK = Benchmark(

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from unlearn_eval.data.benchmark import Benchmark, ByIds, file_and_first, forgotten_items
-from unlearn_eval.data.benchmarks.mquake import file_of
+from unlearn_eval.data.benchmark import Benchmark, ByIds, file_and_first, file_of, forgotten_items
 from unlearn_eval.data.documents import CONSEQUENCES, Document, Metadata, Splits, asking, choose, consequence, document
 from unlearn_eval.data.items import ForgetItem
 from unlearn_eval.data.sources import Source, load_source

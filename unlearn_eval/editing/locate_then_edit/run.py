@@ -29,7 +29,7 @@ from unlearn_eval.editing.locate_then_edit.target_values import (
     TargetValues,
     target_values,
 )
-from unlearn_eval.editing.locate_then_edit.windows import gathered, text_keys, windows
+from unlearn_eval.editing.locate_then_edit.windows import columns, gathered, text_keys
 from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.edits.base import Applied, EditInfo, applied
 from unlearn_eval.edits.low_rank import LowRankEdit, concatenate
@@ -180,9 +180,9 @@ def locate_then_edit(run: Editing, update: Update, notes: Mapping[str, Any] | No
             site="block",
             window=job.config.window,
         )
-        columns = [part for own in requests for window in windows(own, job.config.window) for part in window.parts]
+        members = columns(requests, job.config.window)
         earlier = {} if job.previous is None else dict(job.previous.state)
-        factors, keys = _spread(run, columns, targets, update, earlier if key_cache else {})
+        factors, keys = _spread(run, members, targets, update, earlier if key_cache else {})
     weight_norms = {name: weight_norm(job.model, name) for name in factors}
     about = {**target_notes(requests, targets), "n_keys": n_keys, "weight_norms": weight_norms, **(notes or {})}
     return run.edit(factors, about, keys if key_cache else earlier)

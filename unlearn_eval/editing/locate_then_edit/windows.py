@@ -37,6 +37,11 @@ def windows(request: EditRequest, size: int) -> list[EditRequest]:
     return [_window(request, start, start + size) for start in range(0, n, size)]
 
 
+def columns(requests: Sequence[EditRequest], size: int) -> list[EditRequest]:
+    """Every member of every window of the requests: each has a value, in this order."""
+    return [part for request in requests for window in windows(request, size) for part in window.parts]
+
+
 def _window(request: EditRequest, start: int, end: int) -> EditRequest:
     before, own = request.target_ids[:start], request.target_ids[start:end]
     members = tuple(_window(member, start, end) for member in request.members)

@@ -309,11 +309,8 @@ def _joined(made: TrainedEdit, state: TrainedEdit | None, texts: Mapping[str, st
     whole = {**texts, CURVE: curve}
     if isinstance(made, LowRankEdit) and isinstance(state, LowRankEdit):
         return replace(made, factors=concatenate(state.factors, made.factors), texts=whole)
-    # The norms of a tensor that both have changed are of the later change alone; see `notes["changes"]`.
-    changes = state.info.notes.get("changes", {}) | made.info.notes.get("changes", {})
-    info = replace(made.info, notes=made.info.notes | {"changes": changes})
     assert isinstance(made, DenseEdit) and isinstance(state, DenseEdit)  # noqa: PT018
-    return replace(made, tensors={**state.tensors, **made.tensors}, info=info, texts=whole)
+    return replace(made.after(state), texts=whole)
 
 
 def _check_state(method: Method, config: GradientConfig, state: TrainedEdit) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.editing.training.masks import WeightMasks
+from unlearn_eval.edits.dense import change_norms
 from unlearn_eval.models.anatomy import blocks_of, is_transposed
 from unlearn_eval.models.weights import mark_restored, state_of
 from unlearn_eval.utils.errors import UserError
@@ -205,10 +206,7 @@ class FullWeights:
                 new = parameter.detach().to(self._types[name]).cpu()
                 if not torch.equal(new, original):
                     changed[name] = new.clone()
-                    norms[name] = {
-                        "frobenius": float((new.double() - original.double()).norm()),
-                        "weight_norm": float(original.double().norm()),
-                    }
+                    norms[name] = change_norms(new, original)
         return changed, norms
 
     def _originals(self) -> Any:

@@ -413,7 +413,7 @@ def _in_stages(
     selection = {key: value for key, value in common["selection"].items() if key != "n"}
     of_set = _edit_key(cell, {**common, "selection": selection}, planner)
     n = len(chosen.requests)
-    marks = [*sequence.marks, n] if not sequence.marks else list(sequence.marks)
+    marks = list(sequence.marks) or [n]
     forgets = [Stage(start, mark) for start, mark in zip([0, *marks], marks, strict=False)]
     for order in sequence.orders or ("",):
         stages = {

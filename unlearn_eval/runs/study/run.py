@@ -20,17 +20,7 @@ from unlearn_eval.runs.study.store import FILES, RESULT, STUDY, Store
 from unlearn_eval.utils.locks import locked
 from unlearn_eval.utils.provenance import hash_json
 
-_LOOKS = (
-    "part",
-    "model",
-    "editor",
-    "recipe",
-    "forget",
-    "size",
-    "seed",
-    "tasks",
-    "step",
-)  # what people take for the same
+_LOOKS = "part model editor recipe forget size seed tasks step".split()  # what people take for the same
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _LEAST_BYTES = 2**20  # with less than this, a cell that fails has failed for want of room
 

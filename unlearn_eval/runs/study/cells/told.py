@@ -73,8 +73,8 @@ def choose(
             "give smaller sizes" if sequence is None else "give smaller sizes or marks",
         )
     others = [key for own in requests[n:] for key in own][:kept] if kept is not None else []
-    asked = {key for own in requests[: n if sequence is None else sequence.again or n] for key in own}
-    asked &= {key for own in requests[:n] for key in own}
+    first = requests[:n] if sequence is None else requests[:n][: sequence.again]
+    asked = {key for own in first for key in own}
     in_order = [item.id for item in items if item.id in asked]
     control = items.select(others) if others else None
     chosen = Chosen(items.select(in_order), tuple(others), len(in_order) == len(items), control, strict)

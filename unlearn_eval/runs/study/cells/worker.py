@@ -320,7 +320,7 @@ class Worker:
                 made,
                 self.progress,
                 retain,
-                items is steps[-1][0],
+                i + 1 == len(steps),
             )
             self._say_end(made.info.notes)
             seconds += made.info.seconds or 0.0
