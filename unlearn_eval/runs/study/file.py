@@ -310,9 +310,9 @@ class SequenceEntry(Table):
         if unknown := [order for order in self.orders if order not in ORDERS]:
             raise unknown_name("order", unknown[0], ORDERS)
         if list(self.marks) != sorted(set(self.marks)):
-            raise UserError(f"sequence: the marks {list(self.marks)} do not rise", "write them as in [10, 100, 1000]")
+            raise UserError(f"the marks {list(self.marks)} do not rise", "write them as in [10, 100, 1000]")
         if self.learn is None and "orders" in self.model_fields_set:
-            raise UserError("sequence: orders of learning and forgetting, and nothing is learned", "give learn: SET")
+            raise UserError("orders of learning and forgetting, and nothing is learned", "give learn: SET")
         return self
 
 
