@@ -37,7 +37,7 @@ def no_model(monkeypatch):
     def load(*arguments, **options):
         raise AssertionError("a model is loaded before the output is looked at")
 
-    monkeypatch.setattr(models, "_or_user_error", load)  # not load_model, which modules keep that are imported now
+    monkeypatch.setattr(models, "or_user_error", load)  # not load_model, which modules keep that are imported now
 
 
 @pytest.mark.parametrize("command", COMMANDS)

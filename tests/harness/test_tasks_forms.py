@@ -370,8 +370,8 @@ def test_the_worst_item_drawn_again(part, again, agrees):
     """None of 32 samples leaked, of any of five items: one or three of one of them are within the interval."""
     ends = []
     for worst in (0, again):
-        items = [{"leaks": n} for n in (0, 0, worst, 0, 0)]
-        value, error, reason = sampling._worst_item(items, 32, part)
+        items = [{"leaks": n, "read": 32} for n in (0, 0, worst, 0, 0)]
+        value, error, reason = sampling._worst_item(items, "", part)
         assert error > 0
         assert reason is None
         ends.append(summary_interval(value, error, 5, (0, 1)))

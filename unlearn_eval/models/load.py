@@ -153,12 +153,12 @@ def load_model(
     path = resolve_model(name)
     notes: list[str]
     if path.lower().endswith(".gguf") and Path(path).is_file():
-        model, tokenizer = _or_user_error(name, converted_gguf, Path(path), dtype)
+        model, tokenizer = or_user_error(name, converted_gguf, Path(path), dtype)
         if check is not None:
             check(model)
         notes = ["read from a GGUF file, dequantized", *_one_bos(tokenizer, model.config)]
     else:
-        model, tokenizer, notes = _or_user_error(name, _load_checkpoint, path, dtype, revision, check)
+        model, tokenizer, notes = or_user_error(name, _load_checkpoint, path, dtype, revision, check)
     notes += _pad_token(tokenizer)
     model = model.to(device).eval().requires_grad_(False)
     check_finite(model, name)
@@ -246,7 +246,7 @@ def _load_checkpoint(path: str, dtype: str, revision: str | None, check: Check |
     return model, tokenizer, [f"{len(extra)} weights were not used, first '{extra[0]}'"] if extra else []
 
 
-def _or_user_error(name: str, load: Callable[..., Any], *arguments: Any) -> Any:
+def or_user_error(name: str, load: Callable[..., Any], *arguments: Any) -> Any:
     """`load(*arguments)`; what transformers says of a missing or unreadable model, in two lines."""
     try:
         return load(*arguments)
