@@ -1,7 +1,7 @@
 """The ten unrelated questions: what is asked, what an edit did to the answers, and where it is said."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from unlearn_eval.cli import app as cli
 from unlearn_eval.data.forget_sets import facts
 from unlearn_eval.data.items import ForgetItem, ForgetSet
+from unlearn_eval.editing.editor import get_editor
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.load import load_edit
@@ -123,6 +124,24 @@ def test_answers_are_short(loaded, monkeypatch):
 
 DAMAGED = {"n": 10, "refused_before": 0, "refused": 9, "repeats_before": 0, "repeats": 1, "right_before": 7, "right": 0}
 DAMAGED |= {"changed": 10, "worse": 10}
+
+
+HINTS = [
+    ("memit", ["layers=...", "target.steps=...", "preservation=..."], []),
+    ("notes", ["calibrate=true", "note=...", "gate=..."], ["layers", "steps", "preset"]),
+    ("grace", ["layers=...", "--set steps=...", "calibrate=true"], ["target.steps", "preservation"]),
+]
+
+
+@pytest.mark.parametrize(("editor", "said", "silent"), HINTS)
+def test_a_hint_names_settings_that_the_editor_has(editor, said, silent, loaded, capsys):
+    notes = {"self_check": {"n": 8, "n_took": 0, "target_probability_before": 0.1, "target_probability_after": 0.1}}
+    config = asdict(get_editor(editor).Config())
+    edit = noise(loaded.model, 0.0)
+    cli._tell(replace(edit, info=replace(edit.info, notes=notes | {"preset": None}, config=config)))
+    hint = capsys.readouterr().err.split("hint: ")[1]
+    assert all(text in hint for text in said)
+    assert not any(text in hint for text in silent)
 
 
 @pytest.mark.parametrize(

@@ -710,7 +710,24 @@ def _tell(made: Any) -> None:
         _tell_training(made.info.notes["training"], check)
     elif took(made.info.notes) is False:
         known = "there is no preset for this model" if preset is None else f"the preset is {preset['name']}'s"
-        say(f"hint: {known}; try other --set layers=..., more --set target.steps=..., or a weaker preservation")
+        remedies = _remedies(made.info.config)
+        say(f"hint: {known}; try {remedies}" if "layers" in remedies else f"hint: try {remedies}")
+
+
+_REMEDIES = {  # by setting: what to do with it where an edit did not take
+    "layers": "other --set layers=...",
+    "target": "more --set target.steps=...",
+    "steps": "more --set steps=...",
+    "preservation": "less --set preservation=...",
+    "calibrate": "--set calibrate=true with paraphrases in the forget set",
+    "note": "another --set note=...",
+    "gate": "another --set gate=...",
+}
+
+
+def _remedies(settings: dict[str, Any]) -> str:
+    """What to try with an edit that did not take, by the settings that its editor has."""
+    return ", ".join(text for name, text in _REMEDIES.items() if name in settings) or "other --set values"
 
 
 def _tell_training(notes: dict[str, Any], check: SelfCheck | None = None) -> None:
