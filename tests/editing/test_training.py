@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -227,22 +226,20 @@ def test_gradient_checkpointing_changes_nothing():
     assert not model.is_gradient_checkpointing
 
 
-@pytest.mark.slow
-def test_two_processes_do_what_one_does(tmp_path):
-    script = HERE / "two_processes.py"
-    environment = {**os.environ, "PYTHONPATH": PATHS}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = ["--master_addr=127.0.0.1", f"--master_port={free.getsockname()[1]}"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *place, str(script), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    alone = train(npo.EDITOR, tiny_model("llama", torch.float64)).tensors
-    for process in (0, 1):
-        found = torch.load(tmp_path / f"{process}.pt", weights_only=True)
-        assert found["processes"] == 2
-        for name, tensor in alone.items():
-            torch.testing.assert_close(found["tensors"][name], tensor, rtol=1e-6, atol=1e-8)
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_what_accelerate_would_share_out_is_refused(name, monkeypatch):
+    """The trained parameters would be others than those that are read afterwards: an empty edit."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    model = tiny_model("llama")
+    before = weights_of(model)
+    with pytest.raises(UserError, match=f"by {name}.*\nhint: .*shard=true"):
+        train(npo.EDITOR, model)
+    assert_untouched(model, before)
+
+
+def test_one_process_shares_nothing_out():
+    with pytest.raises(UserError, match="there is one\nhint: .*torchrun"):
+        train(npo.EDITOR, tiny_model("llama"), shard=True)
 
 
 def test_the_multiplier_of_pdu():

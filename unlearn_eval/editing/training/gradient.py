@@ -23,6 +23,7 @@ from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.training.data import RETAIN as RETAIN_ROWS
 from unlearn_eval.editing.training.data import Row
 from unlearn_eval.editing.training.settings import RETAIN_TERMS, Dual, Objective, Said, TrainingConfig
+from unlearn_eval.editing.training.sharding import whole
 from unlearn_eval.editing.training.stop import watched
 from unlearn_eval.editing.training.weights import FullWeights, LowRankWeights, check_components
 from unlearn_eval.edits.base import DENSE, LOW_RANK, EditInfo, applied
@@ -298,7 +299,7 @@ def _edit_of(weights: FullWeights | LowRankWeights, info: EditInfo) -> TrainedEd
 
 def weight_norm(model: PeftModel, name: str) -> float:
     """‖W‖ of a map that has LoRA factors beside it."""
-    return float(model.get_base_model().get_submodule(name).base_layer.weight.detach().double().norm())
+    return float(whole(model.get_base_model().get_submodule(name).base_layer.weight.detach()).double().norm())
 
 
 def _joined(made: TrainedEdit, state: TrainedEdit | None, texts: Mapping[str, str]) -> TrainedEdit:

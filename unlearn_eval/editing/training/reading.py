@@ -22,13 +22,14 @@ class Reader:
     Args:
         model: the model, or PEFT's wrapper around it.
         layer: the path of the block whose output is `hidden`, if one is read.
+        ends_early: whether a pass may end at that block, where nothing else is read.
 
     Attributes:
         inner: the model itself.
     """
 
-    def __init__(self, model: Any, layer: str | None) -> None:
-        self.model, self.layer = model, layer
+    def __init__(self, model: Any, layer: str | None, ends_early: bool = True) -> None:
+        self.model, self.layer, self.ends_early = model, layer, ends_early
         self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.takes_keep = accepts(self.inner, "logits_to_keep")
         self.takes_positions = accepts(self.inner, "position_ids")
@@ -50,7 +51,7 @@ class Reader:
         """
         width = batch["labels"].shape[1]
         layer = self.layer if wanted & {"hidden"} else None
-        early = layer if layer and "logits" not in wanted and model is self.model else None
+        early = layer if layer and "logits" not in wanted and model is self.model and self.ends_early else None
         with trace(self.inner, outputs=[layer] if layer else [], stop_after=early) as seen:
             logits = self.forward(model, batch, width)
         return Said(

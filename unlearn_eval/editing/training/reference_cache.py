@@ -55,7 +55,7 @@ class ReferenceCache:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         known = self._read_index()
-        missing = [key for key in wanted if _name(*key) not in known]
+        missing = self._missing(wanted)
         waiting: dict[str, Tensor] = {}
         done, n_files = 0, len({*known.values()})
         for batch in _batches(missing, batch_size):
@@ -68,6 +68,14 @@ class ReferenceCache:
                 file = f"reference-{self.process}-{n_files}.safetensors"
                 self._write(file, waiting, known)
                 n_files, waiting = n_files + 1, {}
+
+    def n_batches(self, wanted: Sequence[tuple[str, int]], batch_size: int) -> int:
+        """How often `fill` will ask."""
+        return sum(1 for _ in _batches(self._missing(wanted), batch_size))
+
+    def _missing(self, wanted: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+        known = self._read_index()
+        return [key for key in wanted if _name(*key) not in known]
 
     def open(self) -> None:
         """Make what all processes have written readable."""

@@ -34,6 +34,7 @@ from unlearn_eval.editing.training.masks import read_masks
 from unlearn_eval.editing.training.reading import Reader, wide
 from unlearn_eval.editing.training.reference_cache import ReferenceCache
 from unlearn_eval.editing.training.settings import Objective, Said, TrainingConfig
+from unlearn_eval.editing.training.sharding import all_finite, sharded, whole, whole_copy
 from unlearn_eval.editing.training.stop import LAST_STEP, Check, StopRule
 from unlearn_eval.editing.training.weights import FullWeights, LowRankWeights, split_patterns
 from unlearn_eval.models.out_of_memory import until_it_fits
@@ -48,8 +49,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState
 
 RUN, COMPLETE, TRAINED, STATE = "run.json", "complete", "trained.safetensors", "objective.json"
+OPTIMIZER_STATE, SCHEDULER_STATE = "optimizer.pt", "scheduler.pt"  # as the Trainer calls them
 # What may differ between a run and the one that goes on from it.
-_FREE = {"folder", "micro_batch_size", "gradient_checkpointing", "checkpoint_steps", "logging_steps", "report_to"}
+_FREE = {
+    "folder",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "shard",
+    "checkpoint_steps",
+    "logging_steps",
+    "report_to",
+}
 _CURVE = ("step", "epoch", "loss", "forget_loss", "retain_loss", "multiplier", "learning_rate", "grad_norm")
 Progress = Callable[[str, int, int], Any]
 
@@ -131,6 +141,8 @@ def trained(
         weights: FullWeights | LowRankWeights
         patterns = split_patterns(config.components)
         if config.lora_rank:
+            if config.shard:
+                stack.enter_context(sharded(model))
             alpha = config.lora_alpha or 2 * config.lora_rank
             weights = LowRankWeights(model, patterns, config.lora_rank, alpha, config.lora_dropout)
         else:
@@ -138,6 +150,8 @@ def trained(
             weights = FullWeights(model, patterns, folder, process, masks)
             stack.callback(weights.path.unlink)
         stack.callback(weights.restore)
+        if config.shard and not config.lora_rank:  # as what is trained has become float32
+            stack.enter_context(sharded(model))
         run = Trained(weights)
         longest = max(len(row) for kind in rows.values() for row in kind)
 
@@ -189,7 +203,7 @@ def _train(
     }
     trainer = None
     try:
-        trainer = Unlearner(run.weights, rows, objective, schedule, arguments, progress, watch, size)
+        trainer = Unlearner(run.weights, rows, objective, schedule, arguments, progress, watch, size, config.shard)
         trainer.ask_reference(folder, fingerprint, size)
         trainer.check_start()
         if start := _last_checkpoint(folder):
@@ -233,13 +247,15 @@ class Unlearner(Trainer):  # type: ignore[misc]
         progress: Progress,
         watch: Watch | None = None,
         size: int = 8,
+        is_shared: bool = False,
     ) -> None:
         self.weights, self.objective, self.schedule = weights, objective, schedule
         self.watch, self.rows_at_once = watch, size
         self.checks: list[Check] = []
         self.stopped: dict[str, Any] | None = None
         self.told = progress
-        self.reader = Reader(weights.model, objective.layer)
+        self.is_shared = is_shared
+        self.reader = Reader(weights.model, objective.layer, ends_early=not is_shared)
         self.inner = self.reader.inner
         self.reads = {part: reads for part, reads in objective.all_reads.items() if rows.get(part)}
         self.cache: ReferenceCache | None = None
@@ -255,6 +271,8 @@ class Unlearner(Trainer):  # type: ignore[misc]
             data_collator=self.collator,
             callbacks=[_Watcher(self)],
         )
+        # Transformers' own way with a model that is shared out before training: Accelerate does not wrap it again.
+        self.is_distributed_loading_by_transformers = is_shared
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = (
             True  # the loss is divided by all of a step's rows
@@ -262,6 +280,10 @@ class Unlearner(Trainer):  # type: ignore[misc]
         self._sums = torch.zeros(3, dtype=torch.float64)  # forget, retain, rows since the last entry of the curve
         self._step_sums = torch.zeros(3, dtype=torch.float64)  # forget, retain, rows of this step
         self._checked_sums = torch.zeros(3, dtype=torch.float64)  # the same since the last check
+
+    def _move_model_to_device(self, model: torch.nn.Module, device: torch.device) -> None:
+        if not self.is_shared:  # else it lies where it was shared out to
+            super()._move_model_to_device(model, device)
 
     # What the model says -----------------------------------------------------------------------------------
 
@@ -280,14 +302,17 @@ class Unlearner(Trainer):  # type: ignore[misc]
         self.head = self._frozen_head() if any("distribution" in kinds for kinds in parts.values()) else None
         wanted = [(part, i) for part in parts for i in self.schedule.needed(part, process, processes)]
         cache = ReferenceCache(folder / "reference", fingerprint, process)
+
+        def ask(keys: Sequence[tuple[str, int]]) -> list[dict[str, Tensor]]:
+            return self._answers(keys, parts[keys[0][0]])
+
         self.model.eval()
         with torch.no_grad(), self._autocast():
-            cache.fill(
-                wanted,
-                lambda keys: self._answers(keys, parts[keys[0][0]]),
-                size,
-                lambda done, total: self.told("reference", done, total),
-            )
+            passes = cache.n_batches(wanted, size)
+            most = max(self.accelerator.gather(torch.tensor([passes], device=self.args.device)).tolist())
+            cache.fill(wanted, ask, size, lambda done, total: self.told("reference", done, total))
+            for _ in range(most - passes if self.is_shared else 0):  # the others need this process's part of the model
+                ask(wanted[:1])
         cache.open()
         for part, kinds in parts.items():
             stored = [kind for k in kinds for kind in (("head_inputs", "logits") if k == "distribution" else (k,))]
@@ -321,11 +346,9 @@ class Unlearner(Trainer):  # type: ignore[misc]
 
     def _frozen_head(self) -> Any:
         """The output layer as it is now: itself, or a copy if training will change it."""
-        import copy
-
         head = self.inner.get_output_embeddings()
         changes = any(parameter.requires_grad for parameter in head.parameters())
-        return copy.deepcopy(head).requires_grad_(False) if changes else head
+        return whole_copy(head) if changes or self.is_shared else head
 
     def _reference_logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         if "reference_logits" in batch:
@@ -373,8 +396,7 @@ class Unlearner(Trainer):  # type: ignore[misc]
     @torch.no_grad()
     def check_end(self) -> None:
         """The last update, too, must leave numbers: in the weights, and in the loss of the first chunk."""
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in self.weights.current().values()):
-            raise Diverged(self.state.global_step)
+        self._check(torch.tensor(0.0 if all_finite(self.weights.current().values()) else math.nan).to(self.args.device))
         self.model.eval()
         with self._autocast():
             inputs = self._prepare_inputs(self.collator([self.schedule[_processes()[1]]]))
@@ -477,9 +499,12 @@ class Unlearner(Trainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
         from safetensors.torch import save_file
 
+        trained = {name: whole(t).cpu().contiguous() for name, t in self.weights.current().items()}
+        if not self.args.should_save:
+            return  # of a model that is shared out each process has given its part
         target = Path(str(output_dir))
         target.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.contiguous() for name, t in self.weights.current().items()}, str(target / TRAINED))
+        save_file(trained, str(target / TRAINED))
         state = {
             "multiplier": self.multiplier,
             "stopped": self.stopped,
@@ -487,6 +512,33 @@ class Unlearner(Trainer):  # type: ignore[misc]
             "sums": self._checked_sums.tolist(),
         }
         (target / STATE).write_text(json.dumps(state))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_shared:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+        whole_state = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_optimizer_state_dict(self.model, self._plain_optimizer(), options=whole_state)
+        if self.args.should_save and self.lr_scheduler is not None:
+            torch.save(state, Path(output_dir) / OPTIMIZER_STATE)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_STATE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_shared or checkpoint is None or self.lr_scheduler is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+        state = torch.load(Path(checkpoint) / OPTIMIZER_STATE, weights_only=True)
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(self.model, self._plain_optimizer(), state, options=options)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_STATE, weights_only=True))
+
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer without Accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)  # type: ignore[return-value]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
         self.weights.load(_read_checkpoint(Path(resume_from_checkpoint)))
@@ -596,7 +648,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
     for path in folder.glob("checkpoint-*"):
         if not (path / COMPLETE).is_file() and _processes()[1] == 0:
             shutil.rmtree(path)  # it was being written when the run was cut off
-    whole = [path for path in _checkpoints(folder) if (path / "optimizer.pt").is_file()]
+    whole = [path for path in _checkpoints(folder) if (path / OPTIMIZER_STATE).is_file()]
     return whole[-1] if whole else None
 
 
@@ -638,6 +690,12 @@ def _arguments(
     accumulation: int,
     steps_per_epoch: float,
 ) -> TrainingArguments:
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise UserError(
+                f"Accelerate was told to share the model out by {name}, which leaves the run without its weights",
+                "start without it, and give --set shard=true (FSDP2)",
+            )
     device = next(weights.model.parameters()).device
     launched = _processes()[0] > 1
     if device.type == "cuda" and device.index and not launched:

@@ -48,6 +48,7 @@ class TrainingConfig:
         lora_dropout: LoRA's.
         precision: float32, bfloat16 (mixed), or auto: float32 on a CPU for a float32 model, else mixed.
         gradient_checkpointing: less memory, a third slower.
+        shard: share weights, gradients and the optimizer out over the processes that torchrun has started (FSDP2).
         checkpoint_steps: steps between checkpoints; 0: once per epoch, at most five in a run.
         logging_steps: steps between entries of the curve.
         stop_probability: mean probability of the forget answers at which the run ends (of answers that are taught, to
@@ -77,6 +78,7 @@ class TrainingConfig:
     lora_dropout: Dropped = 0.0
     precision: str = "auto"
     gradient_checkpointing: bool = False
+    shard: bool = False
     checkpoint_steps: int = 0
     logging_steps: Size = 1
     stop_probability: str = ""
@@ -95,6 +97,8 @@ class TrainingConfig:
                 "LoRA factors change whole matrices, and masks name single weights",
                 "set lora_rank=0, or leave out masks",
             )
+        if self.masks and self.shard:
+            raise UserError("masks are of whole matrices, and shard=true parts them", "leave out shard or masks")
         if min(self.batch_size, self.micro_batch_size) < 1 or (self.steps <= 0 and self.epochs <= 0):
             raise UserError(
                 f"batch_size {self.batch_size}, micro_batch_size {self.micro_batch_size}, epochs {self.epochs}, "

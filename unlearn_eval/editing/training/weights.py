@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.editing.training.masks import WeightMasks
+from unlearn_eval.editing.training.sharding import fill, whole
 from unlearn_eval.edits.dense import change_norms
 from unlearn_eval.models.anatomy import blocks_of, is_transposed
 from unlearn_eval.models.weights import mark_restored, state_of
@@ -38,7 +39,7 @@ class Weights(Protocol):
     model: Any
 
     def current(self) -> dict[str, Tensor]:
-        """The trained tensors by name, as they are now (not copies)."""
+        """The trained tensors by name, as they are now: of a model that is shared out, each process's part."""
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Set them."""
@@ -165,19 +166,18 @@ class FullWeights:
 
     def current(self) -> dict[str, Tensor]:
         """The trained tensors, in at least float32."""
-        return {name: p.detach() for name, p in self._parameters.items()}
+        return {name: self.model.get_parameter(name).detach() for name in self._parameters}
 
-    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the trained tensors."""
-        for name, parameter in self._parameters.items():
-            parameter.copy_(tensors[name])
+        for name, tensor in self.current().items():
+            fill(tensor, tensors[name])
 
     def reset(self) -> None:
         """Set the trained tensors to the originals."""
-        with self._originals() as file, torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(file.get_tensor(name))
+        with self._originals() as file:
+            for name, tensor in self.current().items():
+                fill(tensor, file.get_tensor(name))
 
     def restore(self) -> None:
         """Put the originals back in their own type, and ask for gradients where they were asked for."""
@@ -201,9 +201,9 @@ class FullWeights:
         """The changed tensors in the model's own types, and of each the norms of its change and of the original."""
         changed, norms = {}, {}
         with self._originals() as file:
-            for name, parameter in self._parameters.items():
+            for name, tensor in self.current().items():
                 original = file.get_tensor(name)
-                new = parameter.detach().to(self._types[name]).cpu()
+                new = whole(tensor).to(self._types[name]).cpu()
                 if not torch.equal(new, original):
                     changed[name] = new.clone()
                     norms[name] = change_norms(new, original)
@@ -248,11 +248,10 @@ class LowRankWeights:
         """The factors by PEFT's names."""
         return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
 
-    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the factors."""
         for name, tensor in self.current().items():
-            tensor.copy_(tensors[name])
+            fill(tensor, tensors[name])
 
     def after_step(self) -> None:
         """Nothing: factors are trained whole."""
