@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.runs.known_items import conversations, known_items
 from unlearn_eval.runs.study.attacked import Try
 from unlearn_eval.runs.study.cells.result import whole_result
+from unlearn_eval.runs.study.cells.second_try import at_most_twice
 from unlearn_eval.runs.study.cells.told import (
     MODEL,
     OTHERS,
@@ -311,17 +313,21 @@ class Worker:
             self.say(f"{cell.editor.name} on {len(items)} items of {items.name}")
             if _trains(cell.editor.editor):
                 options["folder"] = str(training if len(steps) == 1 else training / f"request-{i}")
-            made = make_edit(
+
+            make = partial(
+                make_edit,
                 loaded.model,
                 items,
                 cell.editor.editor,
-                options,
-                recipe,
-                made,
-                self.progress,
-                retain,
-                i + 1 == len(steps),
+                recipe=recipe,
+                state=made,
+                progress=self.progress,
+                retain=retain,
+                unrelated=i + 1 == len(steps),
             )
+            made, less = at_most_twice(make, cell.editor.editor, options, self.say)
+            if less is not None:
+                made = replace(made, info=replace(made.info, notes=made.info.notes | {"out_of_memory_before": less}))
             self._say_end(made.info.notes)
             seconds += made.info.seconds or 0.0
         assert made is not None
