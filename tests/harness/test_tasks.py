@@ -553,6 +553,22 @@ def test_a_changed_lm_eval_goes_on_without_us(tmp_path):
     assert (off.returncode, off.stderr) == (0, "")
 
 
+def test_a_task_that_is_only_looked_at_imports_no_model_classes():
+    """What a study's plan does with each task; asking it installs what it needs, as before."""
+    code = (
+        "import sys; from unlearn_eval.harness.run import task_data; from unlearn_eval.harness.requests import looked_at\n"
+        "print(task_data('unlearn_facts', {})[0], looked_at(), 'lm_eval.models.huggingface' in sys.modules)\n"
+        "from unlearn_eval.harness.task_index import manager_for\n"
+        "manager_for(['unlearn_facts'], {}).load(['unlearn_facts'])\n"
+        "print('lm_eval.models.huggingface' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()[-2:]
+    assert first.split()[1:] == ["False", "False"]
+    assert int(first.split()[0]) > 0
+    assert second == "True"
+
+
 def test_starting_an_interpreter_imports_nothing_heavy(tmp_path):
     code = "import sys; print(sorted({'torch', 'lm_eval', 'transformers', 'numpy'} & set(sys.modules)))"
     found = python(["-c", code], tmp_path)

@@ -24,7 +24,7 @@ from unlearn_eval.runs.memory import (
     smaller,
 )
 from unlearn_eval.runs.study import costs
-from unlearn_eval.runs.study.spec import RecipeSpec
+from unlearn_eval.runs.study.spec import ModelSpec, RecipeSpec
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import configure
 
@@ -141,13 +141,68 @@ def test_training_has_in_memory_what_is_planned(settings, model, monkeypatch):
     assert planned == pytest.approx(max(peaks), rel=0.05)
 
 
-def test_cells_that_differ_in_size_have_one_plan(model, monkeypatch):
+def cells_of(*recipes, **changes):
+    """Cells of MEMIT that differ in their recipe."""
+    own = {
+        "model_key": "m",
+        "editor": SimpleNamespace(name="memit", editor="memit", settings={"layers": "1"}),
+        "forget": "facts",
+        "retain": None,
+        "tries": (),
+    }
+    return [SimpleNamespace(**(own | changes | {"recipe": RecipeSpec(name, recipe)})) for name, recipe in recipes]
+
+
+@pytest.fixture
+def planned(monkeypatch, tmp_path):
+    """The sizes of what was planned; nothing is known from before."""
+    found = []
+    monkeypatch.setenv("UNLEARN_EVAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(costs, "_peak_bytes", lambda cell, n, device: found.append(n) or n)
+    return found
+
+
+def test_cells_that_differ_in_size_have_one_plan(planned):
     """The largest one's, if that is asked for first."""
-    planned = []
-    monkeypatch.setattr(costs, "_peak_bytes", lambda cell, n, device: planned.append(n) or n)
-    recipes = [RecipeSpec("plain", Recipe()), RecipeSpec("self", Recipe(target="self"))]
-    own = SimpleNamespace(model="m", editor=SimpleNamespace(name="memit"), forget="facts", tries=())
-    cells = [SimpleNamespace(**{**vars(own), "recipe": recipe}) for recipe in recipes]
+    cells = cells_of(("plain", Recipe()), ("self", Recipe(target="self")), model=ModelSpec("m", "m"))
     of = costs.Costs([], on_gpu=False)._memory
     assert len({of(cell, n) for n in (20, 5) for cell in cells}) == 1
     assert planned == [20]
+
+
+def test_a_plan_is_made_once_for_all_runs(planned, monkeypatch, tmp_path):
+    (cell,) = cells_of(("plain", Recipe()), model=ModelSpec("m", "m"))
+    first = costs.Costs([], on_gpu=False)._memory(cell, 20)
+    assert costs.Costs([], on_gpu=False)._memory(cell, 20) == first
+    assert planned == [20]
+    others = [
+        cells_of(("plain", Recipe()), model=ModelSpec("m", "m"), model_key="other weights"),
+        cells_of(("plain", Recipe()), model=ModelSpec("m", "m", dtype="bfloat16")),
+        cells_of(("plain", Recipe(n_contexts=0)), model=ModelSpec("m", "m")),
+        cells_of(("plain", Recipe()), model=ModelSpec("m", "m"), retain="facts"),
+    ]
+    for n, (other,) in enumerate(others, 2):
+        costs.Costs([], on_gpu=False)._memory(other, 20)
+        assert len(planned) == n
+    costs.Costs([], on_gpu=True)._memory(cell, 20)
+    monkeypatch.setattr(costs, "code_of_cell", lambda rooms: "other code")
+    costs.Costs([], on_gpu=False)._memory(cell, 20)
+    assert len(planned) == 7
+
+
+def test_a_plan_that_cannot_be_kept_is_made_again(planned, tmp_path):
+    (cell,) = cells_of(("plain", Recipe()), model=ModelSpec("m", "m"))
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    for _ in range(2):
+        assert costs.Costs([], on_gpu=False)._memory(cell, 20) == costs.Costs([], on_gpu=False)._memory(cell, 20)
+    assert len(planned) == 4
+
+
+def test_a_plan_of_a_users_method_goes_by_its_file(planned, tmp_path):
+    own = tmp_path / "mine.py"
+    editor = SimpleNamespace(name="mine", editor=str(own), settings={})
+    for n, text in enumerate(("first", "second"), 1):
+        own.write_text(text)
+        (cell,) = cells_of(("plain", Recipe()), model=ModelSpec("m", "m"), editor=editor)
+        costs.Costs([], on_gpu=False)._memory(cell, 20)
+        assert len(planned) == n

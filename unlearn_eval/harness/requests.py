@@ -18,7 +18,8 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from unlearn_eval.edits.base import EditInfo
@@ -57,6 +58,24 @@ def options(
         "reference": reference,
     }
     return asked | {name: value for name, value in more.items() if value}
+
+
+_looked_at: ContextVar[bool] = ContextVar("looked_at", default=False)
+
+
+@contextlib.contextmanager
+def only_looked_at() -> Iterator[None]:
+    """Tasks that are built within are not asked: nothing is installed, and no class of models is imported for it."""
+    token = _looked_at.set(True)
+    try:
+        yield
+    finally:
+        _looked_at.reset(token)
+
+
+def looked_at() -> bool:
+    """Whether what is built now is only looked at."""
+    return _looked_at.get()
 
 
 def install() -> None:

@@ -73,9 +73,12 @@ def task_data(task: str, metadata: Mapping[str, Any], include_path: str | None =
     Raises:
         UserError: its data is not to be had, or it refuses the metadata.
     """
+    from unlearn_eval.harness.requests import only_looked_at  # imports the metrics
+
     try:
-        loaded = manager_for([task], metadata, include_path).load([task])["tasks"].values()
-        documents = [(own, list(own.eval_docs)) for own in loaded]
+        with only_looked_at():
+            loaded = manager_for([task], metadata, include_path).load([task])["tasks"].values()
+            documents = [(own, list(own.eval_docs)) for own in loaded]
     except UserError:
         raise
     except Exception as error:  # datasets raises many kinds of errors for "not there"

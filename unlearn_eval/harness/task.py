@@ -227,7 +227,7 @@ class UnlearningTask(ConfigurableTask):
     released: Mapping[str, Released] = {requests.OPEN_UNLEARNING: Released()}  # by the names that `compat` takes
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        for kinds in (requests, unedited, follow_up):
+        for kinds in () if requests.looked_at() else (requests, unedited, follow_up):
             kinds.install()
         config = {key: value for key, value in (config or {}).items() if key != "class"}
         planned = plan_metadata(str(config.get("task")), config.get("metadata") or {})

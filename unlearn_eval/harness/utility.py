@@ -25,6 +25,7 @@ from unlearn_eval.harness.answers import refusal_scores
 from unlearn_eval.harness.borrowed import Bundle, load_parts
 from unlearn_eval.harness.facts import answer_only, choose, names_a_set
 from unlearn_eval.harness.options import ANSWERS, PORTION, Check, a_seed, a_text, anything, names
+from unlearn_eval.harness.requests import looked_at
 from unlearn_eval.harness.task import Absent, Document, Mean, Metric, Scores, UnlearningTask, merge_scores
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
@@ -84,7 +85,8 @@ class OwnPart(UnlearningTask):
         return {**super().options(metadata), **own, **ANSWERS}
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        divergence.install()
+        if not looked_at():
+            divergence.install()
         super().__init__(config)
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:

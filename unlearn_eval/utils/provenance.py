@@ -13,6 +13,7 @@ import platform
 import re
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,23 @@ def _redact_text(text: str) -> str:
     return text
 
 
+LARGE_BYTES = 2**24  # what takes so long to read that a process reads it once
+
+
 def sha256_of_file(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """The SHA-256 of a file's bytes, in hexadecimal; a large one is read again if its size or time has changed."""
+    found = os.stat(path)
+    if found.st_size < LARGE_BYTES:
+        return _sha256(str(path))
+    return _sha256_of_large(os.path.realpath(path), found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256_of_large(path: str, size: int, changed: int) -> str:
+    return _sha256(path)
+
+
+def _sha256(path: str) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -14,21 +14,26 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from unlearn_eval.models.assets import cache_dir
 from unlearn_eval.models.places import resolve_model
 from unlearn_eval.results.schema import Result
 from unlearn_eval.runs.study.attacked import Try, config_of_attack
 from unlearn_eval.runs.study.cells.told import forget_set
+from unlearn_eval.runs.study.identity import code_of_cell
 from unlearn_eval.runs.study.located import Located, n_layers_of
 from unlearn_eval.runs.study.plan import Cell
 from unlearn_eval.runs.study.spec import ModelSpec
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.json_files import write_all
+from unlearn_eval.utils.provenance import hash_json, sha256_of_file
 
 if TYPE_CHECKING:
     from unlearn_eval.runs.memory import Sized
@@ -140,11 +145,42 @@ class Costs:
         recipe = None if cell.recipe is None else repr(without_writing(cell.recipe.recipe))
         key = (cell.model, None if cell.editor is None else cell.editor.name, recipe, cell.forget, tries)
         if key not in self._memories:
+            device = "cuda" if self.on_gpu else "cpu"
             try:
-                self._memories[key] = CONTEXT_BYTES + _peak_bytes(cell, n_items, "cuda" if self.on_gpu else "cpu")
+                peak = _remembered(cell, n_items, device, lambda: _peak_bytes(cell, n_items, device))
+                self._memories[key] = CONTEXT_BYTES + peak
             except UserError:  # no configuration, or where it edits needs the weights
                 self._memories[key] = None
         return self._memories[key]
+
+
+def _editor(name: str) -> str:
+    """A method's name, or what is in its file."""
+    return sha256_of_file(name) if Path(name).is_file() else name
+
+
+def _remembered(cell: Cell, n_items: int, device: str, plan: Callable[[], int]) -> int:
+    """The largest peak of a cell's plans, as it was planned before with the same model, settings, items and code."""
+    about = {
+        "model": [cell.model_key, cell.model.dtype],
+        "editor": None if cell.editor is None else [_editor(cell.editor.editor), dict(cell.editor.settings)],
+        "recipe": None if cell.recipe is None else repr(cell.recipe.recipe),
+        "sets": [forget_set(name).hash for name in (cell.forget, cell.retain) if name is not None],
+        "attacks": [
+            [own.attack.attack, dict(own.attack.settings), own.attack.reference is not None] for own in cell.tries
+        ],
+        "n_items": n_items,
+        "device": device,
+        "code": code_of_cell(["attacks"] if cell.tries else []),
+    }
+    path = cache_dir() / "plans" / hash_json(about)
+    try:
+        return int(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        peak = plan()
+    with suppress(OSError):
+        write_all({path.name: str(peak)}, path.parent)
+    return peak
 
 
 def shared_by(cells: Iterable[Cell]) -> dict[str, tuple[str, ...]]:
