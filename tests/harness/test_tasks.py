@@ -556,10 +556,11 @@ def test_a_changed_lm_eval_goes_on_without_us(tmp_path):
 def test_a_task_that_is_only_looked_at_imports_no_model_classes():
     """What a study's plan does with each task; asking it installs what it needs, as before."""
     code = (
-        "import sys; from unlearn_eval.harness.run import task_data; from unlearn_eval.harness.requests import looked_at\n"
+        "import sys; from unlearn_eval.harness.run import task_data\n"
+        "from unlearn_eval.harness.requests import looked_at\n"
         "print(task_data('unlearn_facts', {})[0], looked_at(), 'lm_eval.models.huggingface' in sys.modules)\n"
         "from unlearn_eval.harness.task_index import manager_for\n"
-        "manager_for(['unlearn_facts'], {}).load(['unlearn_facts'])\n"
+        "manager_for(['unlearn_facts'], {}, None).load(['unlearn_facts'])\n"
         "print('lm_eval.models.huggingface' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
