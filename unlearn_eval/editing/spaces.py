@@ -75,6 +75,11 @@ SPACES: Mapping[str, Space] = {
     "altpo": _RETAINS | {"epochs": ("1", "2", "4"), "beta": _times(0.1)},
     "pdu": _TRAINED | {"bound": Range(0.1, 3.0, log=True), "dual_step": _times(5.0), "retain_weight": _times(30.0)},
     "unlikelihood": _RATE | {"forget_weight": Range(0.1, 5.0, log=True), "retain_weight": Range(0.5, 8.0, log=True)},
+    "overwrite": {
+        "learning_rate": Range(1e-4, 5e-3, log=True),
+        "epochs": ("5", "10", "20"),
+        "critical_fraction": Range(0.03, 0.3, log=True),
+    },
     "ft_m": {"learning_rate": Range(5e-5, 5e-3, log=True), "stop_loss": Range(0.01, 0.5, log=True)},
     "memit": _TARGET | {"preservation": Range(0.1, 10.0, log=True)},
     "alphaedit": _TARGET
