@@ -86,6 +86,7 @@ SPACES: Mapping[str, Space] = {
     | {"ridge": Range(0.1, 10.0, log=True), "null_space": ("energy:0.02", "energy:0.05", "energy:0.1")},
     "emmet": _TARGET | {"slack": Range(1e-6, 1e-2, log=True)},
     "unke": _TARGET | {"learning_rate": _times(2e-4), "steps": ("25", "50", "100")},
+    "glame": _TARGET | {"start": Range(0.03, 0.5, log=True), "hops": ("1", "2", "3")},
     "rome": _TARGET | {"target.kl_weight": Range(0.02, 0.5, log=True)},
     "ultraedit": {"learning_rate": Range(5e-3, 0.2, log=True), "ridge": Range(0.1, 10.0, log=True)},
     "grace": {"epsilon": Range(0.1, 10.0, log=True), "steps": ("25", "50", "100")},
