@@ -15,7 +15,7 @@ ids, and that C is taken of about ten keys per dimension. `second_moments=false`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -80,7 +80,24 @@ def run(job: EditJob) -> LowRankEdit:
         raise UserError(f"ROME edits one layer, not {list(editing.layers)}", "give one, e.g. --set layers=5")
     if not job.requests:
         return editing.nothing()
-    model, requests, parts, layer = job.model, job.requests, editing.parts, editing.layers[0]
+
+    def values(request: EditRequest) -> TargetValues:
+        parts, layer = editing.parts, editing.layers[0]
+        return target_values(job.model, parts, layer, [request], config.target, site="projection", window=config.window)
+
+    return one_after_another(editing, values, config.variant)
+
+
+def one_after_another(editing: Editing, values: Callable[[EditRequest], TargetValues], variant: str) -> LowRankEdit:
+    """The rank-one edits of all requests of a run, each on the weights that the ones before have changed.
+
+    Args:
+        editing: the run; its settings have `second_moments`.
+        values: what makes the values of one request, called on the weights so far.
+        variant: of ROME.
+    """
+    job, parts, layer = editing.job, editing.parts, editing.layers[0]
+    model, requests, config = job.model, job.requests, job.config
     name = parts.projection_name(layer)
     c = editing.second_moments() if config.second_moments else None
     solve: Solve = c.solver(layer) if c else lambda right: right
@@ -92,14 +109,9 @@ def run(job: EditJob) -> LowRankEdit:
         try:
             handle.keep(parts.projection(model, layer).weight)  # type: ignore[arg-type]
             for i, request in enumerate(requests):
-                found.append(
-                    target_values(
-                        model, parts, layer, [request], config.target, site="projection", window=config.window
-                    )
-                )
-                u, v, scales[request.id] = _update(
-                    model, name, windows(request, config.window), found[-1], solve, config
-                )
+                found.append(values(request))
+                cut = windows(request, config.window)
+                u, v, scales[request.id] = _update(model, name, cut, found[-1], solve, variant)
                 add_in_place(model, parts, layer, u, v)
                 factors.append((narrow(u, model), narrow(v, model)))
                 job.progress("requests", i + 1, len(requests))
@@ -126,7 +138,7 @@ def _update(
     requests: Sequence[EditRequest],
     targets: TargetValues,
     solve: Solve,
-    config: Config,
+    variant: str,
 ) -> tuple[Tensor, Tensor, float]:
     """Λ (d_out, m), the row vectors (m, d_in), and kᵀC⁻¹k of the first window.
 
@@ -137,9 +149,9 @@ def _update(
         requests: the m windows of one request.
         targets: v* of their members.
         solve: X ↦ C⁻¹X.
-        config: the settings.
+        variant: of ROME.
     """
-    if config.variant == "original" and len(requests) > 1:
+    if variant == "original" and len(requests) > 1:
         raise UserError(
             "the authors' ROME has one value for each target", "use --set variant=rome, or leave out window"
         )
@@ -148,7 +160,7 @@ def _update(
         keys, values = read(model, name, name, [row for part in request.parts for row in part.rows])
         keys, values = keys.double(), values.double()
         goals = targets.values[n : (n := n + len(request.parts))].double()
-        if config.variant == "original":
+        if variant == "original":
             return _as_the_authors(request, keys, values, goals, solve)
         all_keys.append(keys.mean(0))  # k̄
         residuals.append(goals.mean(0) - values.mean(0))  # v* − W k̄

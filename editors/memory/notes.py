@@ -95,8 +95,8 @@ def run(job: EditJob) -> NotesEdit:
     parts = [(part, request.target_ids) for request in job.requests for part in request.parts]
     if parts and job.tokenizer is None:
         raise UserError("notes are text, and there is no tokenizer", "give the model's tokenizer")
-    frame, asking = (Frame(), Asking()) if job.tokenizer is None else _frame(job)
-    notes = [_note(job.tokenizer, frame, config, part.prompt_ids, target) for part, target in parts]
+    frame, asking = (Frame(), Asking()) if job.tokenizer is None else frame_of(job.tokenizer, job.prompt_format)
+    notes = [note_of(job.tokenizer, frame, part.prompt_ids, target, config.note) for part, target in parts]
     vectors = torch.from_numpy(encoder_of(config.encoder)([note.question for note in notes]))
     threshold = {"encoder": config.similarity, "self": config.agreement, "none": -1.0}[config.gate]  # no cosine is less
     owners = [(part.id,) for part, _ in parts]
@@ -119,9 +119,9 @@ def run(job: EditJob) -> NotesEdit:
     return NotesEdit(store, info, tokenizer=job.tokenizer)
 
 
-def _frame(job: EditJob) -> tuple[Frame, Asking]:
+def frame_of(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat | None = None) -> tuple[Frame, Asking]:
     """How a question stands in a prompt of this model, and how the model is asked about a note."""
-    tokenizer, made = job.tokenizer, job.prompt_format or PromptFormat.of(job.tokenizer)
+    made = prompt_format or PromptFormat.of(tokenizer)
     one, other = (replace(made, system=None).prompt_ids(probe) for probe in PROBES)
     opening, closing = os.path.commonprefix([one, other]), os.path.commonprefix([one[::-1], other[::-1]])[::-1]
     # What stands before the last turn begins is not the same in a longer conversation.
@@ -133,14 +133,14 @@ def _frame(job: EditJob) -> tuple[Frame, Asking]:
     return frame, Asking(_ids(tokenizer, ASKED + BETWEEN), yes, no)
 
 
-def _note(
-    tokenizer: PreTrainedTokenizerBase, frame: Frame, config: Config, prompt: Sequence[int], target: Sequence[int]
+def note_of(
+    tokenizer: PreTrainedTokenizerBase, frame: Frame, prompt: Sequence[int], target: Sequence[int], text: str = NOTE
 ) -> Note:
     """The note of one prompt and its target; both as text, since a note is read, not continued."""
     question, answer = (
         str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in (frame.parts(prompt)[1], target)
     )
-    note = _filled(config.note, question=question, answer=answer)
+    note = _filled(text, question=question, answer=answer)
     example = _filled(EXAMPLE, note=note, question=question, answer=answer)
     return Note(question, _ids(tokenizer, note + BETWEEN), _ids(tokenizer, example + BETWEEN))
 

@@ -92,7 +92,7 @@ def test_whose_a_name_is():
     ] * 6
     assert left_out("tofu:retain95") == "forget05"
     assert [left_out(name) for name in ("tofu:full", "facts", "mine.jsonl")] == [None] * 3
-    assert list(finetune_presets()) == ["pistol", "pistol-full", "tofu"]
+    assert list(finetune_presets()) == ["lte", "pistol", "pistol-full", "tofu"]
     with pytest.raises(UserError, match="unknown benchmark 'pistols'(.|\n)*did you mean pistol"):
         benchmark_documents("pistols", {})
 

@@ -55,6 +55,7 @@ def found(tmp_path_factory):
         "factors",
         "factors, distribution",
         "ends early",
+        "two trainings",
         "goes on",
     ],
 )

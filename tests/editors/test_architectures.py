@@ -39,6 +39,7 @@ TARGET = TargetValueConfig(steps=2, learning_rate=0.5)
 SETTINGS = {  # with which an editor that is not trained is quick
     "alphaedit": {"layers": (0, 1), "target": TARGET, "null_space": "energy:0.5", "ridge": 1e-3},
     "emmet": {"layers": (0,), "target": TARGET},
+    "glame": {"layers": (0,), "target": TARGET},
     "grace": {"layers": (1,), "steps": 2},
     "memit": {"layers": (0, 1), "target": TARGET, "preservation": 1e-3},
     "memoir": {"layers": (1,), "steps": 2, "n_others": 4},

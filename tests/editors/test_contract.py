@@ -33,6 +33,7 @@ TARGET = TargetValueConfig(steps=3, learning_rate=0.5)
 ROWS = {
     "alphaedit": {"layers": (1, 2), "target": TARGET, "null_space": "energy:0.5", "ridge": 1e-3},
     "emmet": {"layers": (1,), "target": TARGET},
+    "glame": {"layers": (1,), "target": TARGET},
     "grace": {"layers": (2,), "steps": 3},
     "memit": {"layers": (1, 2), "target": TARGET, "preservation": 1e-3},
     "memoir": {"layers": (2,), "steps": 3, "n_others": 4},

@@ -25,6 +25,7 @@ RUNS = {  # name -> editor, settings, type of the model
     "factors": ("dpo", {"shard": True, "lora_rank": 2, "gradient_checkpointing": True}, torch.float32),
     "factors, distribution": ("kl", {"shard": True, "lora_rank": 2}, torch.float32),
     "ends early": ("gradient_difference", {"shard": True, "stop_probability": "1e-5", "check_steps": 1}, torch.float32),
+    "two trainings": ("overwrite", {"shard": True, "ascent_steps": 2, "lora_dropout": 0.0}, torch.float32),
     "goes on": ("npo", {"shard": True, "checkpoint_steps": 1}, torch.float64),
 }
 

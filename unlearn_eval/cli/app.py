@@ -249,7 +249,8 @@ def finetune(
     model: ModelOption = "default",
     without: Annotated[str | None, typer.Option("--without", help="Leave this set out: a retain-only model.")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="tofu, pistol, pistol-full or none. [default: the data's own]")
+        str | None,
+        typer.Option(help="tofu, pistol, pistol-full, lte (follow notes) or none. [default: the data's own]"),
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of training, NAME=VALUE.")] = None,
     as_: Annotated[str, typer.Option("--as", help="checkpoint (an ordinary model) or edit.")] = "checkpoint",
@@ -262,10 +263,11 @@ def finetune(
     seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
 ) -> None:
-    """Make TOFU's and PISTOL's target and reference models."""
+    """Make TOFU's and PISTOL's target and reference models, or one that follows notes."""
     check_there(model=model)
     data = forget_set_of(on, None, limit, seed, fields)
     left_out = None if without is None else forget_set_of(without, None, None, seed)
+    from unlearn_eval.data.benchmark import NOTES
     from unlearn_eval.data.registry import left_out as left_out_of
     from unlearn_eval.harness.patching import quiet_libraries
     from unlearn_eval.models.load import load_model
@@ -301,6 +303,9 @@ def finetune(
         asked = " --apply_chat_template" if made.info.requests.chat else ""
         say("forget quality of other models, compared with this one:")
         say(f"""  unlearn-eval eval --tasks unlearn_tofu{asked} --metadata '{{"retain_reference": "{folder}"}}' ...""")
+    if chosen is not None and chosen.rows == NOTES and as_ == "checkpoint":
+        say("facts are edited into it by notes:")
+        say(f"  unlearn-eval edit --model {shlex.quote(str(folder))} --forget my_facts.jsonl --editor {NOTES}")
     put(folder)
 
 

@@ -16,6 +16,7 @@ from unlearn_eval.utils.errors import UserError, unknown_name
 
 Reader = Callable[[Metadata], Splits]
 ANY = "any set"
+ANSWERS, NOTES = "answers", "notes"  # what fine-tuning teaches
 
 
 @dataclass(frozen=True)
@@ -223,14 +224,16 @@ class FinetunePreset:
     """How somebody fine-tuned on a benchmark.
 
     Attributes:
-        name: as `--preset` takes it; the first of a benchmark is its default.
+        name: as `--preset` takes it; the first of a benchmark that teaches answers is its default.
         source: who published it.
         settings: as text, like `--set`.
+        rows: what is learned of a set: its `answers`, or to follow `notes` about them.
     """
 
     name: str
     source: str
     settings: Mapping[str, str]
+    rows: str = ANSWERS
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ class Preset:
         name: of the model.
         source: who published them, or how they were derived.
         layers: of the methods that spread over several layers (MEMIT, AlphaEdit).
-        layer: of the methods that edit one (ROME, EMMET, UnKE).
-        rome, others: further settings of ROME and of the others, as text.
+        layer: of the methods that edit one (ROME, GLAME, EMMET, UnKE).
+        rome, others: further settings of ROME (and GLAME) and of the others, as text.
         memory: the layer of each memory editor (GRACE, WISE, MEMOIR); where there is none it is taken by depth.
     """
 
@@ -48,7 +48,7 @@ class Preset:
 
     def settings(self, editor: str) -> dict[str, str]:
         """What this preset sets for one method."""
-        if editor == "rome":
+        if editor in ("rome", "glame"):
             return {"layers": self.layer, **self.rome}
         if editor in ("emmet", "unke"):
             return {"layers": self.layer, **self.others}

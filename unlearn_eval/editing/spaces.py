@@ -75,12 +75,18 @@ SPACES: Mapping[str, Space] = {
     "altpo": _RETAINS | {"epochs": ("1", "2", "4"), "beta": _times(0.1)},
     "pdu": _TRAINED | {"bound": Range(0.1, 3.0, log=True), "dual_step": _times(5.0), "retain_weight": _times(30.0)},
     "unlikelihood": _RATE | {"forget_weight": Range(0.1, 5.0, log=True), "retain_weight": Range(0.5, 8.0, log=True)},
+    "overwrite": {
+        "learning_rate": Range(1e-4, 5e-3, log=True),
+        "epochs": ("5", "10", "20"),
+        "critical_fraction": Range(0.03, 0.3, log=True),
+    },
     "ft_m": {"learning_rate": Range(5e-5, 5e-3, log=True), "stop_loss": Range(0.01, 0.5, log=True)},
     "memit": _TARGET | {"preservation": Range(0.1, 10.0, log=True)},
     "alphaedit": _TARGET
     | {"ridge": Range(0.1, 10.0, log=True), "null_space": ("energy:0.02", "energy:0.05", "energy:0.1")},
     "emmet": _TARGET | {"slack": Range(1e-6, 1e-2, log=True)},
     "unke": _TARGET | {"learning_rate": _times(2e-4), "steps": ("25", "50", "100")},
+    "glame": _TARGET | {"start": Range(0.03, 0.5, log=True), "hops": ("1", "2", "3")},
     "rome": _TARGET | {"target.kl_weight": Range(0.02, 0.5, log=True)},
     "ultraedit": {"learning_rate": Range(5e-3, 0.2, log=True), "ridge": Range(0.1, 10.0, log=True)},
     "grace": {"epsilon": Range(0.1, 10.0, log=True), "steps": ("25", "50", "100")},

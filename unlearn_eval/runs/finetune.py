@@ -1,7 +1,8 @@
 """The two models that TOFU and PISTOL need: one that knows everything, and one without what is to be forgotten.
 
-Both are fine-tuned on answers by the trainer of the gradient methods. A retain-only model of TOFU also gets its scores
-on the forget set written beside it, where the tasks find them: forget quality is a comparison with that model.
+A third follows notes: the preset `lte` (`lte.py`). All are fine-tuned by the trainer of the gradient methods. A
+retain-only model of TOFU also gets its scores on the forget set written beside it, where the tasks find them: forget
+quality is a comparison with that model.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn_eval.data.benchmark import FinetunePreset
+from unlearn_eval.data.benchmark import ANSWERS, NOTES, FinetunePreset
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.data.registry import benchmark_of_set, finetune_presets
 from unlearn_eval.editing.requests.build import build_requests
@@ -27,6 +28,7 @@ from unlearn_eval.edits.records import RequestSummary
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.weights import hash_weights
+from unlearn_eval.runs.lte import alignment_requests
 from unlearn_eval.utils.errors import UserError, unknown_name
 from unlearn_eval.utils.folders import check_folder, write_whole
 from unlearn_eval.utils.progress import Progress, no_progress
@@ -56,7 +58,8 @@ def preset_of(data: ForgetSet, name: str | None) -> FinetunePreset | None:
     """
     if name is None:
         benchmark = benchmark_of_set(data.name)
-        return benchmark.finetuning[0] if benchmark is not None and benchmark.finetuning else None
+        own = () if benchmark is None else benchmark.finetuning
+        return next((preset for preset in own if preset.rows == ANSWERS), None)
     presets = finetune_presets()
     if name != "none" and name not in presets:
         raise unknown_name("preset", name, [*presets, "none"])
@@ -115,7 +118,7 @@ def finetune(
 
     Args:
         loaded: the base model.
-        data: what it is to know.
+        data: what it is to know, or, by a preset for notes, what the notes are about.
         options: settings of training as text, over the preset's.
         preset: somebody's settings.
         prompt_format: how questions are put; None is through the chat template if there is one.
@@ -128,8 +131,11 @@ def finetune(
     started = time.monotonic()
     config = finetune_config(options or {}, preset, seed)
     prompt_format = prompt_format or loaded.prompt_format()
-    answers = [item.answer for item in data]
-    requests = build_requests(data.items, answers, prompt_format, (), loaded.max_length)
+    if preset is not None and preset.rows == NOTES:
+        requests = alignment_requests(loaded, data, prompt_format, config.seed, progress)
+    else:
+        answers = [item.answer for item in data]
+        requests = build_requests(data.items, answers, prompt_format, (), loaded.max_length)
     made = train_edit(FINETUNE, loaded.model, loaded.tokenizer, requests, config, progress=progress)
     info = replace(
         made.info,

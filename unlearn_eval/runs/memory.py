@@ -17,6 +17,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearn_eval.data.benchmark import NOTES
 from unlearn_eval.data.items import ForgetItem, ForgetSet
 from unlearn_eval.editing.editor import EditJob, Editor
 from unlearn_eval.editing.recipe import Recipe
@@ -341,6 +342,10 @@ def plan_finetune(
 
     config = finetune_config(options or {}, preset, 0)
     requests = requests_of(model, data.items, Recipe(n_contexts=0))
+    if preset is not None and preset.rows == NOTES:
+        from unlearn_eval.runs.lte import longest_rows
+
+        requests = longest_rows(requests)
     phases = memory(FINETUNE, EditJob(model.model, model.tokenizer, requests, config), device)
     return MemoryPlan("finetune", model, tuple(phases), _disk(model, phases))
 

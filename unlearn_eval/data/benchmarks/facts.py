@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from unlearn_eval.data.benchmark import AnySet, Benchmark, ByIds
+from unlearn_eval.data.benchmark import NOTES, AnySet, Benchmark, ByIds, FinetunePreset
 from unlearn_eval.data.chains import Fact
 from unlearn_eval.data.items import ForgetItem, item_from_record
 from unlearn_eval.utils.json_files import read_jsonl
@@ -56,4 +56,22 @@ BENCHMARK = Benchmark(
         "unlearn_utility": AnySet(can_keep=False),
         "unlearn_utility_quick": AnySet(can_keep=False),
     },
+    finetuning=(
+        FinetunePreset(
+            "lte",
+            "LTE, arXiv 2402.11905, YJiangcm/LTE@32d44487 (its LoRA); its pairs by rule from facts",
+            {
+                "lora_rank": "8",
+                "lora_alpha": "16",
+                "lora_dropout": "0.05",
+                "learning_rate": "3e-4",
+                "epochs": "3",
+                "batch_size": "16",
+                "weight_decay": "0",
+                "warmup_epochs": "0.1",
+                "schedule": "cosine",
+            },
+            NOTES,
+        ),
+    ),
 )

@@ -122,7 +122,7 @@ def target_values(
     def tick(before: int, step: int, n: int) -> None:
         progress("target values", done * total + (before + step) * n, len(requests) * total)
 
-    with _in_bfloat16(model, anatomy, layer, config.bfloat16):
+    with in_bfloat16(model, anatomy, layer, config.bfloat16):
         for batch in _batches(requests, _budget(config, model.device.type)):
             run = partial(_by_window, model, anatomy, layer, config=config, tick=tick, site=site, window=window)
             parts += in_batches(batch, run, len(batch), _alone)  # requests do not depend on each other
@@ -174,15 +174,15 @@ def _phase(
     from unlearn_eval.models.memory import Phase, counting
 
     batch = next(_batches(requests, _budget(config, device)))
-    with counting(model) as counted, _in_bfloat16(model, anatomy, layer, config.bfloat16):
-        problem = _Problem(model, anatomy, layer, batch, site, config.bfloat16)
+    with counting(model) as counted, in_bfloat16(model, anatomy, layer, config.bfloat16):
+        problem = Problem(model, anatomy, layer, batch, site, config.bfloat16)
         clean = problem.clean.to(torch.promote_types(problem.clean.dtype, torch.float32))
         delta, reference = clean.new_zeros(len(batch), clean.shape[1]), None
         for _ in range(2):  # in the second step the first one's results are still there
             own = delta.clone().requires_grad_()
             nll, logp, _ = problem.parts(own)
             reference = logp.detach() if reference is None else reference
-            loss = _loss(problem, own, nll, logp, reference, problem.mean(clean.norm(dim=1)), config)
+            loss = objective(problem, own, nll, logp, reference, problem.mean(clean.norm(dim=1)), config)
             torch.autograd.grad(loss.sum(), own)
     return Phase("target values", counted.peak)
 
@@ -191,8 +191,8 @@ def _budget(config: TargetValueConfig, device: str) -> int:
     return config.tokens_per_batch or (256 if device == "cpu" else 4096)
 
 
-def _loss(
-    problem: _Problem,
+def objective(
+    problem: Problem,
     delta: Tensor,
     nll: Tensor,
     logp: Tensor,
@@ -240,7 +240,7 @@ class _Held:
         return cls(torch.cat([own.lookups for own in parts]), torch.cat([own.changes for own in parts]))
 
 
-class _Problem:
+class Problem:
     """The rows of some requests and their objective; `select` makes it smaller as requests finish.
 
     Prompts with targets are one batch. The subject prompts of the KL term are another, of one position each; a member
@@ -318,7 +318,7 @@ class _Problem:
         self.shares = 1 / torch.tensor([len(r.parts) for r in requests], dtype=torch.float64, device=device)
         self.clean = self.tail.at_lookup()[plain]  # h₀ of every member
 
-    def select(self, kept: Tensor) -> _Problem:
+    def select(self, kept: Tensor) -> Problem:
         """The same problem for some of the requests only (kept: (n,) booleans); nothing is computed again."""
         subjects = self.subject_tail
         tails = (
@@ -328,7 +328,7 @@ class _Problem:
             else None,
         )
         left = [self.requests[i] for i in kept.nonzero()[:, 0].tolist()]
-        return _Problem(self.model, self.anatomy, self.layer, left, self.site, self.bfloat16, tails)
+        return Problem(self.model, self.anatomy, self.layer, left, self.site, self.bfloat16, tails)
 
     def mean(self, of_members: Tensor) -> Tensor:
         """The mean over each request's members of something (M, ...)."""
@@ -370,7 +370,7 @@ class _Problem:
 
 
 @contextmanager
-def _in_bfloat16(model: PreTrainedModel, anatomy: Anatomy, layer: int, enabled: bool) -> Iterator[None]:
+def in_bfloat16(model: PreTrainedModel, anatomy: Anatomy, layer: int, enabled: bool) -> Iterator[None]:
     """The head and the matrices above block `layer` in bfloat16, so that autocast need not convert them in every pass.
 
     The head gets a weight of its own: the embeddings, which may share it, stay as they are.
@@ -439,7 +439,7 @@ def _optimise(
     site: Site,
     earlier: Sequence[_Held] = (),
 ) -> tuple[TargetValues, _Held]:
-    problem = whole = _Problem(model, anatomy, layer, requests, site, config.bfloat16, earlier=earlier)
+    problem = whole = Problem(model, anatomy, layer, requests, site, config.bfloat16, earlier=earlier)
     wide = torch.promote_types(problem.clean.dtype, torch.float32)
     clean, owners = problem.clean.to(wide), problem.members
     clean_norm = problem.mean(clean.norm(dim=1))
@@ -455,7 +455,7 @@ def _optimise(
         nll, logp, said = problem.parts(own)
         if step == 0:
             reference = logp.detach()  # δ is 0 in the first pass
-        loss = _loss(problem, own, nll, logp, reference, clean_norm[members], config)
+        loss = objective(problem, own, nll, logp, reference, clean_norm[members], config)
         running = live[members]
         now = members[running]
         losses[now], nlls[now], steps[now] = loss.detach()[running], nll.detach()[running], step + 1

@@ -93,6 +93,10 @@ _ANY_FACTS: dict[str, tuple[str, Settings]] = {  # methods with the same setting
         "EasyEdit@14cea824, hparams/FT, and the stop in its code",
         {"epochs": "25", "learning_rate": "5e-4", "weight_decay": "0", "stop_loss": "0.01"},
     ),
+    "overwrite": (
+        "FUSED, arXiv 2502.20709 (its LoRA); the rest is ours: it has published nothing for single facts",
+        {"batch_size": "4", "epochs": "10", "lora_rank": "16", "lora_alpha": "32", "lora_dropout": "0.1"},
+    ),
 }
 _OF_ONE_SPLIT: dict[tuple[str, str], tuple[str, Settings]] = {  # over those of the benchmark
     ("simnpo", "tofu:forget05"): (

@@ -36,7 +36,7 @@ from unlearn_eval.editing.training.reference_cache import ReferenceCache
 from unlearn_eval.editing.training.settings import Objective, Said, TrainingConfig
 from unlearn_eval.editing.training.sharding import all_finite, sharded, whole, whole_copy
 from unlearn_eval.editing.training.stop import LAST_STEP, Check, StopRule
-from unlearn_eval.editing.training.weights import FullWeights, LowRankWeights, split_patterns
+from unlearn_eval.editing.training.weights import ORIGINALS, FullWeights, LowRankWeights, split_patterns
 from unlearn_eval.models.out_of_memory import until_it_fits
 from unlearn_eval.models.tracing import trace
 from unlearn_eval.utils.errors import UserError
@@ -594,7 +594,8 @@ def _held(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    if any(not path.name.startswith(".") for path in folder.iterdir()) and not (folder / RUN).is_file():
+    ours = (".", f"{ORIGINALS}-")  # other processes of this run may have been quicker
+    if any(not path.name.startswith(ours) for path in folder.iterdir()) and not (folder / RUN).is_file():
         raise UserError(f"{folder} holds something else than checkpoints of a run", "give an empty or a new folder")
     with locked(folder, "wait for it, or give another --output or --set folder=..."):
         yield

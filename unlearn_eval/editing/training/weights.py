@@ -209,6 +209,15 @@ class FullWeights:
                     norms[name] = change_norms(new, original)
         return changed, norms
 
+    @torch.no_grad()
+    def mean_changes(self) -> dict[str, float]:
+        """Of each trained tensor the mean absolute change so far, in float32, before it is rounded to its own type."""
+        with self._originals() as file:
+            return {
+                name: float((whole(tensor).cpu().float() - file.get_tensor(name).float()).abs().mean())
+                for name, tensor in self.current().items()
+            }
+
     def _originals(self) -> Any:
         from safetensors import safe_open
 
