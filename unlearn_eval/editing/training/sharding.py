@@ -62,6 +62,15 @@ def sharded(model: PreTrainedModel) -> Iterator[None]:
             module.__class__ = kind
             for name in set(module.__dict__) - names:
                 del module.__dict__[name]
+            _strike_off(module)
+
+
+def _strike_off(module: nn.Module) -> None:
+    """Take a module off PyTorch's list of those that are shared out; there is no public way to share one out twice."""
+    from torch.distributed import _composable_state
+
+    states: Any = getattr(_composable_state, "_module_state_mapping", {})
+    states.pop(module, None)
 
 
 def whole(tensor: Tensor) -> Tensor:
