@@ -9,20 +9,17 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlearn_eval.edits.memory.store import Route, best_bound, one_of
 from unlearn_eval.edits.stored import Ids
 from unlearn_eval.models.embedding import Encoder, load_encoder
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.schemas import Count, Table, Whole
-
-if TYPE_CHECKING:
-    pass
 
 GATES = "none", "self", "encoder"
 WORDS = "words"
@@ -95,6 +92,21 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Insertion:
+    """What is inserted into a prompt.
+
+    Attributes:
+        place: the number of the prompt's tokens before it.
+        ids: of the text; where there are vectors, as many tokens that stand for them.
+        vectors: (len(ids), d_model) what the model reads in place of those tokens' embeddings; None for text.
+    """
+
+    place: int
+    ids: tuple[int, ...]
+    vectors: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Asking:
     """How the model says itself whether a note is about a question: what it reads after the note, and two answers."""
 
@@ -139,6 +151,14 @@ class Notes:
     def bounds(self) -> Tensor:
         """The threshold."""
         return self.threshold
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that cannot read what is inserted: of text there is none."""
+
+    def insertion(self, place: int, order: Sequence[int]) -> Insertion:
+        """The nearest note of an order, behind the examples of the next ones, the nearest last."""
+        examples = [self.notes[i].example for i in order[1 : 1 + self.demonstrations]]
+        return Insertion(place, sum(reversed(examples), ()) + self.notes[order[0]].ids)
 
     def tensors(self) -> dict[str, Tensor]:
         """Vectors and threshold."""
