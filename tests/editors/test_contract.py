@@ -37,6 +37,7 @@ ROWS = {
     "memit": {"layers": (1, 2), "target": TARGET, "preservation": 1e-3},
     "memoir": {"layers": (2,), "steps": 3, "n_others": 4},
     "notes": {"gate": "none", "encoder": "words"},
+    "prefix": {"gate": "none", "encoder": "words", "steps": 3},
     "rome": {"layers": (1,), "target": TARGET},
     "ultraedit": {"layers": (1, 2)},
     "unke": {"layers": (1,), "target": TARGET, "steps": 3, "text_tokens": 64},

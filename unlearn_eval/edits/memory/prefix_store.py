@@ -27,6 +27,7 @@ from unlearn_eval.utils.schemas import Count
 
 SENTINEL = "sentinel"
 GATES = (*notes_store.GATES, SENTINEL)
+NOTHING = -1e6  # the margin of a prompt without a question
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,17 @@ class Prefixes(Notes):
         vectors = self.prompts[self.prompt_of[order[0]]]
         return Insertion(place, (max(self.frame.first, 0),) * len(vectors), vectors)
 
+    def joined(self, other: Prefixes) -> Prefixes:
+        """These and another edit's behind them, with that one's threshold, frame and what it was trained with."""
+        return replace(
+            other,
+            vectors=torch.cat([self.vectors, other.vectors]) if other.n else self.vectors,
+            notes=(*self.notes, *other.notes),
+            owners=(*self.owners, *other.owners),
+            prompts=torch.cat([self.prompts, other.prompts]),
+            prompt_of=(*self.prompt_of, *(i + len(self.prompts) for i in other.prompt_of)),
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """Vectors, threshold, prefixes, and what the gate and the making of prefixes need."""
         found = super().tensors() | {"prompts": self.prompts} | dict(self.trained or {})
@@ -115,7 +127,7 @@ class Prefixes(Notes):
 
     def settings(self) -> dict[str, Any]:
         """Everything else."""
-        return super().settings() | {"prompt_of": list(self.prompt_of), "trained": sorted(self.trained or {})}
+        return super().settings() | {"prompt_of": list(self.prompt_of), "trained": bool(self.trained)}
 
     def similar(self, text: str) -> Tensor:
         """(N,) cosines of one text, or under the gate `sentinel` how much nearer than Θ each key is.
@@ -126,7 +138,7 @@ class Prefixes(Notes):
         if self.query is None or self.sentinel is None:
             return super().similar(text)
         if not text:
-            return self.vectors.new_full((self.n,), -math.inf)
+            return self.vectors.new_full((self.n,), NOTHING)
         vector = torch.from_numpy(notes_store.encoder_of(self.encoder)([text])[0])
         if len(vector) != self.query.weights[0].shape[1]:
             raise UserError(
@@ -154,7 +166,7 @@ class PrefixSettings(NotesSettings):
     mechanism: Literal["prefix"]  # type: ignore[assignment]
     gate: Literal["none", "self", "encoder", "sentinel"]  # type: ignore[assignment]
     prompt_of: list[Count]
-    trained: list[str]
+    trained: bool
 
 
 def layout(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -163,7 +175,7 @@ def layout(settings: Mapping[str, Any]) -> dict[str, str]:
     if settings["gate"] == SENTINEL:
         found |= {f"query_{name}": shape for name, shape in zip(Head.NAMES, Head.SHAPES, strict=True)}
         found |= {"sentinel": "d"}
-    return found | {name: TRAINED.get(name, "unknown") for name in settings["trained"]}
+    return found | (TRAINED if settings["trained"] else {})
 
 
 # Shapes of what further prefixes are made with (`editors/memory/recipe.py`).
@@ -194,7 +206,7 @@ def read_prefixes(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
         tuple(settings["prompt_of"]),
         Head.read(tensors, "query") if gate == SENTINEL else None,
         tensors["sentinel"] if gate == SENTINEL else None,
-        {name: tensors[name] for name in settings["trained"]},
+        {name: tensors[name] for name in TRAINED} if settings["trained"] else None,
     )
     if len({len(store.vectors), store.n, len(store.owners), len(store.prompt_of)}) != 1:
         raise ValueError("vectors, questions, owners and their prefixes are not equally many")
