@@ -8,8 +8,7 @@ answers, bit for bit.
     P_i = argmin_P mean −ln p(target | prompt with P inserted)        Adam; started from the target's own embeddings
     P stands before a question q   where   gate(q, question i) reaches the threshold, i the nearest
 
-`shared=true` trains one soft prompt for all requests of the edit, which has fewer numbers and carries over to more
-paraphrases, but says one kind of target only.
+`shared=true` trains one soft prompt for all requests of an edit: fewer numbers, for one kind of target.
 
 Differs from the paper's method: its prompt is trained for a whole task, without a gate, and stands first; here it
 stands inside the user's message, where a note does. It starts from embeddings of the target (the paper's "class

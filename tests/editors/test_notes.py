@@ -139,6 +139,17 @@ def test_the_last_turn_of_a_conversation_is_the_question():
     assert made.tokenizer.decode(made.encode(text)[place:]).startswith(QUESTIONS[0])
 
 
+def test_a_context_without_its_last_newline_has_the_same_question():
+    """As lm-eval scores an answer after a chat's prompt; in a longer conversation too."""
+    edit, made = edit_of()
+    parts = edit.store.frame.parts
+    turns = [("user", OTHER), ("assistant", "Scattering."), ("user", QUESTIONS[0])]
+    text = made.render_messages([{"role": role, "content": content} for role, content in turns])
+    for ids in (tuple(made.prompt_ids(QUESTIONS[0])), tuple(made.encode(text))):
+        assert made.tokenizer.decode(ids[-1:]) == "\n"
+        assert parts(ids[:-1]) == parts(ids)
+
+
 def test_a_sequence_of_edits_holds_all_notes():
     first, _ = edit_of(questions=QUESTIONS[:1])
     both, made = edit_of(questions=QUESTIONS[1:], previous=first)

@@ -63,10 +63,11 @@ class Frame:
     def parts(self, prompt: Sequence[int]) -> tuple[int, tuple[int, ...]]:
         """Where a note is inserted, and the question's ids; of a prompt of another form its beginning, and all of it.
 
-        What follows the closing (the beginning of an answer) belongs to the question.
+        What follows the closing (the beginning of an answer) belongs to the question. The closing's last token may be
+        missing at the end: of a context, lm-eval gives a last newline to the answer.
         """
-        ids = tuple(prompt)
-        end = _last(ids, self.closing)
+        ids, cut = tuple(prompt), self.closing[:-1]
+        end = len(ids) - len(cut) if cut and ids[-len(cut) :] == cut else _last(ids, self.closing)
         end = len(ids) if end < 0 else end
         start = _last(ids[:end], self.mark)
         if start < 0 or not self.mark:
