@@ -45,8 +45,8 @@ class Head:
 
     @classmethod
     def new(cls, d_in: int, d: int, d_hidden: int, generator: torch.Generator) -> Head:
-        """Weights drawn from N(0, 1/columns), and nothing yet from the residual block; biases of 0."""
-        into = torch.randn(d, d_in, generator=generator) / math.sqrt(d_in)
+        """A from N(0, 1), for vectors of length 1; B from N(0, 1/columns); C and biases of 0."""
+        into = torch.randn(d, d_in, generator=generator)
         up = torch.randn(d_hidden, d, generator=generator) / math.sqrt(d)
         zeros = torch.zeros
         return cls((into, zeros(d), up, zeros(d_hidden), zeros(d, d_hidden), zeros(d)))
@@ -171,7 +171,7 @@ class PrefixSettings(NotesSettings):
 
 def layout(settings: Mapping[str, Any]) -> dict[str, str]:
     """The shapes of the tensors, as `check_layout` takes them."""
-    found = {"vectors": "N d", "threshold": "1", "prompts": "M L D"}
+    found = {"vectors": "N d" if settings["gate"] == SENTINEL else "N e", "threshold": "1", "prompts": "M L D"}
     if settings["gate"] == SENTINEL:
         found |= {f"query_{name}": shape for name, shape in zip(Head.NAMES, Head.SHAPES, strict=True)}
         found |= {"sentinel": "d"}
