@@ -85,7 +85,7 @@ class Config:
     width: Size = 256
     gate_steps: Size = 400
     gate_batch: Size = 64
-    gate_learning_rate: Positive = 1e-3
+    gate_learning_rate: Positive = 3e-4
     steps: Size = 100
     batch: Size = 4
     learning_rate: Positive = 0.05
