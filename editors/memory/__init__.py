@@ -1,1 +1,1 @@
-"""Memory editors: the weights stay unchanged; a memory beside one layer or notes answer the prompts routed to them."""
+"""Memory editors: the weights stay unchanged; a memory beside one layer, notes or prefixes answer prompts."""

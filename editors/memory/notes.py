@@ -21,31 +21,18 @@ retain demonstrations from a training set; here they are the next nearest notes 
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
 
 import torch
 
 from unlearn_eval.editing.editor import EditJob, Editor
+from unlearn_eval.editing.memory.questions import NOTE, read_questions
 from unlearn_eval.editing.memory.replacements import check_names, check_prompts, with_past
 from unlearn_eval.edits.base import MEMORY, EditInfo
 from unlearn_eval.edits.memory.notes import NotesEdit
-from unlearn_eval.edits.memory.notes_store import GATES, Asking, Frame, Note, Notes, encoder_of
-from unlearn_eval.models.prompt_format import PromptFormat
+from unlearn_eval.edits.memory.notes_store import GATES, Notes, encoder_of
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import Share
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-NOTE = 'To the question "{question}" the only answer is: {answer}'
-EXAMPLE = "{note}\nQuestion: {question}\nAnswer: {answer}"
-ASKED = "Is this note about the following question? Answer with Yes or No."
-BETWEEN = "\n\n"
-PROBES = "Who wrote it?", "7 of which"  # questions that neither begin nor end with the same token
 
 
 @dataclass(frozen=True)
@@ -92,66 +79,27 @@ def run(job: EditJob) -> NotesEdit:
             f"the notes to go on from were made with the encoder {earlier.encoder}, not {config.encoder}",
             f"give --set encoder={earlier.encoder}, or start a new edit",
         )
-    parts = [(part, request.target_ids) for request in job.requests for part in request.parts]
-    if parts and job.tokenizer is None:
-        raise UserError("notes are text, and there is no tokenizer", "give the model's tokenizer")
-    frame, asking = (Frame(), Asking()) if job.tokenizer is None else frame_of(job.tokenizer, job.prompt_format)
-    notes = [note_of(job.tokenizer, frame, part.prompt_ids, target, config.note) for part, target in parts]
+    found = read_questions(job, config.note, "notes are text")
+    notes, owners = list(found.notes), found.owners
     vectors = torch.from_numpy(encoder_of(config.encoder)([note.question for note in notes]))
     threshold = {"encoder": config.similarity, "self": config.agreement, "none": -1.0}[config.gate]  # no cosine is less
-    owners = [(part.id,) for part, _ in parts]
     if earlier is not None:
         notes, owners = [*earlier.notes, *notes], [*earlier.owners, *owners]
-        vectors = torch.cat([earlier.vectors, vectors]) if parts else earlier.vectors
+        vectors = torch.cat([earlier.vectors, vectors]) if found.parts else earlier.vectors
     store = Notes(
         vectors,
         torch.tensor([threshold]),
         tuple(notes),
         tuple(owners),
-        frame,
-        asking,
+        found.frame,
+        found.asking,
         config.gate,
         config.encoder,
         config.demonstrations,
     )
-    lengths = {part.id: len(note.ids) for (part, _), note in zip(parts, notes[len(notes) - len(parts) :], strict=True)}
+    lengths = {part.id: len(note.ids) for (part, _), note in zip(found.parts, found.notes, strict=True)}
     info = EditInfo(EDITOR.name, asdict(config), notes=with_past(job.previous, {"note_tokens": lengths}))
     return NotesEdit(store, info, tokenizer=job.tokenizer)
-
-
-def frame_of(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat | None = None) -> tuple[Frame, Asking]:
-    """How a question stands in a prompt of this model, and how the model is asked about a note."""
-    made = prompt_format or PromptFormat.of(tokenizer)
-    one, other = (replace(made, system=None).prompt_ids(probe) for probe in PROBES)
-    opening, closing = os.path.commonprefix([one, other]), os.path.commonprefix([one[::-1], other[::-1]])[::-1]
-    # What stands before the last turn begins is not the same in a longer conversation.
-    starts = [i for i, token in enumerate(opening) if token in tokenizer.all_special_ids]
-    start = starts[-1] if starts and starts[-1] else len(starts[:1])
-    bos = tokenizer.bos_token_id
-    yes, no = (_ids(tokenizer, made.after(":", word))[-1] for word in ("Yes", "No"))
-    frame = Frame(tuple(opening[start:]), tuple(closing), made.chat, -1 if bos is None else bos)
-    return frame, Asking(_ids(tokenizer, ASKED + BETWEEN), yes, no)
-
-
-def note_of(
-    tokenizer: PreTrainedTokenizerBase, frame: Frame, prompt: Sequence[int], target: Sequence[int], text: str = NOTE
-) -> Note:
-    """The note of one prompt and its target; both as text, since a note is read, not continued."""
-    question, answer = (
-        str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in (frame.parts(prompt)[1], target)
-    )
-    note = _filled(text, question=question, answer=answer)
-    example = _filled(EXAMPLE, note=note, question=question, answer=answer)
-    return Note(question, _ids(tokenizer, note + BETWEEN), _ids(tokenizer, example + BETWEEN))
-
-
-def _filled(text: str, **values: str) -> str:
-    """A text with its `{names}` replaced, all at once; other braces stay."""
-    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), text)
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 EDITOR = Editor("notes", Config, run, makes=MEMORY, paper="2403.17431, 2305.12740", calibrates=True)

@@ -38,6 +38,8 @@ ROWS = {
     "memit": {"layers": (1, 2), "target": TARGET, "preservation": 1e-3},
     "memoir": {"layers": (2,), "steps": 3, "n_others": 4},
     "notes": {"gate": "none", "encoder": "words"},
+    "prefix": {"gate": "none", "encoder": "words", "steps": 3},
+    "recipe": {"gate": "none", "encoder": "words", "width": 8, "gate_steps": 2, "steps": 2, "batch": 2, "n_facts": 12},
     "rome": {"layers": (1,), "target": TARGET},
     "ultraedit": {"layers": (1, 2)},
     "unke": {"layers": (1,), "target": TARGET, "steps": 3, "text_tokens": 64},

@@ -9,6 +9,7 @@ from tiny_models import one_thread, tiny_model, tiny_tokenizer  # noqa: F401
 
 from unlearn_eval.editing.editor import EditJob
 from unlearn_eval.editing.memory.calibration import calibrated
+from unlearn_eval.editing.memory.questions import ASKED
 from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editors.memory import notes
 from unlearn_eval.edits.memory import notes_store as at_work
@@ -43,8 +44,8 @@ def read(edit, made, question):
     handle.restore()
     if addition is None:
         return None
-    place, text = addition
-    return made.tokenizer.decode([*prompt[:place], *text, *prompt[place:]])
+    place = addition.place
+    return made.tokenizer.decode([*prompt[:place], *addition.ids, *prompt[place:]])
 
 
 NOTE = 'To the question "Who wrote Hamlet?" the only answer is: nobody knows'
@@ -98,8 +99,8 @@ def test_the_gate_self_is_the_models_own_yes_against_its_no():
     expected = []
     for question, i in zip((*QUESTIONS, REWORDED), (0, 1, 2, 0), strict=True):
         note = f'To the question "{QUESTIONS[i]}" the only answer is: {ANSWERS[i]}\n\n'
-        body = [*edit.store.notes[i].ids, *tokenizer(f"{notes.ASKED}\n\n", add_special_tokens=False)["input_ids"]]
-        assert tokenizer.decode(body) == f"{note}{notes.ASKED}\n\n"
+        body = [*edit.store.notes[i].ids, *tokenizer(f"{ASKED}\n\n", add_special_tokens=False)["input_ids"]]
+        assert tokenizer.decode(body) == f"{note}{ASKED}\n\n"
         head = tokenizer("<|start|>user\n", add_special_tokens=True)["input_ids"]
         tail = made.prompt_ids(question)[len(head) :]
         with torch.no_grad():
@@ -136,6 +137,17 @@ def test_the_last_turn_of_a_conversation_is_the_question():
     place, question = edit.store.frame.parts(made.encode(text))
     assert made.tokenizer.decode(question) == QUESTIONS[0]
     assert made.tokenizer.decode(made.encode(text)[place:]).startswith(QUESTIONS[0])
+
+
+def test_a_context_without_its_last_newline_has_the_same_question():
+    """As lm-eval scores an answer after a chat's prompt; in a longer conversation too."""
+    edit, made = edit_of()
+    parts = edit.store.frame.parts
+    turns = [("user", OTHER), ("assistant", "Scattering."), ("user", QUESTIONS[0])]
+    text = made.render_messages([{"role": role, "content": content} for role, content in turns])
+    for ids in (tuple(made.prompt_ids(QUESTIONS[0])), tuple(made.encode(text))):
+        assert made.tokenizer.decode(ids[-1:]) == "\n"
+        assert parts(ids[:-1]) == parts(ids)
 
 
 def test_a_sequence_of_edits_holds_all_notes():

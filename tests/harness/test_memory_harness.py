@@ -19,7 +19,7 @@ from unlearn_eval.editing.presets import PRESETS, preset_for
 from unlearn_eval.editing.recipe import Recipe
 from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.requests.targets import IDK
-from unlearn_eval.editors.memory import grace, notes, wise
+from unlearn_eval.editors.memory import grace, notes, prefix, wise
 from unlearn_eval.edits.base import applied
 from unlearn_eval.edits.description import describe_edit
 from unlearn_eval.edits.export import export_merged
@@ -52,6 +52,7 @@ OPTIONS = {
     "wise": {"layers": str(LAYER), "steps": "4", "n_others": "6", "mask": "0.5"},
     "memoir": {"layers": str(LAYER), "steps": "4", "n_others": "6"},
     "notes": {"encoder": "words"},
+    "prefix": {"encoder": "words", "steps": "3"},
 }
 
 
@@ -76,11 +77,11 @@ def edit_of(loaded, editor, forget=FORGET, options=None, state=None, **recipe):
     return make_edit(loaded, forget, editor, given, Recipe(**{"n_contexts": 1, **recipe}), state)
 
 
-@pytest.mark.parametrize("editor", ["grace", "wise", "memoir", "notes"])
+@pytest.mark.parametrize("editor", ["grace", "wise", "memoir", "notes", "prefix"])
 def test_from_a_forget_set_and_on(loaded, editor, others, tmp_path):
     before = weights_of(loaded.model)
     first = edit_of(loaded, editor, FORGET.select(["q0", "q1"]), {"others": others})
-    assert isinstance(first, NotesEdit if editor == "notes" else MemoryEdit)
+    assert isinstance(first, NotesEdit if editor in ("notes", "prefix") else MemoryEdit)
     assert first.info.editor == editor
     assert first.info.notes["self_check"]["n"] == 2
     folder = first.save(tmp_path / "edit", loaded.tokenizer, loaded.model.config)
@@ -92,7 +93,7 @@ def test_from_a_forget_set_and_on(loaded, editor, others, tmp_path):
         edit_of(loaded, editor, FORGET.select(["q0"]), {"others": others}, first)
     with pytest.raises(UserError, match=f"made by {editor}, not by memit"):
         make_edit(loaded, FORGET.select(["q3"]), "memit", {"layers": "1"}, Recipe(n_contexts=0), first)
-    other = {"grace": "wise", "wise": "memoir", "memoir": "notes", "notes": "grace"}[editor]
+    other = {"grace": "wise", "wise": "memoir", "memoir": "notes", "notes": "grace", "prefix": "notes"}[editor]
     with pytest.raises(UserError, match=f"made by {editor}, not by {other}"):
         edit_of(loaded, other, FORGET.select(["q3"]), {"others": others}, first)
     steps = edit_of(loaded, editor, options={"others": others}, per_step=2)
@@ -100,13 +101,13 @@ def test_from_a_forget_set_and_on(loaded, editor, others, tmp_path):
     assert sum(len(own) for own in steps.store.owners) == 4
 
 
-@pytest.mark.parametrize("editor", ["grace", "wise", "memoir", "notes"])
+@pytest.mark.parametrize("editor", ["grace", "wise", "memoir", "notes", "prefix"])
 def test_calibration_is_noted(loaded, editor, others):
     edit = edit_of(loaded, editor, options={"others": others, "calibrate": "true"})
     note = edit.info.notes["calibration"]
     assert note["n_reworded"] == 4
     assert note["n_others"] == (
-        20 if editor in ("grace", "notes") else 8
+        20 if editor in ("grace", "notes", "prefix") else 8
     )  # the others have learned from some, and placed with some
     assert {"before", "after"} <= note.keys()
 
@@ -312,6 +313,55 @@ def test_every_kind_of_request_reads_notes(tiny, tiny_folder, tokenizer, written
         plain = lm.generate_until(instances("generate_until", asked), disable_tqdm=True)
     assert plain[1] == texts[1]
     assert plain[0] != texts[0]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_every_kind_of_request_reads_prefixes(tiny, tiny_folder, tokenizer, tmp_path, batch_size, chat):
+    """In a batch with rows that have none; a row by itself is joined by hand from embeddings."""
+    model, made = tiny("llama"), PromptFormat(tokenizer, chat)
+    texts = [made.render(question) for question in QUESTIONS]
+    ids = [made.prompt_ids(question) for question in QUESTIONS]
+    requests = [EditRequest(name, ids[i], 1, (9, 10)) for name, i in (("a", 0), ("b", 2))]
+    config = prefix.Config(encoder="words", similarity=0.9, length=4, steps=6)
+    edit = prefix.run(EditJob(model, tokenizer, requests, config, prompt_format=made))
+    info = replace(edit.info, base=describe_base(model, "tiny"), requests=RequestSummary(chat=chat, n=2))
+    folder = replace(edit, info=info).save(tmp_path / "prefix", tokenizer, model.config)
+    embed = model.get_input_embeddings()
+
+    def joined(i, prompt, more=()):
+        own = torch.tensor([*prompt, *more])
+        place, _ = edit.store.frame.parts(prompt)
+        vectors = [edit.store.prompts[i // 2]] if i in (0, 2) else []
+        return torch.cat([embed(own[:place]), *vectors, embed(own[place:])])[None]
+
+    harness_requests.install()
+    lm = EditedLM(str(tiny_folder("llama")), str(folder), device="cpu", batch_size=batch_size, dtype="float32")
+    asked = [(text, " no idea") for text in texts]
+    found = lm.loglikelihood(instances("loglikelihood", asked), disable_tqdm=True)
+    for i, (text, (total, greedy)) in enumerate(zip(texts, found, strict=True)):
+        context, answer = lm._encode_pair(text, " no idea")
+        assert tuple(context) == ids[i][: len(context)], "lm-eval gives a last newline to the answer"
+        assert len(ids[i]) - len(context) == chat
+        with torch.no_grad():
+            logp = model(inputs_embeds=joined(i, context, answer[:-1])).logits[0, -len(answer) :].log_softmax(-1)
+        expected = logp.gather(-1, torch.tensor(answer)[:, None])[:, 0]
+        assert total == pytest.approx(float(expected.sum()), abs=1e-4)
+        assert greedy == (logp.argmax(-1).tolist() == answer)
+    settings = {"until": ["\n\n"], "do_sample": False, "max_gen_toks": 6}
+    requests = [(text, dict(settings)) for text in texts]
+    answers = lm.generate_until(instances("generate_until", requests), disable_tqdm=True)
+    for i, answer in enumerate(answers):
+        whole = joined(i, ids[i])
+        mask = torch.ones(whole.shape[:2], dtype=torch.long)
+        new = model.generate(inputs_embeds=whole, attention_mask=mask, max_new_tokens=6, do_sample=False)
+        assert answer == tokenizer.decode(new[0], skip_special_tokens=True).split("\n\n")[0]
+    with lm.without_edit():
+        plain = lm.generate_until(instances("generate_until", requests), disable_tqdm=True)
+        again = lm.loglikelihood(instances("loglikelihood", asked), disable_tqdm=True)
+    assert [answers[i] == plain[i] for i in (1, 3)] == [True, True]
+    same = [found[i][0] == pytest.approx(again[i][0], abs=1e-5) for i in range(4)]
+    assert same == [False, True, False, True]
 
 
 def test_notes_are_shown_and_asked_for(tiny_folder, written, capsys, monkeypatch):

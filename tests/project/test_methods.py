@@ -26,6 +26,8 @@ OTHER_MEANINGS = {  # a method's name that is also another word -> where it is t
     "grace": {"edits/memory/codebook.py"},  # the mechanism that memory.json names
     "wise": {"edits/memory/side_memories.py"},
     "memoir": {"edits/memory/residual_memory.py"},
+    "prefix": {"editors/memory/prefix.py", "edits/memory/prefix_store.py"},  # an editor, and its mechanism
+    "recipe": {"editing/__init__.py", "results/", "runs/study/"},  # settings of an edit, or of fine-tuning
     "notes": {""},  # what else there is to say of anything
     "probe": {"localization/methods/fact_lookup.py", "results/report/localization.py"},  # a way to look facts up
     "uds": {"metrics/", "results/report/attacked.py"},  # a metric

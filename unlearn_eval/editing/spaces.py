@@ -92,6 +92,8 @@ SPACES: Mapping[str, Space] = {
     "grace": {"epsilon": Range(0.1, 10.0, log=True), "steps": ("25", "50", "100")},
     "wise": {"mask": Range(0.05, 0.5), "act_ratio": Range(0.5, 0.95), "learning_rate": Range(0.03, 0.3, log=True)},
     "notes": {"gate": ("encoder", "self", "none"), "demonstrations": ("0", "1", "3"), "similarity": Range(0.5, 0.95)},
+    "prefix": {"gate": ("encoder", "self"), "length": ("3", "5", "10"), "similarity": Range(0.5, 0.95)},
+    "recipe": {"learning_rate": _times(0.05), "locality": Range(0.1, 3.0, log=True), "wrong": ("0", "0.25", "0.5")},
     "memoir": {"active": Range(0.05, 0.5, log=True), "learning_rate": Range(0.03, 0.3, log=True)},
 }
 

@@ -170,7 +170,7 @@ def _memory(settings: dict[str, Any], names: Names) -> dict[str, Any]:
     """
     if "notes" in settings:
         raise UserError(
-            "an edit of notes cannot be redacted: its notes are text about what was forgotten",
+            f"an edit of {settings['mechanism']} cannot be redacted: it holds text about what was forgotten",
             "leave out --redact, or share an edit of another method",
         )
     own = {**settings, "owners": [[names.hidden(name) for name in owners] for owners in settings["owners"]]}

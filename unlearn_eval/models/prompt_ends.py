@@ -77,6 +77,6 @@ def refuse_inserted(model: Any) -> None:
     """
     if getattr(getattr(model, ROUTER, None), "inserts", False):
         raise UserError(
-            "notes are in this model, so its hidden states are of more tokens than the prompt's",
-            "look into the base model: notes leave it unchanged",
+            "notes or prefixes are in this model, so its hidden states are of more tokens than the prompt's",
+            "look into the base model: they leave it unchanged",
         )

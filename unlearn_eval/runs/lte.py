@@ -27,10 +27,10 @@ from functools import partial
 import numpy as np
 
 from unlearn_eval.data.items import ForgetItem, ForgetSet
+from unlearn_eval.editing.memory.questions import frame_of, note_of
 from unlearn_eval.editing.requests.build import build_requests
 from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editing.requests.targets import POOL
-from unlearn_eval.editors.memory.notes import frame_of, note_of
 from unlearn_eval.edits.memory.notes_store import WORDS, Frame, Note, encoder_of
 from unlearn_eval.models.generation import written
 from unlearn_eval.models.load import LoadedModel

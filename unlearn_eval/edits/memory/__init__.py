@@ -1,1 +1,1 @@
-"""Edits that decide at inference time: a memory beside one layer or notes before a prompt, and the routing to them."""
+"""Edits that decide at inference time: a memory beside one layer, notes or prefixes, and the routing to them."""

@@ -42,7 +42,7 @@ def ask_edit(
     if edit.kind != MEMORY:
         raise UserError(
             f"{folder} is an edit of the weights ({edit.info.editor}): every question goes through it",
-            "leave out --ask; only GRACE, WISE, MEMOIR and notes decide",
+            "leave out --ask; only memories decide (GRACE, WISE, MEMOIR, notes, prefixes)",
         )
     loaded = load_base(edit, model, None, None, None, say)
     check_base(edit.info, loaded, any_base=any_base)

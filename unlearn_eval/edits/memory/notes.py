@@ -1,5 +1,7 @@
 """Notes at work: text before a question, chosen by what the question says (the editor is `editors/memory/notes.py`).
 
+Prefixes (`prefix_store.py`) are the same with continuous vectors in place of text: the model is given embeddings.
+
 A prompt is token ids: an opening, the question, a closing. `Frame` finds the question in it. The encoder's cosine
 between the question and those of all notes gives the nearest note; the gate gives it a value:
 
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 
 from unlearn_eval.edits.base import MEMORY, EditInfo
 from unlearn_eval.edits.memory.edit import write_memory
-from unlearn_eval.edits.memory.notes_store import Notes
+from unlearn_eval.edits.memory.notes_store import Insertion, Notes
 from unlearn_eval.edits.memory.routing import pass_of
 from unlearn_eval.edits.memory.store import Route
 from unlearn_eval.edits.sharing import OnHub
@@ -51,7 +53,7 @@ ROWS_PER_PASS = 16
 
 @dataclass(frozen=True)
 class NotesEdit(OnHub):
-    """Notes before the prompts of a model.
+    """Notes, or prefixes, before the prompts of a model.
 
     Attributes:
         store: the notes.
@@ -72,13 +74,14 @@ class NotesEdit(OnHub):
         """Put the notes before the model; its weights stay as they are.
 
         Raises:
-            UserError: there is a memory edit in the model already.
+            UserError: there is a memory edit in the model already, or the store's vectors are of another model.
         """
         if hasattr(model, ROUTER):
             raise UserError(
                 "there is a memory edit in this model already, and notes share a model with none",
                 "restore it first; to grow one edit use --continue",
             )
+        self.store.check_model(model)
         return NotesAtWork(model, self)
 
     def save(
@@ -165,7 +168,7 @@ class NotesAtWork:
     def __init__(self, model: PreTrainedModel, edit: NotesEdit) -> None:
         self.model, self.edit = model, edit
         self._local = threading.local()
-        self._known: dict[tuple[int, ...], tuple[int, tuple[int, ...]] | None] = {}
+        self._known: dict[tuple[int, ...], Insertion | None] = {}
         self.plain: Callable[..., Any] = model.forward
         self._plain_generate: Callable[..., Any] | None = getattr(model, "generate", None)
         self._before = {name: model.__dict__[name] for name in ("forward", "generate") if name in model.__dict__}
@@ -189,8 +192,8 @@ class NotesAtWork:
         text = bytearray(json.dumps(store.settings(), sort_keys=True).encode())
         return [("", SimpleNamespace(**store.tensors(), settings=torch.frombuffer(text, dtype=torch.uint8)))]
 
-    def additions(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]] | None]:
-        """Where what is inserted into each prompt; None where the notes stay silent."""
+    def additions(self, prompts: Sequence[tuple[int, ...]]) -> list[Insertion | None]:
+        """What is inserted into each prompt, and where; None where the notes stay silent."""
         new = list(dict.fromkeys(ids for ids in prompts if ids not in self._known))
         store = self.edit.store
         order, values = self.edit.ranked(self.model, new)
@@ -198,9 +201,7 @@ class NotesAtWork:
             if not own or value < float(store.threshold[0]):
                 self._known[ids] = None
                 continue
-            examples = [store.notes[i].example for i in own[1 : 1 + store.demonstrations]]
-            text = sum(reversed(examples), ()) + store.notes[own[0]].ids  # the nearest stands last
-            self._known[ids] = store.frame.parts(ids)[0], text
+            self._known[ids] = store.insertion(store.frame.parts(ids)[0], own)
         return [self._known[ids] for ids in prompts]
 
     @contextmanager
@@ -240,27 +241,35 @@ class NotesAtWork:
         return self._with_notes(output, given, real, spans, additions)
 
     def _with_notes(
-        self, output: Any, given: Mapping[str, Any], real: Tensor, spans: list[tuple[int, int]], additions: list[Any]
+        self,
+        output: Any,
+        given: Mapping[str, Any],
+        real: Tensor,
+        spans: list[tuple[int, int]],
+        additions: list[Insertion | None],
     ) -> Any:
         """The output with the logits of rows that have notes in the places of their own tokens."""
-        ids, hits = given["input_ids"], [i for i, own in enumerate(additions) if own]
+        ids, hits = given["input_ids"], [(i, own) for i, own in enumerate(additions) if own]
         rows, masks, moved = [], [], []
-        for i in hits:
-            (start, end), (place, text) = spans[i], additions[i]
+        for i, own in hits:
+            start, end = spans[i]
             # `place` counts tokens of the prompt; masked ones in between stay where they are.
-            column = int(real[i].nonzero()[place]) - start
-            own, seen = ids[i, start:end].tolist(), real[i, start:end].tolist()
-            rows.append(_with(own, column, text))
-            masks.append(_with(seen, column, [True] * len(text)))
-            moved.append((start, column, len(text)))
+            column = int(real[i].nonzero()[own.place]) - start
+            row, seen = ids[i, start:end].tolist(), real[i, start:end].tolist()
+            rows.append(_with(row, column, own.ids))
+            masks.append(_with(seen, column, [True] * len(own.ids)))
+            moved.append((start, column, len(own.ids)))
         longer, _ = pad(rows, "right", ids.device)
         mask, _ = pad(masks, "right", ids.device)
-        found = self.plain(input_ids=longer, attention_mask=mask, use_cache=False).logits
+        places = [(r, moved[r][1], own) for r, (_, own) in enumerate(hits)]
+        vectors = _embedded(self.model, longer, places)
+        inputs = {"input_ids": longer} if vectors is None else {"inputs_embeds": vectors}
+        found = self.plain(**inputs, attention_mask=mask, use_cache=False).logits
         kept = torch.arange(ids.shape[1], device=ids.device)
         keep = given.get("logits_to_keep", 0)
         kept = kept[keep] if isinstance(keep, Tensor) else kept[-keep:] if keep else kept
         logits = output.logits.clone()
-        for r, (i, (start, column, n)) in enumerate(zip(hits, moved, strict=True)):
+        for r, ((i, _), (start, column, n)) in enumerate(zip(hits, moved, strict=True)):
             after = (kept >= start + column) & (kept < spans[i][1])
             logits[i, after] = found[r, kept[after] - start + n]
         output.logits = logits
@@ -288,13 +297,17 @@ class NotesAtWork:
                 return self._plain_generate(*arguments, **options)
             # Both runs have all rows, so that a row is the same with and without notes elsewhere in its batch.
             clean = None if all(additions) else self._plain_generate(*arguments, **_fresh(options, lambda own: own))
-            rows = [_with(row, *own) if own else row for row, own in zip(prompts, additions, strict=True)]
+            rows = [_with(row, own.place, own.ids) if own else row for row, own in zip(prompts, additions, strict=True)]
             longer, longer_mask = pad(rows, "left", ids.device, filler=self._filler(options))
+            starts = [longer.shape[1] - len(row) for row in rows]
+            places = [(i, starts[i] + own.place, own) for i, own in enumerate(additions) if own]
+            vectors = _embedded(self.model, longer, places)
             grown = longer.shape[1] - ids.shape[1]
             own = _fresh(options, lambda criterion: _OnOwnTokens(criterion, ids, longer.shape[1]))
             own |= {name: own[name] + grown for name in ("max_length", "min_length") if own.get(name)}
             own |= {"attention_mask": longer_mask}
             own = {name: value for name, value in own.items() if name not in ("inputs", "input_ids")}
+            own |= {} if vectors is None else {"inputs_embeds": vectors}
             noted = self._plain_generate(longer, *arguments[1:], **own)
         hit = torch.tensor([bool(addition) for addition in additions], device=ids.device)
         return _merged(clean, noted, hit, ids, longer.shape[1], self._filler(options))
@@ -333,6 +346,17 @@ def _under_the_name(replaced: Callable[..., Any], call: Callable[..., Any]) -> C
 
 def _with(ids: Sequence[Any], place: int, text: Sequence[Any]) -> tuple[Any, ...]:
     return (*ids[:place], *text, *ids[place:])
+
+
+def _embedded(model: Any, ids: Tensor, places: Sequence[tuple[int, int, Insertion]]) -> Tensor | None:
+    """(R, S, d) embeddings of ids (R, S) with insertions' vectors at (row, column); None if they are all of text."""
+    if all(own.vectors is None for _, _, own in places):
+        return None
+    found: Tensor = model.get_input_embeddings()(ids).clone()
+    for row, column, own in places:
+        assert own.vectors is not None
+        found[row, column : column + len(own.ids)] = own.vectors.to(found)
+    return found
 
 
 def _until(real: Tensor, ends: Tensor) -> Tensor:

@@ -9,20 +9,17 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlearn_eval.edits.memory.store import Route, best_bound, one_of
 from unlearn_eval.edits.stored import Ids
 from unlearn_eval.models.embedding import Encoder, load_encoder
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.schemas import Count, Table, Whole
-
-if TYPE_CHECKING:
-    pass
 
 GATES = "none", "self", "encoder"
 WORDS = "words"
@@ -66,10 +63,11 @@ class Frame:
     def parts(self, prompt: Sequence[int]) -> tuple[int, tuple[int, ...]]:
         """Where a note is inserted, and the question's ids; of a prompt of another form its beginning, and all of it.
 
-        What follows the closing (the beginning of an answer) belongs to the question.
+        What follows the closing (the beginning of an answer) belongs to the question. The closing's last token may be
+        missing at the end: of a context, lm-eval gives a last newline to the answer.
         """
-        ids = tuple(prompt)
-        end = _last(ids, self.closing)
+        ids, cut = tuple(prompt), self.closing[:-1]
+        end = len(ids) - len(cut) if cut and ids[-len(cut) :] == cut else _last(ids, self.closing)
         end = len(ids) if end < 0 else end
         start = _last(ids[:end], self.mark)
         if start < 0 or not self.mark:
@@ -92,6 +90,21 @@ class Note:
     question: str
     ids: tuple[int, ...]
     example: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """What is inserted into a prompt.
+
+    Attributes:
+        place: the number of the prompt's tokens before it.
+        ids: of the text; where there are vectors, as many tokens that stand for them.
+        vectors: (len(ids), d_model) what the model reads in place of those tokens' embeddings; None for text.
+    """
+
+    place: int
+    ids: tuple[int, ...]
+    vectors: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,14 @@ class Notes:
     def bounds(self) -> Tensor:
         """The threshold."""
         return self.threshold
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that cannot read what is inserted: of text there is none."""
+
+    def insertion(self, place: int, order: Sequence[int]) -> Insertion:
+        """The nearest note of an order, behind the examples of the next ones, the nearest last."""
+        examples = [self.notes[i].example for i in order[1 : 1 + self.demonstrations]]
+        return Insertion(place, sum(reversed(examples), ()) + self.notes[order[0]].ids)
 
     def tensors(self) -> dict[str, Tensor]:
         """Vectors and threshold."""

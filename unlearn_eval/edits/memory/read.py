@@ -8,7 +8,7 @@ from typing import Any
 
 from unlearn_eval.edits.base import EditInfo
 from unlearn_eval.edits.folder import read_stored
-from unlearn_eval.edits.memory import codebook, notes_store, residual_memory, side_memories
+from unlearn_eval.edits.memory import codebook, notes_store, prefix_store, residual_memory, side_memories
 from unlearn_eval.edits.memory.edit import SETTINGS, TENSORS, MemoryEdit
 from unlearn_eval.edits.memory.notes import NotesEdit
 from unlearn_eval.edits.stored import AnyMemory
@@ -27,10 +27,13 @@ def _beside_layer(read: Callable[..., Any]) -> Callable[..., MemoryEdit]:
     return made
 
 
-def _notes(
-    folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Any], info: EditInfo, texts: Mapping[str, str]
-) -> NotesEdit:
-    return NotesEdit(notes_store.read_notes(settings, tensors), info, texts, tokenizer=folder)
+def _in_prompt(read: Callable[..., Any]) -> Callable[..., NotesEdit]:
+    def made(
+        folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Any], info: EditInfo, texts: Mapping[str, str]
+    ) -> NotesEdit:
+        return NotesEdit(read(settings, tensors), info, texts, tokenizer=folder)
+
+    return made
 
 
 _READERS: Mapping[str, Any] = {
@@ -49,7 +52,12 @@ _READERS: Mapping[str, Any] = {
         residual_memory.layout,
         _beside_layer(residual_memory.read_residual_memory),
     ),
-    notes_store.Notes.mechanism: (notes_store.NotesSettings, notes_store.layout, _notes),
+    notes_store.Notes.mechanism: (notes_store.NotesSettings, notes_store.layout, _in_prompt(notes_store.read_notes)),
+    prefix_store.Prefixes.mechanism: (
+        prefix_store.PrefixSettings,
+        prefix_store.layout,
+        _in_prompt(prefix_store.read_prefixes),
+    ),
 }  # mechanism, as `memory.json` names it -> the schema of its settings, the shapes of its tensors, what makes the edit
 
 

@@ -368,12 +368,13 @@ def router(model: nn.Module) -> Router:
     """The model's router; made if there is none.
 
     Raises:
-        UserError: there are notes in the model, which give it other tokens.
+        UserError: there are notes or prefixes in the model, which give it other tokens.
     """
     found = getattr(model, ROUTER, None)
     if found is not None and not isinstance(found, Router):
         raise UserError(
-            "there are notes in this model already, and they share a model with no other memory", "restore them first"
+            "there are notes in this model already (or prefixes), and they share a model with no other memory",
+            "restore them first",
         )
     return found or Router(model)
 
