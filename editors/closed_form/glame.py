@@ -135,7 +135,7 @@ def run(job: EditJob) -> LowRankEdit:
         where = encode(job.model, job.tokenizer, editing.parts, early, triples)
         return graph_values(job.model, editing.parts, editing.layers[0], request, where, config)
 
-    made = one_after_another(editing, values, "rome")
+    made = one_after_another(editing, values)
     made.info.notes["related_facts"] = used
     return made
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DEPTH = (5 / 32, 5 / 32)  # layer 5 of Llama-2-7B's 32
-VARIANTS = ("rome", "original")
+VARIANTS = ONE_KEY, AUTHORS = "rome", "original"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Config(LocateConfig):
         second_moments: whether C is used; without it C = I.
     """
 
-    variant: str = "rome"
+    variant: str = ONE_KEY
     second_moments: bool = True
 
 
@@ -88,7 +88,9 @@ def run(job: EditJob) -> LowRankEdit:
     return one_after_another(editing, values, config.variant)
 
 
-def one_after_another(editing: Editing, values: Callable[[EditRequest], TargetValues], variant: str) -> LowRankEdit:
+def one_after_another(
+    editing: Editing, values: Callable[[EditRequest], TargetValues], variant: str = ONE_KEY
+) -> LowRankEdit:
     """The rank-one edits of all requests of a run, each on the weights that the ones before have changed.
 
     Args:
@@ -151,7 +153,7 @@ def _update(
         solve: X ↦ C⁻¹X.
         variant: of ROME.
     """
-    if variant == "original" and len(requests) > 1:
+    if variant == AUTHORS and len(requests) > 1:
         raise UserError(
             "the authors' ROME has one value for each target", "use --set variant=rome, or leave out window"
         )
@@ -160,7 +162,7 @@ def _update(
         keys, values = read(model, name, name, [row for part in request.parts for row in part.rows])
         keys, values = keys.double(), values.double()
         goals = targets.values[n : (n := n + len(request.parts))].double()
-        if variant == "original":
+        if variant == AUTHORS:
             return _as_the_authors(request, keys, values, goals, solve)
         all_keys.append(keys.mean(0))  # k̄
         residuals.append(goals.mean(0) - values.mean(0))  # v* − W k̄

@@ -305,7 +305,7 @@ def finetune(
         say(f"""  unlearn-eval eval --tasks unlearn_tofu{asked} --metadata '{{"retain_reference": "{folder}"}}' ...""")
     if chosen is not None and chosen.rows == NOTES and as_ == "checkpoint":
         say("facts are edited into it by notes:")
-        say(f"  unlearn-eval edit --model {shlex.quote(str(folder))} --forget my_facts.jsonl --editor {NOTES}")
+        say(f"  unlearn-eval edit --model {shlex.quote(str(folder))} --forget my_facts.jsonl --editor notes")
     put(folder)
 
 
