@@ -191,7 +191,7 @@ PLAIN = (
     r"`40M` weights, `10%`",
     r"\b2\d{3}\.\d{5}\b",  # arXiv
     r"Python 3\.11 or newer",
-    r"NPO, RMU and 21 more",  # counted by a test
+    r"NPO, RMU and 23 more",  # counted by a test
     r"vLLM \(0\.32 and 0\.33;",
     r"4-bit-rounded",
     r"135-million-parameter",

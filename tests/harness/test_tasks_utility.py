@@ -2,7 +2,7 @@
 
 import json
 import math
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from lm_eval_runs import TASKS, evaluate, hf, report, values
 from saying import SayingLM
 from scipy import stats
 from tiny_checkpoints import make_tiny
+from tiny_models import assert_untouched, weights_of
 from typer.testing import CliRunner
 
 from unlearn_eval import metrics as m
@@ -199,6 +200,35 @@ def low_rank(tiny, tiny_folder, tmp_path):
     factors = {name: (torch.randn(32, 2, generator=generator), torch.randn(2, 48, generator=generator))}
     info = EditInfo("by hand", {}, describe_base(tiny("llama"), str(tiny_folder())))
     return LowRankEdit(factors, info).save(tmp_path / "low_rank")
+
+
+def test_what_is_done_to_an_edited_model_is_taken_off_with_the_edit_and_put_back(tiny_folder, low_rank):
+    """Quantization, noise or teaching after an edit: who looks at the unedited model in between does not undo it."""
+    lm = EditedLM(str(tiny_folder()), edit=str(low_rank), device="cpu", batch_size=4)
+    edited = weights_of(lm.model)
+    with lm.without_edit():
+        base = weights_of(lm.model)
+    name = next(name for name in edited if name.endswith("mlp.down_proj.weight"))
+    weight = lm.model.get_parameter(name)
+
+    @contextmanager
+    def doubled():
+        before = weight.detach().clone()
+        weight.data.mul_(2)
+        yield
+        weight.data.copy_(before)
+
+    with lm.changed_by(doubled):
+        changed = weights_of(lm.model)
+        assert torch.equal(changed[name], 2 * edited[name])
+        for _ in range(2):
+            with lm.without_edit():
+                assert_untouched(lm.model, base)
+            assert_untouched(lm.model, changed)
+    assert_untouched(lm.model, edited)
+    with lm.without_edit():
+        assert_untouched(lm.model, base)
+    assert_untouched(lm.model, edited)
 
 
 def test_an_edit_is_taken_off_and_put_back(tiny, tiny_folder, tokenizer, low_rank):

@@ -110,10 +110,10 @@ def test_rows_hold_what_the_editor_notes_puts_into_a_prompt(chat, tiny):
         model = tiny("llama")
         handle = edit.apply(model)
         try:
-            ((place, addition),) = handle.additions([tuple(prompt)])
+            (added,) = handle.additions([tuple(prompt)])
         finally:
             handle.restore()
-        assert (*prompt[:place], *addition, *prompt[place:]) == row.prompt_ids
+        assert (*prompt[: added.place], *added.ids, *prompt[added.place :]) == row.prompt_ids
 
 
 def test_own_answers_are_the_models(tiny_folder):

@@ -93,7 +93,7 @@ def test_a_folder_is_refused_in_two_lines(tmp_path, monkeypatch, name):
     with pytest.raises(UserError, match="is a folder, and not a study file") as caught:
         study_file(name)
     assert name in caught.value.message
-    assert "the name of a shipped study: demo, " in caught.value.hint
+    assert "the name of a shipped study: deducible, demo, " in caught.value.hint
 
 
 @pytest.mark.parametrize(("name", "says"), [("smok", "did you mean smoke"), ("./smoke", "no study file at smoke")])

@@ -263,7 +263,7 @@ def finetune(
     seed: SeedOption = RECIPE.seed,
     device: DeviceOption = None,
 ) -> None:
-    """Make TOFU's and PISTOL's target and reference models, or one that follows notes."""
+    """Make target and reference models, and bases for notes."""
     check_there(model=model)
     data = forget_set_of(on, None, limit, seed, fields)
     left_out = None if without is None else forget_set_of(without, None, None, seed)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from unlearn_eval.utils.provenance import hash_json, sha256_of_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Change = Callable[[], AbstractContextManager[Any]]
 
 
 def lent_lm(
@@ -65,6 +67,8 @@ class EditedLM(HFLM):  # type: ignore[misc]
         # To undo it, an edit keeps what it has changed: of whole tensors that may be as much as the model itself.
         lent = not isinstance(pretrained, str)
         self._undo = None if loaded.kind == DENSE and not lent else (loaded, handle)
+        self._change: Change | None = None
+        self._changed = ExitStack()
 
     @property
     def can_be_undone(self) -> bool:
@@ -76,11 +80,29 @@ class EditedLM(HFLM):  # type: ignore[misc]
         """The unedited model, bit for bit, within a `with` block; the edit is put back afterwards."""
         assert self._undo is not None
         edit, handle = self._undo
+        self._changed.close()
         handle.restore()
         try:
             yield self.model
         finally:
             self._undo = (edit, edit.apply(self.model))
+            if self._change is not None:
+                self._changed.enter_context(self._change())
+
+    @contextmanager
+    def changed_by(self, change: Change) -> Iterator[None]:
+        """Another change of the model, on top of the edit, within a `with` block.
+
+        Args:
+            change: makes it, and undoes it; called again after each `without_edit`, which takes both off.
+        """
+        self._change = change
+        self._changed.enter_context(change())
+        try:
+            yield
+        finally:
+            self._change = None
+            self._changed.close()
 
     def take_off(self) -> None:
         """Leave the unedited model, bit for bit, to whoever lent it; this object is of no use afterwards."""

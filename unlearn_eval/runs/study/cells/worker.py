@@ -429,6 +429,11 @@ class Worker:
             with rewritten(cell.then, loaded.model.model):
                 yield
 
+    def _on_top(self, cell: Cell, loaded: Loaded, then: Path | None, lm: Any) -> Any:
+        """`_then` while a model answers, which also takes it off and puts it back where it does so with its edit."""
+        change = partial(self._then, cell, loaded, then)
+        return lm.changed_by(change) if cell.then is not None and hasattr(lm, "changed_by") else change()
+
     # The evaluation ----------------------------------------------------------------------------------------
 
     def _evaluate(
@@ -439,7 +444,7 @@ class Worker:
         found = [read_if_whole(path) for path in places]
         left = [i for i, result in enumerate(found) if result is None]
         if left:
-            with self._lm(cell, loaded, folder) as lm, self._then(cell, loaded, then):
+            with self._lm(cell, loaded, folder) as lm, self._on_top(cell, loaded, then, lm):
                 weights: WeightsHash | None = loaded.weights
                 if folder is not None or cell.then is not None:  # of an engine, the edit's id says it
                     weights = None if cell.backend == "vllm" else hash_weights(loaded.model.model)
