@@ -190,6 +190,8 @@ def _row(path: Path) -> tuple[str, ...]:
     if path.suffix == ".html":
         if path.with_suffix(".json").is_file() and path.stem == "certificate":
             return link, f"the page of {path.stem}.json", "`make certificate`", "", "", ""
+        if path.stem.startswith("meta"):
+            return link, f"the page of {path.stem}.json", "`unlearn-eval meta`", "", "", ""
         return link, f"the page of {path.stem}'s runs, with every answer", "`unlearn-eval report`", "", "", ""
     if path.suffix == ".jsonl":
         result = f"{path.name.split('.')[0]}.json"
@@ -202,6 +204,8 @@ def _row(path: Path) -> tuple[str, ...]:
 
 
 def _what(content: Mapping[str, Any], path: Path) -> str:
+    if content.get("kind") == "meta_evaluation":
+        return f"what {len(content['metrics'])} metrics are worth, by models that know and models that never knew"
     if {"schema_version", "metrics"} <= content.keys():
         editor = (content.get("edit") or {}).get("editor")
         return f"{content['kind']}: {', '.join(content['metrics'])}, {f'after {editor}' if editor else 'unedited'}"
