@@ -214,7 +214,8 @@ def table(data: Mapping[str, Any]) -> str:
         "items that count, n of them; a leak over two hops counts only where the unedited model gives the answer. "
         "*Refuses everything* is the model taught to refuse every shipped question: nothing leaks, and the price "
         "stands beside it. *notes* forgets in context and leaves the weights alone. NPO has untuned settings and ends "
-        f"at a probability of 0.05. `unlearn-eval run deducible`, then `benchmarks/deducible.py`; code: {commits}.",
+        "at a probability of 0.05. A method without a row has not been run yet. "
+        f"`unlearn-eval run deducible`, then `benchmarks/deducible.py`; code: {commits}.",
     ]
     for title, part, columns in TABLES:
         own = [row for row in rows if row["part"] == part or (part == "facts" and row["part"] == REFUSES)]
