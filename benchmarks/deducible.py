@@ -221,9 +221,8 @@ def table(data: Mapping[str, Any]) -> str:
         own = [row for row in rows if row["part"] == part or (part == "facts" and row["part"] == REFUSES)]
         if own:
             lines += ["", f"## {title}", "", *part_table(own, columns)]
-            lines += [f"⚠ {row['method']}: {fault}." for row in own for fault in row["faults"][:1]][
-                : 0 if part != "facts" else None
-            ]
+        if part == "facts":
+            lines += [f"⚠ {row['method']}: {fault}." for row in own for fault in row["faults"][:1]]
     if data["in_context"]:
         lines += ["", "## In context against in weights", "", *context_table(data["in_context"])]
     if data["orders"]:

@@ -206,3 +206,13 @@ def test_a_plan_of_a_users_method_goes_by_its_file(planned, tmp_path):
         (cell,) = cells_of(("plain", Recipe()), model=ModelSpec("m", "m"), editor=editor)
         costs.Costs([], on_gpu=False)._memory(cell, 20)
         assert len(planned) == n
+
+
+def test_a_plan_goes_by_what_is_in_the_files_of_its_settings(planned, tmp_path):
+    graph = tmp_path / "graph.csv"
+    editor = SimpleNamespace(name="glame", editor="glame", settings={"graph": str(graph)})
+    for n, text in enumerate(("head,relation,tail\na,b,c\n", "head,relation,tail\na,b,d\n"), 1):
+        graph.write_text(text)
+        (cell,) = cells_of(("plain", Recipe()), model=ModelSpec("m", "m"), editor=editor)
+        costs.Costs([], on_gpu=False)._memory(cell, 20)
+        assert len(planned) == n

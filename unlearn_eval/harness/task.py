@@ -222,12 +222,13 @@ def portion_of(
 class UnlearningTask(ConfigurableTask):
     """An lm-eval task whose documents belong to splits (forget, retain, ...)."""
 
+    request_kinds: tuple[Any, ...] = (requests, unedited, follow_up)  # modules that give lm-eval's models what is asked
     splits: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = {}  # metadata that neither the YAML nor the run need to give
     released: Mapping[str, Released] = {requests.OPEN_UNLEARNING: Released()}  # by the names that `compat` takes
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        for kinds in () if requests.looked_at() else (requests, unedited, follow_up):
+        for kinds in () if requests.looked_at() else self.request_kinds:
             kinds.install()
         config = {key: value for key, value in (config or {}).items() if key != "class"}
         planned = plan_metadata(str(config.get("task")), config.get("metadata") or {})

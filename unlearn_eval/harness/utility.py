@@ -25,7 +25,6 @@ from unlearn_eval.harness.answers import refusal_scores
 from unlearn_eval.harness.borrowed import Bundle, load_parts
 from unlearn_eval.harness.facts import answer_only, choose, names_a_set
 from unlearn_eval.harness.options import ANSWERS, PORTION, Check, a_seed, a_text, anything, names
-from unlearn_eval.harness.requests import looked_at
 from unlearn_eval.harness.task import Absent, Document, Mean, Metric, Scores, UnlearningTask, merge_scores
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import read_jsonl
@@ -71,6 +70,7 @@ class UtilityTask(Bundle):
 class OwnPart(UnlearningTask):
     """Locality bins, neutral text, open questions."""
 
+    request_kinds = (*UnlearningTask.request_kinds, divergence)
     splits = (*BINS, "neutral", "open")
     no_examples = UtilityTask.no_examples
 
@@ -83,11 +83,6 @@ class OwnPart(UnlearningTask):
         """What is forgotten, how large the bins are, and the unedited model."""
         own = {"forget": names, "split": a_text, "n_per_bin": anything, "seed": a_seed, "base": a_text}
         return {**super().options(metadata), **own, **ANSWERS}
-
-    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        if not looked_at():
-            divergence.install()
-        super().__init__(config)
 
     def load_documents(self, metadata: Mapping[str, Any]) -> dict[str, list[Document]]:
         """The bins that hold a fact, the passages, the questions."""

@@ -55,7 +55,7 @@ class ReferenceCache:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         known = self._read_index()
-        missing = self._missing(wanted)
+        missing = _missing(wanted, known)
         waiting: dict[str, Tensor] = {}
         done, n_files = 0, len({*known.values()})
         for batch in _batches(missing, batch_size):
@@ -71,11 +71,7 @@ class ReferenceCache:
 
     def n_batches(self, wanted: Sequence[tuple[str, int]], batch_size: int) -> int:
         """How often `fill` will ask."""
-        return sum(1 for _ in _batches(self._missing(wanted), batch_size))
-
-    def _missing(self, wanted: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-        known = self._read_index()
-        return [key for key in wanted if _name(*key) not in known]
+        return sum(1 for _ in _batches(_missing(wanted, self._read_index()), batch_size))
 
     def open(self) -> None:
         """Make what all processes have written readable."""
@@ -119,6 +115,10 @@ class ReferenceCache:
         known |= {key.rpartition(".")[0]: file for key in entries}
         text = json.dumps({"fingerprint": self.fingerprint, "rows": known})
         write_all({self._index(self.process).name: text}, self.folder)  # only now do the entries count
+
+
+def _missing(wanted: Sequence[tuple[str, int]], known: Mapping[str, str]) -> list[tuple[str, int]]:
+    return [key for key in wanted if _name(*key) not in known]
 
 
 def _name(part: str, position: int) -> str:

@@ -34,7 +34,7 @@ from unlearn_eval.editing.training.masks import read_masks
 from unlearn_eval.editing.training.reading import Reader, wide
 from unlearn_eval.editing.training.reference_cache import ReferenceCache
 from unlearn_eval.editing.training.settings import Objective, Said, TrainingConfig
-from unlearn_eval.editing.training.sharding import all_finite, sharded, whole, whole_copy
+from unlearn_eval.editing.training.sharding import all_finite, check_launch, sharded, whole, whole_copy
 from unlearn_eval.editing.training.stop import LAST_STEP, Check, StopRule
 from unlearn_eval.editing.training.weights import ORIGINALS, FullWeights, LowRankWeights, split_patterns
 from unlearn_eval.models.out_of_memory import until_it_fits
@@ -131,6 +131,7 @@ def trained(
     Raises:
         UserError: unknown components, a folder with another run's checkpoints, or one row is too much for the memory.
     """
+    check_launch(config.shard)
     with ExitStack() as stack:
         folder = Path(config.folder) if config.folder else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(_held(folder))
@@ -308,16 +309,20 @@ class Unlearner(Trainer):  # type: ignore[misc]
 
         self.model.eval()
         with torch.no_grad(), self._autocast():
-            passes = cache.n_batches(wanted, size)
-            most = max(self.accelerator.gather(torch.tensor([passes], device=self.args.device)).tolist())
+            fewer = self._fewer_passes(cache.n_batches(wanted, size)) if self.is_shared else 0
             cache.fill(wanted, ask, size, lambda done, total: self.told("reference", done, total))
-            for _ in range(most - passes if self.is_shared else 0):  # the others need this process's part of the model
+            for _ in range(fewer):  # the others need this process's part of the model
                 ask(wanted[:1])
         cache.open()
         for part, kinds in parts.items():
             stored = [kind for k in kinds for kind in (("head_inputs", "logits") if k == "distribution" else (k,))]
             self.kinds[part] = cache.kinds(part, self.schedule.needed(part, process, processes)[0], stored)
         self.cache = cache
+
+    def _fewer_passes(self, own: int) -> int:
+        """How many passes fewer this process has to make than the one that makes most."""
+        every = self.accelerator.gather(torch.tensor([own], device=self.args.device))
+        return int(every.max()) - own
 
     def _answers(self, keys: Sequence[tuple[str, int]], kinds: tuple[str, ...]) -> list[dict[str, Tensor]]:
         """What is cached of some rows of one kind."""
@@ -691,12 +696,6 @@ def _arguments(
     accumulation: int,
     steps_per_epoch: float,
 ) -> TrainingArguments:
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
-            raise UserError(
-                f"Accelerate was told to share the model out by {name}, which leaves the run without its weights",
-                "start without it, and give --set shard=true (FSDP2)",
-            )
     device = next(weights.model.parameters()).device
     launched = _processes()[0] > 1
     if device.type == "cuda" and device.index and not launched:

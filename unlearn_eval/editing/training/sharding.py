@@ -7,6 +7,7 @@ own parameters.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -21,25 +22,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def check_launch(shard: bool) -> None:
+    """Refuse a launch that does not fit the settings, before anything is written or computed.
+
+    Raises:
+        UserError: Accelerate is to share the model out itself, or `shard` is set and there is one process only.
+    """
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise UserError(
+                f"Accelerate was told to share the model out by {name}, which leaves the run without its weights",
+                "start without it, and give --set shard=true (FSDP2)",
+            )
+    if shard and int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        raise UserError(
+            "shard=true shares a model out over processes, and there is one",
+            "start as many as there are GPUs: torchrun --nproc_per_node 4 $(which unlearn-eval) edit ...",
+        )
+
+
 @contextmanager
 def sharded(model: PreTrainedModel) -> Iterator[None]:
     """Share a model out over all processes; afterwards each has the whole of it again, with the values it has by then.
 
     A model that lies on the host is taken to the GPUs block by block, where there are any.
-
-    Raises:
-        UserError: there is one process only.
     """
     from accelerate import PartialState
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    if state.num_processes < 2:
-        raise UserError(
-            "shard=true shares a model out over processes, and there is one",
-            "start as many as there are GPUs: torchrun --nproc_per_node 4 $(which unlearn-eval) edit ...",
-        )
     mesh = init_device_mesh(state.device.type, (state.num_processes,))
     modules = [(own, type(own), dict(own._parameters), set(own.__dict__)) for own in model.modules()]
     homes = {parameter: parameter.device for parameter in model.parameters()}

@@ -268,20 +268,25 @@ def layout(settings: Mapping[str, Any]) -> dict[str, str]:
     return {"vectors": "N d", "threshold": "1"}
 
 
+def stored(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], gates: Sequence[str]) -> dict[str, Any]:
+    """What `Notes` takes, of what was written (ValueError if the gate is none of `gates`)."""
+    frame, asking = settings["frame"], settings["asking"]
+    return {
+        "vectors": tensors["vectors"],
+        "threshold": tensors["threshold"],
+        "notes": tuple(Note(own["question"], tuple(own["ids"]), tuple(own["example"])) for own in settings["notes"]),
+        "owners": tuple(tuple(names) for names in settings["owners"]),
+        "frame": Frame(tuple(frame["mark"]), tuple(frame["closing"]), frame["inside"], frame["first"]),
+        "asking": Asking(tuple(asking["ids"]), asking["yes"], asking["no"]),
+        "gate": one_of(settings["gate"], gates),
+        "encoder": settings["encoder"],
+        "demonstrations": settings["demonstrations"],
+    }
+
+
 def read_notes(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Notes:
     """From `memory.json` and `memory.safetensors` (ValueError if they do not fit each other)."""
-    frame, asking = settings["frame"], settings["asking"]
-    store = Notes(
-        tensors["vectors"],
-        tensors["threshold"],
-        tuple(Note(own["question"], tuple(own["ids"]), tuple(own["example"])) for own in settings["notes"]),
-        tuple(tuple(names) for names in settings["owners"]),
-        Frame(tuple(frame["mark"]), tuple(frame["closing"]), frame["inside"], frame["first"]),
-        Asking(tuple(asking["ids"]), asking["yes"], asking["no"]),
-        one_of(settings["gate"], GATES),
-        settings["encoder"],
-        settings["demonstrations"],
-    )
+    store = Notes(**stored(settings, tensors, GATES))
     if len({len(store.vectors), store.n, len(store.owners)}) != 1:
         raise ValueError("vectors, notes and owners are not equally many")
     return store

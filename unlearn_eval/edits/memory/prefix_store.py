@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.edits.memory import notes_store
-from unlearn_eval.edits.memory.notes_store import Asking, Frame, Insertion, Note, Notes, NotesSettings
-from unlearn_eval.edits.memory.store import Route, one_of
+from unlearn_eval.edits.memory.notes_store import Insertion, Notes, NotesSettings, stored
+from unlearn_eval.edits.memory.store import Route
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.schemas import Count
 
@@ -190,23 +190,15 @@ TRAINED = {
 
 def read_prefixes(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prefixes:
     """From `memory.json` and `memory.safetensors` (ValueError if they do not fit each other)."""
-    frame, asking = settings["frame"], settings["asking"]
-    gate = one_of(settings["gate"], GATES)
+    common = stored(settings, tensors, GATES)
+    gated = common["gate"] == SENTINEL
     store = Prefixes(
-        tensors["vectors"],
-        tensors["threshold"],
-        tuple(Note(own["question"], tuple(own["ids"]), tuple(own["example"])) for own in settings["notes"]),
-        tuple(tuple(names) for names in settings["owners"]),
-        Frame(tuple(frame["mark"]), tuple(frame["closing"]), frame["inside"], frame["first"]),
-        Asking(tuple(asking["ids"]), asking["yes"], asking["no"]),
-        gate,
-        settings["encoder"],
-        settings["demonstrations"],
-        tensors["prompts"],
-        tuple(settings["prompt_of"]),
-        Head.read(tensors, "query") if gate == SENTINEL else None,
-        tensors["sentinel"] if gate == SENTINEL else None,
-        {name: tensors[name] for name in TRAINED} if settings["trained"] else None,
+        **common,
+        prompts=tensors["prompts"],
+        prompt_of=tuple(settings["prompt_of"]),
+        query=Head.read(tensors, "query") if gated else None,
+        sentinel=tensors["sentinel"] if gated else None,
+        trained={name: tensors[name] for name in TRAINED} if settings["trained"] else None,
     )
     if len({len(store.vectors), store.n, len(store.owners), len(store.prompt_of)}) != 1:
         raise ValueError("vectors, questions, owners and their prefixes are not equally many")

@@ -27,13 +27,13 @@ from unlearn_eval.models.places import resolve_model
 from unlearn_eval.results.schema import Result
 from unlearn_eval.runs.study.attacked import Try, config_of_attack
 from unlearn_eval.runs.study.cells.told import forget_set
-from unlearn_eval.runs.study.identity import code_of_cell
+from unlearn_eval.runs.study.identity import Identities, code_of_cell
 from unlearn_eval.runs.study.located import Located, n_layers_of
 from unlearn_eval.runs.study.plan import Cell
 from unlearn_eval.runs.study.spec import ModelSpec
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import write_all
-from unlearn_eval.utils.provenance import hash_json, sha256_of_file
+from unlearn_eval.utils.provenance import hash_json
 
 if TYPE_CHECKING:
     from unlearn_eval.runs.memory import Sized
@@ -154,20 +154,19 @@ class Costs:
         return self._memories[key]
 
 
-def _editor(name: str) -> str:
-    """A method's name, or what is in its file."""
-    return sha256_of_file(name) if Path(name).is_file() else name
-
-
 def _remembered(cell: Cell, n_items: int, device: str, plan: Callable[[], int]) -> int:
     """The largest peak of a cell's plans, as it was planned before with the same model, settings, items and code."""
+    contents = Identities({})
     about = {
         "model": [cell.model_key, cell.model.dtype],
-        "editor": None if cell.editor is None else [_editor(cell.editor.editor), dict(cell.editor.settings)],
+        "editor": None
+        if cell.editor is None
+        else [contents.settings(cell.editor.editor, bare=False), contents.settings(cell.editor.settings)],
         "recipe": None if cell.recipe is None else repr(cell.recipe.recipe),
         "sets": [forget_set(name).hash for name in (cell.forget, cell.retain) if name is not None],
         "attacks": [
-            [own.attack.attack, dict(own.attack.settings), own.attack.reference is not None] for own in cell.tries
+            [own.attack.attack, contents.settings(own.attack.settings), own.attack.reference is not None]
+            for own in cell.tries
         ],
         "n_items": n_items,
         "device": device,

@@ -8,18 +8,21 @@ from typing import Any
 
 from unlearn_eval.editing.editor import get_editor
 from unlearn_eval.edits.load import AnyEdit
+from unlearn_eval.runs.memory import choices
 from unlearn_eval.utils.errors import is_out_of_memory
+from unlearn_eval.utils.settings import configure
 
-# By what is largest in memory where batches have become one row already; the first that a method has is taken.
-LESS = {"gradient_checkpointing": "true", "target.tokens_per_batch": "256", "tokens_per_batch": "128"}
+SAME_NUMBERS = {"target.tokens_per_batch", "tokens_per_batch", "gradient_checkpointing"}  # but for rounding
 
 
 def less_memory(editor: str, settings: Mapping[str, str]) -> dict[str, str]:
-    """The setting of a method that takes less memory and is not given already; none if there is no such."""
-    known = get_editor(editor).settings
-    for name, value in LESS.items():
-        if name.partition(".")[0] in known and name not in settings:
-            return {name: value}
+    """The first setting of a plan's choices that changes no number and is not given already; none if there is no such.
+
+    Rows per forward pass have become one by then: whatever runs out of memory halves them by itself.
+    """
+    for choice in choices("", configure(get_editor(editor).Config, settings)):
+        if choice.settings and choice.settings.keys() <= SAME_NUMBERS - settings.keys():
+            return dict(choice.settings)
     return {}
 
 
