@@ -19,7 +19,8 @@ from unlearn_eval.utils.schemas import validated
 COMMITTED = [
     path
     for path in sorted((ROOT / "results").rglob("*.json"))
-    if '"kind": "' in path.read_text()[:60] and "scratch" not in path.parts  # what `make certificate` leaves
+    if '"kind": "' in path.read_text()[:60] and '"kind": "meta_evaluation"' not in path.read_text()[:60]
+    if "scratch" not in path.parts  # what `make certificate` leaves
 ]
 VAST = 10**400
 BAD = {
@@ -79,6 +80,14 @@ def test_every_committed_result_is_read(path):
         lines = (path.parent / entry["file"]).read_text(encoding="utf-8").split("\n")
         for line in filter(None, lines):
             validated(schema, json.loads(line), path, "", "")
+
+
+def test_a_meta_evaluation_beside_results_is_passed_over():
+    """It has metrics, too; who names it as a result is told what it is."""
+    runs = read_runs([ROOT / "results"])
+    assert (runs.n_skipped, runs.notes) == (0, ())
+    with pytest.raises(UserError, match="meta_faithfulness.json is a meta-evaluation, and no result"):
+        read_runs([ROOT / "results" / "meta_faithfulness.json"])
 
 
 def test_there_are_committed_results():

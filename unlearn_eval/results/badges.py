@@ -17,6 +17,7 @@ from typing import Any
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.json_files import parse, read_text
 
+META, TRUST = "meta_evaluation", "trust"  # kinds of file: what `unlearn-eval meta` writes, and what is shipped of it
 VARIABLE = "UNLEARN_EVAL_META"
 SHIPPED = Path(__file__).parent / "report" / "trust.json"
 _HINT = "give the meta.json that `unlearn-eval meta` writes"
@@ -75,9 +76,9 @@ def badges(path: str | Path | None = None) -> Mapping[str, Badge]:
 @cache
 def _badges(text: str, place: str) -> Mapping[str, Badge]:
     content = parse(text, Path(place), _HINT)
-    if not isinstance(content, dict) or content.get("kind") not in ("meta_evaluation", "trust"):
+    if not isinstance(content, dict) or content.get("kind") not in (META, TRUST):
         raise UserError(f"{place} is no meta-evaluation", _HINT)
-    found = content["metrics"] if content["kind"] == "trust" else compact(content)["metrics"]
+    found = content["metrics"] if content["kind"] == TRUST else compact(content)["metrics"]
     return {
         name: Badge(
             entry["faithfulness"],
@@ -93,7 +94,7 @@ def _badges(text: str, place: str) -> Mapping[str, Badge]:
 def compact(content: Mapping[str, Any]) -> dict[str, Any]:
     """Of a meta-evaluation what badges need, as it is shipped."""
     return {
-        "kind": "trust",
+        "kind": TRUST,
         "created": content["created"],
         "n": content["n"],
         "metrics": {

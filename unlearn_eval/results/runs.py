@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_eval.metrics.edit_checks import edit_faults
+from unlearn_eval.results.badges import META
 from unlearn_eval.results.files import read_result, result_from
 from unlearn_eval.results.foreign import OPEN_UNLEARNING, kind_of, read_content
 from unlearn_eval.results.schema import SCHEMA_VERSION, Metric, Result
@@ -206,7 +207,12 @@ def _is_left_out(path: Path, root: Path) -> bool:
 
 def _read(content: object, path: Path, named: bool) -> tuple[Result | None, str | None]:
     """The result in the content of a file and a note on it; None of what is none, unless the user has named it."""
-    is_result = isinstance(content, dict) and {"schema_version", "metrics"} <= content.keys()
+    is_meta = isinstance(content, dict) and content.get("kind") == META
+    if is_meta and named:
+        raise UserError(
+            f"{path} is a meta-evaluation, and no result", "its page stands beside it; `check` takes it as --meta"
+        )
+    is_result = isinstance(content, dict) and not is_meta and {"schema_version", "metrics"} <= content.keys()
     if not is_result and not named and kind_of(content) is None:
         return None, None
     note = None

@@ -8,6 +8,7 @@ from typing import Any
 
 from unlearn_eval.editing.from_file import module_from_file
 from unlearn_eval.metrics import meta_evaluation as me
+from unlearn_eval.results.badges import META
 from unlearn_eval.results.files import samples_of
 from unlearn_eval.results.schema import Result, utc_now
 from unlearn_eval.runs.meta import expand
@@ -188,7 +189,7 @@ def summary(results: Iterable[Result], n_cells: int, meta: MetaEntry, command: l
     held_out = me.leave_method_out(names, pools.knows, pools.never, pools.unlearned, pools.retained)
     return {
         "schema_version": SCHEMA_VERSION,
-        "kind": "meta_evaluation",
+        "kind": META,
         "created": utc_now(),
         "command": command,
         "provenance": provenance(),
