@@ -32,7 +32,7 @@ from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.load import LoadedModel
 from unlearn_eval.models.prompt_format import PromptFormat
 from unlearn_eval.models.scoring import Query, score_answers
-from unlearn_eval.models.tracing import last_states, patched, read_out
+from unlearn_eval.models.tracing import last_states, read_out
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.settings import configure
 
@@ -119,9 +119,10 @@ def test_patching_by_hand(architecture, tokenizer):
     rows = rows_of([FORGET.items[0], FORGET.items[4], FORGET.items[2]], PromptFormat(tokenizer, False))
     spans = [slice(1, 3), slice(0, 1), slice(0, len(rows[2].answer_ids))]
     states = answer_states(other, rows, 2)
+    patching = uds.Patching(loaded, rows, spans)
     for layer in range(parts.n_layers):
         own = [state[layer] for state in states]
-        found = uds.answer_log_probs(loaded, rows, spans, 2, layer, own)
+        found = patching.log_probs(layer, own).tolist()
         for row, span, state, value in zip(rows, spans, own, found, strict=True):
             first, ids = len(row.prompt_ids) - 1, (*row.prompt_ids, *row.answer_ids[:-1])
 
@@ -136,16 +137,10 @@ def test_patching_by_hand(architecture, tokenizer):
             log_probs = logits.log_softmax(-1)[range(first + span.start, first + span.stop), row.answer_ids[span]]
             assert value == pytest.approx(float(log_probs.mean()), abs=1e-4)
     same = answer_states(loaded, rows, 2)
-    plain = uds.answer_log_probs(loaded, rows, spans, 2)
-    assert uds.answer_log_probs(loaded, rows, spans, 2, 1, [s[1] for s in same]) == pytest.approx(plain, abs=1e-4)
-    assert_untouched(model, before)
-
-
-def test_a_patch_is_taken_off_after_an_error(tokenizer):
-    model = tiny_model("llama")
-    before = weights_of(model)
-    with pytest.raises(RuntimeError), patched(model.model.layers[0], torch.zeros(1, 2, 3), torch.ones(1, 2).bool()):
-        model(input_ids=torch.tensor([[1, 2, 3]]))
+    plain = patching.plain.tolist()
+    assert patching.log_probs(1, [s[1] for s in same]).tolist() == pytest.approx(plain, abs=1e-4)
+    alone = [uds.Patching(loaded, [row], [span]).plain.item() for row, span in zip(rows, spans, strict=True)]
+    assert alone == pytest.approx(plain, abs=1e-4)
     assert_untouched(model, before)
 
 

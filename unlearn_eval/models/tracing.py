@@ -341,28 +341,6 @@ def read_out(model: PreTrainedModel, anatomy: Blocks, states: Tensor) -> Tensor:
     return logits
 
 
-@contextmanager
-def patched(block: nn.Module, states: Tensor, places: Tensor) -> Iterator[None]:
-    """A block that hands on other states at some places, within a `with` block.
-
-    Args:
-        block: one of the model's blocks.
-        states: (R, T, d) what it hands on there.
-        places: (R, T) where; elsewhere it hands on its own.
-    """
-
-    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor | tuple[Any, ...]) -> Any:
-        own = first(output)
-        new = torch.where(places[..., None], states.to(own.device, own.dtype), own)
-        return (new, *output[1:]) if isinstance(output, tuple) else new
-
-    handle = block.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _gives_tuple(model: PreTrainedModel, anatomy: Blocks) -> bool:
     """Whether the model's blocks wrap what they hand on in a tuple: seen at the first, in a pass of one token."""
     found: list[bool] = []

@@ -17,29 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from unlearn_eval.attacks.asking import Row
-from unlearn_eval.attacks.base import (
-    FULL,
-    REFERENCE,
-    UNLEARNED,
-    Attack,
-    Case,
-    ItemScore,
-    Observation,
-    Work,
-)
+from unlearn_eval.attacks.base import FULL, REFERENCE, UNLEARNED, Attack, Case, ItemScore, Observation, Work
 from unlearn_eval.attacks.depth import by_layer, depth_summary, shares
 from unlearn_eval.attacks.hidden_states import answer_states, entity_tokens
 from unlearn_eval.attacks.summary import Summary
 from unlearn_eval.data.items import ForgetSet
 from unlearn_eval.models.load import LoadedModel
-from unlearn_eval.models.scoring import pad, positions
-from unlearn_eval.models.tracing import patched
+from unlearn_eval.models.tracing import Tail, trace
 
 VALUE = "drop"
 
@@ -57,19 +46,19 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
         with case.model(name) as loaded:
             states[name] = answer_states(loaded, case.rows(loaded, case.items), case.batch_size)
     with case.model(FULL) as loaded:
-        rows = case.rows(loaded, case.items)
+        rows, n_layers = case.rows(loaded, case.items), loaded.blocks.n_layers
         spans = [entity_tokens(row, case.format_for(loaded)) for row in rows]
-        plain = answer_log_probs(loaded, rows, spans, case.batch_size)
-        for name in sources:
-            for layer in range(loaded.blocks.n_layers):
-                case.progress(f"layers of the {name} model", layer, loaded.blocks.n_layers)
-                own = [state[layer] for state in states[name]]
-                after = answer_log_probs(loaded, rows, spans, case.batch_size, layer, own)
-                scores = (
-                    ItemScore(row.item.id, {VALUE: before - now})
-                    for row, before, now in zip(rows, plain, after, strict=True)
-                )
-                yield Observation(name, layer, tuple(scores))
+        drops = {(name, layer): torch.zeros(len(rows)) for name in sources for layer in range(n_layers)}
+        for start in range(0, len(rows), case.batch_size):
+            case.progress("items", start, len(rows))
+            part = slice(start, start + case.batch_size)
+            patching = Patching(loaded, rows[part], spans[part])
+            for name, layer in drops:
+                after = patching.log_probs(layer, [own[layer] for own in states[name][part]])
+                drops[name, layer][part] = patching.plain - after
+    for (name, layer), found in drops.items():
+        scores = (ItemScore(row.item.id, {VALUE: value}) for row, value in zip(rows, found.tolist(), strict=True))
+        yield Observation(name, layer, tuple(scores))
 
 
 def work(config: Config, n_items: int, n_layers: int) -> Work:
@@ -77,57 +66,58 @@ def work(config: Config, n_items: int, n_layers: int) -> Work:
     return Work(read=n_items * (n_layers + 2))
 
 
-@torch.no_grad()
-def answer_log_probs(
-    loaded: LoadedModel,
-    rows: Sequence[Row],
-    spans: Sequence[slice],
-    batch_size: int,
-    layer: int | None = None,
-    states: Sequence[Tensor] = (),
-) -> list[float]:
-    """The mean log-probability of each row's span, with a layer's states replaced where its tokens are predicted.
+class Patching:
+    """Some rows, of which the states that predict their facts are replaced in one layer at a time.
+
+    What stands before a fact is run once, and for each layer only the blocks above it.
 
     Args:
         loaded: the model.
         rows: prompts and answers.
-        spans: which tokens of each answer.
-        batch_size: rows per forward pass.
-        layer: the block whose states are replaced; None replaces nothing.
-        states: for each row (T, d), of all its answer's tokens.
+        spans: which tokens of each answer are the fact.
+
+    Attributes:
+        plain: (R,) the mean log-probability of each row's fact, with nothing replaced.
     """
-    model, found = loaded.model, []
-    for start in range(0, len(rows), batch_size):
-        batch = range(start, min(start + batch_size, len(rows)))
-        ids, mask = pad([(*rows[i].prompt_ids, *rows[i].answer_ids[:-1]) for i in batch], "right", model.device)
-        options: dict[str, Any] = {"attention_mask": mask, "use_cache": False, **positions(model, mask)}
-        if layer is None:
-            logits = model(input_ids=ids, **options).logits
-        else:
-            values, places = _placed(
-                [rows[i] for i in batch], [spans[i] for i in batch], [states[i] for i in batch], ids
-            )
-            with patched(loaded.blocks.block(model, layer), values, places):
-                logits = model(input_ids=ids, **options).logits
-        for r, i in enumerate(batch):
-            first = len(rows[i].prompt_ids) - 1 + spans[i].start
-            labels = torch.tensor(rows[i].answer_ids[spans[i]], device=logits.device)
-            log_probs = logits[r, first : first + len(labels)].float().log_softmax(-1)
-            found.append(float(log_probs.gather(-1, labels[:, None]).mean()))
-    return found
 
+    @torch.no_grad()
+    def __init__(self, loaded: LoadedModel, rows: Sequence[Row], spans: Sequence[slice]) -> None:
+        model, parts = loaded.model, loaded.blocks
+        self._spans = list(spans)
+        ids = [(*row.prompt_ids, *row.answer_ids[: span.stop - 1]) for row, span in zip(rows, spans, strict=True)]
+        sizes = torch.tensor([span.stop - span.start for span in spans])
+        firsts = [len(row) - size for row, size in zip(ids, sizes.tolist(), strict=True)]
+        self._tail = Tail(model, parts, 0, ids, firsts)
+        self._rows = torch.arange(len(rows)).repeat_interleave(sizes)
+        self._back = torch.cat([torch.arange(size, 0, -1) for size in sizes.tolist()])
+        labels = [label for row, span in zip(rows, spans, strict=True) for label in row.answer_ids[span]]
+        self._labels, self._sizes = torch.tensor(labels), sizes.tolist()
+        names = [f"{parts.blocks}.{layer}" for layer in range(parts.n_layers)]
+        with trace(model, outputs=names) as seen:
+            self.plain = self._read(0, self._tail.hidden)
+        self._own = [self._tail.hidden, *(seen.outputs[name][:, -self._width :] for name in names[1:])]
 
-def _placed(
-    rows: Sequence[Row], spans: Sequence[slice], states: Sequence[Tensor], ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The states of each span where its tokens are predicted, (R, W, d), and where that is, (R, W)."""
-    values = torch.zeros((*ids.shape, states[0].shape[-1]), dtype=states[0].dtype)
-    places = torch.zeros(ids.shape, dtype=torch.bool)
-    for r, (row, span, own) in enumerate(zip(rows, spans, states, strict=True)):
-        first = len(row.prompt_ids) - 1
-        where = slice(first + span.start, first + span.stop)
-        values[r, where], places[r, where] = own[span], True
-    return values.to(ids.device), places.to(ids.device)
+    @property
+    def _width(self) -> int:
+        return self._tail.hidden.shape[1]
+
+    @torch.no_grad()
+    def log_probs(self, layer: int, states: Sequence[Tensor]) -> Tensor:
+        """(R,) the mean log-probability of each row's fact, with `layer` handing on other states where it is predicted.
+
+        Args:
+            layer: the block whose states are replaced.
+            states: for each row (T, d), of all its answer's tokens.
+        """
+        hidden = self._own[layer].clone()
+        for row, (span, own) in enumerate(zip(self._spans, states, strict=True)):
+            hidden[row, self._width - (span.stop - span.start) :] = own[span].to(hidden)
+        return self._read(layer, hidden)
+
+    def _read(self, layer: int, hidden: Tensor) -> Tensor:
+        logits = self._tail.above(layer).logits(hidden, self._rows, self._back).float()
+        found = logits.log_softmax(-1).gather(-1, self._labels[:, None].to(logits.device))[:, 0].cpu()
+        return torch.stack([own.mean() for own in found.split(self._sizes)])
 
 
 def derived(items: ForgetSet, observations: Sequence[Observation]) -> list[Observation]:
