@@ -6,12 +6,14 @@
 From the results of the study's cells (which keep every answer, and are too many to be kept here) it writes each number
 with its 95 % interval to results/deducible.json, and results/deducible.md, the tables: what is told in which form,
 paired differences of forgetting in context from forgetting in weights, concepts, orders, one request after another.
+What the file has of cells that are not in the folder, which another machine may have run, stays.
 `unlearn-eval report FOLDER -o results/deducible.html` makes the page, with every answer.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -117,9 +119,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
     runs = [run for run in read_runs([arguments.folder / "runs"]).runs if run.result.status == "complete"]
-    data = collected(runs)
-    text = table(data)
     output = arguments.output
+    data = joined(json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}, collected(runs))
+    text = table(data)
     write_all({output.name: dumps(data, indent=1) + "\n", f"{output.stem}.md": text}, output.parent)
     print(text)
 
@@ -153,6 +155,14 @@ def collected(runs: Sequence[Run]) -> dict[str, Any]:
         "orders": orders([run for run in runs if run.result.config["cell"]["part"] == "orders"]),
         "provenance": runs[0].result.provenance,
     }
+
+
+def joined(before: Mapping[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """The new numbers with those rows and differences of before that they do not have; the unedited model is first."""
+    new = {(row["part"], row["method"]) for row in data["rows"]}
+    rows = [row for row in before.get("rows", ()) if (row["part"], row["method"]) not in new] + data["rows"]
+    rows.sort(key=lambda row: (row["part"] == REFUSES, row["editor"] is not None, row["created"]))
+    return data | {"rows": rows} | {key: data[key] or before.get(key, []) for key in ("in_context", "orders")}
 
 
 def method_of(cell: Mapping[str, Any]) -> str:

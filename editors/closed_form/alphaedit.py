@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor
+from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor, if_given
 from unlearn_eval.editing.locate_then_edit.least_squares import check_rank, least_squares
 from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit, memory
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
@@ -126,4 +126,6 @@ def _decomposed(moments: SecondMoments, layer: int) -> Any:
 
 
 MEMORY = partial(memory, depth=DEPTH, factor=_decomposed)
-EDITOR = Editor("alphaedit", Config, run, makes=LOW_RANK, uses={MOMENTS}, memory=MEMORY, paper="2410.02355")
+EDITOR = Editor(
+    "alphaedit", Config, run, makes=LOW_RANK, uses={MOMENTS}, needs_retain=if_given, memory=MEMORY, paper="2410.02355"
+)

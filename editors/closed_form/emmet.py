@@ -17,7 +17,7 @@ from functools import partial
 
 from torch import Tensor
 
-from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor
+from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor, if_given
 from unlearn_eval.editing.locate_then_edit.least_squares import check_rank, least_squares
 from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit, memory
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
@@ -56,4 +56,6 @@ def run(job: EditJob) -> LowRankEdit:
 
 
 MEMORY = partial(memory, depth=DEPTH, factor=SecondMoments.solver)
-EDITOR = Editor("emmet", Config, run, makes=LOW_RANK, uses={MOMENTS}, memory=MEMORY, paper="2403.14236")
+EDITOR = Editor(
+    "emmet", Config, run, makes=LOW_RANK, uses={MOMENTS}, needs_retain=if_given, memory=MEMORY, paper="2403.14236"
+)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_eval.data.graphs import SHIPPED, Triple, around, read_graph, same
-from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor
+from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor, if_given
 from unlearn_eval.editing.locate_then_edit.run import Editing, LocateConfig
 from unlearn_eval.editing.locate_then_edit.run import memory as memory_of
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
@@ -345,6 +345,7 @@ EDITOR = Editor(
     run,
     makes=LOW_RANK,
     uses={MOMENTS},
+    needs_retain=if_given,
     paper="2402.13593",
     one_layer=True,
     check=check,

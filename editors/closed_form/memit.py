@@ -21,7 +21,7 @@ from functools import partial
 
 from torch import Tensor
 
-from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor
+from unlearn_eval.editing.editor import MOMENTS, EditJob, Editor, if_given
 from unlearn_eval.editing.locate_then_edit.least_squares import least_squares
 from unlearn_eval.editing.locate_then_edit.run import Editing, MassEditConfig, locate_then_edit, memory
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments
@@ -64,4 +64,6 @@ def run(job: EditJob) -> LowRankEdit:
 
 
 MEMORY = partial(memory, depth=DEPTH, factor=SecondMoments.solver)
-EDITOR = Editor("memit", Config, run, makes=LOW_RANK, uses={MOMENTS}, memory=MEMORY, paper="2210.07229")
+EDITOR = Editor(
+    "memit", Config, run, makes=LOW_RANK, uses={MOMENTS}, needs_retain=if_given, memory=MEMORY, paper="2210.07229"
+)

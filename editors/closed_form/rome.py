@@ -205,6 +205,7 @@ EDITOR = Editor(
     run,
     makes=LOW_RANK,
     uses={MOMENTS},
+    needs_retain=lambda config: None if config.second_moments else False,
     memory=MEMORY,
     paper="2202.05262, 2403.07175",
     one_layer=True,

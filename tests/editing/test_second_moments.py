@@ -21,6 +21,7 @@ from unlearn_eval.editing.locate_then_edit import corpus
 from unlearn_eval.editing.locate_then_edit.corpus import Sequences, source_key, token_sequences
 from unlearn_eval.editing.locate_then_edit.run import Editing
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments, cache_name, second_moments
+from unlearn_eval.editing.requests.request import EditRequest
 from unlearn_eval.editors.closed_form import memit
 from unlearn_eval.models.anatomy import anatomy
 from unlearn_eval.models.tracing import trace
@@ -227,6 +228,32 @@ def test_a_model_s_moments_are_kept_by_weights_and_by_what_the_text_says(tmp_pat
     text.unlink()
     with pytest.raises(UserError, match="does not exist"):
         moments()
+
+
+def request_of(ids, n_target=2):
+    return EditRequest("r", tuple(ids[:-n_target]), 0, tuple(ids[-n_target:]))
+
+
+def test_half_is_of_what_is_retained_and_half_of_the_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLEARN_EVAL_CACHE", str(tmp_path / "cache"))
+    model, tokenizer, text = tiny_model("llama"), tiny_tokenizer(), tmp_path / "text.txt"
+    text.write_text("What is the capital of France? " * 100, encoding="utf-8")
+    generator = torch.Generator().manual_seed(3)
+    rows = [[1, 2, *random_ids(generator, n)] for n in (9, 12, 7, 14)]
+
+    def moments(retain=()):
+        config = memit.Config(LAYER_CHOICE, text=str(text), keys_per_dimension=4)
+        job = EditJob(model, tokenizer, [], config, retain=[request_of(row) for row in retain])
+        return Editing.start("memit", job, memit.DEPTH).second_moments()
+
+    plain, both, few = moments(), moments(rows), moments(rows[:3])
+    own, n = naive_sums(model, [Sequences(rows, [2] * 4)])  # two tokens begin them all, and are no text
+    assert n == sum(len(row) - 2 for row in rows)
+    for layer in LAYER_CHOICE:
+        means = (plain.sums[layer].double() / plain.n_keys, own[layer] / n)
+        assert torch.allclose(both.sums[layer].double() / both.n_keys, sum(means) / 2, atol=1e-5)
+        assert not torch.allclose(both.sums[layer] / both.n_keys, means[0].float(), atol=1e-2)
+        assert not torch.allclose(few.sums[layer], both.sums[layer]), "another set has moments of its own"
 
 
 # The text itself -------------------------------------------------------------------------------------------

@@ -347,8 +347,12 @@ def test_from_a_forget_set(loaded, tmp_path):
 
 def test_what_make_edit_refuses(loaded):
     forget = ForgetSet("mine", ITEMS)
-    with pytest.raises(UserError, match="memit takes no retain set"):
-        make_edit(loaded, forget, "memit", retain=ForgetSet("more", KEEP))
+    with pytest.raises(UserError, match="ultraedit takes no retain set"):
+        make_edit(loaded, forget, "ultraedit", retain=ForgetSet("more", KEEP))
+    with pytest.raises(UserError, match="rome retains nothing with these settings"):
+        make_edit(loaded, forget, "rome", {"second_moments": "false"}, retain=ForgetSet("more", KEEP))
+    with pytest.raises(UserError, match="everything in the retain set 'same' is to be forgotten"):
+        make_edit(loaded, forget, "memit", retain=ForgetSet("same", ITEMS[:1]))
     with pytest.raises(UserError, match="everything in the retain set 'same' is to be forgotten"):
         make_edit(loaded, forget, "npo", retain=ForgetSet("same", ITEMS[:1]))
     with pytest.raises(UserError, match="nothing to merge"):

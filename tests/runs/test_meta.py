@@ -126,7 +126,7 @@ def test_the_shipped_study_can_be_planned(there):
     ]
     cells = plan(study_in(path, [*small, "meta.placebo=wrong(tofu:factual[:2])"])[0], {}).cells
     assert sum(cell.part.startswith("knows") for cell in cells) == 12
-    assert len({cell.editor.editor for cell in cells if cell.part == "unlearned" and cell.editor}) == 6
+    assert len({cell.editor.editor for cell in cells if cell.part == "unlearned" and cell.editor}) == 7
 
 
 def test_a_file_without_metrics_is_refused(there):
@@ -174,6 +174,7 @@ def test_the_whole_says_what_each_metric_is_worth_and_goes_on(there):
     (["smoke"], "smoke.yaml has no meta:"),
     (["smoke", "--from", "."], "smoke.yaml has no meta:"),
     (["meta", "--from", "nowhere"], "nowhere is no study's folder"),
+    (["meta.seeds=3", "--from", "nowhere"], "nowhere is no study's folder"),
 ])  # fmt: skip
 def test_what_is_no_meta_evaluation_is_not_run_as_one(arguments, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -145,6 +145,18 @@ def test_a_hint_names_settings_that_the_editor_has(editor, said, silent, loaded,
 
 
 @pytest.mark.parametrize(
+    ("editor", "retain", "hinted"), [("memit", None, True), ("memit", "facts", False), ("grace", None, False)]
+)
+def test_a_harmful_edit_of_second_moments_is_told_to_retain(editor, retain, hinted, loaded, capsys):
+    notes = {"self_check": {"n": 8, "n_took": 8, "target_probability_before": 0.1, "target_probability_after": 0.9}}
+    notes["self_check"]["unrelated"] = DAMAGED
+    edit = noise(loaded.model, 0.0)
+    info = replace(edit.info, notes=notes | {"preset": None}, config=asdict(get_editor(editor).Config()))
+    cli._tell(replace(edit, info=replace(info, requests=replace(info.requests, retain_set=retain))))
+    assert ("--retain facts" in capsys.readouterr().err) == hinted
+
+
+@pytest.mark.parametrize(
     ("check", "said", "silent"),
     [
         (

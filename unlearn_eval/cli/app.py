@@ -150,8 +150,8 @@ def edit(
         str | None,
         typer.Option(
             "--retain",
-            help="What to keep, for methods that are trained: a set or a file; nearest(SET): of it what is nearest to "
-            "what is forgotten; nearest: of the forget set.",
+            help="What to keep: a set or a file, which methods are trained on or take second moments of; nearest(SET): "
+            "of it what is nearest to what is forgotten; nearest: of the forget set.",
         ),
     ] = None,
     editor: Annotated[
@@ -700,7 +700,7 @@ def _fail(text: str) -> NoReturn:
 
 def _tell(made: Any) -> None:
     """What the self-check found, and what to try if an edit did not take."""
-    from unlearn_eval.metrics.edit_checks import took, unrelated_line
+    from unlearn_eval.metrics.edit_checks import did_harm, took, unrelated_line
 
     check, preset = made.info.self_check, made.info.notes["preset"]
     say(
@@ -711,6 +711,9 @@ def _tell(made: Any) -> None:
         say(unrelated_line(check.unrelated))
     for fault in made.info.faults:
         say(f"warning: {fault}")
+    could_retain = "text" in made.info.config and not made.info.requests.retain_set
+    if could_retain and check.unrelated and did_harm(check.unrelated):
+        say("hint: say what is to stay, by --retain facts or a set of your own")
     if "training" in made.info.notes:
         _tell_training(made.info.notes["training"], check)
     elif took(made.info.notes) is False:

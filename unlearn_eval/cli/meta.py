@@ -38,6 +38,8 @@ def meta(
     from unlearn_eval.runs.study.read import study_file
     from unlearn_eval.runs.study.store import STUDY, Store
 
+    if "=" in study and not Path(study).is_file():  # settings alone
+        study, settings = "meta", [study, *(settings or ())]
     path = study_file(study)
     _, entry = study_in(path, settings or ())
     if entry is None:

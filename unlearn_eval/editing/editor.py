@@ -55,7 +55,7 @@ class EditJob:
         config: the method's settings.
         generator: random numbers of the whole sequence of steps.
         previous: an earlier edit of this model by this method; the new one continues it and holds both.
-        retain: requests whose answers are to be retained, for methods that use `RETAIN`.
+        retain: requests whose answers are to be retained, for methods that use `RETAIN` or take second moments of text.
         others: prompts (ids) of questions that are not to be forgotten, for methods that use `OTHERS`.
         moments: second moments of keys that all steps of a sequence share, for methods that use `MOMENTS`; empty ones
             are filled for the next step. None leaves them to the method.
@@ -136,6 +136,11 @@ class Editor:
         return RETAIN in self.uses
 
     @property
+    def retains(self) -> bool:
+        """Whether it takes items to retain: to be trained beside, or for second moments."""
+        return self.trained or (MOMENTS in self.uses and "text" in self.settings)
+
+    @property
     def settings(self) -> frozenset[str]:
         """The names of the settings."""
         return frozenset(own.name for own in fields(self.Config))
@@ -180,6 +185,10 @@ class Editor:
         """
         check_state(state, self.name)
         return self.run(EditJob(model, tokenizer, requests, config, generator, state, progress=progress, **more))
+
+
+def if_given(config: Any) -> None:
+    """`needs_retain` of a method that uses items to retain where there are any."""
 
 
 def editor_names() -> list[str]:

@@ -99,6 +99,11 @@ def took(notes: Mapping[str, Any] | None) -> bool | None:
     return None if not check.get("n") else _not_taken(check, "training" in (notes or {})) is None
 
 
+def did_harm(counts: Mapping[str, int]) -> bool:
+    """Whether more unrelated answers became worse than an edit may cost."""
+    return _harm(counts) is not None
+
+
 def unrelated_line(counts: Mapping[str, int]) -> str:
     """What became of the unrelated questions, in one line."""
     c = counts

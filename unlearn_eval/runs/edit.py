@@ -275,7 +275,7 @@ def model_check(method: Editor, options: Mapping[str, str]) -> Check:
 
 def check_recipe(method: Editor, recipe: Recipe, retain: ForgetSet | None, hint: str = "leave out --merge") -> None:
     """Refuse a retain set for a method that takes none, and merging for one that is trained."""
-    if retain is not None and not method.trained:
+    if retain is not None and not method.retains:
         raise UserError(f"{method.name} takes no retain set: it computes its change without one", "leave out --retain")
     if method.trained and recipe.merge != "none":
         raise UserError(f"{method.name} is trained on every question: there is nothing to merge", hint)
@@ -325,7 +325,7 @@ def _prepare(plan: _Plan) -> _Inputs:
     others = []
     if OTHERS in method.uses or _calibrates(plan):  # memories may learn, or be calibrated on, when to be silent
         others = other_prompts(plan.config.others, plan.forget, prompt_format, recipe.seed)
-    retain = _retain_requests(plan, requests) if method.trained else []
+    retain = _retain_requests(plan, requests) if method.retains else []
     return _Inputs(targets, contexts, requests, retain, others)
 
 

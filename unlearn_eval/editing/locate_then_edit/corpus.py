@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,22 @@ def _conversations(
             yield Sequences(part, [shared] * len(part))
 
 
+def sequences_of(rows: Sequence[Sequence[int]], seed: int = 0, batch_size: int = BATCH) -> Iterator[Sequences]:
+    """Batches of ready token sequences, in a seeded order; the opening that all of them share is no text."""
+    own = [list(row) for row in rows]
+    random.Random(seed).shuffle(own)
+    shared = n_shared(own)
+    for i in range(0, len(own), batch_size):
+        part = own[i : i + batch_size]
+        yield Sequences(part, [shared] * len(part))
+
+
+def n_shared(rows: Sequence[Sequence[int]]) -> int:
+    """With how many tokens all rows begin alike; 0 of a row alone."""
+    shortest = min(map(len, rows), default=0)
+    return next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), 0)
+
+
 def conversation_ids(
     records: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[list[int]], int]:
@@ -174,8 +191,7 @@ def conversation_ids(
         text = prompt_format.render(ask)
         ids = prompt_format.encode(text)
         rows.append([*ids, *prompt_format.labels_after(ask, text, ids, str(record["answer"])).ids])
-    shortest = min(map(len, rows), default=0)
-    return rows, next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), 0)
+    return rows, n_shared(rows)
 
 
 def _written_by(

@@ -10,7 +10,7 @@ between MLP and residual stream (Gemma, OLMo 2), R is carried back through it to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from unlearn_eval.editing.editor import EditJob, no_change
 from unlearn_eval.editing.locate_then_edit import corpus
 from unlearn_eval.editing.locate_then_edit import second_moments as moments_of_text
 from unlearn_eval.editing.locate_then_edit import target_values as values_of_targets
+from unlearn_eval.editing.locate_then_edit.corpus import Sequences
 from unlearn_eval.editing.locate_then_edit.second_moments import SecondMoments, cache_name, second_moments
 from unlearn_eval.editing.locate_then_edit.target_values import (
     Site,
@@ -40,6 +41,7 @@ from unlearn_eval.models.scoring import pad
 from unlearn_eval.models.tracing import first, trace
 from unlearn_eval.models.weights import known_weights
 from unlearn_eval.utils.errors import UserError
+from unlearn_eval.utils.provenance import hash_json
 from unlearn_eval.utils.settings import Positive
 
 if TYPE_CHECKING:
@@ -58,7 +60,8 @@ class LocateConfig:
     Attributes:
         layers: the edited layers; by default those of the model's preset, or by depth.
         target: how target values are optimized.
-        text: what second moments are taken of: `self` (the model's own text), a file, or `hub:NAME:CONFIG`.
+        text: what second moments are taken of, beside what is to be retained: `self` (the model's own text), a file, or
+            `hub:NAME:CONFIG`.
         keys_per_dimension: how many keys the second moments are taken of, divided by d.
         seed: of the text.
         window: how many tokens of a target have a value of their own; a longer one has several (AnyEdit). 0: one for
@@ -128,19 +131,32 @@ class Editing:
         return asdict(self.job.config) | {"layers": list(self.layers)}
 
     def second_moments(self) -> SecondMoments:
-        """C of the layers on this model's weights: as given, or from the cache, or computed; once in a run."""
+        """C of the layers on this model's weights: as given, or from the cache, or computed; once in a run.
+
+        With items to retain, half of it is of their prompts and answers, and half of the text.
+        """
         if not self.moments.sums:
-            job, config, parts = self.job, self.job.config, self.parts
-            n_keys = round(config.keys_per_dimension * parts.d_mlp)
+            job, config = self.job, self.job.config
+            n_keys = round(config.keys_per_dimension * self.parts.d_mlp)
             settings = {"text": corpus.source_key(config.text), "n_keys": n_keys, "seed": config.seed}
-            weights, folder = known_weights(job.model).canonical, cache_dir() / "second_moments"
-            paths = {layer: folder / cache_name(weights, layer, settings) for layer in self.layers}
-            batches = corpus.token_sequences(
+            text = corpus.token_sequences(
                 config.text, job.model, job.tokenizer, n_keys, seed=config.seed, progress=job.progress
             )
-            found = second_moments(job.model, parts, self.layers, batches, n_keys, paths, job.progress)
+            found = self._moments(text, settings)
+            if job.retain:
+                retained = [(*request.prompt_ids, *request.target_ids) for request in job.retain]
+                settings = {"retain": hash_json(retained), "n_keys": n_keys, "seed": config.seed}
+                found = found.halved(self._moments(corpus.sequences_of(retained, config.seed), settings))
             self.moments.sums, self.moments.n_keys, self.moments.n_batches = found.sums, found.n_keys, found.n_batches
         return self.moments
+
+    def _moments(self, batches: Iterable[Sequences], settings: dict[str, Any]) -> SecondMoments:
+        """Second moments of some text, kept in the cache by what these settings say of it."""
+        weights, folder = known_weights(self.job.model).canonical, cache_dir() / "second_moments"
+        paths = {layer: folder / cache_name(weights, layer, settings) for layer in self.layers}
+        return second_moments(
+            self.job.model, self.parts, self.layers, batches, settings["n_keys"], paths, self.job.progress
+        )
 
     def edit(
         self,

@@ -52,6 +52,11 @@ class SecondMoments:
     n_batches: int = 0
     factored: dict[tuple[str, int], Any] | None = None
 
+    def halved(self, other: SecondMoments) -> SecondMoments:
+        """Half of each mean, as sums of this one's number of keys."""
+        weight = self.n_keys / other.n_keys
+        return SecondMoments({i: (own + weight * other.sums[i]) / 2 for i, own in self.sums.items()}, self.n_keys)
+
     def moment(self, layer: int, ridge: float = 1e-4) -> Tensor:
         """C of one layer in float64, with a ridge of 1e-4 of its mean eigenvalue, so that it can be factored."""
         moment = self.sums[layer].double() / self.n_keys

@@ -22,7 +22,8 @@ _TRUSTED = 0.8
 _STYLE = """
 td.bad { color: var(--worse); font-weight: 600; } td.good { color: var(--better); }
 td small { color: var(--muted); display: block; } svg { max-width: 100%; height: auto; }
-th:first-child, td:first-child { text-align: left; } td.words { text-align: left; min-width: 12rem; }
+th:first-child, td:first-child { text-align: left; }
+td.words { text-align: left; min-width: 12rem; white-space: normal; }
 """
 
 
