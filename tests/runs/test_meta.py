@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 from unlearn_eval.cli import app as cli
 from unlearn_eval.runs.meta.expand import Place, study_in
 from unlearn_eval.runs.meta.summary import own_metrics
+from unlearn_eval.runs.study.cells.worker import Worker
 from unlearn_eval.runs.study.plan import plan
 from unlearn_eval.runs.study.read import study_file
+from unlearn_eval.runs.study.store import Store
 from unlearn_eval.utils.errors import UserError
 
 FIRST = {"forget": 2, "retain": 0, "real_authors": 0, "world_facts": 0}
@@ -127,6 +129,11 @@ def test_the_shipped_study_can_be_planned(there):
     cells = plan(study_in(path, [*small, "meta.placebo=wrong(tofu:factual[:2])"])[0], {}).cells
     assert sum(cell.part.startswith("knows") for cell in cells) == 12
     assert len({cell.editor.editor for cell in cells if cell.part == "unlearned" and cell.editor}) == 7
+    own = [cell for cell in cells if cell.editor and cell.editor.name == "npo"]
+    assert len(own) == 3, "unlearned, relearned, quantized"
+    for keeps, n_edits in ((True, 1), (False, 3)):
+        worker = Worker(Store(there / "out"), 1, None, keep_edits=keeps)
+        assert len({worker._edit_folder(cell) for cell in own}) == n_edits, "one edit for all, if it stays"
 
 
 def test_a_file_without_metrics_is_refused(there):
@@ -158,6 +165,7 @@ def test_the_whole_says_what_each_metric_is_worth_and_goes_on(there):
     page = (output / "meta.html").read_text()
     assert "forget_logit_lens_depth" in page
     assert "<script" not in page
+    assert not list((output / "shared" / "edits").glob("*relearned*"))
     again = output / "again"
     done = CliRunner().invoke(cli.app, ["meta", str(path), "--from", str(output), "--output", str(again)])
     assert done.exit_code == 0, done.output
@@ -174,7 +182,7 @@ def test_the_whole_says_what_each_metric_is_worth_and_goes_on(there):
     (["smoke"], "smoke.yaml has no meta:"),
     (["smoke", "--from", "."], "smoke.yaml has no meta:"),
     (["meta", "--from", "nowhere"], "nowhere is no study's folder"),
-    (["meta.seeds=3", "--from", "nowhere"], "nowhere is no study's folder"),
+    (["meta.noise=0.5", "--from", "nowhere"], "nowhere is no study's folder"),
 ])  # fmt: skip
 def test_what_is_no_meta_evaluation_is_not_run_as_one(arguments, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -100,8 +100,9 @@ def test_what_cannot_be_is_refused(model, tmp_path, changes, says):
 
 
 def test_an_edit_s_key_is_that_of_what_came_before(model, tmp_path):
+    plain = {"editors": [memit(model)], "sizes": None, "retain": None}
     few, more = (
-        [cell.edit_key for cell in cells_of(tmp_path, model, editors=[memit(model)], sizes=None, sequence=own)][1:]
+        [cell.edit_key for cell in cells_of(tmp_path, model, **plain, sequence=own)][1:]
         for own in ({"marks": [1, 2]}, {"marks": [1, 2, 4], "again": 2})
     )
     assert more[:2] == few, "neither more requests nor what is asked makes the first ones another edit"
@@ -122,7 +123,7 @@ def test_an_edit_s_key_is_that_of_what_came_before(model, tmp_path):
 @pytest.fixture(scope="module")
 def finished(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("marks")
-    study = write_study(folder / "study.yaml", model, editors=[memit(model)], **MARKS)
+    study = write_study(folder / "study.yaml", model, editors=[memit(model)], retain=None, **MARKS)
     return study, folder / "whole", run(study, folder / "whole")
 
 
@@ -158,7 +159,7 @@ def test_marks_are_the_same_as_one_call_with_a_request_per_step(finished, model)
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_killed_sequence_goes_on_at_its_last_mark(finished, model, tmp_path, monkeypatch, kept):
     _, whole, _ = finished
-    study = write_study(tmp_path / "study.yaml", model, editors=[memit(model)], keep_edits=kept, **MARKS)
+    study = write_study(tmp_path / "study.yaml", model, editors=[memit(model)], retain=None, keep_edits=kept, **MARKS)
     make_edit, calls = editing.make_edit, []
 
     def killed(loaded, items, *arguments, **options):

@@ -269,13 +269,14 @@ class Worker:
     def _edit(self, cell: Cell, loaded: Loaded, chosen: Chosen) -> Path:
         """The folder of the edit, made unless it is there and whole."""
         folder = self._edit_folder(cell)
-        if cell.stage is None:
+        if cell.stage is None and not self.keep_edits:
             return folder if self._is_whole(folder) else self._make_edit(cell, loaded, chosen, folder)
-        with alone([folder], f"the edit {folder.name}", self.say):  # cells of later marks need it too
+        with alone([folder], f"the edit {folder.name}", self.say):  # other cells need it too, after a change or later
             return folder if self._is_whole(folder) else self._make_edit(cell, loaded, chosen, folder)
 
     def _edit_folder(self, cell: Cell) -> Path:
-        name = replace(cell, backend="hf").name  # every back end asks the same edit
+        # Every back end asks the same edit. What is done to it then is not in it: those cells share it, if it stays.
+        name = replace(cell, backend="hf", then=None if self.keep_edits else cell.then).name
         return self.store.shared("edits", f"{name}-{str(cell.edit_key)[:12]}")
 
     def _is_whole(self, folder: Path) -> bool:
