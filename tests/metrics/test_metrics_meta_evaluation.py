@@ -73,8 +73,9 @@ def test_separated_pools_have_an_interval_with_a_width():
 
 
 def test_the_threshold_tells_the_pools_apart():
-    assert me.threshold([0.5, 0.6, 0.9], [0.1, 0.2, 0.3]) == 0.3
-    assert me.threshold([0.2, 0.6, 0.9], [0.1, 0.15, 0.3]) == 0.15
+    assert me.threshold([0.5, 0.6, 0.9], [0.1, 0.2, 0.3]) == pytest.approx(0.4)
+    assert me.threshold([0.2, 0.6, 0.9], [0.1, 0.15, 0.3]) == pytest.approx(0.175), "the lowest of two"
+    assert me.threshold([0.5, 0.5], [0.5]) == 0.5
 
 
 def pools(names, faithful, robust, seed=0):

@@ -10,9 +10,12 @@ from tofu_files import tofu_data, write_tofu
 from typer.testing import CliRunner
 
 from unlearn_eval.cli import app as cli
+from unlearn_eval.results.report.meta import meta_markdown, meta_page
+from unlearn_eval.runs.meta import summary
 from unlearn_eval.runs.meta.expand import Place, study_in
 from unlearn_eval.runs.meta.summary import own_metrics
 from unlearn_eval.runs.study.cells.worker import Worker
+from unlearn_eval.runs.study.file import MetaEntry
 from unlearn_eval.runs.study.plan import plan
 from unlearn_eval.runs.study.read import study_file
 from unlearn_eval.runs.study.store import Store
@@ -128,7 +131,7 @@ def test_the_shipped_study_can_be_planned(there):
     ]
     cells = plan(study_in(path, [*small, "meta.placebo=wrong(tofu:factual[:2])"])[0], {}).cells
     assert sum(cell.part.startswith("knows") for cell in cells) == 12
-    assert len({cell.editor.editor for cell in cells if cell.part == "unlearned" and cell.editor}) == 7
+    assert len({cell.editor.editor for cell in cells if cell.part == "unlearned" and cell.editor}) == 6
     own = [cell for cell in cells if cell.editor and cell.editor.name == "npo"]
     assert len(own) == 3, "unlearned, relearned, quantized"
     for keeps, n_edits in ((True, 1), (False, 3)):
@@ -140,6 +143,21 @@ def test_a_file_without_metrics_is_refused(there):
     (there / "none.py").write_text("METRICS = {'a': 1}\n")
     with pytest.raises(UserError, match="has no METRICS"):
         own_metrics(str(there / "none.py"))
+
+
+@pytest.mark.parametrize(("utility", "judged"), [(0.9, False), (0.1, None)])
+def test_a_placebo_that_harms_is_no_control(utility, judged, monkeypatch):
+    def model(role, value, recipe="", change="", of=1.0):
+        return summary.Measured(role, recipe, role, change, of, {"t/forget_rouge": value})
+
+    models = [model(role, value, "own") for role, value in (("knows", 0.9), ("never", 0.1)) for _ in range(2)]
+    models += [model("unlearned", 0.9), model("retained", 0.1), model("controls", 0.2, change="placebo", of=utility)]
+    monkeypatch.setattr(summary, "measured", lambda *given: models)
+    content = summary.summary([], len(models), MetaEntry(), [])
+    (rule,) = (own for own in content["metrics"][0]["orders"] if "another fact" in own["rule"])
+    assert rule["holds"] is judged
+    assert content["harmed_controls"] == ([] if judged is False else ["placebo"])
+    assert ("Not judged" in meta_markdown(content)) == ("Not judged" in meta_page(content)) == (judged is None)
 
 
 @pytest.mark.slow  # teaches fifteen tiny models and asks thirty: the whole, once

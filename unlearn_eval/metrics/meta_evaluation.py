@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,8 +155,12 @@ def gap(unlearned: float, before: float, reference: float, least: float = 0.05) 
 
 
 def threshold(knows: Sequence[float], never: Sequence[float]) -> float:
-    """The value that tells the pools apart best: at most this is called unlearned. The lowest one of several."""
-    cuts = sorted({*knows, *never})
+    """The cut that tells the pools apart best, midway between two values: at most this is called unlearned.
+
+    Of several that are as good it is the lowest.
+    """
+    values = sorted({*knows, *never})
+    cuts = [(low + high) / 2 for low, high in pairwise(values)] or values
     shares = [np.mean(np.asarray(knows) > cut) + np.mean(np.asarray(never) <= cut) for cut in cuts]
     return cuts[int(np.argmax(shares))]
 

@@ -62,8 +62,8 @@ def attack(case: Case, config: Config) -> Iterator[Observation]:
 
 
 def work(config: Config, n_items: int, n_layers: int) -> Work:
-    """One pass for each layer, and two for states and for what is compared with."""
-    return Work(read=n_items * (n_layers + 2))
+    """The blocks above each layer, and two passes for states and for what is compared with."""
+    return Work(read=n_items * (n_layers // 2 + 2))
 
 
 class Patching:

@@ -47,7 +47,13 @@ def meta_markdown(content: Content) -> str:
     for row in content["directions"]:
         lines.append(f"| {row['statement']} | {_text(row['ours'])} | {row['published']:.3f} | {row['verdict']} |")
     lines += ["", f"Published: {content['published_source']}.", "", "## One number", "", *_combined_lines(content), ""]
-    lines += ["## Controls", "", *_control_lines(content), ""]
+    lines += [
+        "## Controls",
+        "",
+        *([_harmed(content).strip(), ""] if _harmed(content) else []),
+        *_control_lines(content),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -66,7 +72,7 @@ def meta_page(content: Content) -> str:
         "<p>Each mark is a model; right is more knowledge. Above: it was taught; below: it never knew.</p>",
         *(_strip(content, own) for own in ranked(content)),
         "<h2>Controls</h2><p>How forgotten each metric calls them: 0 is the model before unlearning, 1 one that never "
-        "knew. Red breaks the order that must hold.</p>",
+        f"knew. Red breaks the order that must hold.{_e(_harmed(content))}</p>",
         _controls_table(content),
         "<h2>Unlearned models against the retain-only one</h2>",
         "<p>1 − |unlearned − reference| / |before − reference|, and the distance with its sign: below 0 it is "
@@ -153,6 +159,12 @@ def _combined_lines(content: Content) -> list[str]:
     if held["n_without"]:
         lines.append(f"In {held['n_without']} parts fewer than two metrics were trusted; they are left out.")
     return lines
+
+
+def _harmed(content: Content) -> str:
+    """Which controls were to harm nothing, and did."""
+    names = ", ".join(content.get("harmed_controls", ()))
+    return f" Not judged, as it lost too much utility to be a control: {names}." if names else ""
 
 
 def _control_lines(content: Content) -> list[str]:

@@ -135,12 +135,13 @@ def _controls(meta: MetaEntry) -> Iterator[dict[str, Any]]:
     """What is done to the model before unlearning, to see what the metrics make of it."""
     settings = _training(meta)
     yield {"kind": "noise", "name": NOOP, "settings": {"scale": 0}}
-    for name, on in (
-        (REFUSE_ALL, f"refused({meta.retain} & {meta.forget})"),
-        (PLACEBO, meta.placebo),
-        (WRONG, f"wrong({meta.forget})"),
+    gentle = settings | dict(meta.relearning)  # an edit of something else is to cost nothing here
+    for name, on, own in (
+        (REFUSE_ALL, f"refused({meta.retain} & {meta.forget})", settings),
+        (PLACEBO, f"{meta.retain} & {meta.placebo}", gentle),
+        (WRONG, f"wrong({meta.forget})", settings),
     ):
-        yield {"kind": "teach", "name": name, "on": on, "settings": settings}
+        yield {"kind": "teach", "name": name, "on": on, "settings": own}
     yield {"kind": "noise", "name": NOISE, "settings": {"scale": meta.noise}}
 
 

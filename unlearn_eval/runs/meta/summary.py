@@ -184,7 +184,10 @@ def summary(results: Iterable[Result], n_cells: int, meta: MetaEntry, command: l
     }
     gaps = {m.name: _gaps(m, pools, names) for m in models if m.role == expand.UNLEARNED and m.recipe}
     forgotten = {name: _gaps(own, pools, names) for name, own in pools.controls.items()}
-    orders = {name: me.control_orders({c: own[name][0] for c, own in forgotten.items()}) for name in names}
+    harmed = [c for c, own in pools.controls.items() if c == expand.PLACEBO and not _keeps(own, pools.full)]
+    orders = {
+        name: me.control_orders({c: own[name][0] for c, own in forgotten.items() if c not in harmed}) for name in names
+    }
     combination = me.combine(worths, pools.knows, pools.never)
     held_out = me.leave_method_out(names, pools.knows, pools.never, pools.unlearned, pools.retained)
     return {
@@ -216,6 +219,7 @@ def summary(results: Iterable[Result], n_cells: int, meta: MetaEntry, command: l
         ],
         "controls": {c: {name: own[name][0] for name in names} for c, own in forgotten.items()},
         "control_utility": {c: own.utility for c, own in pools.controls.items()},
+        "harmed_controls": harmed,
         "full_utility": None if pools.full is None else pools.full.utility,
         "gaps": {m: {name: {"gap": own[0], "signed": own[1]} for name, own in per.items()} for m, per in gaps.items()},
         "combined": {
