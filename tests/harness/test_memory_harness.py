@@ -384,11 +384,13 @@ def test_notes_are_shown_and_asked_for(tiny_folder, written, capsys, monkeypatch
     assert "no memory answers" in out
 
 
-def test_vllm_refuses_notes(written):
+def test_no_layer_of_an_engine_takes_notes(written):
+    from unlearn_eval.serving.inserted import load_inserting
     from unlearn_eval.serving.routed_model import load_routed
 
-    with pytest.raises(UserError, match="vLLM cannot serve it"):
+    with pytest.raises(UserError, match="no layer of this engine can take it"):
         load_routed(written[0])
+    assert load_inserting(written[0]).store.longest > 0
 
 
 # The command line --------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from pathlib import Path
 
@@ -22,12 +23,16 @@ from unlearn_eval.edits.load import describe_base
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.codebook import Codebook
 from unlearn_eval.edits.memory.edit import MemoryEdit, read_inputs
+from unlearn_eval.edits.memory.notes import NotesEdit
+from unlearn_eval.edits.memory.notes_store import Asking, Frame, Note, Notes, encoder_of
+from unlearn_eval.edits.memory.prefix_store import Prefixes
 from unlearn_eval.edits.memory.residual_memory import ResidualMemory
 from unlearn_eval.edits.memory.side_memories import SideMemories
 
 WIDTH, MLP, LAYERS, VOCABULARY = 64, 96, 4, 400
 MEMORIES = ("grace", "wise", "memoir")
-KINDS = ("low_rank", "dense", *MEMORIES)
+INSERTING = ("notes", "prefix")
+KINDS = ("low_rank", "dense", *MEMORIES, *INSERTING)
 PROJECTION = {"llama": "model.layers.2.mlp.down_proj", "gpt2": "transformer.h.2.mlp.c_proj"}
 
 
@@ -58,8 +63,9 @@ def write_edit(folder: Path, base: Path, architecture: str, kind: str, prompts: 
     model = more.pop("model", None) or model_of(architecture, more.pop("tied", False))
     name = architecture if "." in architecture else PROJECTION.get(architecture, PROJECTION["llama"])
     info = EditInfo(kind, {}, base=describe_base(model, str(base)))
-    make = {"low_rank": _low_rank, "dense": _dense, "grace": _grace, "wise": _wise, "memoir": _memoir}[kind]
-    edit = make(
+    make = {"low_rank": _low_rank, "dense": _dense, "grace": _grace, "wise": _wise, "memoir": _memoir}
+    make |= {"notes": _notes, "prefix": _prefix}
+    edit = make[kind](
         model,
         name,
         info,
@@ -131,6 +137,24 @@ def _memoir(model, name, info, prompts, positions="onward", pool="mean"):
     gaps = shares[1:] - shares[:-1]
     best = int(gaps[len(gaps) // 4 :].argmax()) + len(gaps) // 4
     return MemoryEdit(name, _replaced(store, threshold=((shares[best] + shares[best + 1]) / 2)[None]), info)
+
+
+def _notes(model, name, info, prompts, frame=None, of_prefixes=None):
+    """A note of random tokens for every second prompt; without a frame all of a prompt is the question."""
+    tokenizer, frame, draw = tiny_tokenizer(), frame or Frame(first=0), random.Random(1)
+    texts = [tokenizer.decode(list(frame.parts(ids)[1]), skip_special_tokens=True).strip() for ids in prompts[::2]]
+    notes = tuple(Note(text, tuple(draw.randrange(2, VOCABULARY) for _ in range(9)), ()) for text in texts)
+    owners = tuple((str(i),) for i in range(len(notes)))
+    vectors = torch.from_numpy(encoder_of("words")(texts))
+    made = Notes if of_prefixes is None else functools.partial(Prefixes, **of_prefixes)
+    store = made(vectors, torch.tensor([0.9]), notes, owners, frame, Asking(), encoder="words")
+    return NotesEdit(store, info, tokenizer=tokenizer)
+
+
+def _prefix(model, name, info, prompts, frame=None, length=3):
+    n, width = len(prompts[::2]), model.get_input_embeddings().weight.shape[1]
+    prefixes = torch.randn(n, length, width, generator=torch.Generator().manual_seed(1))
+    return _notes(model, name, info, prompts, frame, {"prompts": prefixes, "prompt_of": tuple(range(n))})
 
 
 def shape_of(model, name):

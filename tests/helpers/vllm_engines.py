@@ -87,7 +87,7 @@ def scores(llm, queries):
     ]  # fmt: skip
     found = []
     for out, query in zip(llm.generate(asked, sampling, use_tqdm=False), queries, strict=True):
-        rows = out.prompt_logprobs[len(query.prompt_ids) :]
+        rows = out.prompt_logprobs[-len(query.label_ids) :]  # before them there may be what an edit added
         found.append([row[token].logprob for row, token in zip(rows, query.label_ids, strict=True)])
     return found
 

@@ -24,7 +24,7 @@ from unlearn_eval.edits.load import describe_base
 from unlearn_eval.edits.low_rank import LowRankEdit
 from unlearn_eval.edits.memory.edit import MemoryEdit
 from unlearn_eval.models.prompt_ends import prompt_lengths, said_prompt_end
-from unlearn_eval.serving import door, gate, moments, start
+from unlearn_eval.serving import door, gate, moments, start, vllm_requests
 from unlearn_eval.serving import engine as engines
 from unlearn_eval.serving.checkpoint_stream import layout_of, patched
 from unlearn_eval.serving.gate import KNOWN, Gate
@@ -316,12 +316,21 @@ def test_an_edit_that_does_not_name_its_base_s_weights_is_served_by_no_door(door
         ("memoir", replace(MEMORY_ENGINE, graphs=True), "is part of its CUDA graphs", "--enforce-eager"),
         ("dense", replace(MEMORY_ENGINE, graphs=True), "is part of its CUDA graphs", "--enforce-eager"),
         ("grace", replace(MEMORY_ENGINE, extension="a.B"), "extended by a.B", "without --worker-extension-cls"),
+        ("notes", replace(MEMORY_ENGINE, eager=True), "adds to prompts", "unlearn-eval serve .*notes"),
+        ("prefix", WEIGHTS_ENGINE, "adds to prompts", "unlearn-eval serve .*prefix"),
     ],
 )
 def test_swaps_that_an_engine_cannot_do_are_refused_with_what_to_do(folders, wanted, engine, says, hint):
     with pytest.raises(UserError, match=says) as raised:
         check_swap(folders["grace"], folders[wanted], engine)
     assert re.search(hint, raised.value.hint)
+
+
+@pytest.mark.parametrize("wanted", ["low_rank", "grace", "prefix"])
+def test_nothing_takes_the_place_of_notes(folders, wanted):
+    engine = replace(MEMORY_ENGINE, module="", eager=True)
+    with pytest.raises(UserError, match=r"cannot take the place of .*notes"):
+        check_swap(folders["notes"], folders[wanted], engine)
 
 
 @pytest.mark.parametrize(
@@ -528,7 +537,7 @@ def test_what_a_request_says_of_its_end_raises_nothing_within_a_step(end):
     assert said_prompt_end(SimpleNamespace(extra_args={"prompt_end": 2}), 3) == 2
     config = SimpleNamespace(additional_config={"unlearn_eval": {"memory": True, "scoring": True}})
     request = SimpleNamespace(sampling_params=SimpleNamespace(extra_args={"prompt_end": end}), prompt_token_ids=[5] * 3)
-    assert "give a number from 1 to 3" in door.prompt_refusal(request, door.rules_of(config))[0]
+    assert "give a number from 1 to 3" in door.prompt_refusal(request, door.rules_of(config), 64)[0]
 
 
 @pytest.mark.parametrize(
@@ -754,6 +763,28 @@ def test_lm_evals_engines_are_started_to_score(given, expected, monkeypatch):
     lend(Model)
     Model(**({} if given is None else {"additional_config": given}))
     assert started["additional_config"] == expected
+
+
+@pytest.mark.parametrize("inserts", [0, 9])
+def test_lm_eval_leaves_room_for_what_an_edit_adds(inserts):
+    config = SimpleNamespace(additional_config={"unlearn_eval": {"memory": True, "inserts": inserts}})
+
+    class Model:
+        _max_length = None
+
+        def __init__(self, pretrained=None, **options):
+            self.model = SimpleNamespace(
+                collective_rpc=lambda name: None, llm_engine=SimpleNamespace(vllm_config=config)
+            )
+
+        @property
+        def max_length(self):
+            return self._max_length or 64
+
+    extended = vllm_requests._extending(Model.__init__)
+    model = Model()
+    extended(model)
+    assert model.max_length == 64 - inserts
 
 
 def test_the_guide_says_of_every_field_what_becomes_of_it():

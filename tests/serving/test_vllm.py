@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from serving_models import KINDS, MEMORIES, greedy, model_of, prompts_of, write_base, write_edit
+from serving_models import INSERTING, KINDS, MEMORIES, greedy, model_of, prompts_of, write_base, write_edit
 from tiny_models import tiny_tokenizer
 from vllm_engines import (  # noqa: F401
     NEW,
@@ -62,7 +62,8 @@ both_runners, smoke = pytest.mark.both_runners, pytest.mark.smoke
 
 def cases():
     """Architecture, mode and kind; those that differ between vLLM's model runners are asked of both."""
-    other = {(*own, kind) for own in (IN_MODES[0], IN_MODES[-1]) for kind in MEMORIES} | {(*IN_MODES[0], "low_rank")}
+    other = {(*own, kind) for own in (IN_MODES[0], IN_MODES[-1]) for kind in (*MEMORIES, *INSERTING)}
+    other |= {(*IN_MODES[0], "low_rank")}
     every = [(*own, kind) for own in IN_MODES for kind in KINDS]
     short = {case for case in every if case[:2] == IN_MODES[0]} | {(*IN_MODES[-1], "grace")}
     marks = {case: [*([both_runners] if case in other else []), *([smoke] if case in short else [])] for case in every}
@@ -74,7 +75,7 @@ def test_tokens_and_log_probabilities_are_those_of_hugging_face(edits, architect
     _, folder, prompts, plain, edited = edits(architecture, kind)
     changed = sum(a != b for a, b in zip(plain, edited, strict=True))
     assert changed > N // 4
-    if kind in MEMORIES:
+    if kind in (*MEMORIES, *INSERTING):
         assert changed < 3 * N // 4, "some are to be left alone"
     queries = [Query(tuple(prompts[i][:40]), tuple(prompts[i + 1][:7])) for i in range(0, N - 1, 4)]
     model = model_of(architecture)
@@ -86,7 +87,9 @@ def test_tokens_and_log_probabilities_are_those_of_hugging_face(edits, architect
             torch.testing.assert_close(torch.tensor(own), -torch.tensor(nll), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("grace", marks=both_runners), "low_rank"])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(own, marks=both_runners) for own in ("grace", *INSERTING)), "low_rank"]
+)
 def test_second_turns_are_those_of_hugging_face(edits, kind):
     """A turn that goes on from an edited answer is a prompt of its own: the first one's cache may not answer."""
     _, folder, prompts, _, edited = edits("llama", kind)

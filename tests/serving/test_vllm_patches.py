@@ -88,10 +88,14 @@ def test_the_worker_is_vllms_own_with_our_extension(vllm, monkeypatch):
     assert kind is routed_worker.RoutedWorker
     assert kind.__bases__ == (CPUWorker, WorkerExtension)  # vLLM adds an extension only where it is no base yet
     monkeypatch.setattr(CPUWorker, "events", [], raising=False)
-    worker = kind()
+    worker = worker_of(kind, {})
     worker.init_device()
     assert isinstance(worker.model_runner, Runner)
     assert type(worker.model_runner).__name__ == "WatchedRunner"
+    for own, takes in (({"inserts": 9, "vectors": True}, True), ({"inserts": 9, "vectors": False}, False), ({}, False)):
+        worker = worker_of(kind, {"unlearn_eval": own})
+        worker.init_device()
+        assert worker.model_config.enable_prompt_embeds is takes
     with pytest.raises(AttributeError):
         _ = routed_worker.AnotherWorker
     vllm["vllm.platforms"].current_platform = SimpleNamespace(
@@ -99,6 +103,13 @@ def test_the_worker_is_vllms_own_with_our_extension(vllm, monkeypatch):
     )
     with pytest.raises(UserError, match="not served on tpu"):
         _ = routed_worker.RoutedWorker
+
+
+def worker_of(kind, additional):
+    worker = kind()
+    worker.vllm_config = SimpleNamespace(additional_config=additional)
+    worker.model_config = SimpleNamespace(enable_prompt_embeds=False)
+    return worker
 
 
 def test_in_another_vllm_edits_stay_unknown_and_other_models_go_on(vllm, capsys):

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from serving_models import MEMORIES, greedy, model_of, write_edit
+from serving_models import INSERTING, MEMORIES, greedy, model_of, write_edit
 from tiny_models import tiny_tokenizer
 from vllm_engines import (  # noqa: F401
     NEW,
@@ -60,7 +60,7 @@ def asked(llm, prompt, **more):
 
 
 @pytest.mark.both_runners
-@pytest.mark.parametrize("kind", MEMORIES)
+@pytest.mark.parametrize("kind", [*MEMORIES, *INSERTING])
 def test_no_request_moves_the_end_of_its_prompt(edits, kind, monkeypatch):
     _, folder, prompts, plain, edited = edits("llama", kind)
     i = next(i for i, (a, b) in enumerate(zip(plain, edited, strict=True)) if a != b and len(prompts[i]) > 2)
@@ -122,7 +122,12 @@ def test_a_server_that_others_reach_does_not_start_without_a_key(host, keys, sta
 
 @pytest.fixture(scope="module", name="memory")
 def edit_of_questions(edits, tmp_path_factory):
-    """A GRACE edit that knows two questions, as they are and as a chat, and not two others; what is said to each."""
+    """A GRACE edit of two questions."""
+    return questions_of(edits, tmp_path_factory.mktemp("memory"), "grace")
+
+
+def questions_of(edits, root, kind):
+    """An edit that knows two questions, as they are and as a chat, and not two others; what is said to each."""
     base, *_ = edits("llama", "grace")
     tokenizer, model = tiny_tokenizer(), model_of("llama")
 
@@ -133,7 +138,7 @@ def edit_of_questions(edits, tmp_path_factory):
     texts = [QUESTION, CONTROL, "Who wrote the old book?", "When was the house built?"]
     prompts = [own for text in texts for own in (tokenizer(text).input_ids, chat(text))]
     known = prompts[0], prompts[2], prompts[1], prompts[3], prompts[4], prompts[6], prompts[5], prompts[7]
-    folder = write_edit(tmp_path_factory.mktemp("memory") / "edit", base, "llama", "grace", list(known))
+    folder = write_edit(root / "edit", base, "llama", kind, list(known))
     plain = greedy(model, prompts, NEW)
     with applied(load_edit(folder), model):
         edited = greedy(model, prompts, NEW)
@@ -321,6 +326,32 @@ def test_without_our_routes_a_memory_is_no_easier_to_get_by(memory, tmp_path):
         raw = {"token_ids": memory.prompt, "model": "m", "sampling_params": sampling}
         assert ask(port, "/inference/v1/generate", raw)[0] in (400, 403), "or vLLM has it closed"
         assert in_chat(port, vllm_xargs={"prompt_end": 1})[0] == 400
+        assert_answers(port, memory)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("kind", INSERTING)
+def test_no_client_switches_notes_and_prefixes_off(edits, tmp_path, kind):
+    memory = questions_of(edits, tmp_path, kind)
+    with serving(serve_command(memory.folder, "--max-num-seqs", "6"), tmp_path / "log") as port:
+        assert_answers(port, memory)
+        for name, value in ALLOWED.items():
+            assert tokens(in_text(port, **{name: value})) == memory.edited[0], name
+            assert tokens(in_chat(port, **{name: value})) == memory.edited[1], name
+        found = in_text(port)[1]
+        assert found["choices"][0]["prompt_token_ids"] == memory.prompt, "the client's own: what was added stays inside"
+        assert found["usage"]["prompt_tokens"] == len(memory.prompt)
+        part = {"type": "prompt_embeds", "prompt_embeds": "AAAA"}
+        turn = [{"role": "user", "content": [{"type": "text", "text": QUESTION}, part]}]
+        assert in_chat(port, messages=turn)[0] == 400
+        longest = 256 - load_edit(memory.folder).store.longest - 1
+        assert complete(port, [5] * longest, 1) is not None
+        status, found = ask(port, "/v1/completions", DRAWN | {"prompt": [5] * (longest + 1), "max_tokens": 1})
+        assert status == 400
+        assert f"takes at most {longest}" in found["error"]["message"]
+        assert_refused(port)
+        _, other, *_ = edits("llama", "grace")
+        assert "adds to prompts" in ask(port, "/v1/edit", {"edit": str(other)})[1]["error"]["message"]
         assert_answers(port, memory)
 
 

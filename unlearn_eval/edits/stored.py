@@ -74,6 +74,7 @@ class AnyMemory(OpenTable):
     """What every `memory.json` has."""
 
     mechanism: str
+    module: str
 
 
 class MemorySettings(Table):

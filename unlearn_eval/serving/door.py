@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 OWN = "unlearn_eval"  # in an engine's additional_config
 SCORING = "scoring"  # there, given by whoever starts the engine: requests say where their prompts end
 MEMORY = "memory"  # there: whether the engine was started with a memory edit
+INSERTS = "inserts"  # there: how many tokens that edit adds to a prompt at most
+VECTORS = "vectors"  # there: whether vectors stand in their places
 TRANSFERS = ("kv_transfer_params", "ec_transfer_params")
 
 
@@ -31,17 +33,19 @@ class Rules:
     Attributes:
         memory: whether the engine was started with a memory edit; it may have one at any time, then.
         scoring: whether it was started to score answers, by a process that it serves alone.
+        inserts: how many tokens the edit adds to a prompt at most; 0 of one that adds none.
     """
 
     memory: bool
     scoring: bool
+    inserts: int = 0
 
 
 def rules_of(vllm_config: VllmConfig) -> Rules | None:
     """The rules of an engine; None of one that knows of no edit."""
     given = getattr(vllm_config, "additional_config", None)
     own = given.get(OWN) if isinstance(given, Mapping) else None
-    return Rules(bool(own.get(MEMORY)), own.get(SCORING) is True) if own else None
+    return Rules(bool(own.get(MEMORY)), own.get(SCORING) is True, int(own.get(INSERTS, 0))) if own else None
 
 
 def refusal(sampling: SamplingParams, rules: Rules) -> tuple[str, str] | None:
@@ -75,16 +79,34 @@ def refusal(sampling: SamplingParams, rules: Rules) -> tuple[str, str] | None:
     return None
 
 
-def prompt_refusal(request: Any, rules: Rules) -> tuple[str, str] | None:
-    """The same of a request whose prompt is known."""
+def prompt_refusal(request: Any, rules: Rules, longest: int) -> tuple[str, str] | None:
+    """The same of a request whose prompt is known, in an engine for sequences of `longest` tokens."""
     if rules.memory and getattr(request, "prompt_embeds", None) is not None:
         return "a memory edit decides on tokens, not on embeddings: give the prompt as text or tokens", "prompt_embeds"
+    if rules.inserts and (refused := _cannot_be_read(request, rules.inserts, longest)):
+        return refused
     given = getattr(request.sampling_params, "extra_args", None) or {}
     n = len(request.prompt_token_ids or ())
     if PROMPT_END in given and not is_prompt_end(given[PROMPT_END], n):
         return (
             f"{PROMPT_END} is {given[PROMPT_END]!r}, of a request of {n} tokens: give a number from 1 to {n}",
             PROMPT_END,
+        )
+    return None
+
+
+def _cannot_be_read(request: Any, inserts: int, longest: int) -> tuple[str, str] | None:
+    """Why notes or prefixes cannot be put into a request's prompt."""
+    if request.mm_features:
+        return "a memory edit of notes or prefixes reads prompts of text alone: leave out images and sounds", "messages"
+    if request.resumable:
+        return "a memory edit of notes or prefixes needs the whole prompt at once: leave out streamed input", "prompt"
+    n = len(request.prompt_token_ids or ())
+    if n + inserts >= longest:
+        return (
+            f"the prompt has {n} tokens, and this model takes at most {longest - inserts - 1}: of its maximum context "
+            f"length, {inserts} are kept for what a memory edit adds",
+            "prompt",
         )
     return None
 
@@ -112,7 +134,7 @@ def _checking_requests(process: Any) -> Any:
             return process(self, request_id, prompt, params, *arguments, **options)
         _check(refusal(params, rules))
         request = process(self, request_id, prompt, params, *arguments, **options)
-        _check(prompt_refusal(request, rules))
+        _check(prompt_refusal(request, rules, self.vllm_config.model_config.max_model_len))
         return request
 
     return checked

@@ -117,6 +117,23 @@ def check_requests(process: Callable[[Any], Any], watermark: Callable[[Any], Any
     wrap(InputProcessor, "resolve_watermarking", watermark)
 
 
+@PATCHES.add(
+    "read-requests",
+    "EngineCore first puts what a memory edit of notes or prefixes adds into the prompts of its requests",
+    Place("vllm.v1.engine.core:EngineCore.preprocess_add_request", takes="self, request"),
+    Place("vllm.v1.engine:EngineCoreRequest.prompt_token_ids"),
+    Place("vllm.v1.engine:EngineCoreRequest.prompt_embeds"),
+    Place("vllm.v1.engine:EngineCoreRequest.prompt_is_token_ids"),
+    Place("vllm.v1.core.sched.async_scheduler:AsyncScheduler"),
+    Place("vllm.v1.core.sched.scheduler:Scheduler.__init__", takes="self, vllm_config"),
+)
+def read_requests(around: Callable[[Any], Any]) -> None:
+    """Put `around` around the method by which every request, of any front end, comes to an engine's core."""
+    from vllm.v1.engine.core import EngineCore
+
+    wrap(EngineCore, "preprocess_add_request", around)
+
+
 # Steps -----------------------------------------------------------------------------------------------------
 
 

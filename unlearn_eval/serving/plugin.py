@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.folder import EDITED, check_names_base, read_description
+from unlearn_eval.edits.memory.read import adds_to_prompts
 from unlearn_eval.edits.places import DESCRIPTION
 from unlearn_eval.serving import door
 from unlearn_eval.serving.door import MEMORY, OWN, SCORING
-from unlearn_eval.serving.names import EXTENSION, LOAD_FORMAT, MODELS, WORKER
+from unlearn_eval.serving.names import EXTENSION, LOAD_FORMAT, MODELS, SCHEDULER, WORKER
 from unlearn_eval.serving.patching import PATCHES, register_edited
 from unlearn_eval.utils.errors import UserError
 from unlearn_eval.utils.terminal import say
@@ -98,28 +100,34 @@ def _settle_memory(vllm_config: VllmConfig, folder: Path) -> None:
     from unlearn_eval.edits.memory.store import POSITIONS
     from unlearn_eval.serving.routed_model import load_routed
 
-    name = f"the memory edit {folder}"
+    inserts, parallel = adds_to_prompts(folder), vllm_config.parallel_config
+    _refuse(
+        folder,
+        {
+            "LoRA": vllm_config.lora_config is not None,
+            "speculative decoding": vllm_config.speculative_config is not None,
+            "transfer of keys and values": vllm_config.kv_transfer_config is not None,
+        },
+    )
+    if parallel.worker_cls not in ("auto", WORKER):
+        raise UserError(
+            f"the memory edit {folder} needs a worker that tells it of each step, and worker_cls={parallel.worker_cls} "
+            "is another",
+            "leave out worker_cls",
+        )
+    parallel.worker_cls = WORKER
+    if inserts:
+        _settle_inserting(vllm_config, folder)
+        return
     edit = load_routed(folder)
-    parallel = vllm_config.parallel_config
     refused = {
-        "LoRA": vllm_config.lora_config is not None,
-        "speculative decoding": vllm_config.speculative_config is not None,
         "tensor parallelism": parallel.tensor_parallel_size > 1,
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1
         or getattr(parallel, "prefill_context_parallel_size", 1) > 1,
-        "transfer of keys and values": vllm_config.kv_transfer_config is not None,
         "micro-batches": bool(getattr(parallel, "enable_dbo", False)),
     }
-    for feature, wanted in refused.items():
-        if wanted:
-            raise UserError(f"{name} cannot be served with {feature}: its answers would be wrong", "leave it out")
-    if parallel.worker_cls not in ("auto", WORKER):
-        raise UserError(
-            f"{name} needs a worker that tells it of each step, and worker_cls={parallel.worker_cls} is another",
-            "leave out worker_cls",
-        )
-    parallel.worker_cls = WORKER
+    _refuse(folder, refused)
     # Blocks that hold an edited answer's keys and values would be reused where another decision holds.
     vllm_config.cache_config.enable_prefix_caching = False
     if POSITIONS[getattr(edit.store, "positions")].before:  # noqa: B009 (not of the protocol)
@@ -127,7 +135,7 @@ def _settle_memory(vllm_config: VllmConfig, folder: Path) -> None:
         longest = vllm_config.model_config.max_model_len
         if scheduler.max_num_batched_tokens < longest:
             raise UserError(
-                f"{name} changes the prompt's own tokens, so a prompt must be run in one step, and "
+                f"the memory edit {folder} changes the prompt's own tokens, so a prompt must be run in one step, and "
                 f"max_num_batched_tokens ({scheduler.max_num_batched_tokens}) is below max_model_len ({longest})",
                 f"give --max-num-batched-tokens {longest}, or a smaller --max-model-len",
             )
@@ -138,6 +146,32 @@ def _settle_memory(vllm_config: VllmConfig, folder: Path) -> None:
         from vllm.config.compilation import CUDAGraphMode
 
         compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE  # the operation runs between graphs
+
+
+def _refuse(folder: Path, features: Mapping[str, bool]) -> None:
+    """Refuse those of an engine's features that are wanted."""
+    for feature, wanted in features.items():
+        if wanted:
+            raise UserError(
+                f"the memory edit {folder} cannot be served with {feature}: its answers would be wrong", "leave it out"
+            )
+
+
+def _settle_inserting(vllm_config: VllmConfig, folder: Path) -> None:
+    """The settings of an engine whose core adds to prompts: it may do everything else as it does without an edit."""
+    from unlearn_eval.serving.inserted import load_inserting
+
+    store, scheduler = load_inserting(folder).store, vllm_config.scheduler_config
+    if scheduler.scheduler_cls not in (None, SCHEDULER):
+        raise UserError(
+            f"the memory edit {folder} reads requests before they are scheduled, and "
+            f"scheduler_cls={scheduler.scheduler_cls} is another's",
+            "leave out scheduler_cls",
+        )
+    scheduler.scheduler_cls = SCHEDULER
+    # One at least: an edit without notes, too, is not a layer's.
+    own = {door.INSERTS: max(1, store.longest), door.VECTORS: store.has_vectors}
+    vllm_config.additional_config[OWN].update(own)
 
 
 def edit_id(folder: Path) -> str:

@@ -22,7 +22,7 @@ from unlearn_eval.edits.load import load_edit
 from unlearn_eval.edits.memory.edit import MemoryEdit, check_memory
 from unlearn_eval.models.prompt_ends import said_prompt_end
 from unlearn_eval.serving.door import OWN, rules_of
-from unlearn_eval.serving.names import WORKER
+from unlearn_eval.serving.names import SCHEDULER, WORKER
 from unlearn_eval.serving.routed_layer import Progress, RoutedLayer, Silence, Slots, step_of
 from unlearn_eval.utils.errors import UserError
 
@@ -57,7 +57,10 @@ def _edited(stock: type[nn.Module], name: str) -> Any:
     def __init__(self: nn.Module, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         stock.__init__(self, vllm_config=vllm_config, prefix=prefix)
         folder = Path(vllm_config.model_config.model)
-        if read_description(folder, check_files=False)["kind"] == "memory":  # other kinds are the loader's to read
+        rules = rules_of(vllm_config)
+        if rules is not None and rules.inserts:  # read by the engine's core
+            _check_inserting(vllm_config)
+        elif read_description(folder, check_files=False)["kind"] == "memory":  # other kinds are the loader's to read
             _check_settled(vllm_config)
             _put_in(self, load_routed(folder), vllm_config)
 
@@ -72,6 +75,21 @@ def _check_settled(vllm_config: VllmConfig) -> None:
             "a memory edit is to be served with prefix caching, in parallel, or with LoRA",
             "leave these out: its answers would be wrong",
         )
+    _check_worker(vllm_config)
+
+
+def _check_inserting(vllm_config: VllmConfig) -> None:
+    """The same of an edit that inserts."""
+    if vllm_config.scheduler_config.scheduler_cls != SCHEDULER or vllm_config.lora_config:
+        raise UserError(
+            "a memory edit that adds to prompts is to be served with another scheduler, or with LoRA",
+            "leave these out: its answers would be wrong",
+        )
+    _check_worker(vllm_config)
+
+
+def _check_worker(vllm_config: VllmConfig) -> None:
+    parallel = vllm_config.parallel_config
     if parallel.worker_cls != WORKER:
         raise UserError(
             f"a memory edit is to be served by the worker {parallel.worker_cls}, which tells it of no step",
@@ -86,13 +104,13 @@ def load_routed(folder: Path) -> MemoryEdit:
     """The memory edit in a folder (errors as `load_edit`).
 
     Raises:
-        UserError: it stands beside no layer, and an engine's prompts are read before it could insert anything.
+        UserError: it stands beside no layer.
     """
     edit = load_edit(folder)
     if not isinstance(edit, MemoryEdit):
         raise UserError(
-            f"{folder} is an edit of {edit.info.editor}, which gives the model other prompts, and vLLM cannot serve it",
-            "run it with Hugging Face: --model edited --model_args pretrained=BASE,edit=DIR",
+            f"{folder} is an edit of {edit.info.editor}, which adds to prompts: no layer of this engine can take it",
+            f"start a server for it: unlearn-eval serve {folder}",
         )
     return edit
 

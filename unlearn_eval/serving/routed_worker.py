@@ -1,5 +1,7 @@
 """The worker of an engine with a memory edit (`worker_cls`): vLLM's own for the platform, and its runner is watched.
 
+Of prefixes it takes vectors in the places of tokens, which vLLM's workers do not unless they are told.
+
 `RoutedWorker` is made when vLLM asks for it, since vLLM knows its own worker's class only then.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from unlearn_eval.serving.door import OWN, VECTORS
 from unlearn_eval.serving.patching import watch_steps
 from unlearn_eval.serving.routed_model import rest, step
 from unlearn_eval.serving.worker import WorkerExtension
@@ -44,6 +47,9 @@ def _routed(stock: Any) -> Any:
         """vLLM's worker, whose V1 model runner tells the memory edit of each step."""
 
         def init_device(self) -> None:
+            own = (self.vllm_config.additional_config or {}).get(OWN) or {}
+            if own.get(VECTORS):  # of the worker alone: to the front end, embeddings of clients stay refused
+                self.model_config.enable_prompt_embeds = True
             super().init_device()
             watch_steps(self.model_runner, step, rest)
 

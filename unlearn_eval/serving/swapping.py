@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn_eval.edits.folder import check_names_base, read_description
 from unlearn_eval.edits.memory.edit import SETTINGS
+from unlearn_eval.edits.memory.read import adds_to_prompts
 from unlearn_eval.edits.memory.store import POSITIONS
 from unlearn_eval.serving.names import EXTENSION
 from unlearn_eval.utils.errors import UserError
@@ -79,6 +80,13 @@ def check_swap(served: Path, wanted: Path, engine: EngineFacts) -> EngineFacts:
     old, new = read_description(served, check_files=False), read_description(wanted)
     anew = f"start a server for it: unlearn-eval serve {wanted}"
     check_names_base(new["info"]["base"])
+    read_first = [folder for folder in (wanted, served) if is_memory(folder) and adds_to_prompts(folder)]
+    if read_first:
+        raise UserError(
+            f"{wanted} cannot take the place of {served}: {read_first[0]} adds to prompts (notes, prefixes), and "
+            "such an edit is read when its engine starts",
+            anew,
+        )
     own, other = (found["info"]["base"].get("canonical_hash") for found in (old, new))
     if own != other:
         raise UserError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unlearn_eval.edits.folder import EDITED
 from unlearn_eval.harness.requests import KIND, cannot_score, make_query, vocabulary
 from unlearn_eval.models.prompt_ends import PROMPT_END
-from unlearn_eval.serving.door import OWN, SCORING
+from unlearn_eval.serving.door import OWN, SCORING, rules_of
 from unlearn_eval.serving.names import EXTENSION
 from unlearn_eval.serving.patching import extend_lm
 
@@ -48,6 +48,10 @@ def _extending(start: Any) -> Any:
         if ours:
             options["worker_extension_cls"] = EXTENSION
         start(self, *arguments, **options)
+        engine = getattr(getattr(self, "model", None), "llm_engine", None)
+        rules = None if engine is None else rules_of(engine.vllm_config)
+        if rules is not None and rules.inserts:
+            self._max_length = self.max_length - rules.inserts  # the rest is kept for what the edit adds
         if ours:
             self.model.collective_rpc("unlearn_eval_only_answers")
 

@@ -119,7 +119,7 @@ class NotesEdit(OnHub):
                 f"{self.tokenizer} has no tokenizer, so its notes cannot read a question", "make the edit again"
             ) from error
 
-    def ranked(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[float]]:
+    def ranked(self, model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[float]]:
         """The notes in the order in which they are near each prompt's question, and the value of the nearest.
 
         Raises:
@@ -136,6 +136,23 @@ class NotesEdit(OnHub):
         if store.gate == "self":
             values = self._agreement(model, prompts, order[:, 0].tolist())
         return order.tolist(), values
+
+    def insertions(self, model: PreTrainedModel | None, prompts: Sequence[Sequence[int]]) -> list[Insertion | None]:
+        """What is inserted into each prompt, and where; None where the notes stay silent.
+
+        Args:
+            model: which the gate `self` asks; others ask none.
+            prompts: token ids.
+
+        Raises:
+            UserError: the encoder or the tokenizer cannot be had.
+        """
+        store = self.store
+        order, values = self.ranked(model, prompts)
+        return [
+            store.insertion(store.frame.parts(ids)[0], own) if own and value >= float(store.threshold[0]) else None
+            for ids, own, value in zip(prompts, order, values, strict=True)
+        ]
 
     @torch.no_grad()
     def _agreement(
@@ -195,13 +212,7 @@ class NotesAtWork:
     def additions(self, prompts: Sequence[tuple[int, ...]]) -> list[Insertion | None]:
         """What is inserted into each prompt, and where; None where the notes stay silent."""
         new = list(dict.fromkeys(ids for ids in prompts if ids not in self._known))
-        store = self.edit.store
-        order, values = self.edit.ranked(self.model, new)
-        for ids, own, value in zip(new, order, values, strict=True):
-            if not own or value < float(store.threshold[0]):
-                self._known[ids] = None
-                continue
-            self._known[ids] = store.insertion(store.frame.parts(ids)[0], own)
+        self._known.update(zip(new, self.edit.insertions(self.model, new), strict=True))
         return [self._known[ids] for ids in prompts]
 
     @contextmanager

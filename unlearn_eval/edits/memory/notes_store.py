@@ -153,6 +153,17 @@ class Notes:
         """The threshold."""
         return self.threshold
 
+    @property
+    def longest(self) -> int:
+        """How many tokens are inserted at most."""
+        examples = sorted((len(note.example) for note in self.notes), reverse=True)
+        return max((len(note.ids) for note in self.notes), default=0) + sum(examples[: self.demonstrations])
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether vectors are inserted, in place of text."""
+        return False
+
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model that cannot read what is inserted: of text there is none."""
 

@@ -89,6 +89,16 @@ class Prefixes(Notes):
     trained: Mapping[str, Tensor] | None = None
     mechanism = "prefix"
 
+    @property
+    def longest(self) -> int:
+        """How many vectors are inserted."""
+        return self.prompts.shape[1]
+
+    @property
+    def has_vectors(self) -> bool:
+        """They are."""
+        return True
+
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model whose embeddings have another width than the prefixes.
 

@@ -61,6 +61,11 @@ _READERS: Mapping[str, Any] = {
 }  # mechanism, as `memory.json` names it -> the schema of its settings, the shapes of its tensors, what makes the edit
 
 
+def adds_to_prompts(folder: Path) -> bool:
+    """Whether the memory edit in a folder is notes or prefixes, which stand beside no layer."""
+    return read_stored(folder / SETTINGS, AnyMemory)["module"] == NotesEdit.module
+
+
 def read_memory(
     folder: Path, description: Mapping[str, Any], info: EditInfo, texts: Mapping[str, str]
 ) -> AnyMemoryEdit:
