@@ -63,7 +63,7 @@ _READERS: Mapping[str, Any] = {
 
 def adds_to_prompts(folder: Path) -> bool:
     """Whether the memory edit in a folder is notes or prefixes, which stand beside no layer."""
-    return read_stored(folder / SETTINGS, AnyMemory)["module"] == NotesEdit.module
+    return bool(read_stored(folder / SETTINGS, AnyMemory)["module"] == NotesEdit.module)
 
 
 def read_memory(
