@@ -86,8 +86,8 @@ def test_a_meta_evaluation_beside_results_is_passed_over():
     """It has metrics, too; who names it as a result is told what it is."""
     runs = read_runs([ROOT / "results"])
     assert (runs.n_skipped, runs.notes) == (0, ())
-    with pytest.raises(UserError, match="meta_faithfulness.json is a meta-evaluation, and no result"):
-        read_runs([ROOT / "results" / "meta_faithfulness.json"])
+    with pytest.raises(UserError, match="meta.json is a meta-evaluation, and no result"):
+        read_runs([ROOT / "results" / "meta.json"])
 
 
 def test_there_are_committed_results():
