@@ -131,7 +131,7 @@ def test_the_shipped_study_can_be_planned(there):
     ]
     cells = plan(study_in(path, [*small, "meta.placebo=wrong(tofu:factual[:2])"])[0], {}).cells
     assert sum(cell.part.startswith("knows") for cell in cells) == 12
-    assert len({cell.editor.editor for cell in cells if cell.part == "unlearned" and cell.editor}) == 6
+    assert len({cell.editor.name for cell in cells if cell.part == "unlearned" and cell.editor}) == 8
     own = [cell for cell in cells if cell.editor and cell.editor.name == "npo"]
     assert len(own) == 3, "unlearned, relearned, quantized"
     for keeps, n_edits in ((True, 1), (False, 3)):
