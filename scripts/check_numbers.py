@@ -74,10 +74,90 @@ def _place(d: Content, localization: str, column: str) -> str:
     return f"{sum(cell['values'][column] for cell in own) / len(own):.2f}"
 
 
+def _worth(d: Content, metric: str, part: str) -> str:
+    """One number of a metric's worth."""
+    return f"{next(own for own in d['metrics'] if own['metric'] == metric)[part]['value']:.2f}"
+
+
+def _uds(d: Content, role: str, recipe: str = "") -> str:
+    """The least UDS of the models of a role."""
+    own = [
+        m["values"]["attack_uds/forget_uds"] for m in d["models"] if m["role"] == role and recipe in ("", m["recipe"])
+    ]
+    return f"{1 - max(own):.2f}"
+
+
+def _moments(d: Content, name: str) -> tuple[str, ...]:
+    """Other facts and facts near that are right after an edit, and refusals, in per cent."""
+    own = next(row for row in d["rows"] if row["name"] == name)["metrics"]
+    return tuple(
+        f"{100 * own[key]['value']:.0f}" for key in ("retain_accuracy", "neighbors_accuracy", "forget_refusal_rate")
+    )
+
+
+META, MOMENTS = "results/meta.json", "results/second_moments.json"
 WHERE, PLACES = "results/localization_speed.json", "results/mechanistic_facts.json"
 EASY, TARGETS, DEMO = "results/easyedit.json", "results/target_values.json", "results/demo/after.json"
 MEMORIES = "results/memory_editors.json"
 CLAIMS = (
+    *(
+        Claim(f"{text} | {{}} | {{}} | {{}} |", MOMENTS, lambda d, name=name: _moments(d, name))
+        for text, name in (
+            ("| (unedited)", "unedited"),
+            ("| the model's own text, the default", "memit-self"),
+            ("those asked left out", "memit-retain"),
+            ("in the tables above)", "memit-others"),
+        )
+    ),
+    Claim("from {} models of the pools and eight", META, lambda d: (str(d["n"]["knows"] + d["n"]["never"]),)),
+    Claim(
+        "faithful {}, robust {}, and it breaks no control",
+        META,
+        lambda d: (_worth(d, "mia_zlib_auc", "faithfulness"), _worth(d, "mia_zlib_auc", "robustness")),
+    ),
+    Claim(
+        "faithful {} and {}, robust {} and {}",
+        META,
+        lambda d: tuple(
+            _worth(d, metric, part)
+            for part in ("faithfulness", "robustness")
+            for metric in ("forget_rouge", "forget_probability")
+        ),
+    ),
+    Claim(
+        "NPO is at a UDS of {}, models that never knew at {} or more",
+        META,
+        lambda d: (_uds(d, "unlearned", "npo"), _uds(d, "never")),
+    ),
+    Claim(
+        "faithful** ({}, {}), as published",
+        META,
+        lambda d: (
+            _worth(d, "forget_truth_ratio", "faithfulness"),
+            _worth(d, "forget_extraction_strength", "faithfulness"),
+        ),
+    ),
+    Claim(
+        "that never knew ({}, one model), where {} was published",
+        META,
+        lambda d: (
+            _worth(d, "forget_extraction_strength", "relearning"),
+            f"{next(m for m in d['metrics'] if 'extraction' in m['metric'])['published']['relearning']:.2f}",
+        ),
+    ),
+    Claim(
+        "Probability of paraphrases ({}) and refusals ({})",
+        META,
+        lambda d: (
+            _worth(d, "forget_paraphrase_probability", "faithfulness"),
+            _worth(d, "forget_refusal_rate", "faithfulness"),
+        ),
+    ),
+    Claim(
+        "held out by recipe and method ({} against {})",
+        META,
+        lambda d: tuple(f"{d['combined']['held_out'][own]['trust']['value']:.2f}" for own in ("combined", "single")),
+    ),
     Claim(
         "makes SmolLM2-135M-Instruct forget {} facts and checks {} others. Six of its {} rows",
         DEMO,

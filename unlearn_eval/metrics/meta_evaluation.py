@@ -447,8 +447,8 @@ def leave_method_out(
 
     Three partitions at once: every held-out part has one recipe of the models that know, one of those that never knew,
     and one unlearning method (by turns, where there are more of these). Scores of all parts are on one scale: 0 is the
-    mean model that never knew, 1 the mean one that knows. There the ratios of both changes are harsh, as values are near
-    0, so a single metric that all parts choose is measured on its own scale.
+    mean model that never knew, 1 the mean one that knows. There the ratios of both changes are harsh, since values are
+    near 0: a single metric that all parts choose is measured on its own scale.
     """
     recipes = [list(dict.fromkeys(model.recipe for model in pool)) for pool in (knows, never, unlearned)]
     if min(map(len, recipes)) < 2:
