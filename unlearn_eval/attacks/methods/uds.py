@@ -117,7 +117,7 @@ class Patching:
     def _read(self, layer: int, hidden: Tensor) -> Tensor:
         logits = self._tail.above(layer).logits(hidden, self._rows, self._back).float()
         found = logits.log_softmax(-1).gather(-1, self._labels[:, None].to(logits.device))[:, 0].cpu()
-        return torch.stack([own.mean() for own in found.split(self._sizes)])
+        return torch.stack([own.mean() for own in torch.split(found, self._sizes)])
 
 
 def derived(items: ForgetSet, observations: Sequence[Observation]) -> list[Observation]:
