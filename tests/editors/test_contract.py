@@ -174,5 +174,9 @@ def test_what_needs_items_to_retain_says_so():
     assert npo.needs_retain(npo.Config(retain_term="none")) is False
     assert npo.needs_retain(npo.Config(retain_weight=0.0)) is False
     assert get_editor("gradient_ascent").needs_retain(get_editor("gradient_ascent").Config()) is False
-    assert get_editor("memit").needs_retain(get_editor("memit").Config()) is False
+    memit, rome, ultraedit = map(get_editor, ("memit", "rome", "ultraedit"))
+    assert memit.needs_retain(memit.Config()) is None, "used where it is given"
+    assert rome.needs_retain(rome.Config(second_moments=False)) is False
+    assert ultraedit.needs_retain(ultraedit.Config()) is False
+    assert (memit.retains, rome.retains, ultraedit.retains, npo.retains) == (True, True, False, True)
     assert (npo.kind(npo.Config()), npo.kind(npo.Config(lora_rank=2))) == ("dense", "low_rank")

@@ -279,7 +279,8 @@ def test_it_is_the_same_as_edit_and_eval_by_hand(finished, model, tmp_path):
     sets = [f"--set={name}={value}" for name, value in result.config["cell"]["settings"].items()]
     CliRunner().invoke(
         cli.app,
-        ["edit", "-m", str(model), "--ids", ids, "--device", "cpu", "-o", str(tmp_path / "edit"), *sets],
+        ["edit", "-m", str(model), "--ids", ids, "--device", "cpu", "-o", str(tmp_path / "edit"), *sets]
+        + ["--retain", "facts"],
         catch_exceptions=False,
     )
     metadata = {"forget": result.config["cell"]["ids"], "retain": result.config["cell"]["kept"], "encoder": "off"}
@@ -541,7 +542,9 @@ def test_what_the_model_knows_is_asked_once(model, tmp_path, monkeypatch):
         return ["capital_of/france", "capital_of/italy", "capital_of/spain"]
 
     monkeypatch.setattr(worker, "known_items", two_known)
-    study = write_study(tmp_path / "study.yaml", model, known=True, kept=1, editors=[memit(model)], seeds=[0, 1])
+    study = write_study(
+        tmp_path / "study.yaml", model, known=True, kept=1, retain=None, editors=[memit(model)], seeds=[0, 1]
+    )
     assert run(study, "--output", tmp_path / "output").exit_code == 0
     assert len(asked) == 1
     for path in tmp_path.glob("output/runs/*/result.json"):
@@ -561,7 +564,13 @@ def test_text_may_be_what_the_model_says_to_the_other_items(model, tmp_path, mon
 
     monkeypatch.setattr(worker, "known_items", three_known)
     study = write_study(
-        tmp_path / "study.yaml", model, known=True, kept=1, editors=[memit(model, text="others")], seeds=[0, 1]
+        tmp_path / "study.yaml",
+        model,
+        known=True,
+        kept=1,
+        retain=None,
+        editors=[memit(model, text="others")],
+        seeds=[0, 1],
     )
     assert run(study, "--output", tmp_path / "output").exit_code == 0
     used = []

@@ -128,7 +128,7 @@ def test_a_set_is_not_refused_for_items_that_nobody_asked_for(tmp_path, model, o
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
-        ({"retain": "facts", "tasks": [FACTS]}, "retain: facts is not used"),
+        ({"retain": "facts", "tasks": [FACTS], "editors": ["ultraedit"]}, "retain: facts is not used"),
         ({"forget": "tofu:forget01", "tasks": ["unlearn_tofu_forget01"], "kept": 5}, "kept: 5 is not used"),
         (
             {"forget": "tofu:forget01", "known": True, "kept": ...}
@@ -143,7 +143,7 @@ def test_what_a_study_names_and_does_not_use_is_said(tmp_path, model, tofu, chan
     from study_files import memit
 
     editors = [] if "attacks" in changes else [memit(model) | {"recipes": ["plain"]}]
-    found = planned(tmp_path, model, editors=editors, **changes).warnings
+    found = planned(tmp_path, model, **{"editors": editors} | changes).warnings
     assert any(warning in own for own in found), found
 
 
